@@ -1,0 +1,30 @@
+# `make demo` and `make test` do all the set-up; both make .venv when it is missing or out of date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Without a GPU, keep pip from choosing a PyTorch with gigabytes of CUDA libraries.
+CONSTRAINTS := $(if $(shell command -v nvidia-smi 2>/dev/null),,--constraint constraints-cpu.txt)
+
+.PHONY: demo test format clean
+
+demo: $(VENV)/installed
+	$(BIN)/dae3d demo --out demo-out
+
+test: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/installed: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -c 'import sys; sys.exit("dae3d needs Python 3.11 or newer, this is %d.%d; name one with `make PYTHON=python3.12`" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev,demo]' $(CONSTRAINTS)
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-out build dist .mypy_cache .ruff_cache .pytest_cache

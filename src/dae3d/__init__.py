@@ -1,0 +1,37 @@
+"""Self-supervised pre-training for 3D medical images by disruption and repair."""
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+# verb: (where its function is, one line of help); the functions are imported when they are first used.
+VERBS = {
+    "index": (
+        "dae3d.scans.index:index",
+        "Find scans in folders and lists, and write what they are to a manifest.",
+    ),
+    "prepare": (
+        "dae3d.store.prepare:prepare",
+        "Write the scans of a manifest into a store that training reads from.",
+    ),
+    "pretrain": (
+        "dae3d.training.pretrain:pretrain",
+        "Pre-train a network on a store by disruption and repair.",
+    ),
+    "reconstruct": (
+        "dae3d.inference.reconstruct:reconstruct",
+        "Disrupt whole scans, repair them, and measure how well.",
+    ),
+    "report": ("dae3d.reporting.page:report", "Write one self-contained page about a pre-training run."),
+    "demo": ("dae3d.first_run:demo", "Run everything once, on embedded scans or on yours, in a few minutes."),
+}
+
+__all__ = ["__version__", *VERBS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in VERBS:
+        from dae3d.cli import load_verb
+
+        return load_verb(name)
+    raise AttributeError(f"module 'dae3d' has no attribute {name!r}")

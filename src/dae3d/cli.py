@@ -1,0 +1,153 @@
+"""The command line: `dae3d VERB ...`. Every verb's flags are made from the fields of its settings."""
+
+import argparse
+import logging
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic.fields import FieldInfo
+
+from dae3d import VERBS, __version__
+from dae3d.errors import Dae3dError
+from dae3d.settings import Group, Positional, Settings, resolve, shipped_configs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status: 0 done, 1 an error the user can mend, 130 interrupted."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = next((word for word in arguments if not word.startswith("-")), None)
+    parser = argparse.ArgumentParser(
+        prog="dae3d", description=(import_module("dae3d").__doc__ or "").strip(), allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"dae3d {__version__}")
+    commands = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    # Only the verb that is asked for is imported: `dae3d --help` does not wait for PyTorch.
+    for verb, (_, summary) in VERBS.items():
+        command = commands.add_parser(
+            verb,
+            help=summary,
+            description=summary,
+            allow_abbrev=False,
+        )
+        if verb == name:
+            add_settings_arguments(command, load_verb(verb).settings)
+    options = vars(parser.parse_args(arguments))
+    return run_verb(load_verb(options.pop("verb")), options)
+
+
+def load_verb(verb: str) -> Any:
+    """Import the function behind a verb."""
+    module, _, function = VERBS[verb][0].partition(":")
+    return getattr(import_module(module), function)
+
+
+def run_verb(function: Any, fields: dict[str, Any]) -> int:
+    """Call a verb with what was given on the command line, and turn its errors into an exit status."""
+    show_only = fields.pop("print_settings", False)
+    try:
+        if show_only:
+            print(resolve(function.settings, fields).to_yaml(), end="")
+        else:
+            function(**fields)
+    except Dae3dError as error:
+        print(f"dae3d: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ndae3d: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def add_settings_arguments(parser: argparse.ArgumentParser, model: type[Settings]) -> None:
+    """Give `parser` one argument for each field of `model`, spelt with hyphens or with underscores.
+
+    Arguments that are not given are left out of the parsed namespace, so that a config file can set them.
+    """
+    groups: dict[str, Any] = {}
+    if getattr(model, "takes_config", False):
+        parser.add_argument(
+            "--config",
+            default=argparse.SUPPRESS,
+            help=f"YAML file of settings, overridden by flags; shipped: {', '.join(shipped_configs())}",
+        )
+        parser.add_argument(
+            "--print-settings",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="print the resolved settings as YAML and exit",
+        )
+    for name, field in model.model_fields.items():
+        heading = next((str(m) for m in field.metadata if isinstance(m, Group)), None)
+        if heading and heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
+        _add_argument(groups[heading] if heading else parser, name, field)
+
+
+def _add_argument(parser: Any, name: str, field: FieldInfo) -> None:
+    kinds = _kinds(field.annotation)
+    help_text = (field.description or "").replace("%", "%%")
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    if default not in (None, (), [], {}) and not isinstance(default, bool):
+        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
+        help_text += f" (default: {shown})"
+    many = any(typing.get_origin(kind) in (list, tuple, dict) for kind in kinds)
+    options: dict[str, Any] = {"help": help_text, "default": argparse.SUPPRESS}
+    if any(isinstance(m, Positional) for m in field.metadata):
+        parser.add_argument(name, nargs="+" if many else None, metavar=name.upper(), help=help_text)
+        return
+    flags = list(dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]))
+    if bool in kinds:
+        parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
+    elif many:
+        kind = next(k for k in kinds if typing.get_origin(k) in (list, tuple, dict))
+        metavar = "KEY=VALUE" if typing.get_origin(kind) is dict else _metavar(typing.get_args(kind)[0])
+        parser.add_argument(*flags, nargs="+", action=_Many, kind=kind, metavar=metavar, **options)
+    else:
+        none = type(None) in kinds
+        convert: Callable[[str], Any] = (lambda text: None if text == "none" else text) if none else str
+        parser.add_argument(*flags, type=convert, metavar=" | ".join(map(_metavar, kinds)), **options)
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def _metavar(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "|".join(map(str, typing.get_args(kind)))
+    if typing.get_origin(kind) is typing.Annotated:
+        return _metavar(typing.get_args(kind)[0])
+    names = {int: "N", float: "X", str: "TEXT", Path: "PATH", type(None): "none"}
+    return names.get(kind, "VALUE")
+
+
+class _Many(argparse.Action):
+    """Several words into a list, or into a dict for KEY=VALUE words; the single word `none` into None."""
+
+    def __init__(self, *args: Any, kind: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kind = kind
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if values == ["none"]:
+            value: Any = None
+        elif typing.get_origin(self.kind) is dict:
+            bad = [word for word in values if "=" not in word]
+            if bad:
+                parser.error(f"{option_string}: {bad[0]!r} is not KEY=VALUE")
+            value = dict(word.rsplit("=", 1) for word in values)
+        else:
+            value = (getattr(namespace, self.dest, None) or []) + values
+        setattr(namespace, self.dest, value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

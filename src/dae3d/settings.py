@@ -1,0 +1,118 @@
+"""Typed settings, one class a verb: checked when made, read from YAML, written back, shown by `--help`.
+
+A verb is a function of one settings object, decorated with `verb`. It is then called with keywords, from
+Python (`dae3d.index(folders=["scans"])`) as from the command line (`dae3d index scans`).
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dae3d.errors import SettingsError
+
+Result = TypeVar("Result")
+
+
+class Settings(BaseModel):
+    """Base of every verb's settings: immutable, no unknown fields, each field with a description."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def to_yaml(self) -> str:
+        """The settings as YAML, every field written out, in the order of their definition."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+
+
+class Positional:
+    """Marks a field that the command line takes without a flag."""
+
+
+class Group(str):
+    """The heading under which `--help` lists a field."""
+
+
+def resolve(model: type[Settings], fields: dict[str, Any]) -> Settings:
+    """Make settings from keywords; a `config` keyword names a YAML file whose values they override.
+
+    Raises:
+        SettingsError: naming each bad field, its value and what is allowed.
+    """
+    config = fields.pop("config", None)
+    merged = {**read_config(config), **fields} if config is not None else fields
+    try:
+        return model(**merged)
+    except ValidationError as error:
+        raise SettingsError(_explain(model, error)) from None
+
+
+def read_config(config: str | Path) -> dict[str, Any]:
+    """Read a YAML settings file, or one of the shipped ones by its bare name (`small-cpu`)."""
+    path = Path(config)
+    shipped = resources.files("dae3d.configs") / f"{config}.yaml"
+    if path.is_file():
+        text = path.read_text()
+    elif shipped.is_file():
+        text = shipped.read_text()
+    else:
+        names = ", ".join(shipped_configs())
+        raise SettingsError(
+            f"config: no file {path}, and no shipped config of that name (there are: {names})"
+        )
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise SettingsError(f"config: {path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"config: {path} must hold `field: value` lines, not a {type(values).__name__}")
+    return values
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configs that come with the package."""
+    entries = resources.files("dae3d.configs").iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
+
+
+def _explain(model: type[Settings], error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"][:1])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{name}: no such setting; there are: {', '.join(model.model_fields)}")
+        elif problem["type"] == "missing":
+            lines.append(f"{name}: needed, and not given")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            value = f" (got {problem['input']!r})" if name else ""
+            lines.append(f"{name}: {message}{value}" if name else message)
+    return "\n".join(dict.fromkeys(lines))
+
+
+def verb(run: Callable[[Any], Result]) -> Callable[..., Result]:
+    """Make a function of one settings object callable with that object's fields as keywords."""
+    model: type[Settings] = next(iter(inspect.signature(run, eval_str=True).parameters.values())).annotation
+
+    @functools.wraps(run)
+    def call(**fields: Any) -> Result:
+        return run(resolve(model, fields))
+
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty
+            if field.is_required()
+            else field.get_default(call_default_factory=True),
+            annotation=field.annotation,
+        )
+        for name, field in model.model_fields.items()
+    ]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.settings = model  # type: ignore[attr-defined]
+    return call
