@@ -19,7 +19,7 @@ from dae3d.settings import Group, Positional, Settings, resolve, shipped_configs
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0 done, 1 an error the user can mend, 130 interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    show_messages()
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = next((word for word in arguments if not word.startswith("-")), None)
     parser = argparse.ArgumentParser(
@@ -39,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             add_settings_arguments(command, load_verb(verb).settings)
     options = vars(parser.parse_args(arguments))
     return run_verb(load_verb(options.pop("verb")), options)
+
+
+def show_messages() -> None:
+    """Print our own messages plainly, and of other libraries only warnings."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("dae3d").setLevel(logging.INFO)
 
 
 def load_verb(verb: str) -> Any:

@@ -3,6 +3,8 @@
 NIfTI and MGH are read by nibabel, NRRD and MetaImage by SimpleITK.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,11 @@ SUFFIXES = NIBABEL_SUFFIXES + ITK_SUFFIXES
 
 # ITK's world is LPS (+x to the patient's left), ours and NIfTI's is RAS.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+# Source file, line and object address, which say nothing to a user.
+_ITK_PREAMBLE = re.compile(
+    r"^Exception thrown in SimpleITK .*(?:ITK |sitk::)ERROR: (?:\w+\(0x[0-9a-f]+\): )?"
+)
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,8 @@ class Header:
     `orientation` names the direction each stored axis points to, such as "LPS".
     """
 
-    shape: tuple[int, ...]
-    spacing: tuple[float, ...]
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
     dtype: str
     orientation: str
     affine: np.ndarray
@@ -68,6 +75,11 @@ def suffix(path: Path) -> str | None:
     return next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(s)), None)
 
 
+def scan_stem(path: Path) -> str:
+    """The file name without the suffix by which it is read: "sub-01_T1w.nii.gz" -> "sub-01_T1w"."""
+    return path.name[: len(path.name) - len(suffix(path) or "")]
+
+
 def read_header(path: Path) -> Header:
     """Read what `path` says of its scan, and none of its voxels.
 
@@ -76,20 +88,11 @@ def read_header(path: Path) -> Header:
             complex), or has zero or non-finite spacing.
     """
     try:
-        header = _itk_header(path) if suffix(path) in ITK_SUFFIXES else _nibabel_header(path)
+        return _itk_header(path) if suffix(path) in ITK_SUFFIXES else _nibabel_header(path)
     except ScanError:
         raise
     except Exception as error:
-        raise ScanError(f"unreadable: {_one_line(error)}") from error
-    if len(header.shape) > 3:
-        raise ScanError(f"4-D: shape {'x'.join(map(str, header.shape))}")
-    if len(header.shape) < 3:
-        raise ScanError(f"2-D: shape {'x'.join(map(str, header.shape))}")
-    if 0 in header.shape:
-        raise ScanError(f"empty: shape {'x'.join(map(str, header.shape))}")
-    if not (np.isfinite(header.affine).all() and min(header.spacing) > 0):
-        raise ScanError(f"zero or non-finite spacing: {header.spacing}")
-    return header
+        raise ScanError(f"unreadable: {_why(path, error)}") from error
 
 
 def read_volume(path: Path) -> Volume:
@@ -104,7 +107,7 @@ def read_volume(path: Path) -> Volume:
     except ScanError:
         raise
     except Exception as error:
-        raise ScanError(f"unreadable: {_one_line(error)}") from error
+        raise ScanError(f"unreadable: {_why(path, error)}") from error
     return volume
 
 
@@ -112,14 +115,8 @@ def _nibabel_header(path: Path) -> Header:
     image: Any = nibabel.load(path)
     dtype = image.get_data_dtype()
     _refuse_non_scalar(dtype)
-    shape = _squeezed(image.shape)
-    return Header(
-        shape=shape,
-        spacing=tuple(float(s) for s in nibabel.affines.voxel_sizes(image.affine))[: len(shape)],
-        dtype=dtype.newbyteorder("=").name,
-        orientation="".join(axis or "?" for axis in aff2axcodes(image.affine)),
-        affine=image.affine,
-    )
+    _refuse_zero_pixdim(image)
+    return _header(image.shape, nibabel.affines.voxel_sizes(image.affine), dtype, image.affine)
 
 
 def _nibabel_volume(path: Path) -> Volume:
@@ -151,19 +148,11 @@ def _itk_affine(reader: sitk.ImageFileReader) -> np.ndarray:
 
 def _itk_header(path: Path) -> Header:
     reader = _itk_reader(path)
-    shape = _squeezed(reader.GetSize())
-    if reader.GetDimension() < 3 or len(shape) < 3:
-        raise ScanError(f"2-D: shape {'x'.join(map(str, shape))}")
-    affine = _itk_affine(reader)
+    if reader.GetDimension() < 3:
+        raise ScanError(f"2-D: shape {_times(reader.GetSize())}")
     dtype = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).dtype
     _refuse_non_scalar(dtype)
-    return Header(
-        shape=shape,
-        spacing=tuple(float(s) for s in reader.GetSpacing())[: len(shape)],
-        dtype=dtype.name,
-        orientation="".join(axis or "?" for axis in aff2axcodes(affine)),
-        affine=affine,
-    )
+    return _header(reader.GetSize(), reader.GetSpacing(), dtype, _itk_affine(reader))
 
 
 def _itk_volume(path: Path) -> Volume:
@@ -174,6 +163,24 @@ def _itk_volume(path: Path) -> Volume:
     return Volume(array.reshape(_squeezed(array.shape)), affine)
 
 
+def _header(shape: Sequence[int], spacing: Sequence[float], dtype: np.dtype, affine: np.ndarray) -> Header:
+    kept = _squeezed(shape)
+    if len(kept) != 3:
+        raise ScanError(f"{'4-D' if len(kept) > 3 else '2-D'}: shape {_times(kept)}")
+    if 0 in kept:
+        raise ScanError(f"empty: shape {_times(kept)}")
+    x, y, z = (float(s) for s in spacing[:3])
+    if not (np.isfinite(affine).all() and min(x, y, z) > 0):
+        raise ScanError(f"zero or non-finite spacing: {(x, y, z)}")
+    return Header(
+        shape=(kept[0], kept[1], kept[2]),
+        spacing=(x, y, z),
+        dtype=dtype.newbyteorder("=").name,
+        orientation="".join(axis or "?" for axis in aff2axcodes(affine)),
+        affine=affine,
+    )
+
+
 def _refuse_non_scalar(dtype: np.dtype) -> None:
     if dtype.fields is not None:
         raise ScanError(f"RGB or vector: voxels of type {dtype}")
@@ -181,12 +188,31 @@ def _refuse_non_scalar(dtype: np.dtype) -> None:
         raise ScanError("complex-valued")
 
 
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _refuse_zero_pixdim(image: Any) -> None:
+    """Refuse a NIfTI without sform whose voxel size is zero; nibabel would take it for 1 mm."""
+    if not isinstance(image.header, nibabel.Nifti1Header) or image.header["sform_code"] > 0:
+        return
+    with image.file_map["image"].get_prepare_fileobj("rb") as file:
+        pixdim = type(image.header).from_fileobj(file, check=False)["pixdim"]
+    if not pixdim[1:4].all():
+        raise ScanError(f"zero or non-finite spacing: {tuple(map(float, pixdim[1:4]))}")
+
+
+def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
     kept = list(shape)
     while len(kept) > 2 and kept[-1] == 1:
         kept.pop()
     return tuple(int(n) for n in kept)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+def _times(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _why(path: Path, error: Exception) -> str:
+    """The gist of a reader's error, in one line and the same every time."""
+    if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS_POINTER):
+        return "a Git LFS pointer in place of the file; `git lfs pull` fetches it"
+    text = _ITK_PREAMBLE.sub("", " ".join(str(error).split())).replace(str(path), path.name)
+    kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+    return f"{kind}{text}"[:300]

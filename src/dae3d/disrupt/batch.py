@@ -1,0 +1,48 @@
+"""What a disruption gives the network, and what a disruption may be told."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DisruptionSettings:
+    """Strengths of the disruptions; defaults as published (arXiv 2307.16896 and its code)."""
+
+    noise_variance: float = 0.1
+    downsample_factor: int = 4
+    downsample_mode: str = "nearest"
+    channel_mask_ratio: float = 0.6
+    channel_mask_per_token: bool = False
+    block_size: int = 16
+    block_mask_ratio: float = 0.6
+    embed_dim: int = 48
+
+
+@dataclass(frozen=True)
+class Disrupted:
+    """A batch on its way through the disruptions. The clean images stay with the caller, untouched.
+
+    Attributes:
+        image: (B, C, D, H, W), as far as it is disrupted.
+        keys: (B,) int64, the key of each sample's random numbers.
+        channel_keep: (B, embed_dim, 1, 1, 1) or (B, embed_dim, D/2, H/2, W/2), 0 where a channel of the
+            token embedding is masked, or None.
+        voxel_mask: (B, 1, D, H, W) bool, true where whole blocks of voxels are masked, or None.
+    """
+
+    image: Tensor
+    keys: Tensor
+    channel_keep: Tensor | None = None
+    voxel_mask: Tensor | None = field(default=None)
+
+    @property
+    def token_mask(self) -> Tensor | None:
+        """(B, 1, D/2, H/2, W/2) bool: tokens of masked blocks, whose embedding is the mask token."""
+        return None if self.voxel_mask is None else self.voxel_mask[:, :, ::2, ::2, ::2]
+
+
+def sample_keys(seed: int, samples: Tensor) -> Tensor:
+    """A key for each sample number: the seed in the high 32 bits, the sample number in the low 32."""
+    return (samples & 0xFFFFFFFF) | (torch.as_tensor(seed, dtype=torch.int64) << 32)

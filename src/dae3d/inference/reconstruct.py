@@ -1,0 +1,261 @@
+"""The verb `reconstruct`: disrupt whole scans, repair them window by window, and measure how well."""
+
+import csv
+import dataclasses
+import io
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import nibabel
+import numpy as np
+import torch
+from monai.inferers.utils import sliding_window_inference
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from dae3d.disrupt import DISRUPTIONS, Disrupted, DisruptionSettings, sample_keys
+from dae3d.disrupt.local_mask import local_mask
+from dae3d.errors import Dae3dError, ScanError
+from dae3d.evaluation.quality import image_quality
+from dae3d.files import write_text
+from dae3d.models.swin_unetr import Axes
+from dae3d.models.weights import Loaded, load_network
+from dae3d.reporting.pictures import triptych
+from dae3d.scans.modality import label_by_bids, label_by_rules, parse_label, parse_rule
+from dae3d.scans.readers import read_volume, scan_stem
+from dae3d.settings import Positional, Settings, verb
+from dae3d.store.conform import to_ras
+from dae3d.store.intensity import normalise
+from dae3d.store.statistics import measure, refuse_non_finite
+from dae3d.training.settings import PretrainSettings
+
+log = logging.getLogger(__name__)
+
+
+class ReconstructSettings(Settings):
+    """Which weights repair which scans, and how these are disrupted."""
+
+    scans: Annotated[list[Path], Positional()] = Field(description="scan files", min_length=1)
+    weights: Path = Field(
+        description="run folder (its best weights), .safetensors file, or published .pth file"
+    )
+    out: Path = Field(description="folder to write to")
+    modality: str | None = Field(
+        None, description="label of the scans no rule names, which decides how intensities are scaled"
+    )
+    rule: list[str] = Field([], description="'GLOB=LABEL': label of the scans whose path matches")
+    disruption: Literal["all", "denoise", "superres", "local_mask", "mae"] | None = Field(
+        None, description="what is done to the scans (default: what the network was trained on)"
+    )
+    roi: int | None = Field(
+        None, ge=32, multiple_of=32, description="side of the windows (default: of the training crops)"
+    )
+    overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that the next one covers too")
+    axes: Literal["straight", "reference"] | None = Field(
+        None, description="order of the token axes (default: what the weights were trained with)"
+    )
+    seed: int = Field(0, ge=0, description="of the disruption")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A whole scan before and after, as tensors (1, 1, X, Y, Z) of normalised intensities."""
+
+    clean: Tensor
+    disrupted: Tensor
+    repaired: Tensor
+
+
+@verb
+def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
+    """Disrupt whole scans, repair them with sliding windows, and write and measure the result.
+
+    For each scan, in the scan's own grid and with its own affine: `<name>/clean.nii.gz`,
+    `disrupted.nii.gz`, `repaired.nii.gz` and `error.nii.gz` (absolute), in normalised intensities as the
+    network sees them, and `triptych.png`. All figures go to `metrics.csv`.
+
+    Returns:
+        The rows of `metrics.csv`: scan, modality, image ("disrupted" or "repaired"), l1, psnr (dB), ssim.
+
+    Raises:
+        Dae3dError: where the weights cannot be used or no scan could be read.
+    """
+    device = _device(settings.device)
+    loaded = load_network(settings.weights, settings.axes)
+    loaded.network.to(device)
+    trained = _trained_with(loaded)
+    roi = settings.roi or trained.roi
+    disruption = settings.disruption or trained.disruption
+    axes: Axes = settings.axes or loaded.info.get("axes", "straight")
+    if axes == "reference" and roi != 2 * trained.embed_dim:
+        raise Dae3dError(f"roi: with reference axes it must be {2 * trained.embed_dim}, not {roi}")
+    taken = len(loaded.report.taken)
+    log.info("%s: %d tensors taken; %s, windows of %d^3", loaded.path, taken, disruption, roi)
+
+    rows: list[dict[str, Any]] = []
+    for number, (path, name) in enumerate(_named(settings.scans)):
+        try:
+            volume = read_volume(path)
+            refuse_non_finite(volume)
+            label = modality_of(path, settings.rule, settings.modality)
+            ras = to_ras(volume)
+            clean = normalise(ras.intensities(), label, measure(ras))
+        except ScanError as error:
+            log.warning("%s: left out: %s", path, error)
+            continue
+        keys = sample_keys(settings.seed, torch.tensor([number], device=device))
+        image = torch.from_numpy(clean)[None, None].to(device)
+        strengths = trained.disruption_settings()
+        repair = repair_scan(loaded.network, image, disruption, strengths, keys, roi, settings.overlap)
+        folder = settings.out / name
+        _write(folder, repair, volume.affine, f"{path.name} ({label}), {disruption}", ras.spacing)
+        rows += [
+            {"scan": str(path), "modality": label, "image": which, **_figures(result, repair.clean)}
+            for which, result in (("disrupted", repair.disrupted), ("repaired", repair.repaired))
+        ]
+        _write_rows(settings.out / "metrics.csv", rows)
+    if not rows:
+        raise Dae3dError("none of the scans could be used; the messages above say why")
+    _show(rows, settings.out)
+    return rows
+
+
+def repair_scan(
+    network: torch.nn.Module,
+    image: Tensor,
+    disruption: str,
+    strengths: DisruptionSettings,
+    keys: Tensor,
+    roi: int,
+    overlap: float,
+) -> Repair:
+    """Disrupt a whole scan and repair it with Gaussian-weighted sliding windows.
+
+    Voxels are disrupted once over the whole scan; the channels of the token embedding anew in every window.
+
+    Args:
+        network: a `SwinUNETR` in eval mode.
+        image: (1, 1, X, Y, Z) normalised, on the network's device.
+        disruption: key of `DISRUPTIONS`.
+        strengths: of the disruption.
+        keys: (1,) int64 random key.
+        roi: side of the windows.
+        overlap: share of a window that the next one covers too.
+    """
+    shape = image.shape[2:]
+    # Whole tokens and blocks in every window: sides and steps are multiples of 32 and 16.
+    ends = [max(roi, -(-side // 32) * 32) - side for side in shape]
+    padded = torch.nn.functional.pad(image, [p for end in reversed(ends) for p in (0, end)])
+    whole = Disrupted(padded, keys)
+    for step in DISRUPTIONS[disruption]:
+        if step is not local_mask:
+            whole = step(whole, strengths)
+    masks_tokens = local_mask in DISRUPTIONS[disruption]
+    windows_seen = 0
+
+    def repair_windows(windows: Tensor) -> Tensor:
+        nonlocal windows_seen
+        numbers = torch.arange(windows_seen, windows_seen + len(windows), device=windows.device)
+        windows_seen += len(windows)
+        batch = Disrupted(windows[:, :1].contiguous(), keys + ((numbers + 1) << 40))
+        if masks_tokens:
+            batch = local_mask(batch, strengths)
+        if whole.voxel_mask is not None:
+            batch = dataclasses.replace(batch, voxel_mask=windows[:, 1:].bool())
+        return network(batch.image, batch.channel_keep, batch.token_mask)[0].float()
+
+    channels = [whole.image] if whole.voxel_mask is None else [whole.image, whole.voxel_mask.to(image.dtype)]
+    with torch.inference_mode():
+        repaired = sliding_window_inference(
+            torch.cat(channels, dim=1), roi, 1, repair_windows, overlap, mode="gaussian", progress=True
+        )
+    x, y, z = shape
+    return Repair(image, whole.image[:, :, :x, :y, :z], torch.as_tensor(repaired)[:, :, :x, :y, :z])
+
+
+def modality_of(path: Path, rules: list[str], modality: str | None) -> str:
+    """The label of a single scan, told as `index` tells it.
+
+    Raises:
+        Dae3dError: where neither a rule, nor `modality`, nor the file's BIDS name says it.
+    """
+    label = (
+        label_by_rules([parse_rule(rule) for rule in rules], path.as_posix(), path.parent.name)
+        or (parse_label(modality) if modality else None)
+        or label_by_bids(scan_stem(path))
+    )
+    if label is None:
+        raise Dae3dError(f"{path}: unknown modality; say it with --modality LABEL or --rule 'GLOB=LABEL'")
+    return label
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise Dae3dError(f"device: must be auto, cpu, cuda or cuda:N, not {name!r}") from None
+
+
+def _trained_with(loaded: Loaded) -> PretrainSettings:
+    """The settings a network was trained with; published checkpoints have the published ones."""
+    if "settings" in loaded.info:
+        return PretrainSettings(**loaded.info["settings"])
+    architecture = loaded.network.architecture
+    return PretrainSettings(
+        data=Path(), out=Path(), embed_dim=architecture.embed_dim, heads=architecture.heads
+    )
+
+
+def _named(scans: list[Path]) -> list[tuple[Path, str]]:
+    """Each scan with the name of its folder: its stem, numbered where two have the same."""
+    stems = [scan_stem(path) for path in scans]
+    return [
+        (path, stem if stems.count(stem) == 1 else f"{stem}-{stems[: i + 1].count(stem)}")
+        for i, (path, stem) in enumerate(zip(scans, stems, strict=True))
+    ]
+
+
+def _write(folder: Path, repair: Repair, affine: np.ndarray, title: str, spacing: tuple[float, ...]) -> None:
+    """NIfTI files in the scan's own grid, and a picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = {
+        "clean": repair.clean,
+        "disrupted": repair.disrupted,
+        "repaired": repair.repaired,
+        "error": (repair.repaired - repair.clean).abs(),
+    }
+    volumes = {name: image[0, 0].cpu().numpy() for name, image in images.items()}
+    back = ornt_transform(axcodes2ornt("RAS"), io_orientation(affine))
+    for name, volume in volumes.items():
+        nibabel.Nifti1Image(apply_orientation(volume, back), affine).to_filename(folder / f"{name}.nii.gz")
+    triptych(volumes, title, folder / "triptych.png", spacing)
+
+
+def _figures(image: Tensor, clean: Tensor) -> dict[str, float]:
+    quality = image_quality(image, clean)
+    return {"l1": quality.l1.item(), "psnr": quality.psnr.item(), "ssim": quality.ssim.item()}
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def _show(rows: list[dict[str, Any]], out: Path) -> None:
+    table = Table("scan", "modality", "image", "L1", "PSNR (dB)", "SSIM")
+    for row in rows:
+        figures = (f"{row['l1']:.4f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}")
+        table.add_row(Path(row["scan"]).name, row["modality"], row["image"], *figures)
+    Console().print(table)
+    print(f"pictures and NIfTI files: {out}")

@@ -1,0 +1,195 @@
+"""The network: a Swin transformer encoder over a convolutional patch embedding, and a residual UNETR decoder.
+
+Built from MONAI's blocks in the layout of the published Disruptive Autoencoders
+(Valanarasu et al., arXiv 2307.16896), which is Swin UNETR (Hatamizadeh et al., arXiv 2201.01266) with a
+two-convolution patch embedding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetOutBlock
+from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
+from monai.networks.nets.swin_unetr import BasicLayer, PatchMergingV2
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Axes = Literal["straight", "reference"]
+PatchMergingOrder = Literal["straight", "reference"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that decides the network's parameters and their shapes.
+
+    `patch_merging` "reference" repeats the published order of octants, two of them twice and two never;
+    weights trained with one order are of no use in the other.
+    """
+
+    embed_dim: int = 48
+    depths: tuple[int, int, int, int] = (2, 2, 2, 2)
+    heads: tuple[int, int, int, int] = (3, 6, 12, 24)
+    window: int = 7
+    patch_merging: PatchMergingOrder = "straight"
+    in_channels: int = 1
+    out_channels: int = 1
+
+
+class SwinUNETR(nn.Module):
+    """Repairs a disrupted volume.
+
+    Args:
+        architecture: sizes of the network.
+        checkpoint_activations: recompute activations in the backward pass instead of keeping them.
+        axes: "reference" hands the patch embedding's tokens over with the channel axis in the place of the
+            last spatial one, as the published pre-training did (it needs a cubic input of side
+            2 * embed_dim). Only published weights want it.
+    """
+
+    def __init__(
+        self, architecture: Architecture, checkpoint_activations: bool = False, axes: Axes = "straight"
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.encoder = SwinEncoder(architecture, checkpoint_activations, axes)
+        self.decoder = UnetrDecoder(architecture, checkpoint_activations)
+
+    def forward(
+        self, image: Tensor, channel_keep: Tensor | None = None, token_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Repair a batch.
+
+        Args:
+            image: (B, C, D, H, W); sides are multiples of 32.
+            channel_keep: factor on the token embedding's channels, broadcastable to
+                (B, embed_dim, D/2, H/2, W/2); 0 masks a channel.
+            token_mask: (B, 1, D/2, H/2, W/2), true where the mask token replaces a token's embedding.
+
+        Returns:
+            The repaired image (B, out_channels, D, H, W), and the bottleneck's features pooled over space
+            (B, 16 * embed_dim).
+        """
+        hidden = self.encoder(image, channel_keep, token_mask)
+        return self.decoder(image, hidden), hidden[4].mean(dim=(2, 3, 4))
+
+
+class SwinEncoder(nn.Module):
+    """Convolutional patch embedding (stride 2) and four Swin transformer stages, each halving the grid."""
+
+    def __init__(self, architecture: Architecture, checkpoint_activations: bool, axes: Axes) -> None:
+        super().__init__()
+        self.axes = axes
+        dim = architecture.embed_dim
+        self.patch_embed = UnetBasicBlock(
+            3,
+            architecture.in_channels,
+            dim,
+            kernel_size=3,
+            stride=2,
+            norm_name=("instance", {"affine": True}),
+        )
+        self.mask_token = nn.Parameter(torch.empty(1, dim, 1, 1, 1))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        merging: Any = PatchMergingV2 if architecture.patch_merging == "straight" else ReferencePatchMerging
+        self.stages = nn.ModuleList(
+            BasicLayer(
+                dim=dim * 2**i,
+                depth=depth,
+                num_heads=heads,
+                window_size=(architecture.window,) * 3,
+                drop_path=[0.0] * depth,
+                qkv_bias=True,
+                downsample=merging,
+                use_checkpoint=checkpoint_activations,
+            )
+            for i, (depth, heads) in enumerate(zip(architecture.depths, architecture.heads, strict=True))
+        )
+
+    def forward(
+        self, image: Tensor, channel_keep: Tensor | None = None, token_mask: Tensor | None = None
+    ) -> list[Tensor]:
+        """Five feature maps: the tokens (B, C, D/2, ...), then each stage's (B, C * 2^i, D/2^(i+1), ...)."""
+        tokens = self.patch_embed(image)
+        if token_mask is not None:
+            tokens = torch.where(token_mask, self.mask_token.to(tokens.dtype), tokens)
+        if self.axes == "reference":
+            tokens = tokens.permute(0, 2, 3, 4, 1).contiguous()
+        if channel_keep is not None:
+            tokens = tokens * channel_keep
+        hidden = [tokens]
+        for stage in self.stages:
+            hidden.append(stage(hidden[-1]))
+        return hidden
+
+
+class ReferencePatchMerging(PatchMergingV2):
+    """Patch merging in the published order of octants, in which (1, 1, 0) and (0, 1, 1) are missing."""
+
+    OCTANTS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, H, W, C) to (B, D/2, H/2, W/2, 2C)."""
+        x = nn.functional.pad(x, (0, 0, *(side % 2 * end for side in x.shape[3:0:-1] for end in (0, 1))))
+        octants = [x[:, i::2, j::2, k::2] for i, j, k in self.OCTANTS]
+        return self.reduction(self.norm(torch.cat(octants, dim=-1)))
+
+
+class UnetrDecoder(nn.Module):
+    """Residual convolution blocks on the skips, and transposed convolutions up to full resolution."""
+
+    def __init__(self, architecture: Architecture, checkpoint_activations: bool) -> None:
+        super().__init__()
+        self.checkpoint_activations = checkpoint_activations
+        dim = architecture.embed_dim
+        self.skips = nn.ModuleList(
+            _residual_block(channels_in, channels_out)
+            for channels_in, channels_out in [
+                (architecture.in_channels, dim),
+                (dim, dim),
+                (2 * dim, 2 * dim),
+                (4 * dim, 4 * dim),
+            ]
+        )
+        self.bottleneck = _residual_block(16 * dim, 16 * dim)
+        # With a 32^3 input the bottleneck is one voxel.
+        self.bottleneck.layer.norm1 = _InstanceNormOfAnySize(16 * dim)
+        self.bottleneck.layer.norm2 = _InstanceNormOfAnySize(16 * dim)
+        self.ups = nn.ModuleList(
+            UnetrUpBlock(3, channels_in, channels_out, 3, 2, norm_name="instance", res_block=True)
+            for channels_in, channels_out in [
+                (16 * dim, 8 * dim),
+                (8 * dim, 4 * dim),
+                (4 * dim, 2 * dim),
+                (2 * dim, dim),
+                (dim, dim),
+            ]
+        )
+        self.head = UnetOutBlock(3, dim, architecture.out_channels)
+
+    def forward(self, image: Tensor, hidden: Sequence[Tensor]) -> Tensor:
+        """(B, C, D, H, W) and the encoder's five feature maps to (B, out_channels, D, H, W)."""
+        x = self._run(self.bottleneck, hidden[4])
+        x = self._run(self.ups[0], x, hidden[3])
+        for up, skip, feature in zip(
+            self.ups[1:], reversed(self.skips), [hidden[2], hidden[1], hidden[0], image], strict=True
+        ):
+            x = self._run(up, x, self._run(skip, feature))
+        return self.head(x)
+
+    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.checkpoint_activations and self.training:
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+
+class _InstanceNormOfAnySize(nn.InstanceNorm3d):
+    """Instance norm that takes a single voxel too, whose deviation from its own mean is zero."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * 0 if input[0, 0].numel() == 1 else super().forward(input)
+
+
+def _residual_block(channels_in: int, channels_out: int) -> UnetrBasicBlock:
+    return UnetrBasicBlock(3, channels_in, channels_out, 3, 1, norm_name="instance", res_block=True)

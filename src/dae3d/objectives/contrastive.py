@@ -1,0 +1,49 @@
+"""Cross-modal contrastive loss: features of one modality attract each other, those of others repel."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+from torch.nn.functional import normalize
+
+
+def contrastive_loss(
+    features: Tensor, modalities: Tensor, temperature: float, across_ranks: bool = True
+) -> Tensor:
+    """Supervised contrastive loss over modality labels (Khosla et al., arXiv 2004.11362, L_out).
+
+    Each sample's positives are the other samples of its modality. A sample without one is left out; where
+    no sample has one (a single sample, or modalities that occur once each) the loss is 0.
+
+    With `across_ranks` and `torch.distributed` running, the batch is that of all ranks, each holding as
+    many samples, and every rank returns the same loss. Its gradient is scaled so that averaging over ranks,
+    as DDP does, gives the gradient of one process that holds the whole batch.
+
+    Args:
+        features: (B, F), any scale and floating type; computed in float32.
+        modalities: (B,) int64 labels.
+        temperature: softmax temperature.
+        across_ranks: gather the features of all ranks.
+
+    Returns:
+        A float32 scalar, finite for finite features.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        unit = normalize(features.float(), dim=1)
+        if across_ranks and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            unit = torch.cat(list(all_gather(unit)))
+            labels = [torch.empty_like(modalities) for _ in range(dist.get_world_size())]
+            dist.all_gather(labels, modalities)
+            modalities = torch.cat(labels)
+        return _supervised_contrastive(unit, modalities, temperature)
+
+
+def _supervised_contrastive(unit: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    count = len(unit)
+    itself = torch.eye(count, dtype=torch.bool, device=unit.device)
+    positive = (labels[:, None] == labels[None, :]) & ~itself
+    similarity = (unit @ unit.T / temperature).masked_fill(itself, -1e9)
+    log_probability = similarity - torch.logsumexp(similarity, dim=1, keepdim=True)
+    positives = positive.sum(dim=1)
+    pulled = torch.where(positive, log_probability, 0).sum(dim=1) / positives.clamp(min=1)
+    return -pulled.sum() / (positives > 0).sum().clamp(min=1)

@@ -1,0 +1,132 @@
+"""Lists of scans in the manner of the Medical Segmentation Decathlon.
+
+    {"modality": {"0": "T1w", "1": "FLAIR"},
+     "training": [{"image": ["a_t1.nii.gz", "a_flair.nii.gz"], "label": "a_seg.nii.gz", "fold": 0}, ...],
+     "validation": [{"image": "b.nii.gz", "modality": "ct", "subject": "b"}, "c.nii.gz", ...]}
+
+Several images of one entry are its channels: one scan each, of one subject. A `label` never is a scan,
+and `test` is not read.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from dae3d.errors import Dae3dError
+from dae3d.scans.manifest import Split
+from dae3d.scans.modality import label_in_list
+from dae3d.scans.sources import Candidate, absolute
+
+
+class Entry(BaseModel):
+    """One entry of a list; further keys are passed over, and so is a `class` that is no word."""
+
+    image: str | Annotated[list[str], Field(min_length=1)]
+    modality: str | list[str] | None = None
+    class_: Any = Field(default=None, alias="class")
+    subject: str | int | None = None
+    fold: int | None = None
+
+    @property
+    def images(self) -> list[str]:
+        """The files of the entry's channels."""
+        return [self.image] if isinstance(self.image, str) else self.image
+
+
+class ScanList(BaseModel):
+    """A list's content as far as it tells of scans."""
+
+    name: Any = None
+    modality: str | dict[str, str] = {}
+    training: list[Entry] = []
+    validation: list[Entry] = []
+
+    @field_validator("training", "validation", mode="before")
+    @classmethod
+    def _bare_names(cls, entries: Any) -> Any:
+        if not isinstance(entries, list):
+            return entries
+        return [{"image": entry} if isinstance(entry, str) else entry for entry in entries]
+
+
+def read_list(path: Path, fold: int, dataset: str | None) -> list[Candidate]:
+    """The scans that the list at `path` (absolute) names; relative names start at the list's folder.
+
+    Files elsewhere have as `root` the innermost folder that holds all of them.
+    Where entries of `training` have a `fold`, those of number `fold` are held out for validation, as are
+    those of `validation`. The split of a list that holds nothing out is left open.
+
+    Raises:
+        Dae3dError: naming the list and the entry, where it is no such list or has no such fold.
+    """
+    content = _load(path)
+    folds = {entry.fold for entry in content.training if entry.fold is not None}
+    if folds and fold not in folds:
+        raise Dae3dError(f"{path}: no entry has fold {fold}; there are: {', '.join(map(str, sorted(folds)))}")
+    split: Split | None = "train" if folds or content.validation else None
+    marked = [(entry, "val" if folds and entry.fold == fold else split) for entry in content.training]
+    marked += [(entry, "val") for entry in content.validation]
+    name = dataset or (content.name if isinstance(content.name, str) else "") or path.stem
+    scans = [scan for entry, side in marked for scan in _scans(path, content, entry, side, name)]
+    outside = [scan.path.parent for scan in scans if not scan.path.is_relative_to(path.parent)]
+    if not outside:
+        return scans
+    elsewhere = Path(os.path.commonpath(outside))
+    return [
+        scan if scan.path.is_relative_to(path.parent) else replace(scan, root=elsewhere) for scan in scans
+    ]
+
+
+def _load(path: Path) -> ScanList:
+    try:
+        content = ScanList.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise Dae3dError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise Dae3dError(f"{path}: no list of scans: {f'{place}: ' if place else ''}{first['msg']}") from None
+    if not content.training and not content.validation:
+        raise Dae3dError(f"{path}: no list of scans: neither `training` nor `validation` has entries")
+    return content
+
+
+def _scans(path: Path, content: ScanList, entry: Entry, split: Split | None, dataset: str) -> list[Candidate]:
+    files = [absolute(path.parent / name) for name in entry.images]
+    try:
+        labels = [text and label_in_list(text) for text in _modalities(content, entry)]
+    except ValueError as error:
+        raise Dae3dError(f"{path}: entry of {entry.images[0]}: {error}") from None
+    return [
+        Candidate(
+            path=file,
+            shown=Path(os.path.normpath(name)).as_posix(),
+            root=path.parent,
+            dataset=dataset,
+            case=files[0],
+            modality=label,
+            subject=None if entry.subject is None else str(entry.subject),
+            split=split,
+        )
+        for file, name, label in zip(files, entry.images, labels, strict=True)
+    ]
+
+
+def _modalities(content: ScanList, entry: Entry) -> list[str | None]:
+    """What the entry, or else the list, calls the modality of each of the entry's images."""
+    count = len(entry.images)
+    own = entry.modality or (entry.class_ if isinstance(entry.class_, str) else None)
+    if isinstance(own, str):
+        return [own] * count
+    if own:
+        if len(own) != count:
+            raise ValueError(f"{len(own)} modalities for {count} images")
+        return [*own]
+    if isinstance(content.modality, str):
+        return [content.modality] * count
+    # With more channels than files, each file holds several: no one label is right.
+    channels = content.modality if len(content.modality) <= count else {}
+    return [channels.get(str(number)) for number in range(count)]

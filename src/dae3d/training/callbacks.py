@@ -1,0 +1,201 @@
+"""What happens around the steps: stopping at a bad loss, saving, Ctrl-C, the progress bar."""
+
+import logging
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+from dae3d.errors import Dae3dError
+from dae3d.models.weights import save_weights
+from dae3d.training.data import TrainingData
+from dae3d.training.record import RunRecord, versions
+from dae3d.training.settings import PretrainSettings
+
+log = logging.getLogger(__name__)
+
+
+class StopAtNonFiniteLoss(lightning.Callback):
+    """Ends the run when a loss or a gradient is NaN or infinite, before its weights are saved.
+
+    The check of a step waits until the next one has been handed to the device, or until something is about
+    to be saved, so that it costs no idle time.
+    """
+
+    def __init__(self, data: TrainingData, out: Path) -> None:
+        self.data, self.out = data, out
+        self._pending: tuple[int, torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Check the step before this one, and remember this one."""
+        self.check()
+        # With fp16 the gradient scaler meets infinite gradients as a matter of course, and skips them.
+        gradient = None if module.settings.precision == "16-mixed" else module.grad_norm
+        self._pending = (trainer.global_step, batch["sample"], outputs["loss"].detach(), gradient)
+
+    def on_validation_start(self, trainer: Any, module: Any) -> None:
+        """Nothing bad is validated."""
+        self.check()
+
+    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: Any) -> None:
+        """Nothing bad is saved."""
+        self.check()
+
+    def check(self) -> None:
+        """Raise if the remembered step was bad.
+
+        Raises:
+            Dae3dError: with the step, the scans of its batch and the last good checkpoint.
+        """
+        if self._pending is None:
+            return
+        step, samples, loss, gradient = self._pending
+        self._pending = None
+        finite = bool(torch.isfinite(loss)) and (gradient is None or bool(torch.isfinite(gradient)))
+        if finite:
+            return
+        size = self.data.stream.global_batch
+        batch = int(samples[0]) // size
+        crops = [self.data.stream[i] for i in range(batch * size, (batch + 1) * size)]
+        scans = sorted({str(self.data.store.scans[crop.scan].path) for crop in crops})
+        good = find_checkpoints(self.out / "checkpoints")
+        raise Dae3dError(
+            f"loss or gradient is not finite at step {step} (loss {float(loss)}"
+            + (f", gradient norm {float(gradient)}" if gradient is not None else "")
+            + "); scans in the batch:\n  "
+            + "\n  ".join(scans)
+            + f"\nlast good checkpoint: {good[0] if good else 'none yet'}. Nothing was overwritten. "
+            "Look at these scans, lower lr, or train in precision 32-true, then go on with --resume."
+        )
+
+
+class Rows(lightning.Callback):
+    """Ends each optimiser step: averages the weights, writes a row of metrics when one is due."""
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Leave it to the module; its own hook of this name would run after the callbacks that save."""
+        if (batch_idx + 1) % module.settings.accumulate == 0:
+            module.end_step()
+
+
+class Saver(lightning.Callback):
+    """Checkpoints to resume from, weights to use: last, and best by validation loss.
+
+    A checkpoint that is due with a validation is written after it, so that a resumed run finds both done.
+    Ctrl-C ends the run at the next row of metrics with everything saved; a second one ends it at once.
+    """
+
+    def __init__(self, settings: PretrainSettings, data: TrainingData) -> None:
+        self.checkpoints, self.weights = settings.out / "checkpoints", settings.out / "weights"
+        self.settings, self.data = settings, data
+        self.best: dict[str, Any] = {"step": None, "loss": sys.float_info.max}
+        self.interrupted = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best validation so far, kept in checkpoints."""
+        return {"best": dict(self.best)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Back from a checkpoint."""
+        self.best = state_dict["best"]
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        """Listen for Ctrl-C."""
+        self.record = RunRecord(self.settings, self.data, trainer, module.network)
+        self._write_record(trainer)
+        self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save when it is time."""
+        step = trainer.global_step
+        if (batch_idx + 1) % self.settings.accumulate:
+            return
+        if step == trainer.max_steps:
+            trainer.should_stop = True
+        elif step % self.settings.log_every == 0:
+            trainer.should_stop |= trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
+        # A run that stops is validated first.
+        validates = trainer.should_stop or step % int(self.settings.val_every) == 0
+        if step % int(self.settings.save_every) == 0 and not validates:
+            self._save(trainer, module)
+
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        """Keep the best, and save what was due."""
+        if trainer.sanity_checking:
+            return
+        if module.val_loss < self.best["loss"]:
+            self.best = {"step": trainer.global_step, "loss": module.val_loss}
+            self._export(trainer, module, "best")
+        if trainer.should_stop or trainer.global_step % int(self.settings.save_every) == 0:
+            self._save(trainer, module)
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        """Stop listening for Ctrl-C."""
+        signal.signal(signal.SIGINT, self._previous_handler)
+
+    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+        """Stop listening for Ctrl-C."""
+        signal.signal(signal.SIGINT, getattr(self, "_previous_handler", signal.default_int_handler))
+
+    def _interrupt(self, *_: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        log.info("\nstopping after the next row of metrics; press Ctrl-C again to stop at once")
+
+    def _save(self, trainer: Any, module: Any) -> None:
+        trainer.save_checkpoint(self.checkpoints / f"step-{trainer.global_step:08d}.ckpt")
+        self._export(trainer, module, "last")
+        self._write_record(trainer)
+        if trainer.is_global_zero:
+            for old in find_checkpoints(self.checkpoints)[self.settings.keep :]:
+                old.unlink()
+
+    def _write_record(self, trainer: Any) -> None:
+        if trainer.is_global_zero:
+            self.record.write(trainer.global_step, finished=trainer.global_step >= trainer.max_steps)
+
+    def _export(self, trainer: Any, module: Any, name: str) -> None:
+        prefix = "average.module." if module.average is not None else "network."
+        state = trainer.strategy.lightning_module_state_dict()
+        if not trainer.is_global_zero:
+            return
+        info = {
+            "step": trainer.global_step,
+            "best_validation": self.best,
+            "modalities": module.modalities,
+            "settings": self.settings.model_dump(mode="json"),
+            "versions": versions(),
+            "data": self.record.contents["data"]["rows"],
+        }
+        network = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        save_weights(self.weights / f"{name}.safetensors", network, self.settings.architecture(), info)
+
+
+class Progress(TQDMProgressBar):
+    """Lightning's bar, over all steps of the run, with the latest row of metrics."""
+
+    def __init__(self, settings: PretrainSettings) -> None:
+        super().__init__(refresh_rate=settings.log_every * settings.accumulate)
+        self.batches = int(settings.max_steps) * settings.accumulate
+
+    @property
+    def total_train_batches(self) -> int:
+        """Batches of the whole run; the loader itself has no end."""
+        return self.batches
+
+    def get_metrics(self, trainer: Any, module: Any) -> dict[str, int | str | float | dict[str, float]]:
+        """Losses and rate."""
+        shown = ("train/l1", "train/contrastive", "train/samples_per_second", "val/loss")
+        return {n.removeprefix("train/"): f"{module.latest[n]:.3g}" for n in shown if n in module.latest}
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a run, the newest first."""
+    found = [p for p in folder.glob("step-*.ckpt") if re.fullmatch(r"step-\d+\.ckpt", p.name)]
+    return sorted(found, key=lambda p: int(p.stem.removeprefix("step-")), reverse=True)

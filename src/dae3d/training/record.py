@@ -1,0 +1,163 @@
+"""What a run writes about itself: `metrics.csv`, `run.json`, `log.txt`."""
+
+import csv
+import io
+import json
+import logging
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from argparse import Namespace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import Logger
+
+from dae3d import __version__
+from dae3d.files import write_text
+from dae3d.training.data import TrainingData
+from dae3d.training.settings import PretrainSettings
+
+_HEADER = ["step", "metric", "value"]
+
+
+class MetricsFile(Logger):
+    """Metrics as `step,metric,value` rows, floats in full precision, every row on disk when it is written.
+
+    A run resumed at a step drops the rows after it: they are about to be repeated.
+    """
+
+    def __init__(self, path: Path, resumed_at: int | None) -> None:
+        super().__init__()
+        self.path, self.resumed_at = path, resumed_at
+        self._prepared = False
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.path.name
+
+    @property
+    def version(self) -> str:
+        """There is one."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Settings are in settings.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append a row for each metric."""
+        if not self._prepared:
+            self._keep_rows_up_to(self.resumed_at)
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerows([step, name, repr(value)] for name, value in metrics.items())
+
+    def _keep_rows_up_to(self, last: int | None) -> None:
+        kept = [row for row in read_metrics(self.path) if last is not None and row[0] <= last]
+        text = io.StringIO()
+        csv.writer(text).writerows([_HEADER, *([step, name, repr(value)] for step, name, value in kept)])
+        write_text(self.path, text.getvalue())
+        self._prepared = True
+
+
+def read_metrics(path: Path) -> list[tuple[int, str, float]]:
+    """Rows (step, metric, value) of a `metrics.csv`; a last row cut short by a crash is left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    complete = rows[:-1] if rows and len(rows[-1]) < 3 else rows
+    return [(int(step), name, float(value)) for step, name, value in complete]
+
+
+class RunRecord:
+    """`run.json`: what ran where, on what, how far and how fast, written as the run goes on."""
+
+    def __init__(self, settings: PretrainSettings, data: TrainingData, trainer: Any, network: Any) -> None:
+        self.path = settings.out / "run.json"
+        self.metrics = settings.out / "metrics.csv"
+        self.gpu = trainer.strategy.root_device.type == "cuda"
+        self.started = time.monotonic()
+        before = json.loads(self.path.read_text()) if settings.resume and self.path.is_file() else {}
+        self.seconds_before = float(before.get("seconds", 0.0))
+        self.contents: dict[str, Any] = {
+            "dae3d": __version__,
+            "versions": versions(),
+            "device": torch.cuda.get_device_name() if self.gpu else _cpu(),
+            "precision": trainer.precision,
+            "world_size": trainer.world_size,
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "disruption": settings.disruption,
+            "max_steps": settings.max_steps,
+            "data": {"store": str(settings.data), "rows": _data_rows(data)},
+            "validation": _validation(data),
+        }
+
+    def write(self, step: int, finished: bool) -> None:
+        """Write the record as it stands at `step`."""
+        rates = [value for _, name, value in read_metrics(self.metrics) if name == "train/samples_per_second"]
+        peak = torch.cuda.max_memory_allocated() if self.gpu else _peak_rss()
+        self.contents |= {
+            "step": step,
+            "finished": finished,
+            "seconds": self.seconds_before + time.monotonic() - self.started,
+            "samples_per_second": statistics.median(rates) if rates else None,
+            "peak_memory_bytes": peak,
+            "peak_memory_of": "gpu" if self.gpu else "process",
+        }
+        write_text(self.path, json.dumps(self.contents, indent=1) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a number."""
+    packages = ("torch", "monai", "lightning", "numpy", "blosc2", "nibabel", "SimpleITK")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def log_to(path: Path) -> None:
+    """Copy the program's messages to a file as well."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.getLogger("dae3d").addHandler(handler)
+
+
+def _data_rows(data: TrainingData) -> list[dict[str, Any]]:
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for numbers in (*data.training.values(), *data.held_out.values()):
+        for scan in (data.store.scans[number] for number in numbers):
+            row = rows.setdefault(
+                (scan.modality, scan.dataset),
+                {"modality": scan.modality, "dataset": scan.dataset, "train": 0, "val": 0, "voxels": 0},
+            )
+            row[scan.split] += 1
+            row["voxels"] += scan.shape[0] * scan.shape[1] * scan.shape[2]
+    return [rows[key] for key in sorted(rows)]
+
+
+def _validation(data: TrainingData) -> dict[str, Any]:
+    described: dict[str, Any] = {}
+    for number, name in enumerate(data.modalities):
+        scans = [data.store.scans[crop.scan] for crop in data.validation if crop.modality == number]
+        described[name] = {
+            "crops": len(scans),
+            "split": scans[0].split,
+            "scans": sorted({scan.path.name for scan in scans}),
+        }
+    return described
+
+
+def _cpu() -> str:
+    return f"{platform.processor() or platform.machine()} CPU, {os.cpu_count()} cores"
+
+
+def _peak_rss() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,168 @@
+"""Which scan and which crop a sample is: a pure function of settings, seed and sample number.
+
+Sample `i` sits at place `i % G` of global batch `i // G`, where the global batch of G samples is that of all
+devices together. Nothing here has state, so a run resumed at any step, or with other loader workers or
+another split of the global batch over devices, sees the same samples.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from dae3d.errors import Dae3dError
+from dae3d.store.store import StoredScan
+
+_BATCH, _SAMPLE, _VALIDATION = 1, 2, 3
+
+# Disruptions of validation crops take sample numbers from the top of the 32-bit range.
+LAST_SAMPLE = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A crop: index of the scan in the store, index of its modality, first voxel on each axis."""
+
+    scan: int
+    modality: int
+    start: tuple[int, int, int]
+
+
+class SampleStream:
+    """An endless stream of training crops in which every global batch mixes the modalities.
+
+    Args:
+        scans: of the store.
+        training: numbers of the scans to draw from, by modality.
+        roi: side of the crops in voxels.
+        global_batch: samples in a batch of all devices.
+        seed: of the run.
+        region: "volume" or "foreground".
+        weights: share of each modality; None for the square root of its number of scans.
+    """
+
+    def __init__(
+        self,
+        scans: Sequence[StoredScan],
+        training: dict[str, list[int]],
+        roi: int,
+        global_batch: int,
+        seed: int,
+        region: str,
+        weights: dict[str, float] | None = None,
+    ) -> None:
+        self.scans = scans
+        self.roi = roi
+        self.global_batch = global_batch
+        self.seed = seed
+        self.region = region
+        self.modalities = sorted(training)
+        self.by_modality = [np.array(training[name]) for name in self.modalities]
+        self.quotas = batch_quotas(self._shares(weights), global_batch)
+        self._modalities_of = functools.lru_cache(maxsize=16)(self._modalities_of_batch)
+
+    def __getitem__(self, sample: int) -> Crop:
+        batch, place = divmod(sample, self.global_batch)
+        modality = int(self._modalities_of(batch)[place])
+        random = _generator(self.seed, _SAMPLE, sample)
+        candidates = self.by_modality[modality]
+        scan = int(candidates[random.integers(len(candidates))])
+        return Crop(scan, modality, random_start(self.scans[scan], self.roi, self.region, random))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {key: value for key, value in self.__dict__.items() if key != "_modalities_of"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._modalities_of = functools.lru_cache(maxsize=16)(self._modalities_of_batch)
+
+    def _shares(self, weights: dict[str, float] | None) -> np.ndarray:
+        if weights is None:
+            return np.sqrt([len(scans) for scans in self.by_modality])
+        unknown = sorted(set(weights) - set(self.modalities))
+        absent = sorted(set(self.modalities) - set(weights))
+        if unknown or absent or min(weights.values()) <= 0:
+            raise Dae3dError(
+                f"modality_weights: needs one weight above 0 for each of {', '.join(self.modalities)}"
+            )
+        return np.array([weights[name] for name in self.modalities])
+
+    def _modalities_of_batch(self, batch: int) -> np.ndarray:
+        """Systematic sampling: each modality comes floor or ceil of its quota times, in random places."""
+        random = _generator(self.seed, _BATCH, batch)
+        points = np.arange(self.global_batch) + random.random()
+        modalities = np.searchsorted(np.cumsum(self.quotas)[:-1], points, side="right")
+        return random.permutation(modalities)
+
+
+def batch_quotas(shares: np.ndarray, global_batch: int) -> np.ndarray:
+    """How many samples of a batch each modality gets on average; at least one where there is room for all."""
+    quotas = global_batch * shares / shares.sum()
+    if global_batch < len(shares):
+        return quotas
+    raised = np.zeros(len(shares), dtype=bool)
+    while (quotas < 1 - 1e-9).any():
+        raised |= quotas < 1
+        rest = global_batch - raised.sum()
+        quotas = np.where(raised, 1.0, rest * shares / max(shares[~raised].sum(), 1e-12))
+    return quotas
+
+
+def random_start(
+    scan: StoredScan, roi: int, region: str, random: np.random.Generator
+) -> tuple[int, int, int]:
+    """First voxel of a random crop: anywhere in the scan, or with the foreground filling or inside it.
+
+    A scan smaller than the crop sits in its middle, so that a start can be negative.
+    """
+    low, high = (0, 0, 0), scan.shape
+    if region == "foreground":
+        low, high = scan.statistics.foreground
+    start = []
+    for side, first, end in zip(scan.shape, low, high, strict=True):
+        if side <= roi:
+            start.append((side - roi) // 2)
+        else:
+            least, most = sorted((first, end - roi))
+            least, most = max(least, 0), min(most, side - roi)
+            start.append(int(random.integers(least, max(most, least) + 1)))
+    return start[0], start[1], start[2]
+
+
+def validation_crops(
+    scans: Sequence[StoredScan], candidates: Sequence[Sequence[int]], roi: int, count: int
+) -> list[Crop]:
+    """`count` fixed crops of each modality, around the foreground of its `candidates` (numbers of scans).
+
+    They depend on the scans alone, so that runs compare.
+    """
+    crops = []
+    for modality, numbers in enumerate(candidates):
+        for place in range(count):
+            random = _generator(modality, _VALIDATION, place)
+            scan = numbers[place % len(numbers)]
+            crops.append(Crop(scan, modality, random_start(scans[scan], roi, "foreground", random)))
+    return crops
+
+
+class BatchSampler(Sampler[list[int]]):
+    """Endless batches of sample numbers for one rank, from a batch on.
+
+    Rank r's batch n holds the r-th part of global batch n, so that all ranks' parts in order are that batch.
+    """
+
+    def __init__(self, first: int, batch_size: int, rank: int, world_size: int) -> None:
+        self.first, self.batch_size, self.rank, self.world_size = first, batch_size, rank, world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batch = self.first
+        while True:
+            start = (batch * self.world_size + self.rank) * self.batch_size
+            yield list(range(start, start + self.batch_size))
+            batch += 1
+
+
+def _generator(seed: int, stream: int, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, number]))
