@@ -94,7 +94,9 @@ def encode_and_lose(weight, inputs, labels):
 
 def _one_rank(rank, folder):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
     weight = torch.nn.Parameter(torch.from_numpy(features_of(24, 16, seed=1)))
     part = slice(3 * rank, 3 * rank + 3)
     loss = encode_and_lose(weight, torch.from_numpy(features_of(6))[part], LABELS[part])

@@ -182,12 +182,19 @@ class Progress(TQDMProgressBar):
 
     def __init__(self, settings: PretrainSettings) -> None:
         super().__init__(refresh_rate=settings.log_every * settings.accumulate)
+        self.accumulate = settings.accumulate
         self.batches = int(settings.max_steps) * settings.accumulate
 
     @property
     def total_train_batches(self) -> int:
         """Batches of the whole run; the loader itself has no end."""
         return self.batches
+
+    def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
+        """Begin at the step resumed from, so that rate and estimate are those of this process."""
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.initial = trainer.global_step * self.accumulate
+        self.train_progress_bar.set_description("pretrain")
 
     def get_metrics(self, trainer: Any, module: Any) -> dict[str, int | str | float | dict[str, float]]:
         """Losses and rate."""

@@ -36,7 +36,9 @@ class Pretraining(lightning.LightningModule):
         super().__init__()
         self.settings, self.modalities, self.pictures = settings, modalities, pictures
         self.strengths = settings.disruption_settings()
-        self.network = SwinUNETR(settings.architecture(), settings.checkpoint_activations)
+        network: Any = SwinUNETR(settings.architecture(), settings.checkpoint_activations)
+        # 3^3 convolutions are up to twice as fast with the channels innermost.
+        self.network: SwinUNETR = network.to(memory_format=torch.channels_last_3d)
         self.network.encoder.mask_token.requires_grad_(settings.disruption == "mae")
         if settings.freeze != "none":
             getattr(self.network, settings.freeze).requires_grad_(False)

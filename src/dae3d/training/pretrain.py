@@ -17,6 +17,7 @@ from dae3d.errors import Dae3dError
 from dae3d.files import write_text
 from dae3d.settings import verb
 from dae3d.training.callbacks import Progress, Rows, Saver, StopAtNonFiniteLoss, find_checkpoints
+from dae3d.training.cpu import keep_freed_memory
 from dae3d.training.data import CropLoaders, TrainingData, training_data
 from dae3d.training.module import Pretraining
 from dae3d.training.record import MetricsFile, log_to
@@ -48,15 +49,19 @@ def pretrain(settings: PretrainSettings) -> Path:
         log.info("%s is already at step %d of %s", settings.out, resumed_at, settings.max_steps)
         return settings.out
 
-    lightning.seed_everything(settings.seed, verbose=False)
-    module = Pretraining(settings, data.modalities, settings.out / "pictures")
-    trainer = _trainer(settings, data, devices, nodes, resumed_at)
-    _announce(settings, data.modalities, resumed_at, trainer)
-    # Our own checkpoints hold Lightning's bookkeeping, which is more than tensors.
-    trainer.fit(module, CropLoaders(data, settings), ckpt_path=checkpoint, weights_only=False)
-    if trainer.global_step < int(settings.max_steps):
-        raise KeyboardInterrupt
-    log.info("done: weights in %s", settings.out / "weights")
+    with log_to(settings.out / "log.txt"):
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        lightning.seed_everything(settings.seed, verbose=False)
+        module = Pretraining(settings, data.modalities, settings.out / "pictures")
+        trainer = _trainer(settings, data, devices, nodes, resumed_at)
+        if trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
+        _announce(settings, data.modalities, resumed_at, trainer)
+        # Our own checkpoints hold Lightning's bookkeeping, which is more than tensors.
+        trainer.fit(module, CropLoaders(data, settings), ckpt_path=checkpoint, weights_only=False)
+        if trainer.global_step < int(settings.max_steps):
+            raise KeyboardInterrupt
+        log.info("done: weights in %s", settings.out / "weights")
     return settings.out
 
 
@@ -142,7 +147,6 @@ def _write_settings(settings: PretrainSettings) -> None:
         changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
         log.info("settings changed since the run began: %s", "; ".join(changed))
     write_text(saved, text)
-    log_to(settings.out / "log.txt")
 
 
 def _readable(checkpoint: Path) -> bool:
@@ -158,7 +162,6 @@ def _readable(checkpoint: Path) -> bool:
 def _announce(
     settings: PretrainSettings, modalities: list[str], resumed_at: int | None, trainer: Any
 ) -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     log.info(
         "%s %s on %s: %s, crops of %d^3, batch %d x %d, %s, precision %s",
         "resuming at step" if resumed_at else "pre-training from step",

@@ -11,6 +11,8 @@ import statistics
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,9 @@ from lightning.pytorch.loggers import Logger
 
 from dae3d import __version__
 from dae3d.files import write_text
+from dae3d.metrics import HEADER, read_metrics
 from dae3d.training.data import TrainingData
 from dae3d.training.settings import PretrainSettings
-
-_HEADER = ["step", "metric", "value"]
 
 
 class MetricsFile(Logger):
@@ -61,21 +62,11 @@ class MetricsFile(Logger):
             csv.writer(file).writerows([step, name, repr(value)] for name, value in metrics.items())
 
     def _keep_rows_up_to(self, last: int | None) -> None:
-        kept = [row for row in read_metrics(self.path) if last is not None and row[0] <= last]
+        kept = [row for row in read_metrics(self.path)[0] if last is not None and row[0] <= last]
         text = io.StringIO()
-        csv.writer(text).writerows([_HEADER, *([step, name, repr(value)] for step, name, value in kept)])
+        csv.writer(text).writerows([HEADER, *([step, name, repr(value)] for step, name, value in kept)])
         write_text(self.path, text.getvalue())
         self._prepared = True
-
-
-def read_metrics(path: Path) -> list[tuple[int, str, float]]:
-    """Rows (step, metric, value) of a `metrics.csv`; a last row cut short by a crash is left out."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        rows = list(csv.reader(file))[1:]
-    complete = rows[:-1] if rows and len(rows[-1]) < 3 else rows
-    return [(int(step), name, float(value)) for step, name, value in complete]
 
 
 class RunRecord:
@@ -103,7 +94,9 @@ class RunRecord:
 
     def write(self, step: int, finished: bool) -> None:
         """Write the record as it stands at `step`."""
-        rates = [value for _, name, value in read_metrics(self.metrics) if name == "train/samples_per_second"]
+        rates = [
+            value for _, name, value in read_metrics(self.metrics)[0] if name == "train/samples_per_second"
+        ]
         peak = torch.cuda.max_memory_allocated() if self.gpu else _peak_rss()
         self.contents |= {
             "step": step,
@@ -122,11 +115,24 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def log_to(path: Path) -> None:
-    """Copy the program's messages to a file as well."""
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Copy the first process's messages to a file as well."""
+    if os.environ.get("LOCAL_RANK", "0") != "0" or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    logger = logging.getLogger("dae3d")
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logging.getLogger("dae3d").addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()
 
 
 def _data_rows(data: TrainingData) -> list[dict[str, Any]]:

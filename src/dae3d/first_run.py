@@ -1,0 +1,118 @@
+"""The verb `demo`: everything once, from scans to report."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+from pydantic import Field
+
+from dae3d.errors import Dae3dError
+from dae3d.inference.reconstruct import reconstruct
+from dae3d.phantom import write_phantom
+from dae3d.reporting.page import report
+from dae3d.scans.index import index
+from dae3d.scans.manifest import Scan
+from dae3d.settings import Settings, verb
+from dae3d.store.prepare import prepare
+from dae3d.training.pretrain import pretrain
+
+PHANTOMS = 6
+# Where the nilearn wheel keeps the MNI152 template (ICBM 2009a symmetric), and the names it gets here.
+_NILEARN_DATA = Path("datasets/data")
+_MNI152 = {
+    "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz": "sub-mni152_T1w.nii.gz",
+    "mni_icbm152_gm_tal_nlin_sym_09a_converted.nii.gz": "sub-mni152_gm-map.nii.gz",
+    "mni_icbm152_wm_tal_nlin_sym_09a_converted.nii.gz": "sub-mni152_wm-map.nii.gz",
+}
+_RULES = ["*_gm-map.nii.gz=gm-map", "*_wm-map.nii.gz=wm-map", "*_ct-phantom.nii.gz=ct-phantom"]
+
+
+class DemoSettings(Settings):
+    """What to demonstrate on."""
+
+    out: Path = Field(Path("demo-out"), description="folder to write everything to")
+    data: list[Path] | None = Field(
+        None, description="folders of your scans, instead of the embedded ones", min_length=1
+    )
+    modality: str | None = Field(None, description="with --data: as of `dae3d index`")
+    rule: list[str] = Field([], description="with --data: as of `dae3d index`")
+    exclude: list[str] = Field([], description="with --data: as of `dae3d index`")
+    max_steps: int = Field(80, ge=1, description="steps to train the small network")
+
+
+@verb
+def demo(settings: DemoSettings) -> Path:
+    """Run index, prepare, pretrain, reconstruct and report once, with the small network.
+
+    Without `data` it runs on the MNI152 T1 template with its grey and white matter maps, which nilearn
+    carries, and on a CT-like phantom made here. Run again after an interruption, it goes on.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        Dae3dError: where nilearn is missing or the scans cannot be used.
+    """
+    out = settings.out
+    folders, rules = settings.data, settings.rule
+    if folders is None:
+        print("The demo trains on the MNI152 T1 template, its tissue maps, and a CT-like PHANTOM made here.")
+        folders, rules = [embedded_scans(out / "scans")], _RULES
+    manifest = index(
+        folders=folders,
+        out=out / "manifest.json",
+        modality=settings.modality,
+        rule=rules,
+        exclude=settings.exclude,
+        val_fraction=0.2,
+    )
+    store = prepare(manifest=out / "manifest.json", out=out / "store")
+    run = pretrain(
+        config="small-cpu",
+        data=store.path,
+        out=out / "run",
+        max_steps=settings.max_steps,
+        val_every=max(1, settings.max_steps // 2),
+        save_every=max(1, settings.max_steps // 2 // 5) * 5,
+        val_crops=2,
+        resume=(out / "run/settings.yaml").is_file(),
+    )
+    for scan in one_of_each_modality(manifest.scans):
+        reconstruct(
+            scans=[scan.path], weights=run, modality=scan.modality, out=out / "reconstructions", overlap=0.25
+        )
+    page = report(run=run)
+    print(f"report: {page.absolute()}")
+    return page
+
+
+def embedded_scans(folder: Path) -> Path:
+    """Put the embedded scans into a folder, as a user's would lie there; what is there already stays.
+
+    Raises:
+        Dae3dError: where nilearn is not installed.
+    """
+    spec = importlib.util.find_spec("nilearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise Dae3dError("the embedded scans come with nilearn: pip install 'dae3d[demo]', or use --data")
+    source = Path(spec.submodule_search_locations[0]) / _NILEARN_DATA
+    mni = folder / "mni152"
+    phantoms = folder / "ct-phantom"
+    for made in (mni, phantoms):
+        made.mkdir(parents=True, exist_ok=True)
+    for theirs, ours in _MNI152.items():
+        if not (mni / ours).is_file():
+            shutil.copyfile(source / theirs, mni / ours)
+    for seed in range(PHANTOMS):
+        path = phantoms / f"sub-phantom{seed}_ct-phantom.nii.gz"
+        if not path.is_file():
+            write_phantom(path, seed)
+    return folder
+
+
+def one_of_each_modality(scans: tuple[Scan, ...]) -> list[Scan]:
+    """The first scan of every modality, a held-out one where there is one."""
+    chosen: dict[str, Scan] = {}
+    for scan in sorted(scans, key=lambda scan: scan.split != "val"):
+        chosen.setdefault(scan.modality, scan)
+    return [chosen[modality] for modality in sorted(chosen)]

@@ -1,0 +1,77 @@
+"""Is the network's repair better than none, and better than a trivial one?"""
+
+import math
+from dataclasses import dataclass
+
+from dae3d.reporting.run import BASELINES, Run
+
+MEASURES = ("psnr", "ssim")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of repair. `gain` is the network's value minus this one, `best` marks the highest value."""
+
+    name: str
+    values: dict[str, float]
+    gain: dict[str, float]
+    best: dict[str, bool]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Means over the validation crops of one modality; the network's repair, at `step`, is the last row."""
+
+    modality: str
+    step: int
+    rows: list[Row]
+
+    @property
+    def untouched(self) -> bool:
+        """The disrupted image is the clean one: only channels of the embedding were masked."""
+        return math.isinf(self.rows[0].values["psnr"])
+
+    @property
+    def trivial(self) -> list[Row]:
+        """The repairs without a network."""
+        return self.rows[1:-1]
+
+    def beats_disrupted(self, measure: str) -> bool:
+        """Whether the network's repair is nearer to the clean image than the disrupted image is."""
+        return self.rows[0].gain[measure] > 0
+
+    def beats_trivial(self, measure: str) -> bool:
+        """Whether it is nearer than every trivial repair."""
+        return all(row.gain[measure] > 0 for row in self.trivial)
+
+
+def compare(run: Run, modality: str) -> Comparison | None:
+    """Compare at the last validation, or None where the run has not measured all that it takes."""
+    series = {m: run.metrics.get(f"val/{m}/{modality}") for m in MEASURES}
+    values = {
+        name: {
+            m: run.metrics[key].last[1] for m in MEASURES if (key := _key(m, name, modality)) in run.metrics
+        }
+        for name in BASELINES
+    }
+    values = {name: found for name, found in values.items() if len(found) == len(MEASURES)}
+    if "disrupted" not in values or any(found is None for found in series.values()):
+        return None
+    repaired = {m: found.last[1] for m, found in series.items() if found is not None}
+    step = max(found.last[0] for found in series.values() if found is not None)
+    values["repaired"] = repaired
+    highest = {m: max(found[m] for found in values.values()) for m in MEASURES}
+    rows = [
+        Row(
+            name=name,
+            values=found,
+            gain={m: repaired[m] - found[m] for m in MEASURES},
+            best={m: found[m] == highest[m] for m in MEASURES},
+        )
+        for name, found in values.items()
+    ]
+    return Comparison(modality, step, rows)
+
+
+def _key(measure: str, name: str, modality: str) -> str:
+    return f"baseline/{measure}/{name}/{modality}"

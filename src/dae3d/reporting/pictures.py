@@ -1,0 +1,151 @@
+"""Pictures of volumes: orthogonal mid-slices side by side."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.patheffects import withStroke
+
+# name, axis that is cut, where its two remaining directions point on screen: left, right, top, bottom
+PLANES = (("axial", 2, "RLAP"), ("coronal", 1, "RLSI"), ("sagittal", 0, "APSI"))
+
+_DPI = 100
+_CELL = (
+    1.92  # inches, the width of a column: crops of 32, 48, 64 and 96 voxels at a whole number of pixels each
+)
+_LEFT, _TOP, _BOTTOM, _GAP = 0.35, 0.8, 0.5, 0.06  # inches
+_TALLEST = 2.5  # columns' widths: the height of a row, for scans of the whole body
+_BACKGROUND, _INK, _LETTERS = "#101014", "#d8d8dc", "#ffcc4d"
+_ERROR_SHARE = 0.5
+
+
+def triptych(
+    volumes: Mapping[str, np.ndarray],
+    title: str,
+    path: Path,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+) -> None:
+    """Write a PNG of volumes side by side: columns = volumes, rows = axial, coronal, sagittal mid-slices.
+
+    Oriented as radiologists look at them: the patient's right on the left, anterior and superior up, in the
+    sagittal row anterior on the left; letters say so. Proportions are those of the body.
+
+    All volumes share one grey window, the 1st to 99th percentile of the first one (the clean). A volume
+    whose name ends in "error" has colours instead, from 0 to half that window, with a colour bar: the
+    same scale at every step of a training.
+
+    Args:
+        volumes: by name, each (X, Y, Z) with RAS axes and of the same shape.
+        title: written above.
+        path: of the PNG; its folder is made.
+        spacing: voxel size in mm along X, Y, Z.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    imsave(temporary, triptych_array(volumes, title, spacing), format="png")
+    temporary.replace(path)
+
+
+def triptych_array(
+    volumes: Mapping[str, np.ndarray], title: str, spacing: Sequence[float] = (1.0, 1.0, 1.0)
+) -> np.ndarray:
+    """The picture of `triptych` as (H, W, 3) uint8, for TensorBoard."""
+    canvas = FigureCanvasAgg(draw(volumes, title, spacing))
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def mid_slice(volume: np.ndarray, axis: int) -> np.ndarray:
+    """The middle slice of a RAS volume across `axis`, as an image: (rows, columns), first row on top."""
+    middle = np.take(volume, volume.shape[axis] // 2, axis=axis)
+    return middle[::-1, ::-1].T
+
+
+def draw(volumes: Mapping[str, np.ndarray], title: str, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> Figure:
+    """The figure behind `triptych`; its axes run row by row, the colour bar's last."""
+    first = next(iter(volumes.values()))
+    size = np.multiply(first.shape, spacing)
+    scale = min(_CELL / max(size[0], size[1]), _TALLEST * _CELL / max(size[1], size[2]))  # inches per mm
+    heights = [size[1] * scale, size[2] * scale, size[2] * scale]
+    width = _LEFT + len(volumes) * (_CELL + _GAP)
+    height = _TOP + sum(heights) + 2 * _GAP + _BOTTOM
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor=_BACKGROUND)
+
+    def place(left: float, top: float, wide: float, high: float) -> Axes:
+        """Axes at a box given in inches from the figure's upper left corner."""
+        return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
+
+    def write(left: float, top: float, text: str, points: float, **style: Any) -> None:
+        figure.text(left / width, 1 - top / height, text, color=_INK, fontsize=points, va="center", **style)
+
+    grey = grey_window(first)
+    colours = Normalize(0, _ERROR_SHARE * (grey[1] - grey[0]))
+    write(width / 2, 0.24, title, 16, ha="center")
+    top = _TOP
+    for (name, axis, letters), high in zip(PLANES, heights, strict=True):
+        write(_LEFT / 2, top + high / 2, name, 13, ha="center", rotation=90)
+        wide = (size[1] if axis == 0 else size[0]) * scale
+        for column, volume in enumerate(volumes.values()):
+            left = _LEFT + column * (_CELL + _GAP) + (_CELL - wide) / 2
+            panel = place(left, top, wide, high)
+            panel.axis("off")
+            image = mid_slice(volume, axis)
+            # Enlarged voxels stay sharp squares; a slice with more voxels than pixels is averaged.
+            how = "nearest" if image.shape[1] <= wide * _DPI else "antialiased"
+            if _is_error(list(volumes)[column]):
+                panel.imshow(image, cmap="inferno", norm=colours, aspect="auto", interpolation=how)
+            else:
+                panel.imshow(image, cmap="gray", vmin=grey[0], vmax=grey[1], aspect="auto", interpolation=how)
+            if column == 0:
+                _letter(panel, letters)
+        top += high + _GAP
+    for column, name in enumerate(volumes):
+        left = _LEFT + column * (_CELL + _GAP)
+        write(left + _CELL / 2, 0.6, name, 15, ha="center")
+        if _is_error(name):
+            _colour_bar(place(left + 0.4, height - 0.36, _CELL - 1.1, 0.14), colours)
+    write(_LEFT, height - 0.29, f"grey from {grey[0]:.3g} to {grey[1]:.3g}", 12)
+    return figure
+
+
+def grey_window(volume: np.ndarray) -> tuple[float, float]:
+    """The 1st and 99th percentile; where they are equal, the upper one is 1 higher."""
+    low, high = np.percentile(volume, (1, 99))
+    return float(low), float(high if high > low else low + 1)
+
+
+def _is_error(name: str) -> bool:
+    return name.endswith("error")
+
+
+def _letter(panel: Axes, letters: str) -> None:
+    places = [(0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center")]
+    places += [(0.5, 0.98, "center", "top"), (0.5, 0.02, "center", "bottom")]
+    for letter, (x, y, ha, va) in zip(letters, places, strict=True):
+        panel.text(
+            x,
+            y,
+            letter,
+            transform=panel.transAxes,
+            ha=ha,
+            va=va,
+            color=_LETTERS,
+            fontsize=13,
+            path_effects=[withStroke(linewidth=2.5, foreground=_BACKGROUND)],
+        )
+
+
+def _colour_bar(axes: Axes, colours: Normalize) -> None:
+    axes.figure.colorbar(ScalarMappable(colours, "inferno"), cax=axes, orientation="horizontal", ticks=[])
+    for x, value, side in ((-0.06, colours.vmin, "right"), (1.06, colours.vmax, "left")):
+        axes.text(x, 0.45, f"{value:.3g}", transform=axes.transAxes, ha=side, va="center")
+    for text in axes.texts:
+        text.set(color=_INK, fontsize=12)

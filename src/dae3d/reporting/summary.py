@@ -1,0 +1,97 @@
+"""A run in words: what it did, how it went, what its folder lacks."""
+
+from collections.abc import Sequence
+
+from dae3d.reporting.comparison import MEASURES, Comparison
+from dae3d.reporting.run import Run
+from dae3d.reporting.words import duration, listing, plural, quantity
+
+DISRUPTIONS = {
+    "all": "noise, loss of resolution and masked channels of the embedding",
+    "denoise": "noise",
+    "superres": "loss of resolution",
+    "local_mask": "masked channels of the embedding",
+    "mae": "masked blocks of voxels",
+}
+
+
+def summary(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
+    """What was trained on what, how long, and with which result: sentences."""
+    return [_training(run), *_result(run, comparisons)]
+
+
+def missing(run: Run) -> list[str]:
+    """What a finished run has and this one has not."""
+    record, metrics = run.record, run.metrics
+    absent = []
+    if not record.finished:
+        absent.append(f"The run is not finished: {_progress(run)}.")
+    if run.settings is None:
+        absent.append("There is no settings.yaml.")
+    if not record.data.rows:
+        absent.append("run.json does not say what was trained on.")
+    if not any(name.startswith("train/") for name in metrics):
+        absent.append("metrics.csv has no training rows.")
+    if run.unreadable_rows:
+        absent.append(f"{plural(run.unreadable_rows, 'row')} of metrics.csv could not be read.")
+    unmeasured = [m for m in run.modalities if f"val/psnr/{m}" not in metrics]
+    if unmeasured:
+        absent.append(f"There is no validation of {listing(unmeasured)}.")
+    unpaired = [m for m in run.modalities if f"baseline/psnr/disrupted/{m}" not in metrics]
+    if unpaired:
+        absent.append(f"There is nothing to compare the repair of {listing(unpaired)} with.")
+    undrawn = [m for m in run.modalities if m not in run.pictures]
+    if undrawn:
+        absent.append(f"There are no pictures of {listing(undrawn)}.")
+    return absent
+
+
+def _progress(run: Run) -> str:
+    record = run.record
+    if record.step is None:
+        return "no step has been recorded yet"
+    return f"{record.step} of {record.max_steps} steps" if record.max_steps else plural(record.step, "step")
+
+
+def _training(run: Run) -> str:
+    record = run.record
+    network = f"A network of {quantity(record.parameters)} parameters" if record.parameters else "A network"
+    what = DISRUPTIONS.get(record.disruption or "", "disrupted images")
+    task = f"to repair {what}" + (f" (disruption “{record.disruption}”)" if record.disruption else "")
+    scans = sum(row.train for row in record.data.rows)
+    kinds = sorted({row.modality for row in record.data.rows})
+    data = (
+        f" on {plural(scans, 'scan')} of {plural(len(kinds), 'modality')} ({', '.join(kinds)})"
+        if kinds
+        else ""
+    )
+    length = f", for {_progress(run)}" if record.step is not None else ""
+    time = f" in {duration(record.seconds)}" if record.seconds is not None else ""
+    return f"{network} learned {task}{data}{length}{time}."
+
+
+def _result(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
+    compared = [c for c in comparisons if not c.untouched]
+    if comparisons and not compared:
+        return [
+            "The disruption leaves the voxels as they are, so there is no disrupted image to compare with."
+        ]
+    if not compared:
+        return ["The repair has not been compared with the disrupted image yet."]
+    steps = sorted({c.step for c in compared})
+    when = f"At step {steps[0]}" if len(steps) == 1 else "At their last validation"
+    if steps == [0]:
+        when = "Before training (step 0)"
+    better = listing([_tally(compared, measure, "beats_disrupted") for measure in MEASURES])
+    sentences = [f"{when}, the repaired validation crops are better than the disrupted ones {better}."]
+    if all(c.trivial for c in compared):
+        beaten = listing([_tally(compared, measure, "beats_trivial") for measure in MEASURES])
+        sentences.append(f"They beat the best trivial repair {beaten}.")
+    return sentences
+
+
+def _tally(comparisons: Sequence[Comparison], measure: str, test: str) -> str:
+    won = [c.modality for c in comparisons if getattr(c, test)(measure)]
+    of = plural(len(comparisons), "modality")
+    which = f" ({', '.join(won)})" if 0 < len(won) < len(comparisons) else ""
+    return f"in {measure.upper()} on {len(won) or 'none'} of {of}{which}"

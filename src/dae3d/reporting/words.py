@@ -1,0 +1,39 @@
+"""Numbers and lists as people read them."""
+
+from collections.abc import Sequence
+
+
+def duration(seconds: float) -> str:
+    """400 -> "6 min 40 s"; 90061 -> "1 d 1 h"."""
+    whole = round(seconds)
+    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
+    first = next((i for i, (number, _) in enumerate(parts) if number), len(parts) - 1)
+    return " ".join(f"{number} {unit}" for number, unit in parts[first : first + 2] if number) or "0 s"
+
+
+def quantity(number: float) -> str:
+    """3894775 -> "3.89 million"."""
+    for limit, name in ((1e9, " billion"), (1e6, " million")):
+        if number >= limit:
+            return f"{number / limit:.3g}{name}"
+    return f"{number:,.0f}"
+
+
+def size(count: float) -> str:
+    """Bytes: 2100000000 -> "2.1 GB"."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= limit:
+            return f"{count / limit:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def listing(words: Sequence[str]) -> str:
+    """["ct", "t1", "t2"] -> "ct, t1 and t2"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def plural(number: int, noun: str) -> str:
+    """1, "scan" -> "1 scan"; 2, "modality" -> "2 modalities"."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun[:-1] + 'ies' if noun.endswith('y') else noun + 's'}"

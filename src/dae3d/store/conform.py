@@ -1,0 +1,91 @@
+"""Bring a scan into the store's form: RAS axes, the wanted spacing, the smallest lossless voxel type."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from nibabel.affines import apply_affine
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+
+from dae3d.errors import ScanError
+from dae3d.scans.readers import Volume
+from dae3d.store.statistics import Box, measure, planes
+
+FOREGROUND_MARGIN_MM = 10.0
+_SAME_SPACING = 1e-3  # relative: scanners write 0.9999 mm for 1 mm
+_SMALL_TYPES = [np.dtype(name) for name in ("uint8", "int16", "uint16", "int32")]
+
+
+def to_ras(volume: Volume) -> Volume:
+    """Permute and flip axes so that they run to the right, anterior and superior; no voxel changes.
+
+    Raises:
+        ScanError: where two axes of the scan point the same way.
+    """
+    orientation = io_orientation(volume.affine)
+    if np.isnan(orientation).any():
+        raise ScanError("affine is singular: its axes do not span three dimensions")
+    affine = volume.affine @ inv_ornt_aff(orientation, volume.array.shape)
+    return replace(volume, array=apply_orientation(volume.array, orientation), affine=affine)
+
+
+def scaled(volume: Volume) -> Volume:
+    """Apply the scale factors of floating-point voxels, which save nothing and would round once more."""
+    if volume.array.dtype.kind != "f" or (volume.slope, volume.intercept) == (1.0, 0.0):
+        return volume
+    array = np.empty(volume.array.shape, np.float32)
+    for x, plane in enumerate(planes(volume)):
+        array[x] = plane
+    return Volume(array, volume.affine)
+
+
+def resample(volume: Volume, spacing: tuple[float, float, float]) -> Volume:
+    """Trilinear resampling to `spacing` (mm), as MONAI's `Spacing`; a volume that has it stays as it is.
+
+    The slope and intercept stay, for they commute with interpolation; the array becomes float32.
+    """
+    if np.allclose(volume.spacing, spacing, rtol=_SAME_SPACING, atol=0):
+        return volume
+    # MONAI and PyTorch take seconds to import, and only resampling needs them.
+    import torch
+    from monai.data.meta_tensor import MetaTensor
+    from monai.transforms.spatial.array import Spacing
+
+    array = np.ascontiguousarray(volume.array, dtype=np.float32)
+    image = MetaTensor(torch.from_numpy(array)[None], affine=torch.from_numpy(volume.affine))
+    resampled: Any = Spacing(pixdim=spacing, mode="bilinear", dtype=np.float32)(image)
+    return replace(volume, array=resampled.numpy()[0], affine=resampled.affine.numpy())
+
+
+def crop_to_foreground(volume: Volume) -> Volume:
+    """Keep the foreground box and 10 mm around it."""
+    first, last = measure(volume).foreground
+    margin = np.ceil(FOREGROUND_MARGIN_MM / np.array(volume.spacing)).astype(int)
+    start = np.maximum(np.array(first) - margin, 0)
+    stop = np.minimum(np.array(last) + margin, volume.array.shape)
+    return crop(volume, (tuple(start.tolist()), tuple(stop.tolist())))
+
+
+def crop(volume: Volume, box: Box) -> Volume:
+    """The half-open `box` of a volume, with the affine moved to its first voxel."""
+    start, stop = box
+    affine = volume.affine.copy()
+    affine[:3, 3] = apply_affine(volume.affine, start)
+    return replace(volume, array=volume.array[tuple(map(slice, start, stop))], affine=affine)
+
+
+def narrowed(array: np.ndarray) -> np.ndarray:
+    """The same values in C order in the smallest of uint8, int16, uint16 and int32 that holds them all.
+
+    What is not whole numbers becomes float32, which is what intensities are read as.
+    """
+    floating = array.dtype.kind == "f"
+    if floating and not all(np.array_equal(plane, np.rint(plane)) for plane in array):
+        return np.ascontiguousarray(array, dtype=np.float32)
+    low, high = array.min(), array.max()
+    for dtype in _SMALL_TYPES:
+        limits = np.iinfo(dtype)
+        smaller = floating or dtype.itemsize < array.dtype.itemsize
+        if smaller and limits.min <= low and high <= limits.max:
+            return np.ascontiguousarray(array, dtype=dtype)
+    return np.ascontiguousarray(array, dtype=np.float32 if floating else array.dtype.newbyteorder("="))

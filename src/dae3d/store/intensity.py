@@ -1,0 +1,106 @@
+"""From acquired intensities to what the network sees, and back: one rule per modality label."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dae3d.store.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Window:
+    """Fixed bounds in acquired units, clipped and scaled to [0, 1]: for intensities with a physical unit."""
+
+    low: float
+    high: float
+
+    def normalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
+        """As MONAI's `ScaleIntensityRange(low, high, 0, 1, clip=True)`."""
+        return _to_unit(crop, self.low, self.high)
+
+    def denormalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
+        """The inverse within the window; what was clipped stays at the window's bounds."""
+        return _from_unit(crop, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class ZScore:
+    """Mean 0 and standard deviation 1 over the scan's non-zero voxels; zeros stay zeros.
+
+    For MR, whose intensities have no unit and whose background is zero where it was removed.
+    """
+
+    def normalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
+        """As MONAI's `NormalizeIntensity(nonzero=True)` on the whole scan."""
+        scaled = np.subtract(crop, statistics.mean, dtype=np.float32)
+        scaled /= np.float32(statistics.std or 1.0)
+        scaled[crop == 0] = 0
+        return scaled
+
+    def denormalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
+        """The inverse: exact 0 is taken for background, so a voxel equal to the mean comes back as 0."""
+        acquired = np.multiply(crop, statistics.std or 1.0, dtype=np.float32)
+        acquired += np.float32(statistics.mean)
+        acquired[crop == 0] = 0
+        return acquired
+
+
+@dataclass(frozen=True)
+class PercentileRange:
+    """The scan's own range between two percentiles, clipped and scaled to [0, 1]."""
+
+    low: float = 0.5
+    high: float = 99.5
+
+    def normalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
+        """As MONAI's `ScaleIntensityRangePercentiles(low, high, 0, 1, clip=True)` on the whole scan."""
+        return _to_unit(crop, *self._bounds(statistics))
+
+    def denormalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
+        """The inverse within the range; what was clipped stays at the range's bounds."""
+        return _from_unit(crop, *self._bounds(statistics))
+
+    def _bounds(self, statistics: Statistics) -> tuple[float, float]:
+        low, high = statistics.percentile(self.low), statistics.percentile(self.high)
+        # A map that is empty nearly everywhere has no range between its percentiles.
+        return (low, high) if low < high else (statistics.minimum, statistics.maximum)
+
+
+Scaling = Window | ZScore | PercentileRange
+
+_HOUNSFIELD = Window(-1000.0, 1000.0)
+SCALINGS: dict[str, Scaling] = {
+    "ct": _HOUNSFIELD,
+    "ct-phantom": _HOUNSFIELD,
+    "cbct": _HOUNSFIELD,
+    "pet": PercentileRange(),
+    "gm-map": PercentileRange(),
+    "wm-map": PercentileRange(),
+}
+
+
+def scaling(modality: str) -> Scaling:
+    """The rule for a modality label; a label that is not in `SCALINGS` is scaled as MR is."""
+    return SCALINGS.get(modality, ZScore())
+
+
+def normalise(crop: np.ndarray, modality: str, statistics: Statistics) -> np.ndarray:
+    """Scale intensities in acquired units, of any real type, for the network; float32, in a new array."""
+    return scaling(modality).normalise(crop, statistics)
+
+
+def denormalise(crop: np.ndarray, modality: str, statistics: Statistics) -> np.ndarray:
+    """Turn what `normalise` made back into acquired units, as far as it was kept; float32, in a new array."""
+    return scaling(modality).denormalise(crop, statistics)
+
+
+def _to_unit(crop: np.ndarray, low: float, high: float) -> np.ndarray:
+    scaled = np.subtract(crop, low, dtype=np.float32)
+    scaled /= np.float32(high - low)
+    return np.clip(scaled, 0, 1, out=scaled)
+
+
+def _from_unit(crop: np.ndarray, low: float, high: float) -> np.ndarray:
+    acquired = np.multiply(crop, high - low, dtype=np.float32)
+    acquired += np.float32(low)
+    return acquired

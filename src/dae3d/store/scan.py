@@ -1,0 +1,149 @@
+"""One prepared scan: its metadata, and the Blosc2 file that holds its voxels and its metadata."""
+
+import hashlib
+import math
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+import blosc2
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dae3d.errors import Dae3dError
+from dae3d.scans.manifest import Scan, Split
+from dae3d.store.source import Stamp
+from dae3d.store.statistics import Statistics
+
+# Folders of a store: the stored files, and those being written.
+SCANS, PARTIAL = "scans", "partial"
+CHUNK, BLOCK = 64, 32
+# Measured on CT and MR: level 9 makes files 1 to 6 % smaller than level 1, takes 30 to 300 times as long to
+# write, and reads no faster.
+_LEVEL = 1
+_METADATA = "dae3d"
+
+Row = tuple[float, float, float, float]
+
+
+class Preparation(BaseModel):
+    """What was done to a scan on its way into the store; with another preparation it is done anew."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    spacing: tuple[float, float, float] | None
+    crop_foreground: bool
+
+
+class StoredScan(BaseModel):
+    """A scan in the store: intensity = voxel * `slope` + `intercept`.
+
+    `source` is the manifest's entry, with the digest of the source's content, and `source_stamp` the state
+    the source was in. `shape`, `spacing` (mm) and `affine` (voxel to RAS+ mm) are those of the stored array,
+    whose axes run to the right, anterior and superior. `file` lies in the store's folder `scans`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    stored_stamp: Stamp | None = None  # known once the file has been written
+    source: Scan
+    source_stamp: Stamp
+    preparation: Preparation
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    affine: tuple[Row, Row, Row, Row]
+    dtype: str
+    slope: float
+    intercept: float
+    statistics: Statistics
+
+    @property
+    def path(self) -> Path:
+        """The source file."""
+        return self.source.path
+
+    @property
+    def modality(self) -> str:
+        """The label by which intensities are scaled."""
+        return self.source.modality
+
+    @property
+    def split(self) -> Split:
+        """Whether the scan is trained on or validated on."""
+        return self.source.split
+
+    @property
+    def subject(self) -> str:
+        """Whom the scan is of."""
+        return self.source.subject
+
+    @property
+    def dataset(self) -> str:
+        """The data set that the scan is from."""
+        return self.source.dataset
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Size of the array, uncompressed."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def file_name(source: Path) -> str:
+    """The stored file of a source: readable, and one for each absolute path.
+
+    Made of the path alone, so that another subject or modality label does not make it another file.
+    """
+    path = os.path.abspath(source)
+    readable = re.sub(r"[^a-z0-9]+", "-", f"{Path(path).parent.name} {source.name.split('.')[0]}".lower())
+    return f"{readable.strip('-')[:80]}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.b2nd"
+
+
+def write_scan(store: Path, array: np.ndarray, scan: StoredScan) -> StoredScan:
+    """Write one scan into a store, whole or not at all; returns its metadata, complete.
+
+    Raises:
+        Dae3dError: where it cannot be written (a full disk).
+    """
+    temporary, final = store / PARTIAL / scan.file, store / SCANS / scan.file
+    chunks = tuple(min(CHUNK, n) for n in array.shape)
+    try:
+        stored = blosc2.asarray(
+            array,
+            urlpath=str(temporary),
+            mode="w",
+            chunks=chunks,
+            blocks=tuple(min(BLOCK, n) for n in chunks),
+            cparams={"codec": blosc2.Codec.ZSTD, "clevel": _LEVEL, "nthreads": 1, "typesize": array.itemsize},
+        )
+        stored.schunk.vlmeta[_METADATA] = scan.model_dump_json(exclude={"stored_stamp"})
+        del stored
+        temporary.replace(final)
+    except (OSError, RuntimeError) as error:
+        raise Dae3dError(f"{final}: cannot be written ({error}); is the disk full?") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return scan.model_copy(update={"stored_stamp": Stamp.of([final])})
+
+
+def read_metadata(path: Path) -> StoredScan | None:
+    """What a stored file says of its scan, or None where there is no such file or it is not whole."""
+    try:
+        array = blosc2.open(str(path), mode="r")
+        scan = StoredScan.model_validate_json(array.schunk.vlmeta[_METADATA])
+        return scan.model_copy(update={"stored_stamp": Stamp.of([path])})
+    except (OSError, RuntimeError, KeyError, ValidationError):
+        return None
+
+
+def read_voxels(path: Path, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray:
+    """Read the box [start, stop) of a stored file, as stored.
+
+    The file is opened anew for each box, and not mapped into memory. Opening costs 0.1 ms of the 2.7 ms for
+    96^3 voxels, mapping is no faster, and either would let memory grow with the number of scans. A handle
+    kept open also reads nonsense once its file has been replaced.
+    """
+    array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+    return array[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]

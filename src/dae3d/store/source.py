@@ -1,0 +1,50 @@
+"""The files a scan comes from: have they changed, and what is their content."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from dae3d.scans.readers import suffix
+
+# Headers whose voxels lie in a file of their own, and the line that names it.
+_DETACHED = (".mhd", ".nhdr")
+_DATA_FILE = re.compile(
+    rb"^(?:ElementDataFile|data ?file)\s*[=:]\s*(\S.*?)\s*$", re.IGNORECASE | re.MULTILINE
+)
+
+
+class Stamp(BaseModel):
+    """Size and time of last change, by which a changed file is noticed without reading it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, paths: Iterable[Path]) -> "Stamp":
+        """The stamp of some files together: the sum of their sizes, the latest of their changes."""
+        stats = [path.stat() for path in paths]
+        return cls(bytes=sum(s.st_size for s in stats), mtime_ns=max(s.st_mtime_ns for s in stats))
+
+
+def source_files(path: Path) -> list[Path]:
+    """The file itself, and for a detached MetaImage or NRRD header the data file it names."""
+    if suffix(path) not in _DETACHED:
+        return [path]
+    named = _DATA_FILE.search(path.read_bytes())
+    data = path.parent / named[1].decode(errors="surrogateescape") if named else path
+    return [path, data] if data != path and data.is_file() else [path]
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """Sha256 over the content of some files, one after the other, in hexadecimal."""
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()
