@@ -20,7 +20,7 @@ from dae3d.settings import Group, Positional, Settings, resolve, shipped_configs
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0 done, 1 an error the user can mend, 130 interrupted."""
     show_messages()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [with_hyphens(word) for word in (sys.argv[1:] if argv is None else argv)]
     name = next((word for word in arguments if not word.startswith("-")), None)
     parser = argparse.ArgumentParser(
         prog="dae3d", description=(import_module("dae3d").__doc__ or "").strip(), allow_abbrev=False
@@ -39,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             add_settings_arguments(command, load_verb(verb).settings)
     options = vars(parser.parse_args(arguments))
     return run_verb(load_verb(options.pop("verb")), options)
+
+
+def with_hyphens(word: str) -> str:
+    """`--max_steps=8` as `--max-steps=8`: flags may be spelt as the fields are."""
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
 def show_messages() -> None:
@@ -71,11 +77,14 @@ def run_verb(function: Any, fields: dict[str, Any]) -> int:
 
 
 def add_settings_arguments(parser: argparse.ArgumentParser, model: type[Settings]) -> None:
-    """Give `parser` one argument for each field of `model`, spelt with hyphens or with underscores.
+    """Give `parser` one argument for each field of `model`, spelt with hyphens.
 
     Arguments that are not given are left out of the parsed namespace, so that a config file can set them.
     """
     groups: dict[str, Any] = {}
+    fields = model.model_fields.items()
+    words = [name.upper() for name, field in fields if _is_positional(field)]
+    parser.usage = " ".join([parser.prog, *words, "[--setting value ...]"])
     if getattr(model, "takes_config", False):
         parser.add_argument(
             "--config",
@@ -88,7 +97,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser, model: type[Settings
             default=argparse.SUPPRESS,
             help="print the resolved settings as YAML and exit",
         )
-    for name, field in model.model_fields.items():
+    for name, field in fields:
         heading = next((str(m) for m in field.metadata if isinstance(m, Group)), None)
         if heading and heading not in groups:
             groups[heading] = parser.add_argument_group(heading)
@@ -98,26 +107,34 @@ def add_settings_arguments(parser: argparse.ArgumentParser, model: type[Settings
 def _add_argument(parser: Any, name: str, field: FieldInfo) -> None:
     kinds = _kinds(field.annotation)
     help_text = (field.description or "").replace("%", "%%")
+    if field.is_required():
+        help_text += " (required)"
     default = None if field.is_required() else field.get_default(call_default_factory=True)
-    if default not in (None, (), [], {}) and not isinstance(default, bool):
+    if isinstance(default, bool):
+        help_text += f" (default: {'yes' if default else 'no'})"
+    elif default not in (None, (), [], {}):
         shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
         help_text += f" (default: {shown})"
     many = any(typing.get_origin(kind) in (list, tuple, dict) for kind in kinds)
     options: dict[str, Any] = {"help": help_text, "default": argparse.SUPPRESS}
-    if any(isinstance(m, Positional) for m in field.metadata):
+    if _is_positional(field):
         parser.add_argument(name, nargs="+" if many else None, metavar=name.upper(), help=help_text)
         return
-    flags = list(dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]))
+    flag = f"--{name.replace('_', '-')}"
     if bool in kinds:
-        parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
     elif many:
         kind = next(k for k in kinds if typing.get_origin(k) in (list, tuple, dict))
         metavar = "KEY=VALUE" if typing.get_origin(kind) is dict else _metavar(typing.get_args(kind)[0])
-        parser.add_argument(*flags, nargs="+", action=_Many, kind=kind, metavar=metavar, **options)
+        parser.add_argument(flag, nargs="+", action=_Many, kind=kind, metavar=metavar, **options)
     else:
         none = type(None) in kinds
         convert: Callable[[str], Any] = (lambda text: None if text == "none" else text) if none else str
-        parser.add_argument(*flags, type=convert, metavar=" | ".join(map(_metavar, kinds)), **options)
+        parser.add_argument(flag, type=convert, metavar="|".join(map(_metavar, kinds)), **options)
+
+
+def _is_positional(field: FieldInfo) -> bool:
+    return any(isinstance(m, Positional) for m in field.metadata)
 
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:
@@ -149,7 +166,8 @@ class _Many(argparse.Action):
             bad = [word for word in values if "=" not in word]
             if bad:
                 parser.error(f"{option_string}: {bad[0]!r} is not KEY=VALUE")
-            value = dict(word.rsplit("=", 1) for word in values)
+            given = dict(word.rsplit("=", 1) for word in values)
+            value = (getattr(namespace, self.dest, None) or {}) | given
         else:
             value = (getattr(namespace, self.dest, None) or []) + values
         setattr(namespace, self.dest, value)

@@ -79,7 +79,11 @@ def demo(settings: DemoSettings) -> Path:
     )
     for scan in one_of_each_modality(manifest.scans):
         reconstruct(
-            scans=[scan.path], weights=run, modality=scan.modality, out=out / "reconstructions", overlap=0.25
+            scans=[scan.path],
+            weights=run,
+            modality=scan.modality,
+            out=out / "reconstructions" / scan.modality,
+            overlap=0.25,
         )
     page = report(run=run)
     print(f"report: {page.absolute()}")

@@ -6,6 +6,7 @@ made by `dae3d prepare`.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -111,6 +112,7 @@ def translate(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         "contrastive_temperature": given.temperature,
         "roi": given.img_size,
         "embed_dim": given.embed_dim,
+        "restore_intensity": False,
         "batch_size": given.batch_size,
         "accumulate": max(1, given.accumulate_step),
         "max_steps": f"{given.epoch} epochs",
@@ -144,8 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Translate and run; returns the exit status."""
     show_messages()
     fields, remarks = translate(sys.argv[1:] if argv is None else argv)
-    for remark in remarks:
-        print(remark, file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":
+        for remark in remarks:
+            print(remark, file=sys.stderr)
     return run_verb(load_verb("pretrain"), fields)
 
 

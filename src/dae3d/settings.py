@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 class Settings(BaseModel):
     """Base of every verb's settings: immutable, no unknown fields, each field with a description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     def to_yaml(self) -> str:
         """The settings as YAML, every field written out, in the order of their definition."""
@@ -46,7 +46,7 @@ def resolve(model: type[Settings], fields: dict[str, Any]) -> Settings:
     config = fields.pop("config", None)
     merged = {**read_config(config), **fields} if config is not None else fields
     try:
-        return model(**merged)
+        return model.model_validate(merged)
     except ValidationError as error:
         raise SettingsError(_explain(model, error)) from None
 
@@ -55,19 +55,17 @@ def read_config(config: str | Path) -> dict[str, Any]:
     """Read a YAML settings file, or one of the shipped ones by its bare name (`small-cpu`)."""
     path = Path(config)
     shipped = resources.files("dae3d.configs") / f"{config}.yaml"
-    if path.is_file():
-        text = path.read_text()
-    elif shipped.is_file():
-        text = shipped.read_text()
-    else:
+    if not path.is_file() and not shipped.is_file():
         names = ", ".join(shipped_configs())
         raise SettingsError(
             f"config: no file {path}, and no shipped config of that name (there are: {names})"
         )
     try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise SettingsError(f"config: {path} is not YAML: {error}") from None
+        values = yaml.safe_load((path if path.is_file() else shipped).read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"config: {path} is not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
     if not isinstance(values, dict):
         raise SettingsError(f"config: {path} must hold `field: value` lines, not a {type(values).__name__}")
     return values
@@ -85,7 +83,7 @@ def _explain(model: type[Settings], error: ValidationError) -> str:
         name = ".".join(str(part) for part in problem["loc"][:1])
         if problem["type"] == "extra_forbidden":
             lines.append(f"{name}: no such setting; there are: {', '.join(model.model_fields)}")
-        elif problem["type"] == "missing":
+        elif problem["type"] == "missing" and len(problem["loc"]) == 1:
             lines.append(f"{name}: needed, and not given")
         else:
             message = problem["msg"].removeprefix("Value error, ")

@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import io
+import itertools
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,8 +15,9 @@ import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
-from pydantic import Field
+from pydantic import Field, field_validator
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -32,7 +35,7 @@ from dae3d.settings import Positional, Settings, verb
 from dae3d.store.conform import to_ras
 from dae3d.store.intensity import normalise
 from dae3d.store.statistics import measure, refuse_non_finite
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.settings import DisruptionName, PretrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +51,8 @@ class ReconstructSettings(Settings):
     modality: str | None = Field(
         None, description="label of the scans no rule names, which decides how intensities are scaled"
     )
-    rule: list[str] = Field([], description="'GLOB=LABEL': label of the scans whose path matches")
-    disruption: Literal["all", "denoise", "superres", "local_mask", "mae"] | None = Field(
+    rule: list[str] = Field([], description="'GLOB=LABEL': label of the scans whose file name matches")
+    disruption: DisruptionName | None = Field(
         None, description="what is done to the scans (default: what the network was trained on)"
     )
     roi: int | None = Field(
@@ -59,8 +62,20 @@ class ReconstructSettings(Settings):
     axes: Literal["straight", "reference"] | None = Field(
         None, description="order of the token axes (default: what the weights were trained with)"
     )
-    seed: int = Field(0, ge=0, description="of the disruption")
+    seed: int = Field(0, ge=0, lt=2**31, description="of the disruption")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+    @field_validator("modality")
+    @classmethod
+    def _label(cls, modality: str | None) -> str | None:
+        return None if modality is None else parse_label(modality)
+
+    @field_validator("rule")
+    @classmethod
+    def _rules(cls, rules: list[str]) -> list[str]:
+        for rule in rules:
+            parse_rule(rule)
+        return rules
 
 
 @dataclass(frozen=True)
@@ -149,8 +164,10 @@ def repair_scan(
         overlap: share of a window that the next one covers too.
     """
     shape = image.shape[2:]
-    # Whole tokens and blocks in every window: sides and steps are multiples of 32 and 16.
-    ends = [max(roi, -(-side // 32) * 32) - side for side in shape]
+    # As in a training crop: whole stages of the network, whole blocks of the disruptions.
+    unit = math.lcm(32, strengths.downsample_factor, strengths.block_size)
+    ends = [-(-max(roi, side) // unit) * unit - side for side in shape]
+    stride = max(2, int(roi * (1 - overlap)) // 2 * 2)  # voxels; a token is two
     padded = torch.nn.functional.pad(image, [p for end in reversed(ends) for p in (0, end)])
     whole = Disrupted(padded, keys)
     for step in DISRUPTIONS[disruption]:
@@ -173,7 +190,13 @@ def repair_scan(
     channels = [whole.image] if whole.voxel_mask is None else [whole.image, whole.voxel_mask.to(image.dtype)]
     with torch.inference_mode():
         repaired = sliding_window_inference(
-            torch.cat(channels, dim=1), roi, 1, repair_windows, overlap, mode="gaussian", progress=True
+            torch.cat(channels, dim=1),
+            roi,
+            1,
+            repair_windows,
+            max(0.0, 1 - (stride + 0.5) / roi),  # half a voxel more, for it is rounded down again
+            mode="gaussian",
+            progress=True,
         )
     x, y, z = shape
     return Repair(image, whole.image[:, :, :x, :y, :z], torch.as_tensor(repaired)[:, :, :x, :y, :z])
@@ -186,8 +209,8 @@ def modality_of(path: Path, rules: list[str], modality: str | None) -> str:
         Dae3dError: where neither a rule, nor `modality`, nor the file's BIDS name says it.
     """
     label = (
-        label_by_rules([parse_rule(rule) for rule in rules], path.as_posix(), path.parent.name)
-        or (parse_label(modality) if modality else None)
+        label_by_rules([parse_rule(rule) for rule in rules], path.name, path.parent.name)
+        or modality
         or label_by_bids(scan_stem(path))
     )
     if label is None:
@@ -199,9 +222,12 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
-    except RuntimeError:
-        raise Dae3dError(f"device: must be auto, cpu, cuda or cuda:N, not {name!r}") from None
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise Dae3dError(
+            f"device: must be auto, cpu, cuda or cuda:N, and be there, not {name!r}: {reason}"
+        ) from None
 
 
 def _trained_with(loaded: Loaded) -> PretrainSettings:
@@ -217,10 +243,12 @@ def _trained_with(loaded: Loaded) -> PretrainSettings:
 def _named(scans: list[Path]) -> list[tuple[Path, str]]:
     """Each scan with the name of its folder: its stem, numbered where two have the same."""
     stems = [scan_stem(path) for path in scans]
-    return [
-        (path, stem if stems.count(stem) == 1 else f"{stem}-{stems[: i + 1].count(stem)}")
-        for i, (path, stem) in enumerate(zip(scans, stems, strict=True))
-    ]
+    names: list[str] = []
+    for stem in stems:
+        numbered = (f"{stem}-{number}" for number in itertools.count(1))
+        once = stems.count(stem) == 1
+        names.append(stem if once else next(n for n in numbered if n not in stems and n not in names))
+    return list(zip(scans, names, strict=True))
 
 
 def _write(folder: Path, repair: Repair, affine: np.ndarray, title: str, spacing: tuple[float, ...]) -> None:
@@ -256,6 +284,6 @@ def _show(rows: list[dict[str, Any]], out: Path) -> None:
     table = Table("scan", "modality", "image", "L1", "PSNR (dB)", "SSIM")
     for row in rows:
         figures = (f"{row['l1']:.4f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}")
-        table.add_row(Path(row["scan"]).name, row["modality"], row["image"], *figures)
+        table.add_row(escape(Path(row["scan"]).name), row["modality"], row["image"], *figures)
     Console().print(table)
     print(f"pictures and NIfTI files: {out}")

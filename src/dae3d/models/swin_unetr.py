@@ -26,6 +26,10 @@ class Architecture:
 
     `patch_merging` "reference" repeats the published order of octants, two of them twice and two never;
     weights trained with one order are of no use in the other.
+
+    `restore_intensity` gives the output the mean and deviation of the input. The network's instance norms
+    forget them, and nothing else in it can tell soft tissue from lung in a uniform crop; the published
+    network does without.
     """
 
     embed_dim: int = 48
@@ -33,6 +37,7 @@ class Architecture:
     heads: tuple[int, int, int, int] = (3, 6, 12, 24)
     window: int = 7
     patch_merging: PatchMergingOrder = "straight"
+    restore_intensity: bool = True
     in_channels: int = 1
     out_channels: int = 1
 
@@ -72,7 +77,11 @@ class SwinUNETR(nn.Module):
             (B, 16 * embed_dim).
         """
         hidden = self.encoder(image, channel_keep, token_mask)
-        return self.decoder(image, hidden), hidden[4].mean(dim=(2, 3, 4))
+        repaired = self.decoder(image, hidden)
+        if self.architecture.restore_intensity:
+            deviation, mean = torch.std_mean(image.float(), dim=(2, 3, 4), keepdim=True)
+            repaired = repaired.float() * deviation + mean
+        return repaired, hidden[4].mean(dim=(2, 3, 4))
 
 
 class SwinEncoder(nn.Module):

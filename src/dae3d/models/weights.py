@@ -125,6 +125,7 @@ def _read_published(path: Path) -> Contents:
         heads=(tables[0].shape[1], tables[1].shape[1], tables[2].shape[1], tables[3].shape[1]),
         window=(round(tables[0].shape[0] ** (1 / 3)) + 1) // 2,
         patch_merging="reference",
+        restore_intensity=False,
         in_channels=state["encoder.patch_embed.conv1.conv.weight"].shape[1],
         out_channels=state["decoder.head.conv.conv.weight"].shape[0],
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dae3d.disrupt import DISRUPTIONS, Disrupted, disrupt
+from dae3d.disrupt.block_mask import block_mask
 from dae3d.disrupt.downsample import downsample
 from dae3d.evaluation.quality import image_quality
 from dae3d.evaluation.trivial import best_trivial
@@ -39,7 +40,7 @@ class Pretraining(lightning.LightningModule):
         network: Any = SwinUNETR(settings.architecture(), settings.checkpoint_activations)
         # 3^3 convolutions are up to twice as fast with the channels innermost.
         self.network: SwinUNETR = network.to(memory_format=torch.channels_last_3d)
-        self.network.encoder.mask_token.requires_grad_(settings.disruption == "mae")
+        self.network.encoder.mask_token.requires_grad_(block_mask in DISRUPTIONS[settings.disruption])
         if settings.freeze != "none":
             getattr(self.network, settings.freeze).requires_grad_(False)
         self.average = None

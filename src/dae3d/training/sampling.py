@@ -33,6 +33,9 @@ class Crop:
 class SampleStream:
     """An endless stream of training crops in which every global batch mixes the modalities.
 
+    A batch of 4 or more samples draws modalities, and two samples of each drawn; it holds every modality
+    where it has room for two of each.
+
     Args:
         scans: of the store.
         training: numbers of the scans to draw from, by modality.
@@ -60,7 +63,10 @@ class SampleStream:
         self.region = region
         self.modalities = sorted(training)
         self.by_modality = [np.array(training[name]) for name in self.modalities]
-        self.quotas = batch_quotas(self._shares(weights), global_batch)
+        # The contrastive loss needs company of one's own kind: from 4 samples on, a modality comes in twos.
+        self.each = 2 if global_batch >= 4 else 1
+        self.draws = -(-global_batch // self.each)
+        self.quotas = batch_quotas(self._shares(weights), self.draws)
         self._modalities_of = functools.lru_cache(maxsize=16)(self._modalities_of_batch)
 
     def __getitem__(self, sample: int) -> Crop:
@@ -92,20 +98,21 @@ class SampleStream:
     def _modalities_of_batch(self, batch: int) -> np.ndarray:
         """Systematic sampling: each modality comes floor or ceil of its quota times, in random places."""
         random = _generator(self.seed, _BATCH, batch)
-        points = np.arange(self.global_batch) + random.random()
-        modalities = np.searchsorted(np.cumsum(self.quotas)[:-1], points, side="right")
-        return random.permutation(modalities)
+        points = np.arange(self.draws) + random.random()
+        drawn = np.searchsorted(np.cumsum(self.quotas)[:-1], points, side="right")
+        several = np.repeat(random.permutation(drawn), self.each)[: self.global_batch]
+        return random.permutation(several)
 
 
-def batch_quotas(shares: np.ndarray, global_batch: int) -> np.ndarray:
-    """How many samples of a batch each modality gets on average; at least one where there is room for all."""
-    quotas = global_batch * shares / shares.sum()
-    if global_batch < len(shares):
+def batch_quotas(shares: np.ndarray, draws: int) -> np.ndarray:
+    """How many of `draws` each modality gets on average; at least one where there are enough for all."""
+    quotas = draws * shares / shares.sum()
+    if draws < len(shares):
         return quotas
     raised = np.zeros(len(shares), dtype=bool)
     while (quotas < 1 - 1e-9).any():
         raised |= quotas < 1
-        rest = global_batch - raised.sum()
+        rest = draws - raised.sum()
         quotas = np.where(raised, 1.0, rest * shares / max(shares[~raised].sum(), 1e-12))
     return quotas
 

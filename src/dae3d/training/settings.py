@@ -7,7 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import AfterValidator, Field, model_validator
 
-from dae3d.disrupt import DisruptionSettings
+from dae3d.disrupt import DISRUPTIONS, DisruptionSettings
+from dae3d.disrupt.block_mask import block_mask
+from dae3d.disrupt.downsample import downsample
 from dae3d.models.swin_unetr import Architecture
 from dae3d.settings import Group, Settings
 
@@ -36,6 +38,15 @@ def _duration(value: int | str) -> int | str:
 Duration = Annotated[int | str, AfterValidator(_duration)]
 
 
+def _disruption(name: str) -> str:
+    if name not in DISRUPTIONS:
+        raise ValueError(f"must be one of {', '.join(DISRUPTIONS)}")
+    return name
+
+
+DisruptionName = Annotated[str, AfterValidator(_disruption)]
+
+
 def in_steps(duration: int | str, steps_per_epoch: int) -> int:
     """A duration in optimiser steps; an epoch has one crop of every training scan."""
     if isinstance(duration, int):
@@ -56,10 +67,11 @@ class PretrainSettings(Settings):
     max_steps: Duration = Field(30_000, description='optimiser steps to train, or epochs as "300 epochs"')
     seed: int = Field(0, ge=0, lt=2**31, description="decides the weights at the start and every sample")
 
-    disruption: Annotated[Literal["all", "denoise", "superres", "local_mask", "mae"], DISRUPTION] = Field(
+    disruption: Annotated[DisruptionName, DISRUPTION] = Field(
         "all",
-        description="denoise: Gaussian noise; superres: down- and up-sampling; local_mask: masked channels "
-        "of the token embedding; all: these three in turn; mae: masked blocks",
+        description=f"one of {', '.join(DISRUPTIONS)}. denoise: Gaussian noise; superres: down- and "
+        "up-sampling; local_mask: masked channels of the token embedding; all: these three in turn; mae: "
+        "masked blocks",
     )
     noise_variance: Annotated[float, DISRUPTION] = Field(
         0.1, ge=0, description="variance of the noise, in normalised intensity"
@@ -101,6 +113,11 @@ class PretrainSettings(Settings):
         "straight",
         description="order of octants in patch merging; the published one repeats two and lacks two, and is "
         "needed for published weights alone",
+    )
+    restore_intensity: Annotated[bool, NETWORK] = Field(
+        True,
+        description="give the output the mean and deviation of the input, which instance norm forgets; the "
+        "published network does not",
     )
     checkpoint_activations: Annotated[bool, NETWORK] = Field(
         False, description="recompute activations in the backward pass: less memory, slower"
@@ -177,11 +194,13 @@ class PretrainSettings(Settings):
     def _consistent(self) -> "PretrainSettings":
         if self.roi % 32:
             raise ValueError(f"roi: must be a multiple of 32, not {self.roi}")
-        if self.disruption in ("all", "superres") and self.roi % self.downsample_factor:
+        steps = DISRUPTIONS[self.disruption]
+        masks_blocks = block_mask in steps
+        if downsample in steps and self.roi % self.downsample_factor:
             raise ValueError(f"downsample_factor: must divide roi {self.roi}, not {self.downsample_factor}")
-        if self.disruption == "mae" and (self.roi % self.block_size or self.block_size % 2):
+        if masks_blocks and (self.roi % self.block_size or self.block_size % 2):
             raise ValueError(f"block_size: must be even and divide roi {self.roi}, not {self.block_size}")
-        if self.reconstruction_loss == "masked" and self.disruption != "mae":
+        if self.reconstruction_loss == "masked" and not masks_blocks:
             raise ValueError("reconstruction_loss: masked needs disruption mae; the others mask no voxels")
         for stage, heads in enumerate(self.heads):
             channels = self.embed_dim * 2**stage
@@ -205,6 +224,7 @@ class PretrainSettings(Settings):
             heads=self.heads,
             window=self.window,
             patch_merging=self.patch_merging,
+            restore_intensity=self.restore_intensity,
         )
 
     def disruption_settings(self) -> DisruptionSettings:
