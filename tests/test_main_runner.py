@@ -185,7 +185,14 @@ def test_the_published_command_trains_under_torchrun(tiny_store, tmp_path):
     # As published, but for the sizes: two processes, an epoch, a network that a CPU can train.
     words = shlex.split(PUBLISHED["reference-all"].replace("STORE", shlex.quote(str(tiny_store))))
     small = ["--img_size=32", "--epoch=1", "--warmpup_epoch=0", "--feature_size=3", "--num_workers=0"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "dae3d.main_runner"]
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "dae3d.main_runner",
+    ]
     done = subprocess.run(
         [sys.executable, *launcher, *words, *small, f"--output={tmp_path / 'run'}"],
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},

@@ -49,6 +49,8 @@ def pretrain_settings(**fields):
         ({"reconstruction_loss": "masked"}, ["reconstruction_loss:", "mae"]),
         ({"ema_decay": 0.9, "strategy": "fsdp"}, ["ema_decay:", "fsdp"]),
         ({"save_every": 25}, ["save_every:", "multiple of log_every 10", "25"]),
+        ({"max_steps": 0}, ["max_steps:", "1 or more", "0"]),
+        ({"val_every": "0 epochs"}, ["val_every:", "1 or more", "0"]),
         ({"precision": "fp8"}, ["precision:", "'bf16-mixed'", "'fp8'"]),
         ({"max_steps": "4 weeks"}, ["max_steps:", "epochs", "'4 weeks'"]),
         ({"batchsize": 2}, ["batchsize:", "no such setting", "batch_size"]),
@@ -90,7 +92,10 @@ def test_settings_do_not_change():
 )
 @pytest.mark.parametrize(
     ("model", "needed"),
-    [(IndexSettings, {"folders": ["x"]}), (ReconstructSettings, {"scans": ["x"], "weights": "w", "out": "o"})],
+    [
+        (IndexSettings, {"folders": ["x"]}),
+        (ReconstructSettings, {"scans": ["x"], "weights": "w", "out": "o"}),
+    ],
 )
 def test_labels_and_rules_are_checked_before_anything_is_done(model, needed, fields, said):
     with pytest.raises(SettingsError) as error:
@@ -234,7 +239,7 @@ def test_an_unknown_config_lists_the_shipped_ones():
 
 # The shipped configs
 
-# ../shared/reference.md, "The method".
+# The published recipe: arXiv 2307.16896 and its code.
 PUBLISHED = {
     "noise_variance": 0.1,
     "downsample_factor": 4,
@@ -325,7 +330,7 @@ def test_a_verb_is_a_function_of_its_settings_fields():
     assert twice(number=3, times=2) == 12
     assert twice.__doc__ == "Double it."
     assert str(inspect.signature(twice)) == "(*, number: float, times: int = 1)"
-    with pytest.raises(SettingsError, match="number: .* -1"):
+    with pytest.raises(SettingsError, match=r"number: .* -1"):
         twice(number=-1)
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_parity import parity, published_network
 
 from dae3d.errors import Dae3dError
 from dae3d.models.swin_unetr import Architecture, SwinUNETR
 from dae3d.models.weights import load_network, save_weights
+from test_parity import parity, published_network
 
 SMALL = Architecture(embed_dim=4, depths=(1, 2, 1, 1), heads=(1, 1, 2, 2), window=3, restore_intensity=False)
 INFO = {"step": 7, "modalities": ["ct", "t1"], "settings": {"lr": 1e-4}, "nothing": None}
@@ -107,7 +107,9 @@ def test_tensors_that_do_not_fit_are_left_out_with_the_reason(network, tmp_path)
 def published_state():
     """All 170 tensors of a published checkpoint."""
     floats = parity.state_dict(0)
-    indices = {k["name"]: torch.zeros(k["shape"], dtype=torch.int64) for k in parity.KEYS if k["kind"] == "index"}
+    indices = {
+        k["name"]: torch.zeros(k["shape"], dtype=torch.int64) for k in parity.KEYS if k["kind"] == "index"
+    }
     assert len(floats) + len(indices) == 170
     return floats | indices
 

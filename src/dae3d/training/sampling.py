@@ -106,7 +106,8 @@ class SampleStream:
 
 def batch_quotas(shares: np.ndarray, draws: int) -> np.ndarray:
     """How many of `draws` each modality gets on average; at least one where there are enough for all."""
-    quotas = draws * shares / shares.sum()
+    shares = shares / shares.sum()
+    quotas = draws * shares
     if draws < len(shares):
         return quotas
     raised = np.zeros(len(shares), dtype=bool)

@@ -192,6 +192,9 @@ class PretrainSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "PretrainSettings":
+        for name in ("max_steps", "val_every", "save_every"):
+            if getattr(self, name) in (0, "0 epochs"):
+                raise ValueError(f"{name}: must be 1 or more, not 0")
         if self.roi % 32:
             raise ValueError(f"roi: must be a multiple of 32, not {self.roi}")
         steps = DISRUPTIONS[self.disruption]
@@ -246,6 +249,5 @@ class PretrainSettings(Settings):
             name: in_steps(getattr(self, name), steps_per_epoch)
             for name in ("max_steps", "warmup_steps", "val_every", "save_every")
         }
-        steps["save_every"] = max(1, -(-steps["save_every"] // self.log_every)) * self.log_every
-        steps["val_every"] = max(1, steps["val_every"])
+        steps["save_every"] = -(-steps["save_every"] // self.log_every) * self.log_every
         return self.model_copy(update=steps)

@@ -1,0 +1,58 @@
+"""Which parameters decay, and the learning rate of each step, as published."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from dae3d.models.swin_unetr import Architecture, SwinUNETR
+from dae3d.training.optimiser import learning_rate, parameter_groups
+from dae3d.training.settings import PretrainSettings
+
+SETTINGS = PretrainSettings(
+    data="s", out="r", max_steps=200, warmup_steps=40, lr=1e-4, min_lr=1e-5, warmup_lr=1e-6
+)
+
+
+def test_matrices_and_convolutions_decay_and_nothing_else():
+    network = SwinUNETR(Architecture(embed_dim=4, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2))
+    decayed, plain = parameter_groups(network, 0.05)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
+    kinds = (nn.Linear, nn.Conv3d, nn.ConvTranspose3d)
+    expected = {id(m.weight) for m in network.modules() if isinstance(m, kinds)}
+    assert {id(parameter) for parameter in decayed["params"]} == expected
+    everything = {id(parameter) for parameter in network.parameters()}
+    assert {id(parameter) for parameter in plain["params"]} == everything - expected
+    assert len(decayed["params"]) + len(plain["params"]) == len(everything)
+    names = {name for name, parameter in network.named_parameters() if id(parameter) not in expected}
+    assert {"encoder.mask_token", "encoder.patch_embed.norm1.weight"} <= names
+    assert "encoder.stages.0.blocks.0.attn.relative_position_bias_table" in names
+
+
+def test_what_is_frozen_is_in_no_group():
+    network = SwinUNETR(Architecture(embed_dim=4, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2))
+    network.encoder.requires_grad_(False)
+    learning = {id(p) for group in parameter_groups(network, 0.05) for p in group["params"]}
+    assert learning == {id(p) for p in network.decoder.parameters()}
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
+    assert learning_rate(0, SETTINGS) == 1e-6
+    assert learning_rate(20, SETTINGS) == pytest.approx((1e-6 + 1e-4) / 2)
+    # The cosine has run since step 0.
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-4)
+    cosine = CosineAnnealingLR(optimizer, T_max=200, eta_min=1e-5)
+    expected = []
+    for _ in range(201):
+        expected.append(cosine.get_last_lr()[0])
+        optimizer.step()
+        cosine.step()
+    rates = [learning_rate(step, SETTINGS) for step in range(201)]
+    assert rates[40:] == pytest.approx(expected[40:], rel=1e-6)
+    assert rates[200] == pytest.approx(1e-5)
+    assert learning_rate(250, SETTINGS) == pytest.approx(1e-5)
+
+
+def test_without_warm_up_it_starts_at_the_highest():
+    settings = SETTINGS.model_copy(update={"warmup_steps": 0})
+    assert learning_rate(0, settings) == pytest.approx(1e-4)
