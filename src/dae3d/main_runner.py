@@ -87,7 +87,9 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument(flag, action="store_true")
     p.add_argument("--print-settings", action="store_true", help="print what this means to dae3d, and exit")
     for name in WITHOUT_MEANING:
-        p.add_argument(f"--{name}", nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        # `python -m torch.distributed.launch` passes --local-rank.
+        spellings = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
+        p.add_argument(*spellings, dest=name, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return p
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
-from pydantic import Field, field_validator
+from pydantic import Field
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -29,7 +29,7 @@ from dae3d.files import write_text
 from dae3d.models.swin_unetr import Axes
 from dae3d.models.weights import Loaded, load_network
 from dae3d.reporting.pictures import triptych
-from dae3d.scans.modality import label_by_bids, label_by_rules, parse_label, parse_rule
+from dae3d.scans.modality import Label, RuleText, label_by_bids, label_by_rules, parse_rule
 from dae3d.scans.readers import read_volume, scan_stem
 from dae3d.settings import Positional, Settings, verb
 from dae3d.store.conform import to_ras
@@ -48,10 +48,10 @@ class ReconstructSettings(Settings):
         description="run folder (its best weights), .safetensors file, or published .pth file"
     )
     out: Path = Field(description="folder to write to")
-    modality: str | None = Field(
+    modality: Label | None = Field(
         None, description="label of the scans no rule names, which decides how intensities are scaled"
     )
-    rule: list[str] = Field([], description="'GLOB=LABEL': label of the scans whose file name matches")
+    rule: list[RuleText] = Field([], description="'GLOB=LABEL': label of the scans whose file name matches")
     disruption: DisruptionName | None = Field(
         None, description="what is done to the scans (default: what the network was trained on)"
     )
@@ -64,18 +64,6 @@ class ReconstructSettings(Settings):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of the disruption")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-
-    @field_validator("modality")
-    @classmethod
-    def _label(cls, modality: str | None) -> str | None:
-        return None if modality is None else parse_label(modality)
-
-    @field_validator("rule")
-    @classmethod
-    def _rules(cls, rules: list[str]) -> list[str]:
-        for rule in rules:
-            parse_rule(rule)
-        return rules
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 from torch.nn.functional import normalize
 
 
@@ -30,12 +29,24 @@ def contrastive_loss(
     """
     with torch.autocast(features.device.type, enabled=False):
         unit = normalize(features.float(), dim=1)
-        if across_ranks and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            unit = torch.cat(list(all_gather(unit)))
-            labels = [torch.empty_like(modalities) for _ in range(dist.get_world_size())]
-            dist.all_gather(labels, modalities)
-            modalities = torch.cat(labels)
+        if across_ranks and dist.is_available() and dist.is_initialized():
+            unit, modalities = _of_all_ranks(unit, modalities)
         return _supervised_contrastive(unit, modalities, temperature)
+
+
+def _of_all_ranks(unit: Tensor, modalities: Tensor) -> tuple[Tensor, Tensor]:
+    """Features and labels of all ranks in order, of which this rank's own features carry gradient.
+
+    Every rank computes the loss of all anchors, so its own gradient is whole without further communication;
+    it is multiplied by the number of ranks because DDP divides by it.
+    """
+    ranks = dist.get_world_size()
+    features = [torch.empty_like(unit) for _ in range(ranks)]
+    labels = [torch.empty_like(modalities) for _ in range(ranks)]
+    dist.all_gather(features, unit.detach())
+    dist.all_gather(labels, modalities)
+    features[dist.get_rank()] = unit.detach() + ranks * (unit - unit.detach())
+    return torch.cat(features), torch.cat(labels)
 
 
 def _supervised_contrastive(unit: Tensor, labels: Tensor, temperature: float) -> Tensor:

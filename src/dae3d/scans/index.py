@@ -15,7 +15,7 @@ from dae3d.errors import Dae3dError, ScanError
 from dae3d.scans.index_tables import print_tables
 from dae3d.scans.lists import read_list
 from dae3d.scans.manifest import LeftOut, Manifest, Scan, Split
-from dae3d.scans.modality import Rule, label_by_bids, label_by_rules, matches, parse_label, parse_rule
+from dae3d.scans.modality import Label, Rule, RuleText, label_by_bids, label_by_rules, matches, parse_rule
 from dae3d.scans.readers import Header, read_header, scan_stem
 from dae3d.scans.sources import (
     Candidate,
@@ -40,10 +40,10 @@ class IndexSettings(Settings):
         description="folders of scans, single scans, and .json lists with `training` and `validation`",
     )
     out: Path = Field(Path("manifest.json"), description="the manifest to write")
-    modality: str | None = Field(
+    modality: Label | None = Field(
         None, description="modality of every file that no rule names, label maps too if they are not excluded"
     )
-    rule: list[str] = Field(
+    rule: list[RuleText] = Field(
         [],
         description="GLOB=LABEL: scans whose file name, or path from the folder given, matches GLOB are of "
         "that modality; the first rule that matches counts; `*` also crosses `/`",
@@ -64,18 +64,6 @@ class IndexSettings(Settings):
         8, ge=1, description="leave out scans with fewer voxels along any axis (localisers)"
     )
     workers: int = Field(8, ge=1, description="headers read at the same time")
-
-    @field_validator("modality")
-    @classmethod
-    def _label(cls, modality: str | None) -> str | None:
-        return None if modality is None else parse_label(modality)
-
-    @field_validator("rule")
-    @classmethod
-    def _rules(cls, rules: list[str]) -> list[str]:
-        for rule in rules:
-            parse_rule(rule)
-        return rules
 
     @field_validator("subject")
     @classmethod

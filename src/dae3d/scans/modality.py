@@ -7,7 +7,9 @@ part of a path: `dataset1/scan.nii.gz` is not T1, and neither is `patient03_T1.n
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import AfterValidator
 
 # https://bids-specification.readthedocs.io: suffixes of images with three spatial axes. "ct" is still a
 # proposal (BEP 24), "adc" and "flair" are also met in lower case (ISLES), so all are compared in lower case.
@@ -75,6 +77,16 @@ def parse_rule(text: str) -> Rule:
     if not glob:
         raise ValueError(f"{text!r} is not GLOB=LABEL, such as '*_t1.nii.gz=t1'")
     return Rule(glob, parse_label(label))
+
+
+def _checked_rule(text: str) -> str:
+    parse_rule(text)
+    return text
+
+
+# For settings: a label, and a rule kept as it was written.
+Label = Annotated[str, AfterValidator(parse_label)]
+RuleText = Annotated[str, AfterValidator(_checked_rule)]
 
 
 def matches(glob: str, path: str, folder: str) -> bool:

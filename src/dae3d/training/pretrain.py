@@ -61,7 +61,8 @@ def pretrain(settings: PretrainSettings) -> Path:
         trainer.fit(module, CropLoaders(data, settings), ckpt_path=checkpoint, weights_only=False)
         if trainer.global_step < int(settings.max_steps):
             raise KeyboardInterrupt
-        log.info("done: weights in %s", settings.out / "weights")
+        if trainer.is_global_zero:
+            log.info("done: weights in %s", settings.out / "weights")
     return settings.out
 
 
@@ -70,6 +71,7 @@ def _trainer(
 ) -> lightning.Trainer:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    warnings.filterwarnings("ignore", message=".*Grad strides do not match.*")
     loggers = [
         MetricsFile(settings.out / "metrics.csv", resumed_at),
         TensorBoardLogger(settings.out, name="", version="tensorboard", purge_step=resumed_at),
