@@ -12,6 +12,7 @@ import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dae3d.errors import Dae3dError
 from dae3d.files import write_text
@@ -53,7 +54,10 @@ def pretrain(settings: PretrainSettings) -> Path:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         lightning.seed_everything(settings.seed, verbose=False)
         module = Pretraining(settings, data.modalities, settings.out / "pictures")
-        trainer = _trainer(settings, data, devices, nodes, resumed_at)
+        try:
+            trainer = _trainer(settings, data, devices, nodes, resumed_at)
+        except MisconfigurationException as error:
+            raise Dae3dError(f"accelerator, devices, nodes or strategy: {error}") from error
         if trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
         _announce(settings, data.modalities, resumed_at, trainer)
@@ -112,6 +116,8 @@ def _devices(settings: PretrainSettings) -> tuple[int, int]:
 
 def _strategy(settings: PretrainSettings, world_size: int) -> Strategy | str:
     if settings.strategy == "fsdp":
+        if settings.accelerator == "cpu" or not torch.cuda.is_available():
+            raise Dae3dError("strategy: fsdp needs GPUs; use ddp")
         from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
         from monai.networks.nets.swin_unetr import BasicLayer
 
