@@ -52,8 +52,7 @@ def measure(layout: str, memory: str, batch_size: int, steps: int) -> str:
     seconds = []
     for _ in range(steps + 1):
         start = time.perf_counter()
-        repaired, _ = network(image)
-        torch.nn.functional.l1_loss(repaired, image).backward()
+        torch.nn.functional.l1_loss(network(image), image).backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""The network as a function: shapes, gradients, memory layouts, intensities, the order of octants."""
+"""The networks as functions: shapes, gradients, memory layouts, intensities, order of octants, logits."""
 
 import copy
 import itertools
@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from dae3d.models.swin_unetr import Architecture, ReferencePatchMerging, SwinUNETR
+from dae3d.errors import Dae3dError
+from dae3d.models.swin_unetr import (
+    Architecture,
+    FeatureEncoder,
+    ReferencePatchMerging,
+    Segmenter,
+    SwinUNETR,
+)
 
 TINY = {"embed_dim": 4, "depths": (1, 2, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
 
@@ -20,7 +27,7 @@ def tiny_network(**changes):
 def gradients(network, image, **given):
     """Gradients of a loss that uses both outputs, by parameter."""
     network.zero_grad()
-    repaired, features = network(image, **given)
+    repaired, features = network.repair(image, **given)
     (repaired.square().mean() + features.square().mean()).backward()
     return {name: parameter.grad for name, parameter in network.named_parameters()}
 
@@ -39,7 +46,7 @@ def nearly(a, b, within):
 def test_the_output_has_the_shape_of_the_input(shape, merging):
     network = tiny_network(patch_merging=merging).eval()
     image = torch.rand(2, 1, *shape)
-    repaired, features = network(image)
+    repaired, features = network.repair(image)
     assert repaired.shape == image.shape
     assert features.shape == (2, 16 * 4)
     hidden = network.encoder(image)
@@ -53,9 +60,9 @@ def test_the_output_has_the_shape_of_the_input(shape, merging):
 def test_samples_of_a_batch_do_not_touch_each_other():
     network = tiny_network().eval()
     images = torch.rand(3, 1, 32, 32, 32)
-    together = network(images)
+    together = network.repair(images)
     for i in range(3):
-        alone = network(images[i : i + 1])
+        alone = network.repair(images[i : i + 1])
         torch.testing.assert_close(together[0][i : i + 1], alone[0], rtol=0, atol=1e-5)
         torch.testing.assert_close(together[1][i : i + 1], alone[1], rtol=0, atol=1e-5)
 
@@ -116,8 +123,8 @@ def test_checkpointed_activations_change_nothing(training):
     thrifty = SwinUNETR(Architecture(**TINY), checkpoint_activations=True).train(training)
     image = torch.rand(1, 1, 32, 32, 64)
     keep = (torch.rand(1, 4, 1, 1, 1) > 0.3).float()
-    expected = network(image, keep)
-    for ours, theirs in zip(thrifty(image, keep), expected, strict=True):
+    expected = network.repair(image, keep)
+    for ours, theirs in zip(thrifty.repair(image, keep), expected, strict=True):
         assert torch.equal(ours, theirs)
     found, wanted = gradients(thrifty, image, channel_keep=keep), gradients(network, image, channel_keep=keep)
     for name, gradient in wanted.items():
@@ -130,7 +137,7 @@ def test_channels_innermost_in_memory_give_the_same_numbers():
     turned = copy.deepcopy(network).to(memory_format=torch.channels_last_3d)
     image = torch.rand(2, 1, 32, 32, 64)
     with torch.inference_mode():
-        for ours, theirs in zip(turned(image), network(image), strict=True):
+        for ours, theirs in zip(turned.repair(image), network.repair(image), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     found, wanted = gradients(turned, image), gradients(network, image)
     for name, gradient in wanted.items():
@@ -147,9 +154,9 @@ def test_with_restored_intensity_the_scale_of_the_input_is_that_of_the_output():
     # not count beside a variance of 100.
     network = tiny_network().eval()
     image = 10 * torch.randn(1, 1, 64, 64, 64)
-    repaired, features = network(image)
+    repaired, features = network.repair(image)
     for factor in (0.5, 3.0, 1000.0):
-        scaled, same_features = network(factor * image)
+        scaled, same_features = network.repair(factor * image)
         assert nearly(repaired, scaled / factor, within=1e-4)
         torch.testing.assert_close(features, same_features, rtol=0, atol=1e-4)
     assert repaired.std() > 1
@@ -159,8 +166,8 @@ def test_with_restored_intensity_the_scale_of_the_input_is_that_of_the_output():
 def test_without_it_the_scale_is_forgotten():
     network = tiny_network(restore_intensity=False).eval()
     image = 10 * torch.randn(1, 1, 64, 64, 64)
-    repaired = network(image)[0]
-    assert nearly(repaired, network(100 * image)[0], within=1e-3)
+    repaired = network(image)
+    assert nearly(repaired, network(100 * image), within=1e-3)
 
 
 @torch.inference_mode()
@@ -168,30 +175,73 @@ def test_a_shift_moves_the_output_along_but_for_the_zeros_around_the_crop():
     network = tiny_network().eval()
     image = 10 * torch.randn(1, 1, 64, 64, 64)
     # Convolutions pad with zeros, and a shifted image stands out against these: the equality is broken.
-    shifted = network(image + 50)[0] - 50
-    assert not nearly(network(image)[0], shifted, within=0.1)
+    shifted = network(image + 50) - 50
+    assert not nearly(network(image), shifted, within=0.1)
     # Where the two convolutions that see the image repeat its edges instead, it holds.
     for convolution in (network.encoder.patch_embed.conv1.conv, network.decoder.skips[0].layer.conv1.conv):
         convolution.padding_mode = "replicate"
-    repaired = network(image)[0]
-    assert nearly(repaired, network(image + 50)[0] - 50, within=1e-3)
-    assert nearly(repaired, (network(3 * image - 20)[0] + 20) / 3, within=1e-3)
+    repaired = network(image)
+    assert nearly(repaired, network(image + 50) - 50, within=1e-3)
+    assert nearly(repaired, (network(3 * image - 20) + 20) / 3, within=1e-3)
 
 
 @torch.inference_mode()
 def test_the_mean_and_deviation_put_on_are_those_of_each_sample():
     restoring, plain = tiny_network().eval(), tiny_network(restore_intensity=False).eval()
     image = torch.rand(2, 1, 32, 32, 32) * torch.tensor([1.0, 900.0]).view(2, 1, 1, 1, 1) - 3
-    expected = plain(image)[0]
+    expected = plain(image)
     for i in range(2):
         by_hand = expected[i].double() * image[i].double().std() + image[i].double().mean()
-        torch.testing.assert_close(restoring(image)[0][i].double(), by_hand, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(restoring(image)[i].double(), by_hand, rtol=1e-4, atol=1e-4)
 
 
 @torch.inference_mode()
 def test_a_constant_crop_stays_finite():
-    repaired = tiny_network().eval()(torch.full((1, 1, 32, 32, 32), 0.25))[0]
+    repaired = tiny_network().eval()(torch.full((1, 1, 32, 32, 32), 0.25))
     torch.testing.assert_close(repaired, torch.full_like(repaired, 0.25))
+
+
+# Segmentation
+
+
+@pytest.mark.parametrize("patch_embed", ["conv", "linear"])
+@pytest.mark.parametrize("deep", [True, False])
+def test_logits_at_every_resolution(patch_embed, deep):
+    network = Segmenter(
+        Architecture(**TINY, in_channels=2, out_channels=5, patch_embed=patch_embed, deep_supervision=deep)
+    )
+    image = torch.rand(2, 2, 32, 64, 32)
+    logits = network.all_logits(image)
+    sides = [(32, 64, 32), (16, 32, 16), (8, 16, 8), (4, 8, 4)]
+    assert [tuple(x.shape) for x in logits] == [(2, 5, *side) for side in sides[: 4 if deep else 1]]
+    assert torch.equal(network(image), logits[0])
+    sum(x.square().mean() for x in logits).backward()
+    # Distributed training waits for a gradient of every parameter.
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@torch.inference_mode()
+def test_the_decoder_gets_feature_maps_normalised_over_channels():
+    network = Segmenter(Architecture(**TINY, out_channels=3)).eval()
+    encoder = FeatureEncoder(network.architecture).eval()
+    encoder.load_state_dict({n: t for n, t in network.state_dict().items() if n.startswith("encoder.")})
+    image = torch.rand(1, 1, 32, 32, 64)
+    features = encoder(image)
+    assert torch.equal(network(image), network.decoder(image, features))
+    for feature in features:
+        torch.testing.assert_close(
+            feature.mean(dim=1), torch.zeros(()).expand(feature[:, 0].shape), rtol=0, atol=1e-5
+        )
+        # But for the epsilon of the norm, and tokens that have no variance.
+        assert feature.var(dim=1, unbiased=False).max() == pytest.approx(1, abs=1e-2)
+
+
+def test_sides_that_do_not_fit_are_named():
+    with pytest.raises(Dae3dError, match="multiples of 32, not 32 x 48 x 32"):
+        tiny_network()(torch.rand(1, 1, 32, 48, 32))
+    swapped = SwinUNETR(Architecture(**TINY), axes="reference")
+    with pytest.raises(Dae3dError, match='8 x 8 x 8 voxels, not 32 x 32 x 32; load it with axes="straight"'):
+        swapped(torch.rand(1, 1, 32, 32, 32))
 
 
 # Patch merging

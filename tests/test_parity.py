@@ -1,17 +1,22 @@
-"""The network gives the published network's numbers from the same weights (see parity/README.md)."""
+"""The networks give the published networks' numbers from the same weights (see parity/README.md)."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dae3d.models.reference_layout import from_reference
-from dae3d.models.swin_unetr import Architecture, SwinUNETR
+import dae3d
+from dae3d.models.layouts import FINETUNING, PRETRAINING, from_layout
+from dae3d.models.swin_unetr import Architecture, SwinUNETR, normalised
 
 PARITY = Path(__file__).parent / "parity"
 EXPECTED = np.load(PARITY / "expected.npz")
+FINETUNE_SHAPES = {
+    key["name"]: key["shape"] for key in json.loads((PARITY / "finetune_keys.json").read_text())
+}
 spec = importlib.util.spec_from_file_location("parity_weights", PARITY / "weights.py")
 parity = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(parity)
@@ -19,22 +24,33 @@ spec.loader.exec_module(parity)
 
 def published_network(axes):
     network = SwinUNETR(Architecture(patch_merging="reference", restore_intensity=False), axes=axes).eval()
-    state, _ = from_reference(parity.state_dict(0))
+    state = from_layout(parity.state_dict(0), PRETRAINING).state
     missing, unexpected = network.load_state_dict(state, strict=False)
     assert not unexpected
     assert all(name.endswith("relative_position_index") for name in missing)
     return network
 
 
-@pytest.fixture(scope="module", params=["straight", "reference"])
-def outputs(request):
-    network = published_network(request.param)
-    image = parity.volume(0)
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A published checkpoint, without the relative position indices."""
+    path = tmp_path_factory.mktemp("published") / "ckpt_best.pth"
+    torch.save({"model": parity.state_dict(0), "epoch": 3}, path)
+    yield path
+    path.unlink()  # 250 MB
+
+
+@pytest.fixture(scope="module")
+def image():
+    return parity.volume(0)
+
+
+@pytest.fixture(scope="module")
+def straight(checkpoint, image):
+    """The published network with its tokens left in place, and its hidden states."""
+    network = dae3d.load(checkpoint, axes="straight")
     with torch.inference_mode():
-        hidden = network.encoder(image)
-        reconstruction = network.decoder(image, hidden)
-    prefix = {"straight": "pretrain", "reference": "pretrain_reference_axes"}[request.param]
-    return prefix, image, hidden, reconstruction
+        return network, network.encoder(image)
 
 
 def check(tensor, name):
@@ -46,17 +62,57 @@ def check(tensor, name):
     assert values.std().item() == pytest.approx(float(EXPECTED[f"{name}/std"]), abs=1e-4)
 
 
-def test_hidden_states_and_reconstruction(outputs):
-    prefix, image, hidden, reconstruction = outputs
+def check_repair(network, hidden, image, prefix):
     for i, feature in enumerate(hidden):
         check(feature, f"{prefix}/hidden{i}")
+    with torch.inference_mode():
+        reconstruction = network.decoder(image, hidden)
     check(reconstruction, f"{prefix}/reconstruction")
     l1 = torch.nn.functional.l1_loss(reconstruction, image).item()
     assert l1 == pytest.approx(float(EXPECTED[f"{prefix}/l1"]), abs=1e-4)
 
 
-def test_relative_position_index_is_ij_ordered():
-    index = published_network("straight").encoder.stages[0].blocks[0].attn.relative_position_index
+def test_pre_training_with_tokens_left_in_place(straight, image):
+    check_repair(*straight, image, "pretrain")
+
+
+def test_pre_training_as_published_is_the_default_for_published_weights(checkpoint, image):
+    network = dae3d.load(checkpoint)
+    with torch.inference_mode():
+        hidden = network.encoder(image)
+    check_repair(network, hidden, image, "pretrain_reference_axes")
+
+
+@pytest.mark.parametrize("transfer", ["both", "encoder", "decoder"])
+def test_fine_tuning(transfer, checkpoint, straight, image):
+    network = dae3d.load(checkpoint, "segmentation", classes=14, transfer=transfer, axes="straight")
+    report, prefix = network.load_report, f"finetune_{transfer}"
+    taken = {FINETUNING.theirs(name) for name in report.taken}
+    never_used = {f"encoder{i}.layer.conv3.conv.weight" for i in (2, 3, 4, 10)}
+    assert taken | (never_used if transfer != "encoder" else set()) == set(EXPECTED[f"{prefix}/loaded_keys"])
+
+    missing = {name: FINETUNING.theirs(name) for name in report.missing}
+    rest = {
+        name: parity.tensor(f"finetune.{theirs}", FINETUNE_SHAPES[theirs], 0)
+        for name, theirs in missing.items()
+    }
+    network.load_state_dict(rest, strict=False)
+    published, hidden = straight
+    with torch.inference_mode():
+        if transfer == "decoder":
+            hidden = network.encoder(image)
+        else:
+            for name, tensor in network.encoder.state_dict().items():
+                assert torch.equal(tensor, published.encoder.state_dict()[name]), name
+        features = normalised(hidden)
+        logits = network.decoder(image, features)
+    for i, feature in enumerate(features):
+        check(feature, f"{prefix}/hidden{i}")
+    check(logits, f"{prefix}/logits")
+
+
+def test_relative_position_index_is_ij_ordered(straight):
+    index = straight[0].encoder.stages[0].blocks[0].attn.relative_position_index
     coordinates = np.stack(np.unravel_index(np.arange(343), (7, 7, 7)))
     difference = coordinates[:, :, None] - coordinates[:, None, :] + 6
     np.testing.assert_array_equal(index.numpy(), difference[0] * 169 + difference[1] * 13 + difference[2])

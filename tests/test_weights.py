@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from dae3d.errors import Dae3dError
 from dae3d.models.swin_unetr import Architecture, SwinUNETR
-from dae3d.models.weights import load_network, save_weights
+from dae3d.models.weights import load, save_weights
 from test_parity import parity, published_network
 
 SMALL = Architecture(embed_dim=4, depths=(1, 2, 1, 1), heads=(1, 1, 2, 2), window=3, restore_intensity=False)
@@ -35,21 +35,21 @@ def saved(network, tmp_path):
 
 
 def test_what_is_saved_comes_back_exactly(network, saved):
-    loaded = load_network(saved)
+    loaded = load(saved)
     assert loaded.info == INFO
-    assert loaded.path == saved
-    assert not loaded.network.training
-    assert loaded.network.architecture == SMALL
-    ours, theirs = network.state_dict(), loaded.network.state_dict()
+    assert loaded.weights == saved
+    assert not loaded.training
+    assert loaded.architecture == SMALL
+    ours, theirs = network.state_dict(), loaded.state_dict()
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
     learned = [name for name in ours if not name.endswith("relative_position_index")]
-    assert loaded.report.taken == sorted(learned)
-    assert (loaded.report.skipped, loaded.report.missing) == ({}, [])
+    assert loaded.load_report.taken == sorted(learned)
+    assert (loaded.load_report.skipped, loaded.load_report.missing) == ({}, [])
     image = torch.rand(1, 1, 32, 32, 32)
     with torch.inference_mode():
-        assert torch.equal(network(image)[0], loaded.network(image)[0])
+        assert torch.equal(network(image), loaded(image))
 
 
 def test_the_header_says_what_network_it_is_and_how_it_was_trained(saved):
@@ -64,7 +64,7 @@ def test_the_header_says_what_network_it_is_and_how_it_was_trained(saved):
 
 def test_saving_leaves_nothing_else_and_replaces_what_was_there(network, saved):
     save_weights(saved, network.state_dict(), SMALL, {"step": 8})
-    assert load_network(saved).info == {"step": 8}
+    assert load(saved).info == {"step": 8}
     assert list(saved.parent.iterdir()) == [saved]
 
 
@@ -77,13 +77,13 @@ def test_weights_in_the_memory_layout_of_training_are_saved_as_they_are(network,
 
 
 def test_a_run_folder_gives_its_best_weights_and_else_the_last(tiny_run, tmp_path):
-    best = load_network(tiny_run)
-    assert best.path == tiny_run / "weights/best.safetensors"
+    best = load(tiny_run)
+    assert best.weights == tiny_run / "weights/best.safetensors"
     assert best.info["step"] == best.info["best_validation"]["step"]
     (tmp_path / "weights").mkdir()
     last = tmp_path / "weights/last.safetensors"
     last.write_bytes((tiny_run / "weights/last.safetensors").read_bytes())
-    assert load_network(tmp_path).path == last
+    assert load(tmp_path).weights == last
 
 
 def test_tensors_that_do_not_fit_are_left_out_with_the_reason(network, tmp_path):
@@ -92,7 +92,7 @@ def test_tensors_that_do_not_fit_are_left_out_with_the_reason(network, tmp_path)
     state["decoder.extra"] = torch.zeros(3)
     del state["encoder.mask_token"]
     save_weights(tmp_path / "w.safetensors", state, SMALL, {})
-    report = load_network(tmp_path / "w.safetensors").report
+    report = load(tmp_path / "w.safetensors").load_report
     assert report.skipped == {
         "decoder.extra": "the network has no such tensor",
         "decoder.head.conv.conv.weight": "shape (14, 4, 1, 1, 1), the network's is (1, 4, 1, 1, 1)",
@@ -131,8 +131,8 @@ def publish(published_state, tmp_path):
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_every_published_tensor_is_accounted_for(publish, published_state, prefix):
-    loaded = load_network(publish(prefix))
-    report = loaded.report
+    loaded = load(publish(prefix))
+    report = loaded.load_report
     assert report.missing == []
     assert len(report.taken) + len(report.skipped) == len(published_state)
     reasons = {name.removeprefix(prefix): reason for name, reason in report.skipped.items()}
@@ -146,7 +146,7 @@ def test_every_published_tensor_is_accounted_for(publish, published_state, prefi
     }
     assert reasons.keys() <= indices | {name for name in reasons if "never uses it" in reasons[name]}
 
-    assert loaded.network.architecture == Architecture(
+    assert loaded.architecture == Architecture(
         embed_dim=48,
         depths=(2, 2, 2, 2),
         heads=(3, 6, 12, 24),
@@ -155,19 +155,19 @@ def test_every_published_tensor_is_accounted_for(publish, published_state, prefi
         restore_intensity=False,
     )
     assert loaded.info == {"axes": "reference"}
-    assert loaded.network.encoder.axes == "reference"
+    assert loaded.encoder.axes == "reference"
     # The indices that the file holds (zeros here) are not taken.
-    index = loaded.network.encoder.stages[0].blocks[0].attn.relative_position_index
+    index = loaded.encoder.stages[0].blocks[0].attn.relative_position_index
     assert len(index.unique()) == 13**3
 
 
 def test_in_straight_axes_on_demand_it_is_the_network_of_the_parity_check(publish):
-    loaded = load_network(publish(), axes="straight")
-    assert loaded.network.encoder.axes == "straight"
+    loaded = load(publish(), axes="straight")
+    assert loaded.encoder.axes == "straight"
     expected = published_network("straight")
     image = parity.volume(1, (1, 1, 32, 32, 32))
     with torch.inference_mode():
-        assert torch.equal(loaded.network(image)[0], expected(image)[0])
+        assert torch.equal(loaded(image), expected(image))
 
 
 def test_the_published_axes_fit_a_cube_of_twice_the_embedding():
@@ -230,7 +230,7 @@ def test_what_holds_no_weights_is_named_and_never_run(tmp_path, name, write):
     path = tmp_path / name
     write(path)
     with pytest.raises(Dae3dError) as error:
-        load_network(path)
+        load(path)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "sprung").exists()
@@ -241,7 +241,7 @@ def test_a_file_cut_short_is_named(saved, kept):
     whole = saved.read_bytes()
     saved.write_bytes(whole[: int(kept * len(whole))])
     with pytest.raises(Dae3dError, match="not a weights file") as error:
-        load_network(saved)
+        load(saved)
     assert str(saved) in str(error.value)
 
 
@@ -250,18 +250,18 @@ def test_a_checkpoint_cut_short_is_named(tmp_path):
     torch.save({"model": {"encoder.mask_token": torch.zeros(1, 1, 4000)}}, path)
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(Dae3dError, match="not a published checkpoint") as error:
-        load_network(path)
+        load(path)
     assert str(path) in str(error.value)
 
 
 def test_weights_of_another_network_altogether_are_an_error(tmp_path):
     save_weights(tmp_path / "w.safetensors", {"conv.weight": torch.zeros(3)}, SMALL, {})
     with pytest.raises(Dae3dError, match="none of its 1 tensors fits"):
-        load_network(tmp_path / "w.safetensors")
+        load(tmp_path / "w.safetensors")
 
 
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(Dae3dError, match="no such file or run folder"):
-        load_network(tmp_path / "nothing.safetensors")
+        load(tmp_path / "nothing.safetensors")
     with pytest.raises(Dae3dError, match="no weights/best"):
-        load_network(tmp_path)
+        load(tmp_path)

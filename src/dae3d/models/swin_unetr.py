@@ -1,4 +1,4 @@
-"""The network: a Swin transformer encoder over a convolutional patch embedding, and a residual UNETR decoder.
+"""The networks: a Swin transformer encoder, and a residual UNETR decoder that repairs or segments.
 
 Built from MONAI's blocks in the layout of the published Disruptive Autoencoders
 (Valanarasu et al., arXiv 2307.16896), which is Swin UNETR (Hatamizadeh et al., arXiv 2201.01266) with a
@@ -16,20 +16,28 @@ from monai.networks.nets.swin_unetr import BasicLayer, PatchMergingV2
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dae3d.errors import Dae3dError
+
 Axes = Literal["straight", "reference"]
 PatchMergingOrder = Literal["straight", "reference"]
+PatchEmbedding = Literal["conv", "linear"]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that decides the network's parameters and their shapes.
+    """Everything that decides the networks' parameters and their shapes.
 
     `patch_merging` "reference" repeats the published order of octants, two of them twice and two never;
     weights trained with one order are of no use in the other.
 
-    `restore_intensity` gives the output the mean and deviation of the input. The network's instance norms
-    forget them, and nothing else in it can tell soft tissue from lung in a uniform crop; the published
-    network does without.
+    `restore_intensity` gives a repaired image the mean and deviation of the input. The network's instance
+    norms forget them, and nothing else in it can tell soft tissue from lung in a uniform crop; the published
+    network does without. A segmentation network has no use for it.
+
+    `patch_embed` "conv" is the published block of two 3^3 convolutions; "linear" is MONAI's, one 2^3
+    convolution of stride 2.
+
+    `deep_supervision` gives a segmentation network heads at 1/2, 1/4 and 1/8 of the resolution, for training.
     """
 
     embed_dim: int = 48
@@ -40,6 +48,8 @@ class Architecture:
     restore_intensity: bool = True
     in_channels: int = 1
     out_channels: int = 1
+    patch_embed: PatchEmbedding = "conv"
+    deep_supervision: bool = False
 
 
 class SwinUNETR(nn.Module):
@@ -58,10 +68,16 @@ class SwinUNETR(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        self.encoder = SwinEncoder(architecture, checkpoint_activations, axes)
+        self.encoder = SwinEncoder(architecture, checkpoint_activations, axes, mask_token=True)
         self.decoder = UnetrDecoder(architecture, checkpoint_activations)
 
     def forward(
+        self, image: Tensor, channel_keep: Tensor | None = None, token_mask: Tensor | None = None
+    ) -> Tensor:
+        """The repaired image alone; see `repair`."""
+        return self.repair(image, channel_keep, token_mask)[0]
+
+    def repair(
         self, image: Tensor, channel_keep: Tensor | None = None, token_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Repair a batch.
@@ -84,23 +100,94 @@ class SwinUNETR(nn.Module):
         return repaired, hidden[4].mean(dim=(2, 3, 4))
 
 
-class SwinEncoder(nn.Module):
-    """Convolutional patch embedding (stride 2) and four Swin transformer stages, each halving the grid."""
+class Segmenter(nn.Module):
+    """Segments a volume. The decoder gets the encoder's feature maps normalised over their channels.
 
-    def __init__(self, architecture: Architecture, checkpoint_activations: bool, axes: Axes) -> None:
+    Args:
+        architecture: sizes of the network; `out_channels` is the number of classes.
+        checkpoint_activations: as in `SwinUNETR`.
+        axes: as in `SwinUNETR`. The published fine-tuning has "straight" axes, whatever its pre-training had.
+    """
+
+    def __init__(
+        self, architecture: Architecture, checkpoint_activations: bool = False, axes: Axes = "straight"
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.encoder = SwinEncoder(architecture, checkpoint_activations, axes)
+        self.decoder = UnetrDecoder(architecture, checkpoint_activations)
+        if architecture.deep_supervision:
+            dim, classes = architecture.embed_dim, architecture.out_channels
+            self.auxiliary_heads = nn.ModuleList(
+                UnetOutBlock(3, channels, classes) for channels in (dim, 2 * dim, 4 * dim)
+            )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, D, H, W), sides multiples of 32, to logits (B, classes, D, H, W)."""
+        return self.decoder(image, normalised(self.encoder(image)))
+
+    def all_logits(self, image: Tensor) -> list[Tensor]:
+        """Logits at full resolution, then those of the auxiliary heads, where there are any.
+
+        Args:
+            image: (B, C, D, H, W).
+
+        Returns:
+            (B, classes, D, H, W), and with deep supervision the same at 1/2, 1/4 and 1/8 of each side.
+        """
+        features = self.decoder.features(image, normalised(self.encoder(image)))
+        auxiliary: Any = self.auxiliary_heads if self.architecture.deep_supervision else []
+        return [self.decoder.head(features[0])] + [
+            head(feature) for head, feature in zip(auxiliary, features[1:], strict=False)
+        ]
+
+
+class FeatureEncoder(nn.Module):
+    """The encoder alone, as fine-tuning uses it.
+
+    Args:
+        architecture: sizes of the network.
+        checkpoint_activations: as in `SwinUNETR`.
+        axes: as in `SwinUNETR`.
+    """
+
+    def __init__(
+        self, architecture: Architecture, checkpoint_activations: bool = False, axes: Axes = "straight"
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.encoder = SwinEncoder(architecture, checkpoint_activations, axes)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """(B, C, D, H, W) to five maps (B, embed_dim * 2^i, D/2^(i+1), ...), normalised over channels."""
+        return normalised(self.encoder(image))
+
+
+def normalised(hidden: Sequence[Tensor]) -> list[Tensor]:
+    """Feature maps (B, C, D, H, W) with mean 0 and deviation 1 over the channels of every token."""
+    return [
+        nn.functional.layer_norm(feature.movedim(1, -1), feature.shape[1:2]).movedim(-1, 1)
+        for feature in hidden
+    ]
+
+
+class SwinEncoder(nn.Module):
+    """Patch embedding (stride 2) and four Swin transformer stages, each halving the grid."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        checkpoint_activations: bool = False,
+        axes: Axes = "straight",
+        mask_token: bool = False,
+    ) -> None:
         super().__init__()
         self.axes = axes
         dim = architecture.embed_dim
-        self.patch_embed = UnetBasicBlock(
-            3,
-            architecture.in_channels,
-            dim,
-            kernel_size=3,
-            stride=2,
-            norm_name=("instance", {"affine": True}),
-        )
-        self.mask_token = nn.Parameter(torch.empty(1, dim, 1, 1, 1))
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.patch_embed = _patch_embedding(architecture)
+        if mask_token:
+            self.mask_token = nn.Parameter(torch.empty(1, dim, 1, 1, 1))
+            nn.init.trunc_normal_(self.mask_token, std=0.02)
         merging: Any = PatchMergingV2 if architecture.patch_merging == "straight" else ReferencePatchMerging
         self.stages = nn.ModuleList(
             BasicLayer(
@@ -119,11 +206,23 @@ class SwinEncoder(nn.Module):
     def forward(
         self, image: Tensor, channel_keep: Tensor | None = None, token_mask: Tensor | None = None
     ) -> list[Tensor]:
-        """Five feature maps: the tokens (B, C, D/2, ...), then each stage's (B, C * 2^i, D/2^(i+1), ...)."""
+        """Five feature maps: the tokens (B, C, D/2, ...), then each stage's (B, C * 2^i, D/2^(i+1), ...).
+
+        Raises:
+            Dae3dError: where the sides of the image do not fit.
+        """
+        if any(side % 32 for side in image.shape[2:]):
+            raise Dae3dError(f"the network takes sides that are multiples of 32, not {_sides(image)}")
         tokens = self.patch_embed(image)
         if token_mask is not None:
             tokens = torch.where(token_mask, self.mask_token.to(tokens.dtype), tokens)
         if self.axes == "reference":
+            if len(set(tokens.shape[1:])) > 1:
+                side = 2 * tokens.shape[1]
+                raise Dae3dError(
+                    f"with the published order of axes the network takes {side} x {side} x {side} voxels, "
+                    f'not {_sides(image)}; load it with axes="straight" for other sizes'
+                )
             tokens = tokens.permute(0, 2, 3, 4, 1).contiguous()
         if channel_keep is not None:
             tokens = tokens * channel_keep
@@ -131,6 +230,18 @@ class SwinEncoder(nn.Module):
         for stage in self.stages:
             hidden.append(stage(hidden[-1]))
         return hidden
+
+
+def _patch_embedding(architecture: Architecture) -> nn.Module:
+    channels, dim = architecture.in_channels, architecture.embed_dim
+    if architecture.patch_embed == "linear":
+        return nn.Conv3d(channels, dim, kernel_size=2, stride=2)
+    norm = ("instance", {"affine": True})
+    return UnetBasicBlock(3, channels, dim, kernel_size=3, stride=2, norm_name=norm)
+
+
+def _sides(image: Tensor) -> str:
+    return " x ".join(str(side) for side in image.shape[2:])
 
 
 class ReferencePatchMerging(PatchMergingV2):
@@ -148,7 +259,7 @@ class ReferencePatchMerging(PatchMergingV2):
 class UnetrDecoder(nn.Module):
     """Residual convolution blocks on the skips, and transposed convolutions up to full resolution."""
 
-    def __init__(self, architecture: Architecture, checkpoint_activations: bool) -> None:
+    def __init__(self, architecture: Architecture, checkpoint_activations: bool = False) -> None:
         super().__init__()
         self.checkpoint_activations = checkpoint_activations
         dim = architecture.embed_dim
@@ -179,13 +290,19 @@ class UnetrDecoder(nn.Module):
 
     def forward(self, image: Tensor, hidden: Sequence[Tensor]) -> Tensor:
         """(B, C, D, H, W) and the encoder's five feature maps to (B, out_channels, D, H, W)."""
+        return self.head(self.features(image, hidden)[0])
+
+    def features(self, image: Tensor, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """What the heads see: maps of embed_dim * (1, 1, 2, 4) channels at 1, 1/2, 1/4, 1/8 of the sides."""
         x = self._run(self.bottleneck, hidden[4])
         x = self._run(self.ups[0], x, hidden[3])
+        features: list[Tensor] = []
         for up, skip, feature in zip(
             self.ups[1:], reversed(self.skips), [hidden[2], hidden[1], hidden[0], image], strict=True
         ):
             x = self._run(up, x, self._run(skip, feature))
-        return self.head(x)
+            features.insert(0, x)
+        return features
 
     def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
         if self.checkpoint_activations and self.training:

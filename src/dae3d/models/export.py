@@ -1,0 +1,235 @@
+"""The verb `export`: weights in our layout, in MONAI's, or in the published one."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from rich.console import Console
+from rich.markup import escape
+from torch import Tensor
+
+from dae3d.errors import Dae3dError
+from dae3d.files import whole_file
+from dae3d.models.layouts import FINETUNING, PRETRAINING, Layout, to_layout
+from dae3d.models.swin_unetr import Architecture, FeatureEncoder, SwinUNETR
+from dae3d.models.weights import HEADER, load, save_weights
+from dae3d.settings import Settings, verb
+
+SUFFIXES = {"safetensors": (".safetensors",), "monai": (".pt", ".pth"), "reference": (".pt", ".pth")}
+
+
+class ExportSettings(Settings):
+    """Which weights are written, and how."""
+
+    weights: Path = Field(description="run folder (its best weights), or file of weights")
+    format: Literal["safetensors", "monai", "reference"] = Field(
+        "safetensors",
+        description="safetensors: ours; monai: a state dict of monai.networks.nets.SwinUNETR; reference: the "
+        "layout of the published checkpoints",
+    )
+    out: Path = Field(description="file to write: .safetensors, or .pt or .pth for the other formats")
+
+    @model_validator(mode="after")
+    def _suffix(self) -> "ExportSettings":
+        allowed = SUFFIXES[self.format]
+        if self.out.suffix not in allowed:
+            raise ValueError(f"out: must end in {' or '.join(allowed)}, not {self.out.name!r}")
+        return self
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What goes to a file of another layout.
+
+    Attributes:
+        state: tensors by the names of the layout.
+        left_out: our names of tensors that have no place in it, and why.
+        notes: what else is not the same over there.
+    """
+
+    state: dict[str, Tensor]
+    left_out: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+
+@verb
+def export(settings: ExportSettings) -> Path:
+    """Write weights in one of three layouts, and print what does not carry over.
+
+    Returns:
+        The file.
+
+    Raises:
+        Dae3dError: where the weights cannot be read, or the layout has no place for their network.
+    """
+    network = load(settings.weights)
+    write: dict[str, Callable[[Any, Path], Exported]] = {
+        "safetensors": _write_safetensors,
+        "monai": _write_monai,
+        "reference": _write_reference,
+    }
+    exported = write[settings.format](network, settings.out)
+    _show(exported, settings)
+    return settings.out
+
+
+def _write_safetensors(network: Any, out: Path) -> Exported:
+    state = _learned(network)
+    save_weights(out, state, network.architecture, network.info)
+    return Exported(state, {})
+
+
+def _write_reference(network: Any, out: Path) -> Exported:
+    """The published layout, with our header in an entry of its own."""
+    exported = to_reference(network)
+    architecture = replace(network.architecture, deep_supervision=False)
+    header = {"architecture": asdict(architecture), "info": network.info}
+    with whole_file(out) as temporary:
+        torch.save({_whole_layout(network).entry: exported.state, HEADER: header}, temporary)
+    return exported
+
+
+def _write_monai(network: Any, out: Path) -> Exported:
+    """A bare state dict. Our header is among its metadata, where PyTorch keeps the versions of modules."""
+    exported = to_monai(network)
+    exported.notes.extend(["In MONAI:", *_monai_code(network, out)])
+    architecture = replace(network.architecture, deep_supervision=False)
+    state: Any = OrderedDict(exported.state)
+    state._metadata = OrderedDict({HEADER: {"architecture": asdict(architecture), "info": network.info}})
+    with whole_file(out) as temporary:
+        torch.save(state, temporary)
+    return exported
+
+
+def to_reference(network: Any) -> Exported:
+    """A network in the published layout: pre-training for `SwinUNETR`, fine-tuning for `Segmenter`."""
+    layout = _whole_layout(network)
+    renamed = to_layout(_learned(network) | _position_indices(network), layout)
+    architecture: Architecture = network.architecture
+    state = renamed.state | _never_used(architecture.embed_dim, layout)
+    notes = []
+    if architecture.patch_merging == "straight":
+        notes.append(
+            "The published network merges other octants (two of them twice, two never): in it these weights "
+            "give other outputs."
+        )
+    if architecture.patch_embed == "linear":
+        notes.append("The published network has another patch embedding, which cannot take these weights.")
+    if isinstance(network, SwinUNETR):
+        notes += _repair_notes(network)
+        if network.encoder.axes == "straight":
+            notes.append("The published pre-training network swaps depth and channels, this one does not.")
+    elif network.encoder.axes == "reference":
+        notes.append("This network swaps depth and channels, the published fine-tuning network does not.")
+    return Exported(state, renamed.skipped, notes)
+
+
+def to_monai(network: Any) -> Exported:
+    """A network as a state dict of MONAI's `SwinUNETR`.
+
+    Raises:
+        Dae3dError: where MONAI has no such network.
+    """
+    _whole_layout(network)
+    architecture: Architecture = network.architecture
+    if architecture.embed_dim % 12:
+        raise Dae3dError(
+            f"format: MONAI's SwinUNETR has embeddings of multiples of 12, these weights of "
+            f"{architecture.embed_dim}; the other formats take them"
+        )
+    renamed = to_layout(_learned(network) | _position_indices(network), FINETUNING)
+    state, left_out = renamed.state, renamed.skipped
+    notes = []
+    if architecture.patch_embed == "conv":
+        for name in [name for name in state if name.startswith("swinViT.patch_embed.")]:
+            left_out[renamed.origins[name]] = "MONAI's patch embedding is one 2^3 convolution"
+            del state[name]
+        notes.append(
+            "Without the patch embedding the outputs are not the same: it has to be trained anew "
+            '(weights trained with patch_embed "linear" carry over whole).'
+        )
+    if isinstance(network, SwinUNETR):
+        notes += _repair_notes(network)
+    if network.encoder.axes == "reference":
+        notes.append("This network swaps depth and channels, MONAI's does not.")
+    return Exported(state, left_out, notes)
+
+
+def _monai_code(network: Any, file: Path) -> list[str]:
+    """Lines of Python that load the file."""
+    a: Architecture = network.architecture
+    lines = ["from monai.networks.nets import SwinUNETR"]
+    downsample = '"mergingv2"'
+    if a.patch_merging == "reference":
+        # MONAI's own "merging" had this order up to version 1.4.
+        lines.append("from dae3d.models.swin_unetr import ReferencePatchMerging")
+        downsample = "ReferencePatchMerging"
+    # Pre-training hands raw features to the decoder.
+    raw = ", normalize=False" if isinstance(network, SwinUNETR) else ""
+    lines.append(
+        f"network = SwinUNETR(in_channels={a.in_channels}, out_channels={a.out_channels}, "
+        f"feature_size={a.embed_dim}, depths={a.depths}, num_heads={a.heads}, window_size={a.window}, "
+        f"downsample={downsample}{raw})"
+    )
+    strict = "" if a.patch_embed == "linear" else ", strict=False"
+    lines.append(f'network.load_state_dict(torch.load("{file}", weights_only=True){strict})')
+    return [f"    {line}" for line in lines]
+
+
+def _repair_notes(network: SwinUNETR) -> list[str]:
+    if not network.architecture.restore_intensity:
+        return []
+    return [
+        "This network multiplies its output by the deviation of the input and adds its mean; the other one "
+        "does not, so do it yourself."
+    ]
+
+
+def _whole_layout(network: Any) -> Layout:
+    if isinstance(network, FeatureEncoder):
+        raise Dae3dError(f"{network.weights}: weights of an encoder alone; export them as safetensors")
+    return PRETRAINING if isinstance(network, SwinUNETR) else FINETUNING
+
+
+def _learned(network: Any) -> dict[str, Tensor]:
+    """The tensors that came from the file."""
+    names = {*network.load_report.taken, *network.load_report.adapted}
+    return {name: tensor for name, tensor in network.state_dict().items() if name in names}
+
+
+def _position_indices(network: Any) -> dict[str, Tensor]:
+    return {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if name.endswith("relative_position_index")
+    }
+
+
+def _never_used(dim: int, layout: Layout) -> dict[str, Tensor]:
+    """Tensors that the published network has and makes no use of."""
+    filled = {
+        f"encoder{i}.layer.conv3.conv.weight": torch.zeros(width * dim, width * dim, 1, 1, 1)
+        for i, width in ((2, 1), (3, 2), (4, 4), (10, 16))
+    }
+    if layout is PRETRAINING:
+        filled["encoder.norm.weight"] = torch.ones(16 * dim)
+        filled["encoder.norm.bias"] = torch.zeros(16 * dim)
+    return filled
+
+
+def _show(exported: Exported, settings: ExportSettings) -> None:
+    console = Console(highlight=False)
+
+    def say(line: str) -> None:
+        console.print(escape(line), soft_wrap=True)
+
+    say(f"{settings.out}: {len(exported.state)} tensors, format {settings.format}")
+    for reason in sorted(set(exported.left_out.values())):
+        names = [name for name, why in exported.left_out.items() if why == reason]
+        say(f"left out ({reason}): {', '.join(names)}")
+    for note in exported.notes:
+        say(note)

@@ -1,0 +1,171 @@
+"""Names of the networks' tensors in other people's files, against ours.
+
+Three layouts: that of the published pre-training (`ckpt_best.pth`), that of the published fine-tuning,
+which is MONAI's `SwinUNETR` too, and that of MONAI's self-supervised encoder (`model_swinvit.pt`).
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from dae3d.models.swin_unetr import Architecture
+
+Task = Literal["pretrain", "segmentation", "encoder"]
+
+MASK_TOKEN = "encoder.mask_token"
+NEVER_USED = "the published network never uses it"
+FOLLOWS_FROM_WINDOW = "follows from the window size"
+NO_SUCH_TENSOR = "the network has no such tensor"
+
+_DECODER = {
+    **{f"decoder.skips.{i}.": f"encoder{i + 1}." for i in range(4)},
+    "decoder.bottleneck.": "encoder10.",
+    **{f"decoder.ups.{i}.": f"decoder{5 - i}." for i in range(5)},
+    "decoder.head.": "out.",
+}
+
+# MONAI 0.8 made a third convolution in every residual block and used it only where channels change;
+# the encoder's final norm feeds an output that no network here uses.
+_UNUSED = re.compile(r"^(encoder\.|swinViT\.)?norm\.|^encoder(2|3|4|10)\.layer\.conv3\.")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way of naming the tensors.
+
+    Attributes:
+        task: what a network with such names was trained for.
+        entry: of the file, under which the tensors are.
+        prefixes: beginnings of names, ours to theirs.
+        perceptron: what the two linear layers of a transformer block's perceptron are called.
+        others: what a tensor is that we have no name for.
+    """
+
+    task: Task
+    entry: str
+    prefixes: Mapping[str, str]
+    perceptron: Literal["fc", "linear"]
+    others: str = NO_SUCH_TENSOR
+
+    def theirs(self, name: str) -> str | None:
+        """Our name of a tensor in this layout; None where it has no place."""
+        renamed = _with_prefix(name, self.prefixes.items())
+        return renamed and renamed.replace(".mlp.linear", f".mlp.{self.perceptron}")
+
+    def ours(self, name: str) -> str | None:
+        """A name of this layout as ours; None where we have no such tensor."""
+        renamed = _with_prefix(name, ((theirs, ours) for ours, theirs in self.prefixes.items()))
+        return renamed and renamed.replace(".mlp.fc", ".mlp.linear")
+
+
+def _with_prefix(name: str, prefixes: Iterable[tuple[str, str]]) -> str | None:
+    return next((new + name[len(old) :] for old, new in prefixes if name.startswith(old)), None)
+
+
+def _encoder(prefix: str, stage: str) -> dict[str, str]:
+    """The encoder's prefixes; `stage` follows the number of a stage."""
+    stages = {f"encoder.stages.{i}.": f"{prefix}layers{i + 1}{stage}" for i in range(4)}
+    return {"encoder.patch_embed.": f"{prefix}patch_embed.proj.", **stages}
+
+
+PRETRAINING = Layout(
+    task="pretrain",
+    entry="model",
+    prefixes={MASK_TOKEN: MASK_TOKEN, **_encoder("encoder.", ".0.0."), **_DECODER},
+    perceptron="fc",
+)
+FINETUNING = Layout(
+    task="segmentation",
+    entry="state_dict",
+    prefixes={**_encoder("swinViT.", ".0."), **_DECODER},
+    perceptron="linear",
+)
+SWIN_VIT = Layout(
+    task="encoder",
+    entry="state_dict",
+    prefixes=_encoder("", ".0."),
+    perceptron="fc",
+    others="belongs to the heads of its own pre-training",
+)
+
+
+def layout_of(names: Iterable[str]) -> Layout | None:
+    """The layout that names are in, with or without a leading `module.`; None for any other."""
+    bare = [name.removeprefix("module.") for name in names]
+    for layout in (PRETRAINING, FINETUNING, SWIN_VIT):
+        if any(name.startswith(layout.prefixes["encoder.stages.0."]) for name in bare):
+            return layout
+    return None
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A state dict by our names, and for every tensor that was left out (by its own name) the reason.
+
+    `origins` are the names that the file has for the tensors.
+    """
+
+    state: dict[str, Tensor]
+    origins: dict[str, str]
+    skipped: dict[str, str]
+
+
+def from_layout(state: Mapping[str, Tensor], layout: Layout) -> Renamed:
+    """Rename the tensors of a file to ours."""
+    renamed = Renamed({}, {}, {})
+    for name, tensor in state.items():
+        bare = name.removeprefix("module.")
+        ours = layout.ours(bare)
+        if _UNUSED.match(bare):
+            renamed.skipped[name] = NEVER_USED
+        elif bare.endswith("relative_position_index"):
+            renamed.skipped[name] = FOLLOWS_FROM_WINDOW
+        elif ours is None:
+            renamed.skipped[name] = layout.others
+        else:
+            renamed.state[ours] = tensor.reshape(1, -1, 1, 1, 1) if ours == MASK_TOKEN else tensor
+            renamed.origins[ours] = name
+    return renamed
+
+
+def to_layout(state: Mapping[str, Tensor], layout: Layout) -> Renamed:
+    """Rename our tensors to those of a layout; what has no place there is among the skipped."""
+    renamed = Renamed({}, {}, {})
+    for name, tensor in state.items():
+        theirs = layout.theirs(name)
+        if theirs is None:
+            renamed.skipped[name] = "the layout has no place for it"
+        else:
+            renamed.state[theirs] = tensor.reshape(1, 1, -1) if name == MASK_TOKEN else tensor
+            renamed.origins[theirs] = name
+    return renamed
+
+
+def architecture_of(state: Mapping[str, Tensor]) -> Architecture:
+    """The architecture that tensors by our names fit, with the published patch merging.
+
+    Raises:
+        KeyError: where a tensor is missing that tells it.
+    """
+    linear = "encoder.patch_embed.weight" in state
+    embedding = state["encoder.patch_embed.weight" if linear else "encoder.patch_embed.conv1.conv.weight"]
+    tables = [state[f"encoder.stages.{i}.blocks.0.attn.relative_position_bias_table"] for i in range(4)]
+    depths = [
+        len({name.split(".")[4] for name in state if name.startswith(f"encoder.stages.{i}.blocks.")})
+        for i in range(4)
+    ]
+    head = state.get("decoder.head.conv.conv.weight")
+    return Architecture(
+        embed_dim=embedding.shape[0],
+        depths=(depths[0], depths[1], depths[2], depths[3]),
+        heads=(tables[0].shape[1], tables[1].shape[1], tables[2].shape[1], tables[3].shape[1]),
+        window=(round(tables[0].shape[0] ** (1 / 3)) + 1) // 2,
+        patch_merging="reference",
+        restore_intensity=False,
+        in_channels=embedding.shape[1],
+        out_channels=embedding.shape[1] if head is None else head.shape[0],
+        patch_embed="linear" if linear else "conv",
+    )

@@ -1,0 +1,72 @@
+"""What loading weights did: a table for the screen."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+PARTS = ("encoder", "decoder", "head")
+EXAMPLES = 2
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Every tensor of a file and of the network, by what became of it.
+
+    Attributes:
+        title: what was loaded as what.
+        taken: names in the network, as they were in the file.
+        adapted: names in the network of tensors that were changed to fit, and how.
+        skipped: names in the file, and why the network has not got them.
+        missing: names in the network that nothing was taken for; they have random values.
+    """
+
+    taken: list[str]
+    skipped: dict[str, str]
+    missing: list[str]
+    adapted: dict[str, str] = field(default_factory=dict)
+    title: str = "weights"
+
+    def print(self, console: Console | None = None) -> None:
+        """Show the table on screen."""
+        console = console or Console(highlight=False)
+        console.print(f"[bold]{escape(self.title)}[/bold]", soft_wrap=True)
+        console.print(self._counts())
+        missing = dict.fromkeys(self.missing, "keep their random values")
+        for what, reasons in (("adapted", self.adapted), ("skipped", self.skipped), ("missing", missing)):
+            for line in _by_reason(what, reasons):
+                console.print(f"[yellow]{escape(line)}[/yellow]", soft_wrap=True)
+
+    def __str__(self) -> str:
+        console = Console(highlight=False, width=110)
+        with console.capture() as captured:
+            self.print(console)
+        return captured.get()
+
+    def _counts(self) -> Table:
+        table = Table("part", "taken", "adapted", "missing", box=None, pad_edge=False)
+        rows = {part: [0, 0, 0] for part in PARTS}
+        for column, names in enumerate((self.taken, self.adapted, self.missing)):
+            for name in names:
+                rows[part_of(name)][column] += 1
+        for part, counts in rows.items():
+            if any(counts):
+                table.add_row(part, *map(str, counts))
+        return table
+
+
+def part_of(name: str) -> str:
+    """Which part of a network a tensor belongs to: "encoder", "decoder" or "head"."""
+    if name.startswith("encoder."):
+        return "encoder"
+    return "head" if name.startswith(("decoder.head.", "auxiliary_heads.")) else "decoder"
+
+
+def _by_reason(what: str, reasons: dict[str, str]) -> Iterator[str]:
+    """A line for every reason: how many, why, and some of the names."""
+    for reason in dict.fromkeys(reasons.values()):
+        names = [name for name, why in reasons.items() if why == reason]
+        more = ", ..." if len(names) > EXAMPLES else ""
+        yield f"{what} {len(names)} ({reason}): {', '.join(names[:EXAMPLES])}{more}"
