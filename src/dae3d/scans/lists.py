@@ -9,9 +9,10 @@ and `test` is not read.
 """
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
@@ -41,15 +42,23 @@ class ScanList(BaseModel):
 
     name: Any = None
     modality: str | dict[str, str] = {}
-    training: list[Entry] = []
-    validation: list[Entry] = []
+    training: Sequence[Entry] = ()
+    validation: Sequence[Entry] = ()
 
     @field_validator("training", "validation", mode="before")
     @classmethod
     def _bare_names(cls, entries: Any) -> Any:
-        if not isinstance(entries, list):
-            return entries
-        return [{"image": entry} if isinstance(entry, str) else entry for entry in entries]
+        return bare_names(entries)
+
+
+def bare_names(entries: Any) -> Any:
+    """Entries where an image's name alone stands for an entry with that image."""
+    if not isinstance(entries, list):
+        return entries
+    return [{"image": entry} if isinstance(entry, str) else entry for entry in entries]
+
+
+AnyList = TypeVar("AnyList", bound=ScanList)
 
 
 def read_list(path: Path, fold: int, dataset: str | None) -> list[Candidate]:
@@ -62,7 +71,9 @@ def read_list(path: Path, fold: int, dataset: str | None) -> list[Candidate]:
     Raises:
         Dae3dError: naming the list and the entry, where it is no such list or has no such fold.
     """
-    content = _load(path)
+    content = load_list(path, ScanList)
+    if not content.training and not content.validation:
+        raise Dae3dError(f"{path}: no list of scans: neither `training` nor `validation` has entries")
     folds = {entry.fold for entry in content.training if entry.fold is not None}
     if folds and fold not in folds:
         raise Dae3dError(f"{path}: no entry has fold {fold}; there are: {', '.join(map(str, sorted(folds)))}")
@@ -71,33 +82,38 @@ def read_list(path: Path, fold: int, dataset: str | None) -> list[Candidate]:
     marked += [(entry, "val") for entry in content.validation]
     name = dataset or (content.name if isinstance(content.name, str) else "") or path.stem
     scans = [scan for entry, side in marked for scan in _scans(path, content, entry, side, name)]
-    outside = [scan.path.parent for scan in scans if not scan.path.is_relative_to(path.parent)]
-    if not outside:
-        return scans
-    elsewhere = Path(os.path.commonpath(outside))
+    elsewhere = home_elsewhere(path.parent, [scan.path for scan in scans])
     return [
         scan if scan.path.is_relative_to(path.parent) else replace(scan, root=elsewhere) for scan in scans
     ]
 
 
-def _load(path: Path) -> ScanList:
+def home_elsewhere(folder: Path, files: Iterable[Path]) -> Path:
+    """The innermost folder that holds all `files` outside `folder`; where there are none, `folder`."""
+    outside = [file.parent for file in files if not file.is_relative_to(folder)]
+    return Path(os.path.commonpath(outside)) if outside else folder
+
+
+def load_list(path: Path, model: type[AnyList]) -> AnyList:
+    """Read a list as far as `model` wants to know it.
+
+    Raises:
+        Dae3dError: naming the list and the entry, where it does not fit.
+    """
     try:
-        content = ScanList.model_validate_json(path.read_bytes())
+        return model.model_validate_json(path.read_bytes())
     except OSError as error:
         raise Dae3dError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise Dae3dError(f"{path}: no list of scans: {f'{place}: ' if place else ''}{first['msg']}") from None
-    if not content.training and not content.validation:
-        raise Dae3dError(f"{path}: no list of scans: neither `training` nor `validation` has entries")
-    return content
 
 
 def _scans(path: Path, content: ScanList, entry: Entry, split: Split | None, dataset: str) -> list[Candidate]:
     files = [absolute(path.parent / name) for name in entry.images]
     try:
-        labels = [text and label_in_list(text) for text in _modalities(content, entry)]
+        labels = [text and label_in_list(text) for text in modalities_of(content, entry)]
     except ValueError as error:
         raise Dae3dError(f"{path}: entry of {entry.images[0]}: {error}") from None
     return [
@@ -115,8 +131,12 @@ def _scans(path: Path, content: ScanList, entry: Entry, split: Split | None, dat
     ]
 
 
-def _modalities(content: ScanList, entry: Entry) -> list[str | None]:
-    """What the entry, or else the list, calls the modality of each of the entry's images."""
+def modalities_of(content: ScanList, entry: Entry) -> list[str | None]:
+    """What the entry, or else the list, calls the modality of each of the entry's images.
+
+    Raises:
+        ValueError: where the entry names another number of modalities than of images.
+    """
     count = len(entry.images)
     own = entry.modality or (entry.class_ if isinstance(entry.class_, str) else None)
     if isinstance(own, str):

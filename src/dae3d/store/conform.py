@@ -1,5 +1,6 @@
 """Bring a scan into the store's form: RAS axes, the wanted spacing, the smallest lossless voxel type."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,11 +60,23 @@ def resample(volume: Volume, spacing: tuple[float, float, float]) -> Volume:
 
 def crop_to_foreground(volume: Volume) -> Volume:
     """Keep the foreground box and 10 mm around it."""
-    first, last = measure(volume).foreground
-    margin = np.ceil(FOREGROUND_MARGIN_MM / np.array(volume.spacing)).astype(int)
-    start = np.maximum(np.array(first) - margin, 0)
-    stop = np.minimum(np.array(last) + margin, volume.array.shape)
-    return crop(volume, (tuple(start.tolist()), tuple(stop.tolist())))
+    return crop(volume, foreground_box([volume]))
+
+
+def foreground_box(volumes: Sequence[Volume]) -> Box:
+    """The foreground of any of some volumes on one grid, and 10 mm around it, within them."""
+    first, last = map(np.array, union([measure(volume).foreground for volume in volumes]))
+    margin = np.ceil(FOREGROUND_MARGIN_MM / np.array(volumes[0].spacing)).astype(int)
+    x0, y0, z0 = np.maximum(first - margin, 0).tolist()
+    x1, y1, z1 = np.minimum(last + margin, volumes[0].array.shape).tolist()
+    return (x0, y0, z0), (x1, y1, z1)
+
+
+def union(boxes: Sequence[Box]) -> Box:
+    """The smallest box that holds all of some boxes."""
+    x0, y0, z0 = np.min([first for first, _ in boxes], axis=0).tolist()
+    x1, y1, z1 = np.max([last for _, last in boxes], axis=0).tolist()
+    return (x0, y0, z0), (x1, y1, z1)
 
 
 def crop(volume: Volume, box: Box) -> Volume:

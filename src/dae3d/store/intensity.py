@@ -1,10 +1,16 @@
 """From acquired intensities to what the network sees, and back: one rule per modality label."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator
 
-from dae3d.store.statistics import Statistics
+from dae3d.scans.modality import Label
+from dae3d.store.statistics import PERCENTILES, Statistics
 
 
 @dataclass(frozen=True)
@@ -79,14 +85,55 @@ SCALINGS: dict[str, Scaling] = {
 }
 
 
-def scaling(modality: str) -> Scaling:
-    """The rule for a modality label; a label that is not in `SCALINGS` is scaled as MR is."""
+@lru_cache(maxsize=64)
+def parse_scaling(text: str) -> Scaling:
+    """Read a rule: `window:LOW:HIGH` in acquired units, `zscore`, or `percentiles:LOW:HIGH`.
+
+    Raises:
+        ValueError: where it is none of these, or its bounds cannot be used.
+    """
+    kind, *words = text.strip().lower().split(":")
+    if kind == "zscore" and not words:
+        return ZScore()
+    if kind not in ("window", "percentiles") or len(words) != 2:
+        raise ValueError(
+            f"{text!r} is no intensity scaling: window:LOW:HIGH (HU for CT), zscore or percentiles:LOW:HIGH"
+        )
+    try:
+        low, high = map(float, words)
+    except ValueError:
+        raise ValueError(f"{text!r}: the bounds must be numbers, such as 'window:-175:250'") from None
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"{text!r}: the lower bound must be below the upper one, and both finite")
+    if kind == "window":
+        return Window(low, high)
+    if {low, high} - set(PERCENTILES):
+        raise ValueError(f"{text!r}: percentiles are those of {', '.join(f'{p:g}' for p in PERCENTILES)}")
+    return PercentileRange(low, high)
+
+
+def _checked_scaling(text: str) -> str:
+    parse_scaling(text)
+    return text
+
+
+# For settings: a rule as it was written, and rules by modality label, which go before `SCALINGS`.
+ScalingText = Annotated[str, AfterValidator(_checked_scaling)]
+ScalingRules = dict[Label, ScalingText]
+
+
+def scaling(modality: str, rules: Mapping[str, str] | None = None) -> Scaling:
+    """The rule for a modality label; a label in neither `rules` nor `SCALINGS` is scaled as MR is."""
+    if rules and modality in rules:
+        return parse_scaling(rules[modality])
     return SCALINGS.get(modality, ZScore())
 
 
-def normalise(crop: np.ndarray, modality: str, statistics: Statistics) -> np.ndarray:
+def normalise(
+    crop: np.ndarray, modality: str, statistics: Statistics, rules: Mapping[str, str] | None = None
+) -> np.ndarray:
     """Scale intensities in acquired units, of any real type, for the network; float32, in a new array."""
-    return scaling(modality).normalise(crop, statistics)
+    return scaling(modality, rules).normalise(crop, statistics)
 
 
 def denormalise(crop: np.ndarray, modality: str, statistics: Statistics) -> np.ndarray:

@@ -1,12 +1,11 @@
 """The verb `prepare`: from the scans of a manifest to a store that training reads from."""
 
 import csv
-import fcntl
 import io
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,17 +20,17 @@ from dae3d.errors import Dae3dError
 from dae3d.files import write_text
 from dae3d.scans.manifest import Manifest, Scan
 from dae3d.settings import Positional, Settings, verb
-from dae3d.store.convert import described
+from dae3d.store.convert import convert, described
 from dae3d.store.index import index_line, read_index, write_index
-from dae3d.store.scan import PARTIAL, SCANS, Preparation, StoredScan, file_name
+from dae3d.store.recipe import Spacing
+from dae3d.store.scan import SCANS, Preparation, StoredScan, file_name
 from dae3d.store.source import Stamp, source_files
 from dae3d.store.store import Store
-from dae3d.store.workers import convert_all
+from dae3d.store.workers import work_through
+from dae3d.store.writer import only_writer
 
 REJECTED = "rejected.csv"
 _REJECTED_SHOWN = 10
-
-Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class PrepareSettings(Settings):
@@ -39,7 +38,7 @@ class PrepareSettings(Settings):
 
     manifest: Annotated[Path, Positional()] = Field(description="manifest written by `dae3d index`")
     out: Path = Field(description="folder of the store; run again, it does what is missing or changed")
-    spacing: tuple[Millimetres, Millimetres, Millimetres] | None = Field(
+    spacing: Spacing | None = Field(
         None, description="resample to this voxel size in mm, right, anterior and superior; none: as acquired"
     )
     crop_foreground: bool = Field(
@@ -89,7 +88,7 @@ def prepare(settings: PrepareSettings) -> Store:
         Dae3dError: where the manifest or the store cannot be used, a worker died, or no scan is usable.
     """
     scans = _wanted(settings.manifest)
-    with _only_writer(settings.out):
+    with only_writer(settings.out, SCANS):
         tally = Tally()
         try:
             _run(scans, settings, tally)
@@ -114,29 +113,6 @@ def _wanted(path: Path) -> dict[str, Scan]:
     return scans
 
 
-@contextmanager
-def _only_writer(store: Path) -> Iterator[None]:
-    """Make the store's folders, clear what a killed run left, and keep other runs out of them."""
-    try:
-        (store / SCANS).mkdir(parents=True, exist_ok=True)
-        lock = (store / ".lock").open("w")
-    except OSError as error:
-        raise Dae3dError(f"{store}: cannot be written to: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Dae3dError(f"{store}: another `dae3d prepare` is writing to it") from None
-        shutil.rmtree(store / PARTIAL, ignore_errors=True)
-        for leftover in store.glob(".*.tmp"):
-            leftover.unlink()
-        (store / PARTIAL).mkdir()
-        try:
-            yield
-        finally:
-            shutil.rmtree(store / PARTIAL, ignore_errors=True)
-
-
 def _run(scans: dict[str, Scan], settings: PrepareSettings, tally: Tally) -> None:
     for stored in _unchanged(scans, settings):
         tally.add(stored, written=False)
@@ -144,9 +120,11 @@ def _run(scans: dict[str, Scan], settings: PrepareSettings, tally: Tally) -> Non
     if not todo:
         return
     workers = min(settings.workers, len(todo))
+    run = partial(convert, preparation=settings.preparation, store=settings.out)
+    resampling = settings.spacing is not None
     with (
         tqdm(total=len(scans), initial=len(tally.lines), desc="prepare", unit="scan") as progress,
-        closing(convert_all(todo, settings.preparation, settings.out, workers)) as outcomes,
+        closing(work_through(todo, run, lambda scan: str(scan.path), workers, resampling)) as outcomes,
     ):
         for outcome in outcomes:
             if outcome.stored is None:

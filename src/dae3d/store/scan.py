@@ -101,6 +101,19 @@ def file_name(source: Path) -> str:
     return f"{readable.strip('-')[:80]}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.b2nd"
 
 
+def write_array(path: Path, array: np.ndarray) -> blosc2.NDArray:
+    """Write voxels in the form that crops are read from quickly."""
+    chunks = tuple(min(CHUNK, n) for n in array.shape)
+    return blosc2.asarray(
+        array,
+        urlpath=str(path),
+        mode="w",
+        chunks=chunks,
+        blocks=tuple(min(BLOCK, n) for n in chunks),
+        cparams={"codec": blosc2.Codec.ZSTD, "clevel": _LEVEL, "nthreads": 1, "typesize": array.itemsize},
+    )
+
+
 def write_scan(store: Path, array: np.ndarray, scan: StoredScan) -> StoredScan:
     """Write one scan into a store, whole or not at all; returns its metadata, complete.
 
@@ -108,16 +121,8 @@ def write_scan(store: Path, array: np.ndarray, scan: StoredScan) -> StoredScan:
         Dae3dError: where it cannot be written (a full disk).
     """
     temporary, final = store / PARTIAL / scan.file, store / SCANS / scan.file
-    chunks = tuple(min(CHUNK, n) for n in array.shape)
     try:
-        stored = blosc2.asarray(
-            array,
-            urlpath=str(temporary),
-            mode="w",
-            chunks=chunks,
-            blocks=tuple(min(BLOCK, n) for n in chunks),
-            cparams={"codec": blosc2.Codec.ZSTD, "clevel": _LEVEL, "nthreads": 1, "typesize": array.itemsize},
-        )
+        stored = write_array(temporary, array)
         stored.schunk.vlmeta[_METADATA] = scan.model_dump_json(exclude={"stored_stamp"})
         del stored
         temporary.replace(final)

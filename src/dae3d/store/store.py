@@ -4,15 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dae3d.errors import Dae3dError
 from dae3d.scans.readers import Volume
+from dae3d.store.boxes import Triple, padded, read_box
 from dae3d.store.index import read_index
 from dae3d.store.intensity import normalise
-from dae3d.store.scan import SCANS, StoredScan, read_voxels
+from dae3d.store.scan import SCANS, StoredScan
 
 __all__ = ["Store", "StoredScan"]
-
-Triple = tuple[int, int, int]
 
 
 class Store:
@@ -43,7 +41,7 @@ class Store:
             Dae3dError: where the stored file is missing or damaged.
         """
         scan = self.scans[number]
-        stop = tuple(s + n for s, n in zip(start, size, strict=True))
+        stop = (start[0] + size[0], start[1] + size[1], start[2] + size[2])
         if min(start) < 0 or any(e > n for e, n in zip(stop, scan.shape, strict=True)):
             raise ValueError(
                 f"box from {start} of size {size} is not inside {scan.file} of shape {scan.shape}"
@@ -61,26 +59,15 @@ class Store:
             Dae3dError: where the stored file is missing or damaged.
         """
         scan = self.scans[number]
-        first = tuple(max(s, 0) for s in start)
-        last = tuple(min(s + n, end) for s, n, end in zip(start, size, scan.shape, strict=True))
-        if any(a >= b for a, b in zip(first, last, strict=True)):
-            return np.zeros(size, np.float32)
-        voxels = self._voxels(scan, first, last)
-        if (scan.slope, scan.intercept) != (1.0, 0.0):
-            voxels = Volume(voxels, np.array(scan.affine), scan.slope, scan.intercept).intensities()
-        scaled = normalise(voxels, scan.modality, scan.statistics)
-        if scaled.shape == size:
-            return scaled
-        crop = np.zeros(size, np.float32)
-        crop[tuple(slice(a - s, b - s) for a, b, s in zip(first, last, start, strict=True))] = scaled
-        return crop
 
-    def _voxels(self, scan: StoredScan, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray:
-        path = self.path / SCANS / scan.file
-        try:
-            # A file of another size has been prepared anew, or cut short, since the index was written.
-            if scan.stored_stamp is not None and path.stat().st_size != scan.stored_stamp.bytes:
-                raise RuntimeError("not the file that the index describes")
-            return read_voxels(path, start, stop)
-        except (OSError, RuntimeError) as error:
-            raise Dae3dError(f"{path}: {error}; run `dae3d prepare` again") from error
+        def scaled(first: Triple, last: Triple) -> np.ndarray:
+            voxels = self._voxels(scan, first, last)
+            if (scan.slope, scan.intercept) != (1.0, 0.0):
+                voxels = Volume(voxels, np.array(scan.affine), scan.slope, scan.intercept).intensities()
+            return normalise(voxels, scan.modality, scan.statistics)
+
+        return padded(scaled, scan.shape, start, size, np.float32)
+
+    def _voxels(self, scan: StoredScan, start: Triple, stop: Triple) -> np.ndarray:
+        size_on_disk = scan.stored_stamp.bytes if scan.stored_stamp else None
+        return read_box(self.path / SCANS / scan.file, size_on_disk, "prepare", start, stop)

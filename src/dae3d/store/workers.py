@@ -6,54 +6,56 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from functools import partial
-from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import SimpleITK as sitk
 
 from dae3d.errors import Dae3dError
-from dae3d.scans.manifest import Scan
-from dae3d.store.convert import Outcome, convert
-from dae3d.store.scan import Preparation
 
 _log = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-def convert_all(
-    scans: list[Scan], preparation: Preparation, store: Path, workers: int
-) -> Generator[Outcome, None, None]:
-    """Convert scans in `workers` processes, in this one where that is 1; yields them as they are done.
 
-    Interrupted, it still yields the scans that are being prepared, then raises KeyboardInterrupt.
+def work_through(
+    items: Sequence[Item],
+    run: Callable[[Item], Result],
+    name: Callable[[Item], str],
+    workers: int,
+    resampling: bool,
+) -> Generator[Result, None, None]:
+    """Do `run` for each item in `workers` processes, in this one where that is 1; yields what is done.
+
+    Interrupted, it still yields the items that are at work, then raises KeyboardInterrupt. `resampling` says
+    that PyTorch will be used, which takes seconds to import.
 
     Raises:
-        Dae3dError: where a process is killed, naming what it may have died of, or the store is not writable.
+        Dae3dError: where a process is killed, with the names of what it may have died of.
     """
-    run = partial(convert, preparation=preparation, store=store)
     if workers == 1:
-        for scan in scans:
-            yield run(scan)
+        yield from map(run, items)
         return
     # Forked processes would share the threads of PyTorch and Blosc2 half-way through their work.
     executor = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(preparation.spacing is not None,),
+        initargs=(resampling,),
     )
-    pending: dict[Future[Outcome], Scan] = {}
+    pending: dict[Future[Result], Item] = {}
     try:
-        for scan in scans:
+        for item in items:
             # No more are handed over than are worked on, so what is pending is what is in memory.
             if len(pending) == workers:
                 yield from _finished(pending)
             with _starting_processes():
-                pending[executor.submit(run, scan)] = scan
+                pending[executor.submit(run, item)] = item
         while pending:
             yield from _finished(pending)
     except KeyboardInterrupt:
@@ -63,7 +65,7 @@ def convert_all(
                 yield from _finished(pending)
         raise
     except BrokenProcessPool:
-        names = ", ".join(str(scan.path) for scan in pending.values())
+        names = ", ".join(map(name, pending.values()))
         raise Dae3dError(
             f"a worker process died, most often for lack of memory, while these were prepared: {names}. "
             "What is finished is kept: run the same command again to go on, with fewer workers"
@@ -72,12 +74,12 @@ def convert_all(
         executor.shutdown(cancel_futures=True)
 
 
-def _finished(pending: dict[Future[Outcome], Scan]) -> Iterator[Outcome]:
+def _finished(pending: dict[Future[Result], Item]) -> Iterator[Result]:
     done, _ = wait(pending, return_when=FIRST_COMPLETED)
     for future in done:
-        outcome = future.result()
+        result = future.result()
         del pending[future]
-        yield outcome
+        yield result
 
 
 @contextmanager

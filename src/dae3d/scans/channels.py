@@ -1,0 +1,23 @@
+"""How a scan of several channels is named: its files joined by commas, as in `t1.nii.gz,flair.nii.gz`."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+
+def _joined(scan: Any) -> Any:
+    """Paths, and sequences of a scan's channels, as the command line has them."""
+    if isinstance(scan, (list, tuple)):
+        return ",".join(map(str, scan))
+    return str(scan) if isinstance(scan, os.PathLike) else scan
+
+
+# For settings: a scan by its file, or by the files of its channels; from Python also paths and sequences.
+ScanText = Annotated[str, BeforeValidator(_joined)]
+
+
+def channel_files(scan: str) -> tuple[Path, ...]:
+    """The files of a scan's channels; a comma may also be part of one file's name."""
+    return (Path(scan),) if Path(scan).is_file() else tuple(map(Path, scan.split(",")))

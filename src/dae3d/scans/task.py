@@ -1,0 +1,346 @@
+"""Labelled cases in the manner of the Medical Segmentation Decathlon: what a network is fine-tuned on.
+
+    {"name": "MS lesions",
+     "modality": {"0": "T1w", "1": "FLAIR"},
+     "labels": {"0": "background", "1": "lesion"},
+     "training": [{"image": ["a_t1.nii.gz", "a_flair.nii.gz"], "label": "a_seg.nii.gz", "fold": 0}, ...],
+     "validation": [{"image": [...], "label": "b_seg.nii.gz", "subject": "b"}],
+     "test": [{"image": ["c_t1.nii.gz", "c_flair.nii.gz"]}, ...]}
+
+Names are relative to the list. `labels` maps values to names, or names to values as nnU-Net writes it, or is
+the list of the names of the values 0, 1, ...; the value 0 is the background, named or not. Images of an entry
+are its channels. Entries of `test` may be an image's name alone, and need no label.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import AliasChoices, Field, field_validator
+
+from dae3d.errors import Dae3dError
+from dae3d.scans.lists import Entry, ScanList, bare_names, home_elsewhere, load_list, modalities_of
+from dae3d.scans.modality import label_in_list
+from dae3d.scans.readers import scan_stem, suffix
+from dae3d.scans.sources import absolute, readable_suffixes
+from dae3d.scans.splits import Member, split_subjects
+from dae3d.scans.subjects import subject_in_path
+
+TaskSplit = Literal["training", "validation", "test"]
+SPLITS: tuple[TaskSplit, ...] = get_args(TaskSplit)
+
+# Class indices are stored as uint8.
+MOST_CLASSES = 256
+
+# Share of the subjects that validate, where a list has no validation cases.
+_HELD_OUT = 0.2
+
+_EXAMPLE = '"labels": {"0": "background", "1": "spleen"}'
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TaskCase:
+    """One case: a file for each channel, and the file of its label where it has one.
+
+    `name` is unique within its task, and that of its prediction's file; `subject` says whose case it is.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None
+    subject: str
+    fold: int | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What there is to segment in which cases; `labels` maps values in label files to names, ascending.
+
+    `modalities` has one label a channel.
+    """
+
+    path: Path
+    name: str
+    labels: dict[int, str]
+    modalities: tuple[str, ...]
+    training: tuple[TaskCase, ...]
+    validation: tuple[TaskCase, ...]
+    test: tuple[TaskCase, ...]
+
+    def split(self, name: TaskSplit, fold: int | None = None) -> tuple[TaskCase, ...]:
+        """The cases to train on, to validate on, or to test on, as `sides` has them.
+
+        Raises:
+            Dae3dError: as `sides`, and where there are none.
+        """
+        cases = self.test if name == "test" else self.sides(fold)[name == "validation"]
+        if not cases:
+            there = ", ".join(f"{split} ({len(getattr(self, split))})" for split in SPLITS)
+            raise Dae3dError(f"{self.path}: no cases under `{name}`; there are: {there}")
+        return cases
+
+    def sides(self, fold: int | None = None) -> tuple[tuple[TaskCase, ...], tuple[TaskCase, ...]]:
+        """The cases to train on, and those to validate on.
+
+        By fold, where one is given; else as the list says; and where it has nothing under `validation`,
+        about a fifth of the subjects is held out, the same ones every time.
+
+        Raises:
+            Dae3dError: where the list has folds and none is given, or there is only one subject.
+        """
+        if fold is not None:
+            return self.fold(fold)
+        if self.validation:
+            return self.training, self.validation
+        folds = sorted({case.fold for case in self.training if case.fold is not None})
+        if folds:
+            raise Dae3dError(
+                f"fold: {self.path} has folds; name the one to hold out: {', '.join(map(str, folds))}"
+            )
+        held_out = split_subjects([Member(case.subject, "", None) for case in self.training], _HELD_OUT, 0)
+        train = tuple(case for case in self.training if held_out[case.subject] == "train")
+        rest = tuple(case for case in self.training if held_out[case.subject] == "val")
+        if not train or not rest:
+            raise Dae3dError(
+                f"{self.path}: needs training cases of two subjects at least, to validate on one"
+            )
+        return train, rest
+
+    def fold(self, number: int) -> tuple[tuple[TaskCase, ...], tuple[TaskCase, ...]]:
+        """The cases to train on and those held out: fold `number` of `training`, and all of `validation`.
+
+        Raises:
+            Dae3dError: where there is no such fold, or it leaves nothing to train on.
+        """
+        folds = sorted({case.fold for case in self.training if case.fold is not None})
+        if number not in folds:
+            there = f"there are: {', '.join(map(str, folds))}" if folds else "entries have no `fold`"
+            raise Dae3dError(f"{self.path}: no entry of `training` has fold {number}; {there}")
+        train = tuple(case for case in self.training if case.fold != number)
+        if not train:
+            raise Dae3dError(f"{self.path}: every entry of `training` has fold {number}: nothing to train on")
+        held_out = tuple(case for case in self.training if case.fold == number)
+        return train, held_out + self.validation
+
+
+class TaskEntry(Entry):
+    """One entry of a task's list."""
+
+    label: str | None = None
+
+
+class TaskList(ScanList):
+    """A task's list as it is written."""
+
+    modality: str | dict[str, str] = Field({}, validation_alias=AliasChoices("modality", "channel_names"))
+    labels: Any = None
+    training: Sequence[TaskEntry] = ()
+    validation: Sequence[TaskEntry] = ()
+    test: Sequence[TaskEntry] = ()
+
+    @field_validator("test", mode="before")
+    @classmethod
+    def _bare_tests(cls, entries: Any) -> Any:
+        return bare_names(entries)
+
+    def entries(self) -> Iterator[tuple[TaskSplit, int, TaskEntry]]:
+        """All entries with their split and their number in it, from 0."""
+        splits: dict[TaskSplit, Sequence[TaskEntry]] = {
+            "training": self.training,
+            "validation": self.validation,
+            "test": self.test,
+        }
+        for split, entries in splits.items():
+            for number, entry in enumerate(entries):
+                yield split, number, entry
+
+
+def read_task(path: Path, modality: Sequence[str] | None = None) -> Task:
+    """Read a task's list; `modality` has a label for each channel, and goes before the list's own.
+
+    Raises:
+        Dae3dError: naming the list, and the entry and the file, where it is no such list, a file is missing
+            or named twice, an entry that needs a label has none, or classes or modalities are not told.
+    """
+    path = absolute(path)
+    content = load_list(path, TaskList)
+    if not any(content.entries()):
+        raise Dae3dError(
+            f"{path}: no task: none of {', '.join(f'`{split}`' for split in SPLITS)} has entries"
+        )
+    try:
+        labels = parse_labels(content.labels)
+    except ValueError as error:
+        raise Dae3dError(f"{path}: `labels` {error}") from None
+    modalities = _modalities(path, content, modality)
+    _check_files(path, content)
+    cases = _cases(path, content)
+    task = Task(
+        path=path,
+        name=content.name if isinstance(content.name, str) and content.name else path.stem,
+        labels=labels,
+        modalities=modalities,
+        training=cases["training"],
+        validation=cases["validation"],
+        test=cases["test"],
+    )
+    _warn_of_shared_subjects(task)
+    return task
+
+
+def parse_labels(labels: Any) -> dict[int, str]:
+    """The names of label values, ascending, from any of the ways in which lists have them.
+
+    Raises:
+        ValueError: saying what is wrong, or what to write where there is nothing.
+    """
+    if not labels:
+        raise ValueError(f"is missing: name the values in the label files, such as {_EXAMPLE}")
+    if isinstance(labels, list):
+        labels = dict(enumerate(labels))
+    if not isinstance(labels, dict):
+        raise ValueError(f"must map values to names, such as {_EXAMPLE}")
+    if not all(_is_value(key) for key in labels):
+        labels = _reversed(labels)
+    named = {int(value): name for value, name in labels.items()}
+    if len(named) < len(labels):
+        raise ValueError("has one value twice")
+    for value, name in named.items():
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"calls the value {value} {name!r}; a name is wanted")
+        if name == "ignore":
+            raise ValueError("has voxels to ignore, which is not supported: give them the value of a class")
+    named.setdefault(0, "background")
+    repeated = [name for name, count in Counter(named.values()).items() if count > 1]
+    if repeated:
+        raise ValueError(f"gives the name {repeated[0]!r} to several values")
+    if len(named) < 2:
+        raise ValueError(f"names nothing but the background; write such as {_EXAMPLE}")
+    if len(named) > MOST_CLASSES:
+        raise ValueError(f"has {len(named)} classes, background included; there may be {MOST_CLASSES}")
+    return dict(sorted(named.items()))
+
+
+def _is_value(key: Any) -> bool:
+    return key >= 0 if isinstance(key, int) else isinstance(key, str) and key.isdecimal()
+
+
+def _reversed(labels: dict[str, Any]) -> dict[Any, str]:
+    for name, value in labels.items():
+        if isinstance(value, list):
+            raise ValueError(f"has the region {name!r} of several values; name each value once instead")
+        if not _is_value(value):
+            raise ValueError(f"has {name!r}: {value!r}, of which neither is a whole number from 0 on")
+    reverse = {int(value): name for name, value in labels.items()}
+    if len(reverse) < len(labels):
+        raise ValueError("gives one value to several names")
+    return reverse
+
+
+def _modalities(path: Path, content: TaskList, given: Sequence[str] | None) -> tuple[str, ...]:
+    """One modality label a channel, the same for all entries."""
+    found: dict[tuple[str, ...], str] = {}
+    for split, number, entry in content.entries():
+        where = f"{path}: {split}[{number}] ({entry.images[0]})"
+        texts: Sequence[str | None] = given or _told(where, content, entry)
+        if len(texts) != len(entry.images):
+            raise Dae3dError(f"{where}: {len(texts)} modalities for {len(entry.images)} images")
+        try:
+            labels = tuple(label_in_list(text) for text in texts if text)
+        except ValueError as error:
+            raise Dae3dError(f"{where}: {error}") from None
+        if len(labels) < len(texts):
+            raise Dae3dError(
+                f'{where}: what is its modality? Add to the list such as "modality": {{"0": "CT"}}, '
+                "with one entry a channel, or give --modality"
+            )
+        found.setdefault(labels, where)
+        if len(found) > 1:
+            (first, _), (second, other) = found.items()
+            raise Dae3dError(f"{other}: modalities {', '.join(second)}, where others have {', '.join(first)}")
+    return next(iter(found))
+
+
+def _told(where: str, content: TaskList, entry: TaskEntry) -> list[str | None]:
+    if isinstance(content.modality, dict) and len(content.modality) > len(entry.images):
+        raise Dae3dError(
+            f"{where}: {len(entry.images)} image(s), where the list has {len(content.modality)} channels; "
+            "each channel must be a file of its own (a 4-D file holds several: split it)"
+        )
+    try:
+        return modalities_of(content, entry)
+    except ValueError as error:
+        raise Dae3dError(f"{where}: {error}") from None
+
+
+def _check_files(path: Path, content: TaskList) -> None:
+    """Refuse files that are missing, that no reader takes, and images that two entries have."""
+    owners: dict[Path, str] = {}
+    missing = []
+    for split, number, entry in content.entries():
+        where = f"{split}[{number}]"
+        if split != "test" and entry.label is None:
+            raise Dae3dError(
+                f"{path}: {where} ({entry.images[0]}): has no `label`; cases without are for `test`"
+            )
+        for name in [*entry.images, *filter(None, [entry.label])]:
+            file = absolute(path.parent / name)
+            if not file.is_file():
+                missing.append(f"{where}: {file}: no such file")
+            elif not suffix(file):
+                raise Dae3dError(f"{path}: {where}: {file}: is no scan by its suffix ({readable_suffixes()})")
+        for name in entry.images:
+            owner = owners.setdefault(absolute(path.parent / name), where)
+            if owner != where:
+                raise Dae3dError(f"{path}: {where}: {name} is an image of {owner} as well")
+    if missing:
+        more = f" (and {len(missing) - 1} other files are missing)" if len(missing) > 1 else ""
+        raise Dae3dError(f"{path}: {missing[0]}{more}")
+
+
+def _cases(path: Path, content: TaskList) -> dict[TaskSplit, tuple[TaskCase, ...]]:
+    entries = list(content.entries())
+    images = [tuple(absolute(path.parent / name) for name in entry.images) for _, _, entry in entries]
+    names = case_names([files[0] for files in images])
+    roots = {path.parent, home_elsewhere(path.parent, [files[0] for files in images])}
+    cases: dict[TaskSplit, list[TaskCase]] = {split: [] for split in SPLITS}
+    for (split, _, entry), files, name in zip(entries, images, names, strict=True):
+        cases[split].append(
+            TaskCase(
+                name=name,
+                images=files,
+                label=None if entry.label is None else absolute(path.parent / entry.label),
+                subject=subject_in_path(files[0], roots) if entry.subject is None else str(entry.subject),
+                fold=entry.fold,
+            )
+        )
+    return {split: tuple(found) for split, found in cases.items()}
+
+
+def case_names(files: Sequence[Path]) -> list[str]:
+    """A name for each file: its stem, after as many of its folders as it takes to tell all files apart."""
+    names: list[str] = []
+    for depth in range(1, max(len(file.parts) for file in files) + 1):
+        names = ["_".join([*file.parts[-depth:-1], scan_stem(file)]).strip(os.sep) for file in files]
+        if len(set(names)) == len(names):
+            return names
+    repeated = Counter(names).most_common(1)[0][0]
+    raise Dae3dError(f"files that differ by nothing but their suffix or underscores: {repeated}")
+
+
+def _warn_of_shared_subjects(task: Task) -> None:
+    trained = {case.subject for case in task.training}
+    shared = sorted({case.subject for case in task.validation} & trained)
+    if shared:
+        _log.warning(
+            "%s: subjects both in `training` and in `validation`, whose results will flatter: %s%s",
+            task.path,
+            ", ".join(shared[:3]),
+            f" and {len(shared) - 3} others" if len(shared) > 3 else "",
+        )

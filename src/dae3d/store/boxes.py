@@ -1,0 +1,49 @@
+"""Boxes of voxels out of stored files, checked and padded."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from dae3d.errors import Dae3dError
+from dae3d.store.scan import read_voxels
+
+Triple = tuple[int, int, int]
+Read = Callable[[Triple, Triple], np.ndarray]
+
+
+def read_box(path: Path, size_on_disk: int | None, verb: str, start: Triple, stop: Triple) -> np.ndarray:
+    """The box [start, stop) of a stored file, as stored; `verb` is the command that writes such files.
+
+    Raises:
+        Dae3dError: where the file is missing, damaged or not of the size that is on record.
+    """
+    try:
+        # A file of another size has been prepared anew, or cut short, since the index was written.
+        if size_on_disk is not None and path.stat().st_size != size_on_disk:
+            raise RuntimeError("not the file that the index describes")
+        return read_voxels(path, start, stop)
+    except (OSError, RuntimeError) as error:
+        raise Dae3dError(f"{path}: {error}; run `dae3d {verb}` again") from error
+
+
+def padded(read: Read, shape: Triple, start: Triple, size: Triple, dtype: type) -> np.ndarray:
+    """The box of `size` voxels from `start` on of an array of `shape` that is 0 beyond it.
+
+    `read` gives the box [start, stop) within the array, and is not called for a box wholly beyond it.
+    """
+    first = _triple(max(s, 0) for s in start)
+    last = _triple(min(s + n, end) for s, n, end in zip(start, size, shape, strict=True))
+    if any(a >= b for a, b in zip(first, last, strict=True)):
+        return np.zeros(size, dtype)
+    inside = read(first, last)
+    if inside.shape == size:
+        return inside
+    box: np.ndarray = np.zeros(size, dtype)
+    box[tuple(slice(a - s, b - s) for a, b, s in zip(first, last, start, strict=True))] = inside
+    return box
+
+
+def _triple(numbers: Iterable[int]) -> Triple:
+    x, y, z = numbers
+    return x, y, z

@@ -1,0 +1,243 @@
+"""One labelled case in the store: its folder of Blosc2 files, and how it gets there.
+
+cases/hippocampus-001-5f0c.../   0.b2nd, 1.b2nd, ...  the channels, in acquired units
+                                 label.b2nd           class indices
+                                 positions.npy        where voxels of each class are, drawn
+                                 case.json            what it is; a folder without it is no case
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dae3d.errors import Dae3dError, ScanError
+from dae3d.files import write_text
+from dae3d.scans.readers import Volume, read_volume
+from dae3d.scans.task import TaskCase
+from dae3d.store.conform_case import ConformedCase, conform_case, cut_away, labels_at, upright_label
+from dae3d.store.positions import draw_positions
+from dae3d.store.recipe import CaseGeometry, CaseRecipe
+from dae3d.store.scan import PARTIAL, Row, write_array
+from dae3d.store.source import Stamp, digest, source_files
+from dae3d.store.statistics import Box, Statistics
+
+CASES = "cases"
+LABEL, POSITIONS, METADATA = "label.b2nd", "positions.npy", "case.json"
+
+
+class Source(BaseModel):
+    """A file that a case was made of, as it was then."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path
+    stamp: Stamp
+    digest: str
+
+
+class StoredChannel(BaseModel):
+    """One channel: intensity = voxel * `slope` + `intercept`; `bytes` is the size of its file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes: int
+    dtype: str
+    slope: float
+    intercept: float
+    statistics: Statistics
+
+
+class StoredCase(BaseModel):
+    """A labelled case in the store.
+
+    `shape` and `affine` (voxel to RAS+ mm) are those of the stored arrays, whose axes run to the right,
+    anterior and superior. `voxels` counts the voxels of each class, and `drawn` those whose positions are
+    kept. `cut_away` counts labelled voxels of the source that lie beyond the foreground's box.
+    `folder` lies in the store's folder `cases`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    subject: str
+    fold: int | None
+    folder: str
+    sources: tuple[Source, ...]
+    geometry: CaseGeometry
+    shape: tuple[int, int, int]
+    affine: tuple[Row, Row, Row, Row]
+    foreground: Box
+    channels: tuple[StoredChannel, ...]
+    label_bytes: int
+    voxels: tuple[int, ...]
+    drawn: tuple[int, ...]
+    cut_away: int
+
+
+@dataclass(frozen=True)
+class CaseOutcome:
+    """What became of one case: stored, or else not usable for a `reason`."""
+
+    case: TaskCase
+    stored: StoredCase | None = None
+    reason: str = ""
+
+
+def sources_of(case: TaskCase) -> list[Path]:
+    """The files of a case: its channels, then its label."""
+    return [*case.images, *filter(None, [case.label])]
+
+
+def folder_name(case: TaskCase, geometry: CaseGeometry) -> str:
+    """The stored folder of a case: readable, and one for the same files under the same geometry."""
+    paths = [os.path.abspath(path) for path in sources_of(case)]
+    key = "\n".join([geometry.model_dump_json(), *paths])
+    readable = re.sub(r"[^a-z0-9]+", "-", case.name.lower()).strip("-")[:80]
+    return f"{readable}-{hashlib.sha256(os.fsencode(key)).hexdigest()[:16]}"
+
+
+def store_case(case: TaskCase, recipe: CaseRecipe, store: Path) -> CaseOutcome:
+    """Prepare one case, unless the store has it.
+
+    Raises:
+        Dae3dError: where the store cannot be written to.
+    """
+    try:
+        sources = tuple(_source(path) for path in sources_of(case))
+        stored = _whole(case, recipe, store)
+        if stored is not None and _digests(stored.sources) == _digests(sources):
+            stored = stored.model_copy(update={"sources": sources})
+            write_text(store / CASES / stored.folder / METADATA, stored.model_dump_json(indent=1))
+        else:
+            stored = _convert(case, recipe, store, sources)
+    except ScanError as error:
+        return CaseOutcome(case, reason=str(error))
+    return CaseOutcome(case, stored)
+
+
+def unchanged(case: TaskCase, recipe: CaseRecipe, store: Path) -> StoredCase | None:
+    """The case as the store has it; None where it has not, or where a file seems changed since."""
+    stored = _whole(case, recipe, store)
+    try:
+        if stored is None or any(Stamp.of(source_files(s.path)) != s.stamp for s in stored.sources):
+            return None
+    except OSError:
+        return None
+    return stored
+
+
+def _whole(case: TaskCase, recipe: CaseRecipe, store: Path) -> StoredCase | None:
+    """What the store has of a case, under the name it has now, if all its files are there."""
+    folder = store / CASES / folder_name(case, recipe.geometry)
+    try:
+        stored = StoredCase.model_validate_json((folder / METADATA).read_bytes())
+        whole = all(
+            (folder / f"{number}.b2nd").stat().st_size == channel.bytes
+            for number, channel in enumerate(stored.channels)
+        )
+        whole &= (folder / LABEL).stat().st_size == stored.label_bytes
+        whole &= (folder / POSITIONS).is_file()
+    except (OSError, ValidationError):
+        return None
+    told = {"name": case.name, "subject": case.subject, "fold": case.fold}
+    return stored.model_copy(update=told) if whole else None
+
+
+def _digests(sources: Sequence[Source]) -> list[str]:
+    return [source.digest for source in sources]
+
+
+def read_case(images: Sequence[Path], recipe: CaseRecipe) -> ConformedCase:
+    """Read a case's channels and bring them onto the network's grid.
+
+    Raises:
+        ScanError: naming the file or files, where one cannot be read or they do not fit.
+    """
+    volumes = [_read(path) for path in images]
+    try:
+        return conform_case(volumes, recipe)
+    except ScanError as error:
+        raise ScanError(f"{', '.join(map(str, images))}: {error}") from None
+
+
+def _convert(case: TaskCase, recipe: CaseRecipe, store: Path, sources: tuple[Source, ...]) -> StoredCase:
+    if case.label is None:
+        raise ScanError("has no label")
+    conformed = read_case(case.images, recipe)
+    label_volume = _read(case.label)
+    try:
+        upright = upright_label(label_volume, conformed, recipe)
+    except ScanError as error:
+        raise ScanError(f"{case.label}: {error}") from None
+    label = labels_at(conformed.grid, upright)
+    voxels, drawn = draw_positions(label, conformed.foreground, len(recipe.labels), case.name)
+    folder = folder_name(case, recipe.geometry)
+    temporary = store / PARTIAL / folder
+    final = store / CASES / folder
+    try:
+        temporary.mkdir()
+        channels = [
+            _write_channel(temporary / f"{number}.b2nd", volume, statistics)
+            for number, (volume, statistics) in enumerate(
+                zip(conformed.volumes, conformed.statistics, strict=True)
+            )
+        ]
+        write_array(temporary / LABEL, label)
+        np.save(temporary / POSITIONS, np.concatenate(drawn))
+        stored = StoredCase(
+            name=case.name,
+            subject=case.subject,
+            fold=case.fold,
+            folder=folder,
+            sources=sources,
+            geometry=recipe.geometry,
+            shape=conformed.grid.shape,
+            affine=conformed.grid.affine.tolist(),
+            foreground=conformed.foreground,
+            channels=tuple(channels),
+            label_bytes=(temporary / LABEL).stat().st_size,
+            voxels=voxels,
+            drawn=tuple(map(len, drawn)),
+            cut_away=cut_away(upright, conformed.grid) if recipe.crop_foreground else 0,
+        )
+        (temporary / METADATA).write_text(stored.model_dump_json(indent=1))
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.replace(final)
+    except (OSError, RuntimeError) as error:
+        raise Dae3dError(f"{final}: cannot be written ({error}); is the disk full?") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return stored
+
+
+def _read(path: Path) -> Volume:
+    try:
+        return read_volume(path)
+    except ScanError as error:
+        raise ScanError(f"{path}: {error}") from None
+
+
+def _write_channel(path: Path, volume: Volume, statistics: Statistics) -> StoredChannel:
+    write_array(path, volume.array)
+    return StoredChannel(
+        bytes=path.stat().st_size,
+        dtype=volume.array.dtype.name,
+        slope=volume.slope,
+        intercept=volume.intercept,
+        statistics=statistics,
+    )
+
+
+def _source(path: Path) -> Source:
+    try:
+        files = source_files(path)
+        return Source(path=path, stamp=Stamp.of(files), digest=digest(files))
+    except OSError as error:
+        raise ScanError(f"{path}: unreadable: {error.strerror}") from None

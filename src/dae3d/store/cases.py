@@ -1,0 +1,238 @@
+"""Labelled cases prepared for fine-tuning: writing them into a store, and reading crops out of it."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+from tqdm import tqdm
+
+from dae3d.errors import Dae3dError
+from dae3d.files import write_text
+from dae3d.scans.readers import Volume
+from dae3d.scans.task import TaskCase
+from dae3d.store.boxes import Triple, padded, read_box
+from dae3d.store.case_files import (
+    CASES,
+    LABEL,
+    POSITIONS,
+    CaseOutcome,
+    StoredCase,
+    read_case,
+    store_case,
+    unchanged,
+)
+from dae3d.store.conform_case import ConformedCase, conform_case, conform_label
+from dae3d.store.intensity import normalise
+from dae3d.store.recipe import CaseRecipe
+from dae3d.store.workers import work_through
+from dae3d.store.writer import only_writer
+
+__all__ = [
+    "CaseStore",
+    "ConformedCase",
+    "StoredCase",
+    "conform_case",
+    "conform_label",
+    "prepare_cases",
+    "read_case",
+]
+
+INDEX = "cases.jsonl"
+
+_log = logging.getLogger(__name__)
+
+
+class _Header(BaseModel):
+    """The first line of the index; one line a case follows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    recipe: CaseRecipe
+    cases: int
+
+
+class CaseStore:
+    """Prepared cases, read in boxes of voxels; it may be sent to, or forked into, any process.
+
+    `cases` are in the order in which they were given to `prepare_cases`; `recipe` is the one they were
+    prepared for, of which `intensity` and `roi` bind nobody.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open what was last prepared in folder `path`.
+
+        Raises:
+            Dae3dError: where there is nothing, or the index is damaged.
+        """
+        self.path = Path(path)
+        try:
+            first, *lines = (self.path / INDEX).read_text().splitlines()
+            header = _Header.model_validate_json(first)
+            self.recipe = header.recipe
+            self.cases: Sequence[StoredCase] = tuple(map(StoredCase.model_validate_json, lines))
+            if len(self.cases) != header.cases:
+                raise ValueError(f"{len(self.cases)} cases where there should be {header.cases}")
+        except (FileNotFoundError, NotADirectoryError):
+            raise Dae3dError(f"{self.path}: no prepared cases here; `dae3d finetune` prepares them") from None
+        except (ValidationError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise Dae3dError(f"{self.path / INDEX}: damaged ({reason}); run `dae3d finetune` again") from None
+        self._numbers = {case.name: number for number, case in enumerate(self.cases)}
+
+    def number(self, name: str) -> int:
+        """The place of a case in `cases`.
+
+        Raises:
+            KeyError: where there is none of that name.
+        """
+        return self._numbers[name]
+
+    def image(
+        self, number: int, start: Triple, size: Triple, intensity: Mapping[str, str] | None = None
+    ) -> np.ndarray:
+        """The box of `size` voxels from voxel `start` on, which may be negative, scaled for the network.
+
+        `intensity` has scaling rules by modality that go before the usual ones.
+
+        Returns:
+            (C, *size) float32; 0 outside the case, as if padded after scaling.
+
+        Raises:
+            Dae3dError: where a stored file is missing or damaged.
+        """
+        case = self.cases[number]
+        image = np.empty((len(case.channels), *size), np.float32)
+        for channel in range(len(image)):
+            image[channel] = self._channel(case, channel, start, size, intensity)
+        return image
+
+    def label(self, number: int, start: Triple, size: Triple) -> np.ndarray:
+        """The class indices in the box of `size` voxels from voxel `start` on: uint8, 0 outside the case."""
+        case = self.cases[number]
+        read = partial(read_box, self.path / CASES / case.folder / LABEL, case.label_bytes, "finetune")
+        return padded(read, case.shape, start, size, np.uint8)
+
+    def positions(self, number: int) -> list[np.ndarray]:
+        """For each class, positions (n, 3) int32 of up to 10,000 of its voxels, drawn once and for all.
+
+        An array is empty only where the case has no voxel of the class. Background is drawn inside the
+        foreground's box.
+        """
+        case = self.cases[number]
+        path = self.path / CASES / case.folder / POSITIONS
+        try:
+            drawn = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise Dae3dError(f"{path}: {error}; run `dae3d finetune` again") from error
+        return np.split(drawn, np.cumsum(case.drawn)[:-1])
+
+    def _channel(
+        self, case: StoredCase, number: int, start: Triple, size: Triple, rules: Mapping[str, str] | None
+    ) -> np.ndarray:
+        channel = case.channels[number]
+        path = self.path / CASES / case.folder / f"{number}.b2nd"
+
+        def scaled(first: Triple, last: Triple) -> np.ndarray:
+            voxels = read_box(path, channel.bytes, "finetune", first, last)
+            if (channel.slope, channel.intercept) != (1.0, 0.0):
+                voxels = Volume(voxels, np.eye(4), channel.slope, channel.intercept).intensities()
+            return normalise(voxels, self.recipe.modalities[number], channel.statistics, rules)
+
+        return padded(scaled, case.shape, start, size, np.float32)
+
+
+def prepare_cases(
+    cases: Sequence[TaskCase], recipe: CaseRecipe, folder: Path, workers: int | None = None
+) -> CaseStore:
+    """Write labelled cases into a store, in parallel, and only those it does not have as they are.
+
+    Runs that share a store wait for each other, and each gets its own cases. `workers` are processes, each
+    with one case in memory; none: as many as there are processor cores.
+
+    Raises:
+        Dae3dError: with every case that cannot be used, and why, once the others are done; or where the store
+            cannot be written to, or a worker died.
+    """
+    with only_writer(folder, CASES, wait=True):
+        stored: dict[str, StoredCase] = {}
+        unusable: dict[str, str] = {}
+        for outcome in _outcomes(cases, recipe, folder, workers or os.cpu_count() or 1):
+            if outcome.stored is None:
+                unusable[outcome.case.name] = outcome.reason
+            else:
+                stored[outcome.case.name] = outcome.stored
+        unusable |= _shared_contents(list(stored.values()))
+        if unusable:
+            raise Dae3dError(_explain(cases, unusable))
+        ordered = [stored[case.name] for case in cases]
+        header = _Header(recipe=recipe, cases=len(ordered))
+        lines = [model.model_dump_json() for model in (header, *ordered)]
+        write_text(folder / INDEX, "\n".join(lines) + "\n")
+        _warn_of_cut_labels(ordered)
+        return CaseStore(folder)
+
+
+def _outcomes(
+    cases: Sequence[TaskCase], recipe: CaseRecipe, folder: Path, workers: int
+) -> Iterator[CaseOutcome]:
+    todo = []
+    for case in cases:
+        stored = unchanged(case, recipe, folder)
+        if stored is None:
+            todo.append(case)
+        else:
+            yield CaseOutcome(case, stored)
+    if not todo:
+        return
+    run = partial(store_case, recipe=recipe, store=folder)
+    workers = min(workers, len(todo))
+    work = work_through(todo, run, lambda case: case.name, workers, recipe.spacing is not None)
+    done = len(cases) - len(todo)
+    with (
+        tqdm(total=len(cases), initial=done, desc="prepare cases", unit="case") as progress,
+        closing(work) as outcomes,
+    ):
+        for outcome in outcomes:
+            yield outcome
+            progress.update()
+
+
+def _shared_contents(cases: Sequence[StoredCase]) -> dict[str, str]:
+    """Cases of which a file has the very content of another subject's: one of the two is wrong."""
+    first: dict[str, StoredCase] = {}
+    wrong = {}
+    for case in cases:
+        empty_label = not any(case.voxels[1:])
+        for source in case.sources[:-1] if empty_label else case.sources:
+            other = first.setdefault(source.digest, case)
+            if other.subject != case.subject:
+                wrong[case.name] = (
+                    f"{source.path}: is the same as a file of {other.name}, another subject; one of them is "
+                    "wrong (or, if both are of one subject, give both entries the same `subject`)"
+                )
+    return wrong
+
+
+def _explain(cases: Sequence[TaskCase], unusable: Mapping[str, str]) -> str:
+    lines = [f"  {case.name}: {unusable[case.name]}" for case in cases if case.name in unusable]
+    head = f"{len(lines)} of {len(cases)} cases cannot be used (mend them, or take them out of the list):"
+    return "\n".join([head, *lines])
+
+
+def _warn_of_cut_labels(cases: Sequence[StoredCase]) -> None:
+    cut = [case for case in cases if case.cut_away]
+    if cut:
+        some = ", ".join(f"{case.name} ({case.cut_away} voxels)" for case in cut[:5])
+        _log.warning(
+            "crop_foreground cuts labelled voxels away in %d cases: %s%s; turn it off if they count",
+            len(cut),
+            some,
+            " and others" if len(cut) > 5 else "",
+        )

@@ -1,0 +1,203 @@
+"""Bring the channels and the label of a case onto the network's grid: the one place where that is decided."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dae3d.errors import ScanError
+from dae3d.scans.grids import Grid, grid_difference
+from dae3d.scans.readers import Volume
+from dae3d.store.conform import crop, foreground_box, narrowed, resample, scaled, to_ras, union
+from dae3d.store.intensity import normalise
+from dae3d.store.recipe import CaseRecipe
+from dae3d.store.statistics import Box, Statistics, measure, refuse_non_finite
+
+_WHOLE = 1e-3  # scale factors of label files leave 0.9999999 for 1
+_ALIGNED = 0.1  # share of a voxel by which resampling may have turned the axes
+_NAMED = 5  # values in a message
+
+
+@dataclass(frozen=True)
+class ConformedCase:
+    """A case on the network's grid, and the grids it came from.
+
+    `volumes` has the channels, in acquired units, all on the network's grid: RAS axes, the recipe's spacing,
+    cut to the foreground; `statistics` are theirs. `native` is the grid as read; `ras_shape` and `ras_affine`
+    are the grid with RAS axes, before resampling and cutting. The axes of the last two grids are parallel.
+    """
+
+    volumes: tuple[Volume, ...]
+    statistics: tuple[Statistics, ...]
+    native: Grid
+    ras_shape: tuple[int, int, int]
+    ras_affine: np.ndarray
+
+    @property
+    def grid(self) -> Grid:
+        """The network's grid."""
+        return grid_of(self.volumes[0])
+
+    @property
+    def foreground(self) -> Box:
+        """The box on the network's grid that holds the foreground of all channels."""
+        return union([statistics.foreground for statistics in self.statistics])
+
+    def normalised(self, recipe: CaseRecipe) -> np.ndarray:
+        """The network's input: (C, X, Y, Z) float32."""
+        image = np.empty((len(self.volumes), *self.grid.shape), np.float32)
+        channels = zip(self.volumes, recipe.modalities, self.statistics, strict=True)
+        for channel, (volume, modality, statistics) in enumerate(channels):
+            image[channel] = normalise(volume.intensities(), modality, statistics, recipe.intensity)
+        return image
+
+
+def grid_of(volume: Volume) -> Grid:
+    """Where a volume's voxels lie."""
+    x, y, z = volume.array.shape
+    return Grid((x, y, z), volume.affine)
+
+
+def conform_case(volumes: Sequence[Volume], recipe: CaseRecipe) -> ConformedCase:
+    """Bring a case's channels onto the network's grid.
+
+    Axes are turned to RAS; then channels are resampled (trilinear, as MONAI's `Spacing`) where the recipe has
+    a spacing; then, where it says so, cut to the box around any channel's foreground (Otsu) and 10 mm. The
+    published BTCV recipe cuts to image > 0 after windowing instead, which depends on the window and keeps
+    every bright speck.
+
+    Raises:
+        ScanError: where the number of channels is not the recipe's, a channel lies on another grid than the
+            first, or is constant, not finite, or of singular affine, or axes are too sheared to be resampled.
+    """
+    if len(volumes) != len(recipe.modalities):
+        wanted = f"{len(recipe.modalities)} ({', '.join(recipe.modalities)})"
+        raise ScanError(f"channels: {len(volumes)} where {wanted} are wanted")
+    native = grid_of(volumes[0])
+    upright = []
+    for channel, volume in enumerate(volumes, 1):
+        difference = grid_difference(grid_of(volume), native)
+        if difference:
+            raise ScanError(f"channel {channel} is on another grid than channel 1: {difference}")
+        with _naming(channel, volumes):
+            refuse_non_finite(volume)
+            upright.append(scaled(to_ras(replace(volume, affine=native.affine))))
+    ras = grid_of(upright[0])
+    conformed = upright
+    if recipe.spacing is not None:
+        conformed = [resample(volume, recipe.spacing) for volume in upright]
+        _refuse_sheared(grid_of(conformed[0]), ras)
+    if recipe.crop_foreground:
+        box = foreground_box(conformed)
+        conformed = [crop(volume, box) for volume in conformed]
+    conformed = [replace(volume, array=narrowed(volume.array)) for volume in conformed]
+    statistics = []
+    for channel, volume in enumerate(conformed, 1):
+        with _naming(channel, volumes):
+            statistics.append(measure(volume))
+    return ConformedCase(
+        volumes=tuple(conformed),
+        statistics=tuple(statistics),
+        native=native,
+        ras_shape=ras.shape,
+        ras_affine=ras.affine,
+    )
+
+
+@contextmanager
+def _naming(channel: int, channels: Sequence[Volume]) -> Iterator[None]:
+    """Say which of several channels an error is about."""
+    try:
+        yield
+    except ScanError as error:
+        raise ScanError(f"channel {channel}: {error}" if len(channels) > 1 else str(error)) from None
+
+
+def conform_label(volume: Volume, case: ConformedCase, recipe: CaseRecipe) -> np.ndarray:
+    """Bring a case's label, as read, onto the case's grid: each voxel takes the nearest one's class.
+
+    Returns:
+        uint8 array of class indices, of the shape of the network's grid.
+
+    Raises:
+        ScanError: where the label lies on another grid than the image, or holds what is no value of a class.
+    """
+    return labels_at(case.grid, upright_label(volume, case, recipe))
+
+
+def upright_label(volume: Volume, case: ConformedCase, recipe: CaseRecipe) -> Volume:
+    """A case's label as uint8 class indices with RAS axes; raises as `conform_label`."""
+    difference = grid_difference(grid_of(volume), case.native)
+    if difference:
+        raise ScanError(f"is on another grid than the image: {difference}")
+    indices = Volume(class_indices(volume, recipe), case.native.affine)
+    return to_ras(indices)
+
+
+def labels_at(grid: Grid, label: Volume) -> np.ndarray:
+    """The nearest of a label's voxels at every voxel of a grid of parallel axes."""
+    return np.ascontiguousarray(label.array[np.ix_(*_nearest(grid, label))])
+
+
+def cut_away(label: Volume, grid: Grid) -> int:
+    """How many labelled voxels (not background) of an upright label lie beyond a grid's box."""
+    inside = label.array[tuple(slice(at.min(), at.max() + 1) for at in _nearest(grid, label))]
+    return int(np.count_nonzero(label.array) - np.count_nonzero(inside))
+
+
+def _nearest(grid: Grid, label: Volume) -> list[np.ndarray]:
+    steps = np.linalg.inv(label.affine) @ grid.affine
+    return [
+        np.rint(steps[axis, 3] + steps[axis, axis] * np.arange(n)).astype(int).clip(0, size - 1)
+        for axis, (n, size) in enumerate(zip(grid.shape, label.array.shape, strict=True))
+    ]
+
+
+def class_indices(volume: Volume, recipe: CaseRecipe) -> np.ndarray:
+    """A label map, as read, as uint8 class indices on its own grid.
+
+    Raises:
+        ScanError: where it holds what is no value of a class.
+    """
+    values = np.array(recipe.label_values)
+    indices = np.empty(volume.array.shape, np.uint8)
+    unknown: set[float] = set()
+    plain = volume.array.dtype.kind in "ui" and (volume.slope, volume.intercept) == (1.0, 0.0)
+    for x, plane in enumerate(volume.array):
+        found = plane if plain else replace(volume, array=plane).intensities()
+        whole = plane.astype(np.int64) if plain else np.rint(found)
+        rank = np.searchsorted(values, whole).clip(max=len(values) - 1)
+        good = values[rank] == whole
+        if not plain:
+            good &= np.abs(found - whole) < _WHOLE
+        if not good.all():
+            unknown.update(np.unique(found[~good])[: _NAMED + 1].tolist())
+        indices[x] = rank
+    if unknown:
+        raise ScanError(_unknown_values(sorted(unknown), recipe))
+    return indices
+
+
+def _unknown_values(unknown: list[float], recipe: CaseRecipe) -> str:
+    named = ", ".join(f"{value:g}" for value in unknown[:_NAMED])
+    more = " and others" if len(unknown) > _NAMED else ""
+    if any(value != np.rint(value) for value in unknown):
+        return (
+            f"holds {named}{more}, which are no whole numbers: is it interpolated, or a map of probabilities?"
+        )
+    classes = [f"{value} {name}" for value, name in recipe.labels.items()]
+    known = ", ".join(classes[:10]) + (f" and {len(classes) - 10} others" if len(classes) > 10 else "")
+    return f"holds {named}{more}, for which there is no class (there are: {known})"
+
+
+def _refuse_sheared(grid: Grid, ras: Grid) -> None:
+    """Refuse a resampled grid whose axes are no longer the scan's own: then voxels cannot be brought back."""
+    steps = (np.linalg.inv(ras.affine) @ grid.affine)[:3, :3]
+    np.fill_diagonal(steps, 0)
+    moved = float((np.abs(steps) @ (np.array(grid.shape) - 1)).max())
+    if moved > _ALIGNED:
+        raise ScanError(
+            f"its axes are sheared, which resampling would undo, by {moved:.2g} voxels at the far corner; "
+            "straighten it first, or give no spacing"
+        )

@@ -1,0 +1,83 @@
+"""Preparing cases that is killed, or done by two runs at once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dae3d.scans.task import TaskCase
+from dae3d.store.cases import CaseStore, prepare_cases
+from dae3d.store.recipe import CaseRecipe
+from scan_files import phantom, write_nifti
+from test_prepare_stopped import until
+
+CASES = 24
+SHAPE = (80, 80, 80)
+RUN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_cases_stopped import RECIPE, cases
+from dae3d.store.cases import prepare_cases
+first, last = int(sys.argv[4]), int(sys.argv[5])
+prepare_cases(cases(Path(sys.argv[2]))[first:last], RECIPE, Path(sys.argv[3]), workers=1)
+"""
+RECIPE = CaseRecipe(modalities=("ct",), labels={0: "background", 1: "body"})
+
+
+def cases(folder: Path) -> list[TaskCase]:
+    return [
+        TaskCase(f"c{i}", (folder / f"{i}.nii",), folder / f"{i}_label.nii", str(i)) for i in range(CASES)
+    ]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for number, case in enumerate(cases(tmp_path)):
+        volume = phantom(SHAPE, number)
+        write_nifti(case.images[0], volume)
+        write_nifti(case.label, (volume > 40).astype(np.uint8))
+    return tmp_path
+
+
+def start(data: Path, first: int, last: int) -> subprocess.Popen:
+    arguments = [Path(__file__).parent, data, data / "store", first, last]
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, *map(str, arguments)], stderr=subprocess.PIPE, text=True
+    )
+
+
+def done(data: Path) -> dict[Path, int]:
+    return {folder: folder.stat().st_mtime_ns for folder in (data / "store").glob("cases/*")}
+
+
+def test_a_killed_run_leaves_whole_cases_and_is_gone_on_with(data):
+    run = start(data, 0, CASES)
+    until(lambda: len(done(data)) >= 3)
+    run.kill()
+    run.communicate()
+    before = done(data)
+    assert 3 <= len(before) < CASES
+    for folder in before:
+        assert {file.name for file in folder.iterdir()} == {
+            "0.b2nd", "label.b2nd", "positions.npy", "case.json"
+        }  # fmt: skip
+    store = prepare_cases(cases(data), RECIPE, data / "store", workers=1)
+    assert before.items() <= done(data).items()
+    assert len(store.cases) == len(done(data)) == CASES
+    assert not (data / "store" / "partial").exists()
+    last = store.label(CASES - 1, (0, 0, 0), SHAPE)
+    np.testing.assert_array_equal(last, phantom(SHAPE, CASES - 1) > 40)
+
+
+def test_runs_wait_for_each_other_and_get_their_own_cases(data):
+    run = start(data, 0, CASES)
+    until(lambda: len(done(data)) >= 2)
+    store = prepare_cases(cases(data)[-2:], RECIPE, data / "store", workers=1)
+    _, errors = run.communicate()
+    assert run.returncode == 0, errors
+    assert [case.name for case in store.cases] == [f"c{CASES - 2}", f"c{CASES - 1}"]
+    assert len(done(data)) == CASES
+    assert [case.name for case in CaseStore(data / "store").cases] == [case.name for case in store.cases]
