@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import nibabel
@@ -72,3 +73,45 @@ def tiny_run(tiny_store, tmp_path_factory) -> Path:
     import dae3d
 
     return dae3d.pretrain(data=tiny_store, out=tmp_path_factory.mktemp("run") / "whole", max_steps=14, **TINY)
+
+
+def labelled_case(seed: int, shape: tuple[int, int, int], lesion: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A T1-like int16 image, and its label: 0, an organ of 1 and, in it, a lesion of 4, each brighter."""
+    random = np.random.default_rng(seed)
+    middle = [side / 2 + random.uniform(-4, 4) for side in shape]
+    distance = np.linalg.norm(np.stack(np.indices(shape), -1) - middle, axis=-1)
+    label = np.where(distance < 9, 1, 0).astype(np.uint8)
+    if lesion:
+        label[distance < 4.5] = 4
+    image = 100 * smooth_volume(seed, shape) + 250 * (label > 0) + 250 * (label == 4) + 1
+    return np.round(image).astype(np.int16), label
+
+
+def write_task(folder: Path, name: str, **splits: list[dict]) -> Path:
+    """A list of labelled cases as the Decathlon has them."""
+    path = folder / f"{name}.json"
+    labels = {"0": "background", "1": "organ", "4": "lesion"}
+    path.write_text(json.dumps({"name": name, "modality": {"0": "T1w"}, "labels": labels, **splits}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_task(tmp_path_factory) -> Path:
+    """A list of 5 cases to train on and 3 to validate on, of about 36^3 voxels; two of them lack a class."""
+    folder = tmp_path_factory.mktemp("task")
+    entries = []
+    for i in range(8):
+        image, label = labelled_case(i, (40 - i, 37 - i, 25 + i), lesion=i not in (3, 6))
+        entry = {"image": f"sub-{i}_T1w.nii.gz", "label": f"sub-{i}_seg.nii.gz"}
+        nibabel.Nifti1Image(image, np.eye(4)).to_filename(folder / entry["image"])
+        nibabel.Nifti1Image(label, np.eye(4)).to_filename(folder / entry["label"])
+        entries.append(entry)
+    return write_task(folder, "tiny", training=entries[:5], validation=entries[5:])
+
+
+@pytest.fixture(scope="session")
+def tiny_finetune(tiny_task, tmp_path_factory) -> dict:
+    """Settings with which fine-tuning on the tiny task makes a step in a few hundredths of a second."""
+    settings = {name: value for name, value in TINY.items() if name != "val_crops"}
+    settings |= {"batch_size": 2, "lr": 3e-3, "val_every": 4, "save_every": 3}
+    return settings | {"data": tiny_task, "store": tmp_path_factory.mktemp("cases") / "store"}

@@ -11,7 +11,7 @@ import yaml
 
 from dae3d import main_runner
 from dae3d.main_runner import WITHOUT_MEANING, translate
-from dae3d.models.weights import load_network
+from dae3d.models.weights import load
 from dae3d.settings import resolve
 from dae3d.training.settings import PretrainSettings
 
@@ -203,8 +203,8 @@ def test_the_published_command_trains_under_torchrun(tiny_store, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("--cache_dataset means nothing here") == 1
-    loaded = load_network(tmp_path / "run")
+    network = load(tmp_path / "run")
     # 6 training scans, 2 crops in each of 2 processes: 2 steps.
-    assert loaded.info["settings"]["max_steps"] == 2
-    assert loaded.network.architecture.embed_dim == 3
-    assert not loaded.network.architecture.restore_intensity
+    assert network.info["settings"]["max_steps"] == 2
+    assert network.architecture.embed_dim == 3
+    assert not network.architecture.restore_intensity

@@ -16,14 +16,15 @@ SETTINGS = PretrainSettings(
 
 def test_matrices_and_convolutions_decay_and_nothing_else():
     network = SwinUNETR(Architecture(embed_dim=4, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2))
-    decayed, plain = parameter_groups(network, 0.05)
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
+    groups = parameter_groups(network, 0.05)
+    decayed, plain = ([p for g in groups if g["weight_decay"] == w for p in g["params"]] for w in (0.05, 0.0))
+    assert {group["scale"] for group in groups} == {1.0}
     kinds = (nn.Linear, nn.Conv3d, nn.ConvTranspose3d)
     expected = {id(m.weight) for m in network.modules() if isinstance(m, kinds)}
-    assert {id(parameter) for parameter in decayed["params"]} == expected
+    assert {id(parameter) for parameter in decayed} == expected
     everything = {id(parameter) for parameter in network.parameters()}
-    assert {id(parameter) for parameter in plain["params"]} == everything - expected
-    assert len(decayed["params"]) + len(plain["params"]) == len(everything)
+    assert {id(parameter) for parameter in plain} == everything - expected
+    assert len(decayed) + len(plain) == len(everything)
     names = {name for name, parameter in network.named_parameters() if id(parameter) not in expected}
     assert {"encoder.mask_token", "encoder.patch_embed.norm1.weight"} <= names
     assert "encoder.stages.0.blocks.0.attn.relative_position_bias_table" in names
@@ -34,6 +35,18 @@ def test_what_is_frozen_is_in_no_group():
     network.encoder.requires_grad_(False)
     learning = {id(p) for group in parameter_groups(network, 0.05) for p in group["params"]}
     assert learning == {id(p) for p in network.decoder.parameters()}
+
+
+def test_a_stage_deeper_learns_more_slowly():
+    network = SwinUNETR(Architecture(embed_dim=4, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2))
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    expected = {"encoder.patch_embed": 0.5**5, "encoder.mask_token": 0.5**5, "decoder": 1.0}
+    expected |= {f"encoder.stages.{i}": 0.5 ** (4 - i) for i in range(4)}
+    for group in parameter_groups(network, 0.05, layer_decay=0.5):
+        for parameter in group["params"]:
+            [scale] = [v for start, v in expected.items() if names[id(parameter)].startswith(start)]
+            assert group["scale"] == scale
+            assert names[id(parameter)].startswith(group["half"])
 
 
 def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import dae3d
 from dae3d.errors import Dae3dError
 from dae3d.metrics import read_metrics
-from dae3d.models.weights import load_network
+from dae3d.models.weights import load
 from dae3d.training.callbacks import find_checkpoints
 
 MEASURED_TIME = "train/samples_per_second"
@@ -224,14 +224,14 @@ def test_every_disruption_trains_with_checkpointed_activations(
         "val_every": 2,
     }
     run = dae3d.pretrain(data=tiny_store, out=tmp_path / "run", max_steps=2, **settings)
-    loaded = load_network(run)
-    assert loaded.info["settings"]["disruption"] == disruption
-    assert not loaded.report.missing
-    assert not loaded.report.skipped
+    network = load(run)
+    assert network.info["settings"]["disruption"] == disruption
+    assert not network.load_report.missing
+    assert not network.load_report.skipped
 
 
 def test_masked_voxels_do_not_reach_the_network(tiny_run):
-    network = load_network(tiny_run).network
+    network = load(tiny_run)
     image = torch.rand(1, 1, 32, 32, 32)
     mask = torch.zeros_like(image, dtype=torch.bool)
     mask[:, :, :16, 16:] = True
@@ -241,7 +241,7 @@ def test_masked_voxels_do_not_reach_the_network(tiny_run):
     for fill in (0.0, 7.0):
         hidden = torch.where(mask, fill, image)
         disrupted = Disrupted(hidden.masked_fill(mask, 0), torch.zeros(1, dtype=torch.int64), voxel_mask=mask)
-        outputs.append(network(disrupted.image, None, disrupted.token_mask)[0])
+        outputs.append(network(disrupted.image, None, disrupted.token_mask))
     assert torch.equal(*outputs)
 
 

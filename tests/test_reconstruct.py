@@ -15,7 +15,7 @@ from conftest import smooth_volume
 from dae3d.disrupt import DisruptionSettings, sample_keys
 from dae3d.errors import Dae3dError
 from dae3d.inference.reconstruct import modality_of, repair_scan
-from dae3d.models.swin_unetr import SwinUNETR
+from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
 from dae3d.training.settings import PretrainSettings
 from scan_files import write_nifti
@@ -246,7 +246,7 @@ class Recorder(torch.nn.Module):
 
     def forward(self, image, channel_keep, token_mask):
         self.seen.append((image, channel_keep, token_mask))
-        return image, None
+        return image
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.3, 0.5, 0.77])
@@ -361,3 +361,11 @@ def test_bad_settings_are_named(given, said, tiny_run, tmp_path):
     settings = {"scans": [tmp_path / "a.nii"], "weights": tiny_run, "out": tmp_path / "out", "device": "cpu"}
     with pytest.raises(Dae3dError, match=said):
         dae3d.reconstruct(**(settings | given))
+
+
+def test_weights_of_a_network_that_does_not_repair_are_refused(tmp_path):
+    architecture = Architecture(embed_dim=4, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2)
+    weights = tmp_path / "w.safetensors"
+    save_weights(weights, Segmenter(architecture).state_dict(), architecture, {"task": "segmentation"})
+    with pytest.raises(Dae3dError, match=r"w.safetensors: of a network for segmentation; reconstruct needs"):
+        dae3d.reconstruct(scans=[tmp_path / "a.nii"], weights=weights, out=tmp_path / "out", device="cpu")

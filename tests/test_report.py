@@ -146,7 +146,7 @@ class Page(HTMLParser):
         self.loaded += [given[name] for name in ("src", "href", "srcset", "data") if name in given]
         match tag:
             case "figure":
-                self._figure = given.get("data-modality") or ""
+                self._figure = given.get("data-subject") or ""
             case "img":
                 self.images.setdefault(self._figure, []).append(given)
             case "input":

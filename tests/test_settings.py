@@ -17,7 +17,8 @@ from dae3d.inference.reconstruct import ReconstructSettings
 from dae3d.scans.index import IndexSettings
 from dae3d.settings import Settings, read_config, resolve, shipped_configs, verb
 from dae3d.store.prepare import PrepareSettings
-from dae3d.training.settings import PretrainSettings, in_steps
+from dae3d.training.run_settings import in_steps
+from dae3d.training.settings import PretrainSettings
 
 NEEDED = {"data": Path("store"), "out": Path("run")}
 
@@ -213,7 +214,7 @@ def test_a_config_that_is_none_is_named(tmp_path, content, said):
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
     with pytest.raises(SettingsError, match="config: ") as error:
-        read_config(path)
+        read_config(path, "pretrain")
     assert str(path) in str(error.value)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
@@ -232,7 +233,7 @@ def test_an_empty_config_changes_nothing(tmp_path):
 
 def test_an_unknown_config_lists_the_shipped_ones():
     with pytest.raises(SettingsError, match="config: no file referense-all") as error:
-        read_config("referense-all")
+        read_config("referense-all", "pretrain")
     for name in ("reference-all", "reference-denoise", "small-cpu"):
         assert name in str(error.value)
 
@@ -284,18 +285,18 @@ def test_the_reference_configs_are_the_published_recipe(name, disruption, epochs
     assert {field: getattr(settings, field) for field in PUBLISHED} == PUBLISHED
 
 
-@pytest.mark.parametrize("name", shipped_configs())
+@pytest.mark.parametrize("name", shipped_configs("pretrain"))
 def test_every_shipped_config_loads_and_is_explained(name):
     pretrain_settings(config=name)
-    path = Path(dae3d.__file__).parent / "configs" / f"{name}.yaml"
+    path = Path(dae3d.__file__).parent / "configs/pretrain" / f"{name}.yaml"
     assert path.read_text().startswith("# ")
-    assert not {"data", "out", "resume"} & set(read_config(name))
+    assert not {"data", "out", "resume"} & set(read_config(name, "pretrain"))
 
 
 def test_a_file_goes_before_a_shipped_config_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("small-cpu").write_text("lr: 0.5\n")
-    assert read_config("small-cpu") == {"lr": 0.5}
+    assert read_config("small-cpu", "pretrain") == {"lr": 0.5}
 
 
 # Resuming

@@ -22,11 +22,25 @@ VERBS = {
         "dae3d.inference.reconstruct:reconstruct",
         "Disrupt whole scans, repair them, and measure how well.",
     ),
+    "finetune": (
+        "dae3d.training.finetune:finetune",
+        "Fine-tune a network to segment, from a list of labelled cases.",
+    ),
+    "predict": ("dae3d.inference.predict:predict", "Segment scans, in their own grid."),
+    "evaluate": (
+        "dae3d.evaluation.evaluate:evaluate",
+        "Compare segmentations with references: Dice, surface distances, volumes.",
+    ),
+    "embed": ("dae3d.inference.embed:embed", "Write the encoder's pooled features of whole scans."),
+    "export": (
+        "dae3d.models.export:export",
+        "Write weights in another layout: MONAI's, or the published one.",
+    ),
     "report": ("dae3d.reporting.page:report", "Write one self-contained page about a pre-training run."),
     "demo": ("dae3d.first_run:demo", "Run everything once, on embedded scans or on yours, in a few minutes."),
 }
 
-__all__ = ["__version__", *VERBS]
+__all__ = ["__version__", "load", *VERBS]
 
 
 def __getattr__(name: str) -> Any:
@@ -34,4 +48,8 @@ def __getattr__(name: str) -> Any:
         from dae3d.cli import load_verb
 
         return load_verb(name)
+    if name == "load":
+        from dae3d.models.weights import load
+
+        return load
     raise AttributeError(f"module 'dae3d' has no attribute {name!r}")

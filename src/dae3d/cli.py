@@ -85,11 +85,12 @@ def add_settings_arguments(parser: argparse.ArgumentParser, model: type[Settings
     fields = model.model_fields.items()
     words = [name.upper() for name, field in fields if _is_positional(field)]
     parser.usage = " ".join([parser.prog, *words, "[--setting value ...]"])
-    if getattr(model, "takes_config", False):
+    if model.configs:
         parser.add_argument(
             "--config",
             default=argparse.SUPPRESS,
-            help=f"YAML file of settings, overridden by flags; shipped: {', '.join(shipped_configs())}",
+            help="YAML file of settings, overridden by flags; shipped: "
+            + ", ".join(shipped_configs(model.configs)),
         )
         parser.add_argument(
             "--print-settings",
@@ -97,11 +98,18 @@ def add_settings_arguments(parser: argparse.ArgumentParser, model: type[Settings
             default=argparse.SUPPRESS,
             help="print the resolved settings as YAML and exit",
         )
-    for name, field in fields:
-        heading = next((str(m) for m in field.metadata if isinstance(m, Group)), None)
+    # What is a verb's own comes before what it shares with others.
+    own = [field for name, field in fields if name in model.__annotations__]
+    for field in (*own, *model.model_fields.values()):
+        heading = _heading(field)
         if heading and heading not in groups:
             groups[heading] = parser.add_argument_group(heading)
-        _add_argument(groups[heading] if heading else parser, name, field)
+    for name, field in fields:
+        _add_argument(groups.get(_heading(field), parser), name, field)
+
+
+def _heading(field: FieldInfo) -> str:
+    return next((str(m) for m in field.metadata if isinstance(m, Group)), "")
 
 
 def _add_argument(parser: Any, name: str, field: FieldInfo) -> None:
@@ -118,7 +126,10 @@ def _add_argument(parser: Any, name: str, field: FieldInfo) -> None:
     many = any(typing.get_origin(kind) in (list, tuple, dict) for kind in kinds)
     options: dict[str, Any] = {"help": help_text, "default": argparse.SUPPRESS}
     if _is_positional(field):
-        parser.add_argument(name, nargs="+" if many else None, metavar=name.upper(), help=help_text)
+        count = ("+" if field.is_required() else "*") if many else None
+        parser.add_argument(
+            name, nargs=count, metavar=name.upper(), help=help_text, default=argparse.SUPPRESS
+        )
         return
     flag = f"--{name.replace('_', '-')}"
     if bool in kinds:

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,6 +23,9 @@ class Settings(BaseModel):
     """Base of every verb's settings: immutable, no unknown fields, each field with a description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    # The folder of dae3d.configs that holds this verb's, for a verb that takes --config.
+    configs: ClassVar[str | None] = None
 
     def to_yaml(self) -> str:
         """The settings as YAML, every field written out, in the order of their definition."""
@@ -44,24 +47,25 @@ def resolve(model: type[Settings], fields: dict[str, Any]) -> Settings:
         SettingsError: naming each bad field, its value and what is allowed.
     """
     config = fields.pop("config", None)
-    merged = {**read_config(config), **fields} if config is not None else fields
+    merged = {**read_config(config, model.configs), **fields} if config is not None else fields
     try:
         return model.model_validate(merged)
     except ValidationError as error:
         raise SettingsError(_explain(model, error)) from None
 
 
-def read_config(config: str | Path) -> dict[str, Any]:
-    """Read a YAML settings file, or one of the shipped ones by its bare name (`small-cpu`)."""
-    path = Path(config)
-    shipped = resources.files("dae3d.configs") / f"{config}.yaml"
-    if not path.is_file() and not shipped.is_file():
-        names = ", ".join(shipped_configs())
-        raise SettingsError(
-            f"config: no file {path}, and no shipped config of that name (there are: {names})"
-        )
+def read_config(config: str | Path, kind: str | None) -> dict[str, Any]:
+    """Read a YAML settings file, or one shipped for a `kind` of run by its bare name (`small-cpu`)."""
+    path: Any = Path(config)
+    if not path.is_file():
+        names = shipped_configs(kind)
+        if str(config) not in names:
+            raise SettingsError(
+                f"config: no file {path}, and no shipped config of that name (there are: {', '.join(names)})"
+            )
+        path = resources.files("dae3d.configs") / str(kind) / f"{config}.yaml"
     try:
-        values = yaml.safe_load((path if path.is_file() else shipped).read_text("utf-8"))
+        values = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"config: {path} is not YAML: {' '.join(str(error).split())}") from None
     if values is None:
@@ -71,9 +75,11 @@ def read_config(config: str | Path) -> dict[str, Any]:
     return values
 
 
-def shipped_configs() -> list[str]:
-    """Names of the configs that come with the package."""
-    entries = resources.files("dae3d.configs").iterdir()
+def shipped_configs(kind: str | None) -> list[str]:
+    """Names of the configs that come with the package, for a `kind` of run."""
+    if kind is None:
+        return []
+    entries = (resources.files("dae3d.configs") / kind).iterdir()
     return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
 
 

@@ -17,13 +17,13 @@ from matplotlib.patheffects import withStroke
 # name, axis that is cut, where its two remaining directions point on screen: left, right, top, bottom
 PLANES = (("axial", 2, "RLAP"), ("coronal", 1, "RLSI"), ("sagittal", 0, "APSI"))
 
-_DPI = 100
+DPI = 100
 _CELL = (
     1.92  # inches, the width of a column: crops of 32, 48, 64 and 96 voxels at a whole number of pixels each
 )
 _LEFT, _TOP, _BOTTOM, _GAP = 0.35, 0.8, 0.5, 0.06  # inches
 _TALLEST = 2.5  # columns' widths: the height of a row, for scans of the whole body
-_BACKGROUND, _INK, _LETTERS = "#101014", "#d8d8dc", "#ffcc4d"
+BACKGROUND, INK, LETTERS = "#101014", "#d8d8dc", "#ffcc4d"
 _ERROR_SHARE = 0.5
 
 
@@ -48,9 +48,14 @@ def triptych(
         path: of the PNG; its folder is made.
         spacing: voxel size in mm along X, Y, Z.
     """
+    save_picture(triptych_array(volumes, title, spacing), path)
+
+
+def save_picture(image: np.ndarray, path: Path) -> None:
+    """Write (H, W, 3) uint8 as a PNG, whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    imsave(temporary, triptych_array(volumes, title, spacing), format="png")
+    imsave(temporary, image, format="png")
     temporary.replace(path)
 
 
@@ -65,8 +70,12 @@ def triptych_array(
 
 def mid_slice(volume: np.ndarray, axis: int) -> np.ndarray:
     """The middle slice of a RAS volume across `axis`, as an image: (rows, columns), first row on top."""
-    middle = np.take(volume, volume.shape[axis] // 2, axis=axis)
-    return middle[::-1, ::-1].T
+    return slice_at(volume, axis, volume.shape[axis] // 2)
+
+
+def slice_at(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
+    """One slice of a RAS volume across `axis`, as an image: (rows, columns), first row on top."""
+    return np.take(volume, index, axis=axis)[::-1, ::-1].T
 
 
 def draw(volumes: Mapping[str, np.ndarray], title: str, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> Figure:
@@ -77,14 +86,14 @@ def draw(volumes: Mapping[str, np.ndarray], title: str, spacing: Sequence[float]
     heights = [size[1] * scale, size[2] * scale, size[2] * scale]
     width = _LEFT + len(volumes) * (_CELL + _GAP)
     height = _TOP + sum(heights) + 2 * _GAP + _BOTTOM
-    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor=_BACKGROUND)
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=BACKGROUND)
 
     def place(left: float, top: float, wide: float, high: float) -> Axes:
         """Axes at a box given in inches from the figure's upper left corner."""
         return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
 
     def write(left: float, top: float, text: str, points: float, **style: Any) -> None:
-        figure.text(left / width, 1 - top / height, text, color=_INK, fontsize=points, va="center", **style)
+        figure.text(left / width, 1 - top / height, text, color=INK, fontsize=points, va="center", **style)
 
     grey = grey_window(first)
     colours = Normalize(0, _ERROR_SHARE * (grey[1] - grey[0]))
@@ -99,13 +108,13 @@ def draw(volumes: Mapping[str, np.ndarray], title: str, spacing: Sequence[float]
             panel.axis("off")
             image = mid_slice(volume, axis)
             # Enlarged voxels stay sharp squares; a slice with more voxels than pixels is averaged.
-            how = "nearest" if image.shape[1] <= wide * _DPI else "antialiased"
+            how = "nearest" if image.shape[1] <= wide * DPI else "antialiased"
             if _is_error(list(volumes)[column]):
                 panel.imshow(image, cmap="inferno", norm=colours, aspect="auto", interpolation=how)
             else:
                 panel.imshow(image, cmap="gray", vmin=grey[0], vmax=grey[1], aspect="auto", interpolation=how)
             if column == 0:
-                _letter(panel, letters)
+                write_letters(panel, letters)
         top += high + _GAP
     for column, name in enumerate(volumes):
         left = _LEFT + column * (_CELL + _GAP)
@@ -126,7 +135,8 @@ def _is_error(name: str) -> bool:
     return name.endswith("error")
 
 
-def _letter(panel: Axes, letters: str) -> None:
+def write_letters(panel: Axes, letters: str) -> None:
+    """Write the directions at the sides of a panel: left, right, top, bottom."""
     places = [(0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center")]
     places += [(0.5, 0.98, "center", "top"), (0.5, 0.02, "center", "bottom")]
     for letter, (x, y, ha, va) in zip(letters, places, strict=True):
@@ -137,9 +147,9 @@ def _letter(panel: Axes, letters: str) -> None:
             transform=panel.transAxes,
             ha=ha,
             va=va,
-            color=_LETTERS,
+            color=LETTERS,
             fontsize=13,
-            path_effects=[withStroke(linewidth=2.5, foreground=_BACKGROUND)],
+            path_effects=[withStroke(linewidth=2.5, foreground=BACKGROUND)],
         )
 
 
@@ -148,4 +158,4 @@ def _colour_bar(axes: Axes, colours: Normalize) -> None:
     for x, value, side in ((-0.06, colours.vmin, "right"), (1.06, colours.vmax, "left")):
         axes.text(x, 0.45, f"{value:.3g}", transform=axes.transAxes, ha=side, va="center")
     for text in axes.texts:
-        text.set(color=_INK, fontsize=12)
+        text.set(color=INK, fontsize=12)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -44,6 +45,7 @@ class Validation(_Record):
 class RunRecord(_Record):
     """`run.json`: what ran where, on what, how far and how fast. What it does not say is None or empty."""
 
+    kind: Literal["pretrain", "finetune"] = "pretrain"
     dae3d: str | None = None
     versions: dict[str, str] = {}
     device: str | None = None
@@ -51,6 +53,7 @@ class RunRecord(_Record):
     world_size: int = 1
     parameters: int | None = None
     disruption: str | None = None
+    init: str | None = None
     step: int | None = None
     max_steps: int | None = None
     finished: bool = False
@@ -60,6 +63,7 @@ class RunRecord(_Record):
     peak_memory_of: str | None = None
     data: Data = Data()
     validation: dict[str, Validation] = {}
+    cases: dict[str, tuple[str, ...]] = {}
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Picture:
-    """The reconstruction of one modality's validation crop at a step."""
+    """A validation picture at a step."""
 
     step: int
     path: Path

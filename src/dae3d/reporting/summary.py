@@ -25,7 +25,7 @@ def missing(run: Run) -> list[str]:
     record, metrics = run.record, run.metrics
     absent = []
     if not record.finished:
-        absent.append(f"The run is not finished: {_progress(run)}.")
+        absent.append(f"The run is not finished: {progress(run)}.")
     if run.settings is None:
         absent.append("There is no settings.yaml.")
     if not record.data.rows:
@@ -46,7 +46,8 @@ def missing(run: Run) -> list[str]:
     return absent
 
 
-def _progress(run: Run) -> str:
+def progress(run: Run) -> str:
+    """How far the run has come: "300 of 1000 steps"."""
     record = run.record
     if record.step is None:
         return "no step has been recorded yet"
@@ -65,7 +66,7 @@ def _training(run: Run) -> str:
         if kinds
         else ""
     )
-    length = f", for {_progress(run)}" if record.step is not None else ""
+    length = f", for {progress(run)}" if record.step is not None else ""
     time = f" in {duration(record.seconds)}" if record.seconds is not None else ""
     return f"{network} learned {task}{data}{length}{time}."
 

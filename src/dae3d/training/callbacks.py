@@ -4,6 +4,7 @@ import logging
 import re
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 from dae3d.errors import Dae3dError
 from dae3d.models.weights import save_weights
-from dae3d.training.data import TrainingData
 from dae3d.training.record import RunRecord, versions
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.run_settings import RunSettings
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +25,21 @@ class StopAtNonFiniteLoss(lightning.Callback):
 
     The check of a step waits until the next one has been handed to the device, or until something is about
     to be saved, so that it costs no idle time.
+
+    Args:
+        scans_of: the files in the global batch that a sample is of.
+        out: run folder.
     """
 
-    def __init__(self, data: TrainingData, out: Path) -> None:
-        self.data, self.out = data, out
+    def __init__(self, scans_of: Callable[[int], list[str]], out: Path) -> None:
+        self.scans_of, self.out = scans_of, out
         self._pending: tuple[int, torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Check the step before this one, and remember this one."""
         self.check()
         # With fp16 the gradient scaler meets infinite gradients as a matter of course, and skips them.
-        gradient = None if module.settings.precision == "16-mixed" else module.grad_norm
+        gradient = None if module.run_settings.precision == "16-mixed" else module.grad_norm
         self._pending = (trainer.global_step, batch["sample"], outputs["loss"].detach(), gradient)
 
     def on_validation_start(self, trainer: Any, module: Any) -> None:
@@ -59,10 +63,7 @@ class StopAtNonFiniteLoss(lightning.Callback):
         finite = bool(torch.isfinite(loss)) and (gradient is None or bool(torch.isfinite(gradient)))
         if finite:
             return
-        size = self.data.stream.global_batch
-        batch = int(samples[0]) // size
-        crops = [self.data.stream[i] for i in range(batch * size, (batch + 1) * size)]
-        scans = sorted({str(self.data.store.scans[crop.scan].path) for crop in crops})
+        scans = self.scans_of(int(samples[0]))
         good = find_checkpoints(self.out / "checkpoints")
         raise Dae3dError(
             f"loss or gradient is not finite at step {step} (loss {float(loss)}"
@@ -79,7 +80,7 @@ class Rows(lightning.Callback):
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Leave it to the module; its own hook of this name would run after the callbacks that save."""
-        if (batch_idx + 1) % module.settings.accumulate == 0:
+        if (batch_idx + 1) % module.run_settings.accumulate == 0:
             module.end_step()
 
 
@@ -90,9 +91,9 @@ class Saver(lightning.Callback):
     Ctrl-C ends the run at the next row of metrics with everything saved; a second one ends it at once.
     """
 
-    def __init__(self, settings: PretrainSettings, data: TrainingData) -> None:
+    def __init__(self, settings: RunSettings, about: dict[str, Any]) -> None:
         self.checkpoints, self.weights = settings.out / "checkpoints", settings.out / "weights"
-        self.settings, self.data = settings, data
+        self.settings, self.about = settings, about
         self.best: dict[str, Any] = {"step": None, "loss": sys.float_info.max}
         self.interrupted = False
 
@@ -106,7 +107,7 @@ class Saver(lightning.Callback):
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         """Listen for Ctrl-C."""
-        self.record = RunRecord(self.settings, self.data, trainer, module.network)
+        self.record = RunRecord(self.settings, self.about, trainer, module.network)
         self._write_record(trainer)
         self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
 
@@ -168,21 +169,21 @@ class Saver(lightning.Callback):
         info = {
             "step": trainer.global_step,
             "best_validation": self.best,
-            "modalities": module.modalities,
+            **module.header(),
             "settings": self.settings.model_dump(mode="json"),
             "versions": versions(),
-            "data": self.record.contents["data"]["rows"],
+            "data": self.about["data"]["rows"],
         }
         network = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        save_weights(self.weights / f"{name}.safetensors", network, self.settings.architecture(), info)
+        save_weights(self.weights / f"{name}.safetensors", network, module.network.architecture, info)
 
 
 class Progress(TQDMProgressBar):
     """Lightning's bar, over all steps of the run, with the latest row of metrics."""
 
-    def __init__(self, settings: PretrainSettings) -> None:
+    def __init__(self, settings: RunSettings, what: str) -> None:
         super().__init__(refresh_rate=settings.log_every * settings.accumulate)
-        self.accumulate = settings.accumulate
+        self.what, self.accumulate = what, settings.accumulate
         self.batches = int(settings.max_steps) * settings.accumulate
 
     @property
@@ -194,11 +195,18 @@ class Progress(TQDMProgressBar):
         """Begin at the step resumed from, so that rate and estimate are those of this process."""
         super().on_train_epoch_start(trainer)
         self.train_progress_bar.initial = trainer.global_step * self.accumulate
-        self.train_progress_bar.set_description("pretrain")
+        self.train_progress_bar.set_description(self.what)
 
     def get_metrics(self, trainer: Any, module: Any) -> dict[str, int | str | float | dict[str, float]]:
         """Losses and rate."""
-        shown = ("train/l1", "train/contrastive", "train/samples_per_second", "val/loss")
+        shown = (
+            "train/loss",
+            "train/l1",
+            "train/contrastive",
+            "train/samples_per_second",
+            "val/loss",
+            "val/dice",
+        )
         return {n.removeprefix("train/"): f"{module.latest[n]:.3g}" for n in shown if n in module.latest}
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import lightning
 import numpy as np
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dae3d.errors import Dae3dError
 from dae3d.store.store import Store
+from dae3d.training.run_settings import RunSettings
 from dae3d.training.sampling import (
     LAST_SAMPLE,
     BatchSampler,
@@ -65,6 +67,43 @@ class TrainingData:
         """Global batches in which as many crops are drawn as there are training scans."""
         return -(-sum(map(len, self.training.values())) // self.stream.global_batch)
 
+    def scans_of(self, sample: int) -> list[str]:
+        """The files in the global batch that a sample is of."""
+        size = self.stream.global_batch
+        first = sample // size * size
+        crops = (self.stream[i] for i in range(first, first + size))
+        return sorted({str(self.store.scans[crop.scan].path) for crop in crops})
+
+    def about(self) -> dict[str, Any]:
+        """For `run.json`: the scans by modality and data set, and the validation crops."""
+        return {
+            "data": {"store": str(self.store.path), "rows": self._rows()},
+            "validation": self._validation(),
+        }
+
+    def _rows(self) -> list[dict[str, Any]]:
+        rows: dict[tuple[str, str], dict[str, Any]] = {}
+        for numbers in (*self.training.values(), *self.held_out.values()):
+            for scan in (self.store.scans[number] for number in numbers):
+                row = rows.setdefault(
+                    (scan.modality, scan.dataset),
+                    {"modality": scan.modality, "dataset": scan.dataset, "train": 0, "val": 0, "voxels": 0},
+                )
+                row[scan.split] += 1
+                row["voxels"] += scan.shape[0] * scan.shape[1] * scan.shape[2]
+        return [rows[key] for key in sorted(rows)]
+
+    def _validation(self) -> dict[str, Any]:
+        described: dict[str, Any] = {}
+        for number, name in enumerate(self.modalities):
+            scans = [self.store.scans[crop.scan] for crop in self.validation if crop.modality == number]
+            described[name] = {
+                "crops": len(scans),
+                "split": scans[0].split,
+                "scans": sorted({scan.path.name for scan in scans}),
+            }
+        return described
+
 
 def training_data(settings: PretrainSettings, world_size: int) -> TrainingData:
     """Open the store and choose what the run trains and validates on.
@@ -112,33 +151,27 @@ class CropLoaders(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Endless batches of this rank's crops."""
-        trainer = self.trainer
-        assert trainer is not None
-        sampler = BatchSampler(
-            trainer.global_step * self.settings.accumulate,
-            self.settings.batch_size,
-            trainer.global_rank,
-            trainer.world_size,
-        )
-        workers = self._workers()
-        return DataLoader(
-            CropDataset(self.data.store, self.data.stream, self.settings.roi),
-            batch_sampler=sampler,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            prefetch_factor=4 if workers else None,
-            pin_memory=trainer.strategy.root_device.type == "cuda",
-        )
+        crops = CropDataset(self.data.store, self.data.stream, self.settings.roi)
+        return endless_loader(crops, self.settings, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """All fixed crops, on every rank alike: there are few, and so no rank waits or disagrees."""
         crops = CropDataset(self.data.store, self.data.validation, self.settings.roi, LAST_SAMPLE)
         return DataLoader(crops, batch_size=self.settings.batch_size, shuffle=False)
 
-    def _workers(self) -> int:
-        if self.settings.workers is not None:
-            return self.settings.workers
-        assert self.trainer is not None
-        if self.trainer.strategy.root_device.type == "cpu":
-            return 1
-        return max(1, min(8, (os.cpu_count() or 1) // self.trainer.num_devices))
+
+def endless_loader(crops: Dataset[Sample], settings: RunSettings, trainer: Any) -> DataLoader[Sample]:
+    """Batches of this rank's samples from the trainer's step on, without end."""
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    workers = settings.workers
+    if workers is None:
+        workers = 1 if on_cpu else max(1, min(8, (os.cpu_count() or 1) // trainer.num_devices))
+    first = trainer.global_step * settings.accumulate
+    return DataLoader(
+        crops,
+        batch_sampler=BatchSampler(first, settings.batch_size, trainer.global_rank, trainer.world_size),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+        pin_memory=not on_cpu,
+    )

@@ -1,31 +1,52 @@
 """Parameter groups and the learning rate of each step."""
 
 import math
+import re
 from typing import Any
 
 from torch import nn
 
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.run_settings import RunSettings
+
+_DECODER = 5  # the depth of the decoder: after the patch embedding (0) and four stages
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters that learn, with weight decay on all but biases, norms, position tables and mask token."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+def parameter_groups(
+    network: nn.Module, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Parameters that learn, with weight decay on all but biases, norms, position tables and mask token.
+
+    Each group has a `scale` of its learning rate: 1 for the decoder, `layer_decay` for the encoder's last
+    stage, `layer_decay` squared for the one before, and so on to the patch embedding; and it says of which
+    `half` of the network it is, "encoder" or "decoder".
+    """
+    groups: dict[tuple[float, str, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            spared = (
-                parameter.ndim == 1
-                or name.endswith(".bias")
-                or "relative_position_bias_table" in name
-                or "mask_token" in name
-            )
-            (plain if spared else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+        if not parameter.requires_grad:
+            continue
+        spared = (
+            parameter.ndim == 1
+            or name.endswith(".bias")
+            or "relative_position_bias_table" in name
+            or "mask_token" in name
+        )
+        scale = layer_decay ** (_DECODER - _depth(name))
+        half = "encoder" if name.startswith("encoder.") else "decoder"
+        decay = 0.0 if spared else weight_decay
+        group = {"params": [], "weight_decay": decay, "scale": scale, "half": half}
+        groups.setdefault((scale, half, spared), group)["params"].append(parameter)
+    return list(groups.values())
 
 
-def learning_rate(step: int, settings: PretrainSettings) -> float:
+def _depth(name: str) -> int:
+    """0 for the patch embedding, 1 to 4 for the encoder's stages, 5 for the decoder."""
+    stage = re.match(r"encoder\.stages\.(\d)\.", name)
+    if stage:
+        return int(stage[1]) + 1
+    return 0 if name.startswith("encoder.") else _DECODER
+
+
+def learning_rate(step: int, settings: RunSettings) -> float:
     """Linear warm-up, then half a cosine over the whole run, as in the published schedule.
 
     The cosine counts from step 0, not from the end of the warm-up.

@@ -1,14 +1,10 @@
 """The training step of pre-training: disrupt, repair, compare; and its validation on fixed crops."""
 
-import math
-import time
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
 from dae3d.disrupt import DISRUPTIONS, Disrupted, disrupt
 from dae3d.disrupt.block_mask import block_mask
@@ -18,13 +14,13 @@ from dae3d.evaluation.trivial import best_trivial
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.objectives.contrastive import contrastive_loss
 from dae3d.objectives.reconstruction import reconstruction_loss
-from dae3d.reporting.pictures import triptych, triptych_array
+from dae3d.reporting.pictures import triptych_array
 from dae3d.training.data import Sample
-from dae3d.training.optimiser import learning_rate, parameter_groups
+from dae3d.training.module import TrainingModule
 from dae3d.training.settings import PretrainSettings
 
 
-class Pretraining(lightning.LightningModule):
+class Pretraining(TrainingModule):
     """Disruptive autoencoding with a cross-modal contrastive loss (Valanarasu et al., arXiv 2307.16896).
 
     Args:
@@ -33,74 +29,36 @@ class Pretraining(lightning.LightningModule):
         pictures: folder for reconstructions of validation crops, `<modality>/<step>.png`.
     """
 
+    validates_first = True
+
     def __init__(self, settings: PretrainSettings, modalities: list[str], pictures: Path) -> None:
-        super().__init__()
-        self.settings, self.modalities, self.pictures = settings, modalities, pictures
-        self.strengths = settings.disruption_settings()
         network: Any = SwinUNETR(settings.architecture(), settings.checkpoint_activations)
-        # 3^3 convolutions are up to twice as fast with the channels innermost.
-        self.network: SwinUNETR = network.to(memory_format=torch.channels_last_3d)
-        self.network.encoder.mask_token.requires_grad_(block_mask in DISRUPTIONS[settings.disruption])
+        network.encoder.mask_token.requires_grad_(block_mask in DISRUPTIONS[settings.disruption])
         if settings.freeze != "none":
-            getattr(self.network, settings.freeze).requires_grad_(False)
-        self.average = None
-        if settings.ema_decay is not None:
-            self.average = AveragedModel(
-                self.network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True
-            ).requires_grad_(False)
-        self.val_loss = math.inf
-        self.grad_norm: Tensor | None = None
-        self.latest: dict[str, float] = {}
-        self._window = torch.zeros(0)
-        self._window_start = time.monotonic()
-        self._validation_start = self._validation_seconds = 0.0
+            getattr(network, settings.freeze).requires_grad_(False)
+        # 3^3 convolutions are up to twice as fast with the channels innermost.
+        super().__init__(settings, network.to(memory_format=torch.channels_last_3d), pictures)
+        self.settings, self.modalities = settings, modalities
+        self.strengths = settings.disruption_settings()
         self._validated: list[dict[str, Tensor]] = []
 
-    @property
-    def evaluated(self) -> nn.Module:
-        """The network that is validated and exported: the average where one is kept."""
-        return self.network if self.average is None else self.average.module
+    def header(self) -> dict[str, Any]:
+        """The modalities, by number."""
+        return {"task": "pretrain", "modalities": self.modalities}
 
     # Training
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """The loss of one batch of this rank."""
         disrupted = self._disrupt(batch)
-        repaired, features = self.network(disrupted.image, disrupted.channel_keep, disrupted.token_mask)
+        repaired, features = self.network.repair(
+            disrupted.image, disrupted.channel_keep, disrupted.token_mask
+        )
         each = self._reconstruction_losses(repaired, batch, disrupted)
         contrastive = self._contrastive(features, batch["modality"], across_ranks=True)
         loss = each.mean() + self.settings.contrastive_weight * contrastive
         self._add_to_window(loss, each, contrastive, batch["modality"])
         return loss
-
-    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Clip by global norm, and keep the norm."""
-        limit = self.settings.clip_grad or math.inf
-        model: Any = self.trainer.model
-        if self.settings.strategy == "fsdp":
-            self.grad_norm = model.clip_grad_norm_(limit)
-        else:
-            learning = [p for p in self.parameters() if p.grad is not None]
-            self.grad_norm = torch.nn.utils.clip_grad_norm_(learning, limit)
-
-    def end_step(self) -> None:
-        """Average the weights, and write a row of metrics when one is due."""
-        if self.average is not None:
-            self.average.update_parameters(self.network)
-        if self.global_step % self.settings.log_every == 0:
-            self._log_window()
-
-    def configure_optimizers(self) -> Any:
-        """AdamW, and a learning rate that follows the step."""
-        s = self.settings
-        optimizer = torch.optim.AdamW(parameter_groups(self.network, s.weight_decay), lr=s.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, s) / s.lr)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_train_start(self) -> None:
-        """Start the clock of the first row."""
-        self._window = torch.zeros(4 + 2 * len(self.modalities), device=self.device)
-        self._window_start, self._validation_seconds = time.monotonic(), 0.0
 
     def _disrupt(self, batch: Sample) -> Disrupted:
         s = self.settings
@@ -115,45 +73,44 @@ class Pretraining(lightning.LightningModule):
             return features.new_zeros((), dtype=torch.float32)
         return contrastive_loss(features, modalities, self.settings.contrastive_temperature, across_ranks)
 
+    def empty_window(self) -> Tensor:
+        """Batches, loss, l1, contrastive, then l1 and samples of each modality."""
+        return torch.zeros(4 + 2 * len(self.modalities))
+
     def _add_to_window(self, loss: Tensor, each: Tensor, contrastive: Tensor, modality: Tensor) -> None:
-        """Sums on the device: batches, loss, l1, contrastive, then l1 and samples of each modality."""
         kinds = len(self.modalities)
         one = torch.ones_like(loss)
-        self._window[:4] += torch.stack([one, loss, each.mean(), contrastive]).detach()
-        self._window[4 : 4 + kinds].index_add_(0, modality, each.detach())
-        self._window[4 + kinds :].index_add_(0, modality, torch.ones_like(each))
+        self.window[:4] += torch.stack([one, loss, each.mean(), contrastive]).detach()
+        self.window[4 : 4 + kinds].index_add_(0, modality, each.detach())
+        self.window[4 + kinds :].index_add_(0, modality, torch.ones_like(each))
 
-    def _log_window(self) -> None:
-        kinds = len(self.modalities)
-        total = self.trainer.strategy.reduce(self._window, reduce_op="sum").tolist()
-        seconds = time.monotonic() - self._window_start - self._validation_seconds
-        batches = total[0]
+    def row(self, sums: list[float]) -> tuple[dict[str, float], float]:
+        """Mean losses, and the L1 of each modality that occurred."""
+        batches, kinds = sums[0], len(self.modalities)
         row = {
-            "train/loss": total[1] / batches,
-            "train/l1": total[2] / batches,
-            "train/contrastive": total[3] / batches,
-            "train/lr": learning_rate(self.global_step - 1, self.settings),
-            "train/grad_norm": float(self.grad_norm if self.grad_norm is not None else math.nan),
-            "train/samples_per_second": sum(total[4 + kinds :]) / seconds,
+            "train/loss": sums[1] / batches,
+            "train/l1": sums[2] / batches,
+            "train/contrastive": sums[3] / batches,
         }
-        for number, name in enumerate(self.modalities):
-            if total[4 + kinds + number]:
-                row[f"train/l1/{name}"] = total[4 + number] / total[4 + kinds + number]
-        self.record(row)
-        self._window.zero_()
-        self._window_start, self._validation_seconds = time.monotonic(), 0.0
+        samples = sums[4 + kinds :]
+        for name, total, count in zip(self.modalities, sums[4 : 4 + kinds], samples, strict=True):
+            if count:
+                row[f"train/l1/{name}"] = total / count
+        return row, sum(samples)
 
     # Validation
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
+        super().on_validation_epoch_start()
         self._validated = []
-        self._validation_start = time.monotonic()
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Repair fixed crops under fixed disruptions."""
         disrupted = self._disrupt(batch)
-        repaired, features = self.evaluated(disrupted.image, disrupted.channel_keep, disrupted.token_mask)
+        repaired, features = self.evaluated.repair(
+            disrupted.image, disrupted.channel_keep, disrupted.token_mask
+        )
         repaired, clean = repaired.float(), batch["image"]
         result = {
             "l1": self._reconstruction_losses(repaired, batch, disrupted),
@@ -181,7 +138,7 @@ class Pretraining(lightning.LightningModule):
                 if key not in ("features", "modality"):
                     row[_metric(key, name)] = float(values[modality == number].mean())
         self.record(row)
-        self._validation_seconds += time.monotonic() - self._validation_start
+        super().on_validation_epoch_end()
 
     def _baselines(self, disrupted: Tensor, clean: Tensor) -> dict[str, Any]:
         downsampled = downsample in DISRUPTIONS[self.settings.disruption]
@@ -208,24 +165,7 @@ class Pretraining(lightning.LightningModule):
                 "repaired": repair,
                 "error": abs(repair - clean),
             }
-            path = self.pictures / name / f"{self.global_step:08d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            title = f"{name}, step {self.global_step}"
-            triptych(columns, title, path)
-            for logger in self.loggers:
-                if isinstance(logger, lightning.pytorch.loggers.TensorBoardLogger):
-                    logger.experiment.add_image(
-                        f"reconstruction/{name}",
-                        triptych_array(columns, title),
-                        self.global_step,
-                        dataformats="HWC",
-                    )
-
-    def record(self, row: dict[str, float]) -> None:
-        """Write a row of metrics at this step, and show it in the progress bar."""
-        self.latest |= row
-        for logger in self.loggers:
-            logger.log_metrics(row, self.global_step)
+            self.picture(name, triptych_array(columns, f"{name}, step {self.global_step}"))
 
 
 def _metric(key: str, modality: str) -> str:

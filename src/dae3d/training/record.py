@@ -24,8 +24,7 @@ from lightning.pytorch.loggers import Logger
 from dae3d import __version__
 from dae3d.files import write_text
 from dae3d.metrics import HEADER, read_metrics
-from dae3d.training.data import TrainingData
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.run_settings import RunSettings
 
 
 class MetricsFile(Logger):
@@ -70,9 +69,12 @@ class MetricsFile(Logger):
 
 
 class RunRecord:
-    """`run.json`: what ran where, on what, how far and how fast, written as the run goes on."""
+    """`run.json`: what ran where, on what, how far and how fast, written as the run goes on.
 
-    def __init__(self, settings: PretrainSettings, data: TrainingData, trainer: Any, network: Any) -> None:
+    `about` is what is particular to pre-training or to fine-tuning: the data, the validation.
+    """
+
+    def __init__(self, settings: RunSettings, about: dict[str, Any], trainer: Any, network: Any) -> None:
         self.path = settings.out / "run.json"
         self.metrics = settings.out / "metrics.csv"
         self.gpu = trainer.strategy.root_device.type == "cuda"
@@ -86,10 +88,8 @@ class RunRecord:
             "precision": trainer.precision,
             "world_size": trainer.world_size,
             "parameters": sum(p.numel() for p in network.parameters()),
-            "disruption": settings.disruption,
             "max_steps": settings.max_steps,
-            "data": {"store": str(settings.data), "rows": _data_rows(data)},
-            "validation": _validation(data),
+            **about,
         }
 
     def write(self, step: int, finished: bool) -> None:
@@ -133,31 +133,6 @@ def log_to(path: Path) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         handler.close()
-
-
-def _data_rows(data: TrainingData) -> list[dict[str, Any]]:
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for numbers in (*data.training.values(), *data.held_out.values()):
-        for scan in (data.store.scans[number] for number in numbers):
-            row = rows.setdefault(
-                (scan.modality, scan.dataset),
-                {"modality": scan.modality, "dataset": scan.dataset, "train": 0, "val": 0, "voxels": 0},
-            )
-            row[scan.split] += 1
-            row["voxels"] += scan.shape[0] * scan.shape[1] * scan.shape[2]
-    return [rows[key] for key in sorted(rows)]
-
-
-def _validation(data: TrainingData) -> dict[str, Any]:
-    described: dict[str, Any] = {}
-    for number, name in enumerate(data.modalities):
-        scans = [data.store.scans[crop.scan] for crop in data.validation if crop.modality == number]
-        described[name] = {
-            "crops": len(scans),
-            "split": scans[0].split,
-            "scans": sorted({scan.path.name for scan in scans}),
-        }
-    return described
 
 
 def _cpu() -> str:

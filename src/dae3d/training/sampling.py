@@ -72,7 +72,7 @@ class SampleStream:
     def __getitem__(self, sample: int) -> Crop:
         batch, place = divmod(sample, self.global_batch)
         modality = int(self._modalities_of(batch)[place])
-        random = _generator(self.seed, _SAMPLE, sample)
+        random = philox(self.seed, _SAMPLE, sample)
         candidates = self.by_modality[modality]
         scan = int(candidates[random.integers(len(candidates))])
         return Crop(scan, modality, random_start(self.scans[scan], self.roi, self.region, random))
@@ -97,7 +97,7 @@ class SampleStream:
 
     def _modalities_of_batch(self, batch: int) -> np.ndarray:
         """Systematic sampling: each modality comes floor or ceil of its quota times, in random places."""
-        random = _generator(self.seed, _BATCH, batch)
+        random = philox(self.seed, _BATCH, batch)
         points = np.arange(self.draws) + random.random()
         drawn = np.searchsorted(np.cumsum(self.quotas)[:-1], points, side="right")
         several = np.repeat(random.permutation(drawn), self.each)[: self.global_batch]
@@ -149,7 +149,7 @@ def validation_crops(
     crops = []
     for modality, numbers in enumerate(candidates):
         for place in range(count):
-            random = _generator(modality, _VALIDATION, place)
+            random = philox(modality, _VALIDATION, place)
             scan = numbers[place % len(numbers)]
             crops.append(Crop(scan, modality, random_start(scans[scan], roi, "foreground", random)))
     return crops
@@ -172,5 +172,6 @@ class BatchSampler(Sampler[list[int]]):
             batch += 1
 
 
-def _generator(seed: int, stream: int, number: int) -> np.random.Generator:
+def philox(seed: int, stream: int, number: int) -> np.random.Generator:
+    """A generator for one draw, keyed by the seed, what is drawn, and its number."""
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, number]))

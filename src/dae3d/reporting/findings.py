@@ -1,0 +1,108 @@
+"""Results of a segmentation in words: how good it is, and where it fails."""
+
+import math
+from collections.abc import Sequence
+
+from dae3d.evaluation.results import Mean, Results
+from dae3d.reporting.words import listing, plural
+
+_NAMED = 5  # cases or classes in a sentence
+
+
+def summary(results: Results, task: str, split: str) -> str:
+    """How good it is, in one or two sentences."""
+    count = plural(len(results.cases), "case")
+    what = "Mean Dice" if len(results.classes) == 1 else f"Mean Dice of the {len(results.classes)} classes"
+    dice, distance = results.mean["dice"], results.mean["hd95_mm"]
+    return (
+        f"{count} of “{task}” ({split}). {what}: {with_interval(dice, 3)}; "
+        f"95th percentile of surface distances: {with_interval(distance, 1)} mm."
+    )
+
+
+def findings(results: Results) -> list[str]:
+    """Where it fails: sentences, the gravest first; none where everything is found and nothing is biased."""
+    return [
+        *_wholly(results, "missed", "Not found at all, though it is there"),
+        *_wholly(results, "spurious", "Found, though it is not there"),
+        *_weakest_class(results),
+        *_worst_cases(results),
+        *_biased(results),
+        *_furthest(results),
+    ]
+
+
+def with_interval(mean: Mean, digits: int, sign: str = "") -> str:
+    """ "0.861 (0.842 to 0.879)"."""
+    if math.isnan(mean.value):
+        return "n/a"
+    value = f"{mean.value:{sign}.{digits}f}"
+    if math.isnan(mean.low):
+        return value
+    return f"{value} ({mean.low:{sign}.{digits}f} to {mean.high:{sign}.{digits}f})"
+
+
+def _wholly(results: Results, kind: str, text: str) -> list[str]:
+    """Cases in which a whole class is only in the reference, or only in the prediction."""
+    wanted, predicted = results.metric("reference_ml") > 0, results.metric("predicted_ml") > 0
+    failed = wanted & ~predicted if kind == "missed" else predicted & ~wanted
+    parts = []
+    for i, name in enumerate(results.classes):
+        cases = [results.cases[n] for n in failed[:, i].nonzero()[0]]
+        if cases:
+            of = f" of {results.summaries[name].present}" if kind == "missed" else ""
+            parts.append(f"{name} in {len(cases)}{of} ({_some(cases)})")
+    return [f"{text}: {'; '.join(parts)}."] if parts else []
+
+
+def _weakest_class(results: Results) -> list[str]:
+    dice = {name: results.summaries[name].means["dice"] for name in results.classes}
+    known = sorted((name for name in dice if dice[name].cases), key=lambda name: dice[name].value)
+    if len(known) < 2:
+        return []
+    weakest, best = known[0], known[-1]
+    return [
+        f"Weakest class: {weakest}, mean Dice {with_interval(dice[weakest], 3)}; "
+        f"best: {best}, {with_interval(dice[best], 3)}."
+    ]
+
+
+def _worst_cases(results: Results) -> list[str]:
+    if len(results.ranked) < 2:
+        return []
+    shown = results.ranked[: min(3, len(results.ranked) - 1)]
+    named = [f"{results.cases[i]} ({results.case_dice[i]:.3f})" for i in shown]
+    best = results.ranked[-1]
+    return [
+        f"{'Worst case' if len(named) == 1 else 'Worst cases'}, by mean Dice: {listing(named)}; "
+        f"best: {results.cases[best]} ({results.case_dice[best]:.3f})."
+    ]
+
+
+def _biased(results: Results) -> list[str]:
+    """Classes whose mean volume error is one-sided, its interval without 0."""
+    means = {name: results.summaries[name].means["volume_error_percent"] for name in results.classes}
+    small = [f"{name} ({m.value:+.0f} %)" for name, m in means.items() if m.high < 0]
+    large = [f"{name} ({m.value:+.0f} %)" for name, m in means.items() if m.low > 0]
+    parts = [f"too {size}: {_some(names)}" for size, names in (("small", small), ("large", large)) if names]
+    return [f"Volumes that are off to one side: {'; '.join(parts)}."] if parts else []
+
+
+def _furthest(results: Results) -> list[str]:
+    distances = results.metric("hd95_mm")[:, : len(results.classes)]
+    found = [
+        (float(distances[i, j]), case, name)
+        for i, case in enumerate(results.cases)
+        for j, name in enumerate(results.classes)
+        if math.isfinite(distances[i, j])
+    ]
+    if not found:
+        return []
+    distance, case, name = max(found)
+    of = f" of {name}" if len(results.classes) > 1 else ""
+    return [f"Surfaces furthest apart: {distance:.1f} mm (HD95){of} in {case}."]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

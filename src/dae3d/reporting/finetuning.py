@@ -1,0 +1,112 @@
+"""The page about a fine-tuning run."""
+
+from dae3d.reporting import curves
+from dae3d.reporting.curves import Chart, chart
+from dae3d.reporting.html import fill
+from dae3d.reporting.run import Run
+from dae3d.reporting.run_page import both, facts, optimisation, steps, without_gaps
+from dae3d.reporting.summary import progress
+from dae3d.reporting.words import duration, listing, plural, quantity
+
+_DICE = "val/dice"
+
+
+def render(run: Run) -> str:
+    """The page as HTML."""
+    dice = run.metrics.get(_DICE)
+    at_steps = dict(zip(dice.steps.tolist(), dice.values.tolist(), strict=True)) if dice else {}
+    measured = {step: f"mean Dice of all cases {value:.3f}" for step, value in at_steps.items()}
+    return fill(
+        "finetuning.html",
+        {},
+        kind="fine-tuning",
+        name=run.folder.resolve().name,
+        run=run,
+        record=run.record,
+        summary=[training(run), *result(run)],
+        missing=missing(run),
+        facts=facts(run),
+        chart_groups=chart_groups(run),
+        geometry=curves,
+        pictures_heading="Segmentations",
+        pictures_explained="The first validation case, in the slices that show most of what is to be found.",
+        picture_columns="reference, prediction and errors",
+        pictures={name: steps(shown, measured) for name, shown in run.pictures.items()},
+        taken_from_training=[],
+        classes=classes(run),
+        validations=[(step, f"{value:.3f}", by_class(run, step)) for step, value in at_steps.items()],
+        best=best(run),
+    )
+
+
+def classes(run: Run) -> list[str]:
+    """Names of the classes that validation has measured."""
+    return [name.removeprefix(f"{_DICE}/") for name in run.metrics if name.startswith(f"{_DICE}/")]
+
+
+def by_class(run: Run, step: int) -> list[str]:
+    """The mean Dice of every class at a step."""
+    values = (run.metrics[f"{_DICE}/{name}"].at(step) for name in classes(run))
+    return ["" if value is None else f"{value:.3f}" for value in values]
+
+
+def best(run: Run) -> int | None:
+    """The step of the highest mean Dice, whose weights are kept as the best."""
+    dice = run.metrics.get(_DICE)
+    return None if dice is None else int(dice.steps[dice.values.argmax()])
+
+
+def training(run: Run) -> str:
+    """What was trained on what, from where, and how long."""
+    record = run.record
+    network = f"A network of {quantity(record.parameters)} parameters" if record.parameters else "A network"
+    begun = f"begun with the weights of {record.init}" if record.init else "begun from scratch"
+    task = f" learned to segment {listing(classes(run))}" if classes(run) else " learned to segment"
+    rows = record.data.rows
+    cases = f" on {plural(sum(row.train for row in rows), 'case')} of {rows[0].modality}" if rows else ""
+    length = f", for {progress(run)}" if record.step is not None else ""
+    time = f" in {duration(record.seconds)}" if record.seconds is not None else ""
+    return f"{network}, {begun},{task}{cases}{length}{time}."
+
+
+def result(run: Run) -> list[str]:
+    """The best validation, in a sentence."""
+    step, dice = best(run), run.metrics.get(_DICE)
+    if step is None or dice is None:
+        return ["It has not been validated yet."]
+    each = listing([f"{name} {value}" for name, value in zip(classes(run), by_class(run, step), strict=True)])
+    held_out = plural(sum(row.val for row in run.record.data.rows), "validation case")
+    return [f"At step {step}, its best, the mean Dice over {held_out} is {dice.at(step):.3f} ({each})."]
+
+
+def missing(run: Run) -> list[str]:
+    """What a finished run has and this one has not."""
+    absent = []
+    if not run.record.finished:
+        absent.append(f"The run is not finished: {progress(run)}.")
+    if run.settings is None:
+        absent.append("There is no settings.yaml.")
+    if not any(name.startswith("train/") for name in run.metrics):
+        absent.append("metrics.csv has no training rows.")
+    if run.unreadable_rows:
+        absent.append(f"{plural(run.unreadable_rows, 'row')} of metrics.csv could not be read.")
+    return absent
+
+
+def chart_groups(run: Run) -> dict[str, list[Chart]]:
+    """All curves, by heading."""
+    dice = {name: run.metrics.get(f"{_DICE}/{name}") for name in classes(run)}
+    return without_gaps(
+        {
+            "Dice of the validation cases": [
+                chart("Mean", {"mean": run.metrics.get(_DICE)}),
+                *(chart(name, {name: series}) for name, series in dice.items()),
+            ],
+            "Losses": [
+                both(run, "Loss", "loss"),
+                both(run, "Dice loss", "dice_loss"),
+                both(run, "Cross-entropy", "cross_entropy"),
+            ],
+            "Optimisation": optimisation(run),
+        }
+    )

@@ -1,0 +1,181 @@
+"""A case drawn over its scan: the reference, the prediction, and where the two differ."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from nibabel.affines import apply_affine
+
+from dae3d.reporting.case_view import CaseView, Planes
+from dae3d.reporting.pictures import BACKGROUND, DPI, INK, PLANES, slice_at, write_letters
+
+# Readable on dark grey; more classes than colours begin again.
+CLASS_COLOURS = (
+    *("#4cc9f0", "#ffd166", "#f06ba8", "#80ed99", "#b892ff", "#ff9f4a"),
+    *("#2ec4b6", "#ff9fb2", "#c5e063", "#7d93ff", "#e07be0", "#d9b38c"),
+)
+# Told apart by people who do not see red or green, too.
+MISSED, EXTRA, MIXED = "#ff5533", "#3d9bff", "#f5e663"
+ERRORS = {MISSED: "missed", EXTRA: "extra", MIXED: "wrong class"}
+_OPACITY = 0.75
+
+_COLUMNS = ("reference", "prediction", "errors")
+_CELL, _TALLEST = 2.7, 1.6  # inches, the width of a column; columns' widths, the height of a row
+_LEFT, _TOP, _GAP, _LINE = 0.55, 0.95, 0.06, 0.25  # inches
+_LEAST_ROW = 1.0  # inches, so that there is room for what stands beside a thin slab
+_LETTER, _KEY = 0.1, 0.55  # inches, of the key's text and of its coloured sign
+_KEYS = 18  # classes in the key
+
+
+def draw_case(view: CaseView, planes: Planes, title: str, names: Mapping[int, str]) -> np.ndarray:
+    """Draw three planes (rows) with the reference, the prediction and the errors (columns) over the scan.
+
+    The patient's right is on the left, as radiologists look at scans. Outlines have the colours of their
+    classes; errors are filled, with the reference's outlines in white.
+
+    Args:
+        view: of the case.
+        planes: the sagittal, coronal and axial slice.
+        title: written above.
+        names: what to call the classes, by index.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    canvas = FigureCanvasAgg(draw(view, planes, title, names))
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def draw(view: CaseView, planes: Planes, title: str, names: Mapping[int, str]) -> Figure:
+    """The figure behind `draw_case`; its axes run row by row."""
+    size = np.multiply(view.image.shape, view.spacing)
+    scale = min(_CELL / max(size[0], size[1]), _TALLEST * _CELL / max(size[1], size[2]))  # inches per mm
+    heights = [size[1] * scale, size[2] * scale, size[2] * scale]
+    rows = [max(_LEAST_ROW, high) for high in heights]
+    keys = _class_keys(view, planes, names)
+    columns = max(1, int(2 * _CELL / (_KEY + _LETTER * max(len(name) for _, name in keys))))
+    key_lines = max(len(ERRORS), -(-len(keys) // columns))
+    width = _LEFT + 3 * (_CELL + _GAP)
+    height = _TOP + sum(rows) + 3 * _GAP + key_lines * _LINE + 0.15
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=BACKGROUND)
+
+    def write(left: float, top: float, text: str, points: float, **style: Any) -> None:
+        place = {"ha": "center", "va": "center"} | style
+        figure.text(left / width, 1 - top / height, text, color=INK, fontsize=points, **place)
+
+    lefts = [_LEFT + column * (_CELL + _GAP) for column in range(3)]
+    write(width / 2, 0.28, title, 15)
+    for left, heading in zip(lefts, _COLUMNS, strict=True):
+        write(left + _CELL / 2, 0.72, heading, 15)
+    top = _TOP
+    for (name, axis, letters), high, row in zip(PLANES, heights, rows, strict=True):
+        write(_LEFT / 2, top + row / 2, f"{name}\n{_millimetres(view, axis, planes)}", 12, rotation=90)
+        wide = (size[1] if axis == 0 else size[0]) * scale
+        image, *labels = (slice_at(v, axis, planes[axis]) for v in (view.image, *view.labels))
+        for left, column in zip(lefts, _COLUMNS, strict=True):
+            box = (left + (_CELL - wide) / 2, height - top - (row + high) / 2, wide, high)
+            panel = figure.add_axes(tuple(np.divide(box, (width, height, width, height))))
+            panel.axis("off")
+            # Enlarged voxels stay sharp squares; a slice with more voxels than pixels is averaged.
+            how = "nearest" if image.shape[1] <= wide * DPI else "antialiased"
+            low, high_grey = view.grey
+            panel.imshow(image, cmap="gray", vmin=low, vmax=high_grey, aspect="auto", interpolation=how)
+            _draw_labels(panel, column, *labels)
+            if column == _COLUMNS[0]:
+                write_letters(panel, letters)
+        top += row + _GAP
+    _write_keys(figure, keys, columns, lefts[0] / width, 1 - top / height)
+    # One class cannot be taken for another.
+    errors = [(colour, text) for colour, text in ERRORS.items() if len(names) > 1 or colour != MIXED]
+    _write_keys(figure, errors, 1, lefts[2] / width, 1 - top / height, filled=True)
+    return figure
+
+
+def _draw_labels(panel: Axes, column: str, reference: np.ndarray, prediction: np.ndarray) -> None:
+    if column == "errors":
+        _outline(panel, reference > 0, "white", 0.7)
+        colours = _error_colours(reference, prediction)
+        panel.imshow(colours, aspect="auto", interpolation="nearest", zorder=3)
+        return
+    labels = reference if column == "reference" else prediction
+    for index in np.unique(labels[labels > 0]):
+        _outline(panel, labels == index, _colour(index), 1.4)
+
+
+def _error_colours(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """(H, W, 4): transparent where both are the same."""
+    colours = np.zeros((*reference.shape, 4))
+    wrong = reference != prediction
+    colours[wrong] = to_rgba(MIXED, _OPACITY)
+    colours[wrong & (prediction == 0)] = to_rgba(MISSED, _OPACITY)
+    colours[wrong & (reference == 0)] = to_rgba(EXTRA, _OPACITY)
+    return colours
+
+
+def _outline(panel: Axes, mask: np.ndarray, colour: str, points: float) -> None:
+    height, width = mask.shape
+    # With a border, an outline is closed where the mask reaches the picture's edge.
+    padded = np.pad(mask, 1).astype(float)
+    places = np.arange(-1, width + 1), np.arange(-1, height + 1)
+    panel.contour(*places, padded, levels=[0.5], colors=[colour], linewidths=points)
+    panel.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+
+
+def _millimetres(view: CaseView, axis: int, planes: Planes) -> str:
+    """Where a slice is in the scanner's coordinates, at its centre: "S 34 mm"."""
+    centre = (np.array(view.image.shape) - 1) / 2
+    centre[axis] = planes[axis]
+    return f"{'RAS'[axis]} {round(apply_affine(view.affine, centre)[axis])} mm"
+
+
+def _class_keys(view: CaseView, planes: Planes, names: Mapping[int, str]) -> list[tuple[str, str]]:
+    """Colour and name of the classes in the planes, those that fill most of them first."""
+    counts = sum(
+        np.bincount(np.take(labels, planes[axis], axis).ravel(), minlength=256)
+        for labels in view.labels
+        for axis in range(3)
+    )
+    order = [int(i) for i in np.argsort(-np.asarray(counts), kind="stable") if i and np.asarray(counts)[i]]
+    keys = [(_colour(i), names[i]) for i in order[:_KEYS]]
+    more = len(order) - len(keys)
+    return [*keys, *([("none", f"and {more} more")] if more else [])] or [("none", "no label here")]
+
+
+def _write_keys(
+    figure: Figure,
+    keys: Sequence[tuple[str, str]],
+    columns: int,
+    left: float,
+    top: float,
+    filled: bool = False,
+) -> None:
+    """Colours and what they mean, in columns, at a place given as shares of the figure."""
+    signs = [
+        Patch(facecolor=colour, label=text) if filled else Line2D([], [], color=colour, lw=2.5, label=text)
+        for colour, text in keys
+    ]
+    figure.legend(
+        handles=signs,
+        ncols=columns,
+        bbox_to_anchor=(left, top),
+        loc="upper left",
+        frameon=False,
+        labelcolor=INK,
+        fontsize=12,
+        borderpad=0.2,
+        handlelength=1.2,
+        handletextpad=0.5,
+        columnspacing=1.2,
+        labelspacing=0.25,
+    )
+
+
+def _colour(index: int) -> str:
+    return CLASS_COLOURS[(index - 1) % len(CLASS_COLOURS)]

@@ -1,0 +1,81 @@
+"""The page about a pre-training run."""
+
+import math
+
+from dae3d.reporting import curves
+from dae3d.reporting.comparison import MEASURES, compare
+from dae3d.reporting.curves import Chart, chart
+from dae3d.reporting.html import fill
+from dae3d.reporting.run import Picture, Run
+from dae3d.reporting.run_page import both, facts, optimisation, steps, without_gaps
+from dae3d.reporting.summary import missing, summary
+
+
+def render(run: Run) -> str:
+    """The page as HTML."""
+    comparisons = [found for name in run.modalities if (found := compare(run, name))]
+    return fill(
+        "pretraining.html",
+        {"decimals": decimals, "signed": signed},
+        kind="pre-training",
+        name=run.folder.resolve().name,
+        run=run,
+        record=run.record,
+        summary=summary(run, comparisons),
+        missing=missing(run),
+        facts=facts(run),
+        chart_groups=chart_groups(run),
+        geometry=curves,
+        pictures_heading="Reconstructions",
+        pictures_explained="One fixed validation crop of each modality, under one disruption every time.",
+        picture_columns="clean, disrupted, repaired and error",
+        pictures={name: steps(shown, measured(run, name, shown)) for name, shown in run.pictures.items()},
+        comparisons=comparisons,
+        measures=MEASURES,
+        taken_from_training=[name for name, v in run.record.validation.items() if v.split == "train"],
+    )
+
+
+def chart_groups(run: Run) -> dict[str, list[Chart]]:
+    """All curves, by heading."""
+
+    def by_modality(title: str, measure: str) -> Chart | None:
+        return chart(title, {name: run.metrics.get(f"val/{measure}/{name}") for name in run.modalities})
+
+    return without_gaps(
+        {
+            "Losses": [
+                both(run, "Loss", "loss"),
+                both(run, "L1", "l1"),
+                both(run, "Contrastive loss", "contrastive"),
+            ],
+            "L1 by modality": [both(run, f"L1, {name}", f"l1/{name}") for name in run.modalities],
+            "Repair of the validation crops": [by_modality("PSNR, dB", "psnr"), by_modality("SSIM", "ssim")],
+            "Optimisation": optimisation(run),
+        }
+    )
+
+
+def measured(run: Run, modality: str, pictures: list[Picture]) -> dict[int, str]:
+    """PSNR and SSIM at the steps of a modality's pictures."""
+    found = {}
+    for step in (picture.step for picture in pictures):
+        values = {name: run.metrics.get(f"val/{name}/{modality}") for name in MEASURES}
+        at = {name: series.at(step) for name, series in values.items() if series is not None}
+        words = [f"{name.upper()} {decimals(v, name)}" for name, v in at.items() if v is not None]
+        found[step] = "mean of the crops: " + ", ".join(words) if words else ""
+    return found
+
+
+def decimals(value: float, measure: str) -> str:
+    """A PSNR (dB) with two decimals, an SSIM with three."""
+    if not math.isfinite(value):
+        return "n/a" if math.isnan(value) else "∞" if value > 0 else "-∞"
+    return f"{value:.{2 if measure == 'psnr' else 3}f}"
+
+
+def signed(value: float, measure: str) -> str:
+    """A difference with its sign."""
+    if not math.isfinite(value):
+        return "n/a"
+    return ("+" if value >= 0 else "") + decimals(value, measure)

@@ -1,0 +1,202 @@
+"""One self-contained page about an evaluated segmentation: figures, the worst, median and best case drawn."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dae3d.evaluation.cases import Pair, read_classes
+from dae3d.evaluation.results import ClassSummary, Mean, Results
+from dae3d.files import write_text
+from dae3d.reporting import strips
+from dae3d.reporting.case_view import view_case
+from dae3d.reporting.findings import findings, summary, with_interval
+from dae3d.reporting.html import embedded, fill
+from dae3d.reporting.overlay import draw_case
+from dae3d.reporting.pictures import save_picture
+from dae3d.scans.readers import read_volume
+from dae3d.store.recipe import CaseRecipe
+
+CASES_SHOWN = 60  # rows of the table by case
+_FULLEST, _WORST = "Where the reference is largest", "Where most is wrong"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What was evaluated: task, split or fold, tolerance (mm), settings as YAML, versions."""
+
+    task: str
+    split: str
+    tolerance: float
+    settings: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class DrawnCase:
+    """A case and its pictures; `rank` is worst, median or best."""
+
+    rank: str
+    name: str
+    dice: float
+    pictures: list[tuple[Path, str]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table by class; `flag` is "weak" for the class with the lowest mean Dice."""
+
+    name: str
+    cells: list[tuple[str, str]]
+    counts: list[str]
+    flag: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A Dice in the table by case: its text, and how bad it is from 0 to 1."""
+
+    text: str
+    shade: float
+
+
+def write_report(
+    folder: Path, results: Results, context: Context, pairs: Sequence[Pair], recipe: CaseRecipe
+) -> Path:
+    """Write `report.html` and `pictures/` into a folder.
+
+    Args:
+        folder: to write to.
+        results: of the evaluation.
+        context: what was evaluated.
+        pairs: by case, in the order of the results.
+        recipe: of the labels.
+
+    Returns:
+        The page's path.
+    """
+    drawn = [
+        _draw(rank, i, results, pairs[i], recipe, folder / "pictures")
+        for rank, i in remarkable(results).items()
+    ]
+    out = folder / "report.html"
+    write_text(out, render(results, context, drawn))
+    return out
+
+
+def remarkable(results: Results) -> dict[str, int]:
+    """The numbers of the worst, the median and the best case by mean Dice, as far as these are several."""
+    order = results.ranked
+    chosen = [("worst", 0), ("best", len(order) - 1), ("median", (len(order) - 1) // 2)][: len(order)]
+    if len(order) == 1:
+        return {"only": order[0]}
+    return {rank: order[place] for rank, place in sorted(chosen, key=lambda c: c[1])}
+
+
+def render(results: Results, context: Context, drawn: Sequence[DrawnCase]) -> str:
+    """The page as HTML."""
+    dice = results.metric("dice")
+    start = strips.lowest_tick(dice.ravel().tolist())
+    absent = [name for name, s in results.summaries.items() if not s.means["dice"].cases]
+    return fill(
+        "segmentation.html",
+        {},
+        context=context,
+        summary=summary(results, context.task, context.split),
+        findings=findings(results),
+        rows=_rows(results),
+        drawn=[(case, [(embedded(path), text) for path, text in case.pictures]) for case in drawn],
+        geometry=strips,
+        strips=[
+            strips.strip(
+                name, results.cases, dice[:, i].tolist(), results.summaries[name].means["dice"], start
+            )
+            for i, name in enumerate(results.names)
+            if name not in absent
+        ],
+        columns=results.names,
+        cases=_case_table(results),
+        count=len(results.cases),
+        ranked=len(results.ranked),
+        absent=absent,
+    )
+
+
+def _draw(
+    rank: str, number: int, results: Results, pair: Pair, recipe: CaseRecipe, folder: Path
+) -> DrawnCase:
+    reference, _ = read_classes(pair.reference, recipe)
+    prediction, _ = read_classes(pair.prediction, recipe)
+    view = view_case(read_volume(pair.images[0]), reference, prediction)
+    dice = results.metric("dice")[number]
+    names = {
+        recipe.class_names.index(name): f"{name} {'n/a' if math.isnan(dice[i]) else f'{dice[i]:.2f}'}"
+        for i, name in enumerate(results.classes)
+    }
+    value = float(results.case_dice[number])
+    title = f"{pair.name}: {'mean ' if len(names) > 1 else ''}Dice {value:.3f}"
+    pictures = []
+    chosen = {"overview": (view.fullest, _FULLEST), "errors": (view.worst, _WORST)}
+    if np.array_equal(reference, prediction):
+        del chosen["errors"]
+    for kind, (planes, text) in chosen.items():
+        path = folder / f"{rank}-{kind}.png"
+        save_picture(draw_case(view, planes, title, names), path)
+        pictures.append((path, text))
+    return DrawnCase(rank, pair.name, value, pictures)
+
+
+def _rows(results: Results) -> list[Row]:
+    """Classes and their mean, regions and theirs."""
+    dice = {name: results.summaries[name].means["dice"].value for name in results.classes}
+    known = [name for name in dice if not math.isnan(dice[name])]
+    weakest = min(known, key=lambda name: dice[name]) if len(known) > 1 else None
+    rows = []
+    for names, title, means in (
+        (results.classes, "mean of the classes", results.mean),
+        (results.regions, "mean of the regions", results.mean_of_regions),
+    ):
+        summaries = [results.summaries[name] for name in names]
+        rows += [
+            Row(name, _cells(s.means), _counts([s]), "weak" if name == weakest else "")
+            for name, s in zip(names, summaries, strict=True)
+            if s.means["dice"].cases
+        ]
+        if len(names) > 1:
+            rows.append(Row(title, _cells(means), [*_counts(summaries)[:2], ""], "total"))
+    return rows
+
+
+def _cells(means: dict[str, Mean]) -> list[tuple[str, str]]:
+    formats = {"dice": (3, ""), "nsd": (3, ""), "hd95_mm": (2, ""), "volume_error_percent": (1, "+")}
+    texts = [with_interval(means[metric], *form) for metric, form in formats.items()]
+    return [(text.partition(" (")[0], text.partition(" (")[2].rstrip(")")) for text in texts]
+
+
+def _counts(summaries: Sequence[ClassSummary]) -> list[str]:
+    return [str(sum(getattr(s, kind) for s in summaries)) for kind in ("missed", "spurious", "present")]
+
+
+def _case_table(results: Results) -> list[tuple[str, Cell, list[Cell]]]:
+    """Name, mean Dice and Dice by class of the worst cases, the worst first."""
+    dice = results.metric("dice")
+    wanted, predicted = results.metric("reference_ml") > 0, results.metric("predicted_ml") > 0
+    rows = []
+    for i in results.ranked[:CASES_SHOWN]:
+        cells = [
+            Cell("missed", 1.0)
+            if wanted[i, j] and not predicted[i, j]
+            else Cell("spurious", 1.0)
+            if predicted[i, j] and not wanted[i, j]
+            else _shaded(dice[i, j])
+            for j in range(len(results.names))
+        ]
+        rows.append((results.cases[i], _shaded(results.case_dice[i]), cells))
+    return rows
+
+
+def _shaded(dice: float) -> Cell:
+    """A Dice of 0.5 or less is as dark as it gets."""
+    return Cell("", 0.0) if math.isnan(dice) else Cell(f"{dice:.3f}", round(min(1.0, 2 * (1 - dice)), 2))

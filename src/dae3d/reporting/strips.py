@@ -1,0 +1,62 @@
+"""One measure of every case as dots on a line, as the geometry of an inline SVG picture."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dae3d.evaluation.results import Mean
+
+WIDTH, HEIGHT = 360, 62  # the picture's own units, a phone's pixels
+LEFT, RIGHT, MIDDLE, AXIS = 10, 350, 22, 44
+RADIUS = 4.0
+_LAYERS = (0, -7, 7, -14, 14)  # where dots go that would hide one another
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A case: its place, and what it is called."""
+
+    x: float
+    y: float
+    title: str
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A class: dots, its mean with the interval on the same axis (None: not known), ticks."""
+
+    name: str
+    dots: list[Dot]
+    mean: float | None
+    interval: tuple[float, float] | None
+    ticks: list[tuple[float, str]]
+
+
+def lowest_tick(values: Sequence[float]) -> float:
+    """Where an axis that ends at 1 begins, so that all values from 0 to 1 are on it."""
+    known = [value for value in values if math.isfinite(value)]
+    return min(0.9, math.floor(10 * min(known, default=0.9)) / 10)
+
+
+def strip(name: str, cases: Sequence[str], values: Sequence[float], mean: Mean, start: float) -> Strip:
+    """Lay out the values of a class by case, on an axis from `start` to 1; NaN is left out."""
+
+    def place(value: float) -> float:
+        return round(LEFT + (value - start) / (1 - start) * (RIGHT - LEFT), 1)
+
+    dots: list[Dot] = []
+    known = sorted((value, case) for value, case in zip(values, cases, strict=True) if math.isfinite(value))
+    for value, case in known:
+        x = place(value)
+        crowd = sum(abs(dot.x - x) < 1.5 * RADIUS for dot in dots[-len(_LAYERS) :])
+        dots.append(Dot(x, MIDDLE + _LAYERS[crowd % len(_LAYERS)], f"{case}: {value:.3f}"))
+    steps = round((1 - start) * 10)
+    every = 2 if steps > 5 else 1
+    ticks = [start + i / 10 for i in range(steps, -1, -every)]
+    return Strip(
+        name=name,
+        dots=dots,
+        mean=place(mean.value) if math.isfinite(mean.value) else None,
+        interval=(place(mean.low), place(mean.high)) if math.isfinite(mean.low) else None,
+        ticks=[(place(tick), f"{tick:.1f}") for tick in ticks],
+    )

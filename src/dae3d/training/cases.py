@@ -1,0 +1,135 @@
+"""The labelled cases of a fine-tuning run: which are trained on, which validate, and the loaders."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dae3d.errors import Dae3dError
+from dae3d.scans.task import TaskCase, read_task
+from dae3d.store.cases import CaseStore, prepare_cases
+from dae3d.store.recipe import CaseRecipe
+from dae3d.training.augment import Augmentation
+from dae3d.training.case_sampling import CaseStream
+from dae3d.training.data import Sample, endless_loader
+from dae3d.training.finetune_settings import FinetuneSettings
+from dae3d.training.sampling import philox
+
+_SUBSET = 6
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """A task's cases as one run sees them; `training` and `validation` are numbers of cases in the store."""
+
+    recipe: CaseRecipe
+    store: CaseStore
+    stream: CaseStream
+    training: list[int]
+    validation: list[int]
+
+    def scans_of(self, sample: int, global_batch: int) -> list[str]:
+        """The cases in the global batch that a sample is of."""
+        first = sample // global_batch * global_batch
+        numbers = {self.stream[i].case for i in range(first, first + global_batch)}
+        return sorted(self.store.cases[number].name for number in numbers)
+
+    def about(self, task: Path) -> dict[str, Any]:
+        """For `run.json`: the cases."""
+        names = {
+            "training": [self.store.cases[number].name for number in self.training],
+            "validation": [self.store.cases[number].name for number in self.validation],
+        }
+        row = {
+            "modality": "+".join(self.recipe.modalities),
+            "dataset": task.stem,
+            "train": len(self.training),
+            "val": len(self.validation),
+            "voxels": sum(
+                case.shape[0] * case.shape[1] * case.shape[2]
+                for case in (self.store.cases[n] for n in (*self.training, *self.validation))
+            ),
+        }
+        return {"data": {"store": str(self.store.path), "rows": [row]}, "cases": names}
+
+
+def labelled_data(settings: FinetuneSettings) -> LabelledData:
+    """Read the list, choose the cases, and prepare those that the store does not have.
+
+    Raises:
+        Dae3dError: where the list, or a case, cannot be used.
+    """
+    task = read_task(settings.data, modality=settings.modality)
+    training, validation = task.sides(settings.fold)
+    chosen = subset(training, settings)
+    recipe = CaseRecipe(
+        modalities=task.modalities,
+        labels=task.labels,
+        spacing=settings.spacing,
+        crop_foreground=settings.crop_foreground,
+        intensity=settings.intensity,
+        roi=settings.roi,
+    )
+    store = prepare_cases([*chosen, *validation], recipe, settings.store or settings.out / "store")
+    numbers = [store.number(case.name) for case in chosen]
+    if not any(sum(store.cases[number].voxels[1:]) for number in numbers):
+        raise Dae3dError(f"{settings.data}: none of the training cases has a labelled voxel")
+    stream = CaseStream(store, numbers, settings)
+    return LabelledData(recipe, store, stream, numbers, [store.number(case.name) for case in validation])
+
+
+def subset(cases: Sequence[TaskCase], settings: FinetuneSettings) -> Sequence[TaskCase]:
+    """The training cases to use: the first of an order drawn by the seed, so that more labels are a superset.
+
+    Raises:
+        Dae3dError: where there are fewer than asked for.
+    """
+    if settings.label_fraction is None and settings.train_cases is None:
+        return cases
+    count = settings.train_cases or max(1, round(len(cases) * (settings.label_fraction or 1)))
+    if count > len(cases):
+        raise Dae3dError(f"train_cases: {settings.data} has {len(cases)} training cases, not {count}")
+    order = philox(settings.seed, _SUBSET, 0).permutation(len(cases))
+    return [cases[place] for place in order[:count]]
+
+
+class LabelledCrops(Dataset[Sample]):
+    """Augmented crops by sample number: image (C, D, H, W) float32, label (1, D, H, W) uint8 classes."""
+
+    def __init__(self, data: LabelledData, settings: FinetuneSettings) -> None:
+        self.data, self.settings = data, settings
+        self.augment = Augmentation(settings)
+
+    def __getitem__(self, sample: int) -> Sample:
+        crop = self.data.stream[sample]
+        size = (self.settings.roi,) * 3
+        store = self.data.store
+        image = torch.from_numpy(store.image(crop.case, crop.start, size, self.settings.intensity))
+        label = torch.from_numpy(store.label(crop.case, crop.start, size))[None]
+        image, label = self.augment(image, label, crop.seed)
+        return {"image": image, "label": label, "sample": torch.tensor(sample)}
+
+
+class CaseLoaders(lightning.LightningDataModule):
+    """Loaders of a run: endless training crops from the trainer's step on, and the numbers of whole cases."""
+
+    def __init__(self, data: LabelledData, settings: FinetuneSettings) -> None:
+        super().__init__()
+        self.data, self.settings = data, settings
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Batches of this rank's crops."""
+        return endless_loader(LabelledCrops(self.data, self.settings), self.settings, self.trainer)
+
+    def val_dataloader(self) -> DataLoader[int]:
+        """This rank's validation cases, by place in `data.validation`; -1 where another rank has one more."""
+        assert self.trainer is not None
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        places: list[int] = list(range(rank, len(self.data.validation), world))
+        missing = -(-len(self.data.validation) // world) - len(places)
+        numbers: Any = places + [-1] * missing
+        return DataLoader(numbers, batch_size=None)

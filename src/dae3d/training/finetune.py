@@ -1,0 +1,128 @@
+"""The verb `finetune`."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from dae3d.errors import SettingsError
+from dae3d.models.load_report import LoadReport
+from dae3d.models.swin_unetr import Architecture, Segmenter
+from dae3d.models.weights import load_into, read_weights
+from dae3d.settings import verb
+from dae3d.training.cases import CaseLoaders, LabelledData, labelled_data
+from dae3d.training.finetune_settings import FinetuneSettings
+from dae3d.training.record import log_to
+from dae3d.training.run import device_count, prepare_run_folder, step_of, train
+from dae3d.training.run_settings import check_heads
+from dae3d.training.segmentation import Segmentation
+
+log = logging.getLogger(__name__)
+
+SIZES = ("embed_dim", "depths", "heads", "window", "patch_embed", "patch_merging")
+
+
+@verb
+def finetune(settings: FinetuneSettings) -> Path:
+    """Fine-tune a network to segment, from a list of labelled cases.
+
+    The cases are prepared once, into a store. The run folder is that of `pretrain`; "best" is by the mean
+    Dice over the validation cases, segmented whole by sliding windows. A class that a case's label lacks is
+    left out of that case's mean, and the background never counts (MONAI's `DiceMetric`).
+
+    Returns:
+        The run folder.
+
+    Raises:
+        Dae3dError: where the list or a case cannot be used, the weights do not fit, the run folder already
+            holds a run, or the loss is not finite.
+    """
+    settings = with_sizes(settings)
+    devices, nodes = device_count(settings)
+    data = labelled_data(settings)
+    batch = settings.batch_size * devices * nodes
+    settings = settings.for_epochs_of(-(-data.stream.per_epoch // (batch * settings.accumulate)))
+    checkpoint = prepare_run_folder(settings)
+    if (step_of(checkpoint) or 0) >= int(settings.max_steps):
+        log.info("%s is already at step %s of %s", settings.out, step_of(checkpoint), settings.max_steps)
+        return settings.out
+    with log_to(settings.out / "log.txt"):
+        _announce(settings, data)
+        lightning.seed_everything(settings.seed, verbose=False)
+        network = _network(settings, data, resumed=checkpoint is not None)
+        module = Segmentation(settings, network, data, settings.out / "pictures")
+        about = {
+            "kind": "finetune",
+            "init": settings.init and str(settings.init),
+            **data.about(settings.data),
+        }
+
+        def scans_of(sample: int) -> list[str]:
+            return data.scans_of(sample, batch)
+
+        train(settings, module, CaseLoaders(data, settings), checkpoint, about, scans_of, "finetune")
+    return settings.out
+
+
+def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
+    """The settings with the network's sizes, and the order of axes, of --init or of the published network.
+
+    Raises:
+        SettingsError: where a size that was given is not that of --init, or the sizes do not fit together.
+    """
+    given = {name: getattr(settings, name) for name in SIZES if getattr(settings, name) is not None}
+    sizes, axes = asdict(Architecture()), "straight"
+    if settings.init is not None and (len(given) < len(SIZES) or settings.axes is None):
+        contents = read_weights(settings.init)
+        sizes, axes = asdict(contents.architecture), contents.info.get("axes", "straight")
+        for name, value in given.items():
+            if value != sizes[name]:
+                raise SettingsError(
+                    f"{name}: the network of --init {settings.init} has {sizes[name]}, not {value}"
+                )
+    resolved = {name: sizes[name] for name in SIZES} | given | {"axes": settings.axes or axes}
+    try:
+        check_heads(resolved["embed_dim"], resolved["heads"])
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    if resolved["axes"] == "reference" and settings.roi != 2 * resolved["embed_dim"]:
+        raise SettingsError(
+            f"roi: with reference axes it must be {2 * resolved['embed_dim']}, not {settings.roi}; "
+            "or say --axes straight, as the published fine-tuning does"
+        )
+    return settings.model_copy(update=resolved)
+
+
+def _network(settings: FinetuneSettings, data: LabelledData, resumed: bool) -> Segmenter:
+    """The network to begin with, and what is taken over of the weights of --init."""
+    architecture = Architecture(
+        **{name: getattr(settings, name) for name in SIZES},
+        restore_intensity=False,
+        in_channels=len(data.recipe.modalities),
+        out_channels=len(data.recipe.labels),
+        deep_supervision=settings.deep_supervision,
+    )
+    network = Segmenter(architecture, settings.checkpoint_activations, settings.axes or "straight")
+    if settings.init is not None and settings.transfer != "none" and not resumed:
+        report = load_into(network, read_weights(settings.init), settings.transfer, show=False)
+        _show(report)
+    return network
+
+
+@rank_zero_only
+def _show(report: LoadReport) -> None:
+    report.print()
+
+
+@rank_zero_only
+def _announce(settings: FinetuneSettings, data: LabelledData) -> None:
+    log.info(
+        "fine-tuning on %s: %d cases (%s), %d classes, validating on %d",
+        settings.data,
+        len(data.training),
+        "+".join(data.recipe.modalities),
+        len(data.recipe.labels),
+        len(data.validation),
+    )

@@ -1,0 +1,151 @@
+"""Settings of fine-tuning. Defaults are the published recipe for BTCV where it has one."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dae3d.scans.modality import Label
+from dae3d.settings import Group
+from dae3d.store.intensity import ScalingText
+from dae3d.training.run_settings import DATA, NETWORK, OPTIMISATION, RECORD, Duration, RunSettings
+
+TRANSFER = Group("what is taken over")
+PREPARATION = Group("preparation of the cases")
+AUGMENTATION = Group("crops and augmentation")
+
+Millimetres = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class FinetuneSettings(RunSettings):
+    """Everything that decides a fine-tuning run."""
+
+    configs: ClassVar[str] = "finetune"
+    durations: ClassVar[tuple[str, ...]] = (*RunSettings.durations, "freeze_steps")
+
+    data: Path = Field(
+        description='list of labelled cases in the manner of the Medical Segmentation Decathlon ("training", '
+        '"validation", "labels", "modality"; several images a case are its channels; "fold")'
+    )
+    max_steps: Duration = Field(10_000, description='optimiser steps to train, or epochs as "300 epochs"')
+
+    init: Annotated[Path | None, TRANSFER] = Field(
+        None, description="run folder or file of weights to begin with (default: from scratch)"
+    )
+    transfer: Annotated[Literal["both", "encoder", "decoder", "none"], TRANSFER] = Field(
+        "both", description="half of --init that is taken over; none: only its sizes"
+    )
+    axes: Annotated[Literal["straight", "reference"] | None, TRANSFER] = Field(
+        None, description="order of the token axes (default: what --init was trained with)"
+    )
+    freeze: Annotated[Literal["none", "encoder"], TRANSFER] = Field(
+        "none", description="half of the network that does not learn"
+    )
+    freeze_steps: Annotated[Duration, TRANSFER] = Field(
+        0, description="steps (or epochs) after which it learns after all; 0: never"
+    )
+
+    label_fraction: Annotated[float | None, DATA] = Field(
+        None, gt=0, le=1, description="share of the training cases to use, drawn by --seed"
+    )
+    train_cases: Annotated[int | None, DATA] = Field(
+        None, ge=1, description="number of training cases to use, drawn by --seed"
+    )
+    fold: Annotated[int | None, DATA] = Field(
+        None,
+        ge=0,
+        description="fold held out for validation (default: the list's validation cases, else a fifth of the "
+        "subjects)",
+    )
+
+    store: Annotated[Path | None, PREPARATION] = Field(
+        None, description="folder of the prepared cases, which several runs may share (default: OUT/store)"
+    )
+    modality: Annotated[list[Label] | None, PREPARATION] = Field(
+        None, description="label of each channel (default: what the list says)"
+    )
+    spacing: Annotated[tuple[Millimetres, Millimetres, Millimetres] | None, PREPARATION] = Field(
+        None, description="voxel size in mm to resample to, right, anterior, superior; none: as acquired"
+    )
+    crop_foreground: Annotated[bool, PREPARATION] = Field(
+        False, description="cut away the surroundings beyond 10 mm of the foreground"
+    )
+    intensity: Annotated[dict[str, ScalingText], PREPARATION] = Field(
+        {},
+        description="scaling of a modality, when not the usual one: ct=window:-175:250, t1=zscore, "
+        "pet=percentiles:0.5:99.5",
+    )
+
+    embed_dim: Annotated[int | None, NETWORK] = Field(
+        None, ge=1, description="channels of the token embedding (default: of --init, else 48)"
+    )
+    depths: Annotated[tuple[int, int, int, int] | None, NETWORK] = Field(
+        None, description="transformer blocks of the four stages (default: of --init, else 2 2 2 2)"
+    )
+    heads: Annotated[tuple[int, int, int, int] | None, NETWORK] = Field(
+        None, description="attention heads of the four stages (default: of --init, else 3 6 12 24)"
+    )
+    window: Annotated[int | None, NETWORK] = Field(
+        None, ge=2, description="side of the attention windows, in tokens (default: of --init, else 7)"
+    )
+    patch_embed: Annotated[Literal["conv", "linear"] | None, NETWORK] = Field(
+        None, description="as of `dae3d pretrain` (default: of --init, else conv)"
+    )
+    patch_merging: Annotated[Literal["straight", "reference"] | None, NETWORK] = Field(
+        None, description="as of `dae3d pretrain` (default: of --init, else straight)"
+    )
+    deep_supervision: Annotated[bool, NETWORK] = Field(
+        False, description="losses at 1/2, 1/4 and 1/8 of the resolution too, each with half the weight"
+    )
+
+    crops_per_case: Annotated[int, AUGMENTATION] = Field(
+        4, ge=1, description="crops of every training case in an epoch"
+    )
+    positive_share: Annotated[Probability, AUGMENTATION] = Field(
+        0.5, description="share of crops centred on a labelled voxel; the others are on background"
+    )
+    crop_balance: Annotated[Literal["voxels", "classes"], AUGMENTATION] = Field(
+        "voxels", description="draw that voxel from all labelled ones, or draw its class first"
+    )
+    flip_prob: Annotated[Probability, AUGMENTATION] = Field(0.2, description="of a flip, for each axis")
+    rotate_prob: Annotated[Probability, AUGMENTATION] = Field(
+        0.2, description="of a rotation by 90, 180 or 270 degrees in the axial plane"
+    )
+    scale_intensity: Annotated[float, AUGMENTATION] = Field(
+        0.1, ge=0, lt=1, description="intensities are multiplied by up to 1 plus or minus this"
+    )
+    scale_prob: Annotated[Probability, AUGMENTATION] = Field(0.1, description="of that")
+    shift_intensity: Annotated[float, AUGMENTATION] = Field(
+        0.1, ge=0, description="up to this is added to or taken from intensities"
+    )
+    shift_prob: Annotated[Probability, AUGMENTATION] = Field(0.1, description="of that")
+
+    batch_size: Annotated[int, DATA] = Field(4, ge=1, description="crops a device and step")
+    lr: Annotated[float, OPTIMISATION] = Field(8e-4, gt=0, description="highest learning rate (AdamW)")
+    min_lr: Annotated[float, OPTIMISATION] = Field(0.0, ge=0, description="learning rate at the end")
+    warmup_lr: Annotated[float, OPTIMISATION] = Field(0.0, ge=0, description="learning rate at the start")
+    weight_decay: Annotated[float, OPTIMISATION] = Field(
+        1e-5, ge=0, description="of matrices and convolutions alone"
+    )
+    layer_decay: Annotated[float, OPTIMISATION] = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="factor on the learning rate for every stage further from the output than the decoder",
+    )
+    val_overlap: Annotated[float, RECORD] = Field(
+        0.5, ge=0, lt=1, description="share of a window that the next one covers too, in validation"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.label_fraction is not None and self.train_cases is not None:
+            raise ValueError("train_cases: not together with label_fraction; give one of them")
+        if self.init is None and self.transfer in ("encoder", "decoder"):
+            raise ValueError(f"transfer: {self.transfer} needs --init")
+        if self.freeze == "encoder" and (self.init is None or self.transfer not in ("both", "encoder")):
+            raise ValueError("freeze: an encoder that nothing was learned by must learn; give --init")
+        if self.freeze_steps not in (0, "0 epochs") and self.freeze == "none":
+            raise ValueError("freeze_steps: needs --freeze encoder")
+        return self

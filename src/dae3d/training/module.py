@@ -1,0 +1,140 @@
+"""What the training steps of pre-training and fine-tuning share: averaging, clipping, learning rate, rows."""
+
+import functools
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from dae3d.reporting.pictures import save_picture
+from dae3d.training.optimiser import learning_rate, parameter_groups
+from dae3d.training.run_settings import RunSettings
+
+
+class TrainingModule(lightning.LightningModule, ABC):
+    """A network in training.
+
+    Sums over the steps since the last row of metrics are kept in `window`, on the device, so that no step
+    waits for a number; its first entry is the number of batches, its last ones are up to the subclass.
+
+    Args:
+        settings: with every duration in steps.
+        network: to be trained.
+        pictures: folder for `<name>/<step>.png`.
+    """
+
+    validates_first: ClassVar[bool]  # whether there is a validation before the first step
+
+    def __init__(self, settings: RunSettings, network: nn.Module, pictures: Path) -> None:
+        super().__init__()
+        self.run_settings, self.pictures = settings, pictures
+        self.network: Any = network
+        self.average = None
+        if settings.ema_decay is not None:
+            self.average = AveragedModel(
+                network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True
+            ).requires_grad_(False)
+        self.val_loss = math.inf
+        self.grad_norm: Tensor | None = None
+        self.latest: dict[str, float] = {}
+        self.window = torch.zeros(0)
+        self._window_start = time.monotonic()
+        self._validation_start = self._validation_seconds = 0.0
+
+    @abstractmethod
+    def empty_window(self) -> Tensor:
+        """Zeros for the sums between two rows of metrics."""
+
+    @abstractmethod
+    def row(self, sums: list[float]) -> tuple[dict[str, float], float]:
+        """Metrics for the sums over all ranks, and the number of samples in them."""
+
+    @abstractmethod
+    def header(self) -> dict[str, Any]:
+        """What the weights' file says of this network, besides the step and the versions."""
+
+    @property
+    def evaluated(self) -> Any:
+        """The network that is validated and exported: the average where one is kept."""
+        return self.network if self.average is None else self.average.module
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimiser, each with the `scale` of its learning rate."""
+        return parameter_groups(self.network, self.run_settings.weight_decay)
+
+    def _factor(self, group: dict[str, Any], step: int) -> float:
+        if step < group.get("frozen_until", 0):
+            return 0.0
+        return group["scale"] * learning_rate(step, self.run_settings) / self.run_settings.lr
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Clip by global norm, and keep the norm."""
+        limit = self.run_settings.clip_grad or math.inf
+        model: Any = self.trainer.model
+        if self.run_settings.strategy == "fsdp":
+            self.grad_norm = model.clip_grad_norm_(limit)
+        else:
+            learning = [p for p in self.parameters() if p.grad is not None]
+            self.grad_norm = torch.nn.utils.clip_grad_norm_(learning, limit)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, and a learning rate that follows the step."""
+        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.run_settings.lr)
+        factors: list[Callable[[int], float]] = [
+            functools.partial(self._factor, group) for group in optimizer.param_groups
+        ]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Start the clock of the first row."""
+        self.window = self.empty_window().to(self.device)
+        self._window_start, self._validation_seconds = time.monotonic(), 0.0
+
+    def end_step(self) -> None:
+        """Average the weights, and write a row of metrics when one is due."""
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        if self.global_step % self.run_settings.log_every == 0:
+            self._log_window()
+
+    def _log_window(self) -> None:
+        sums = self.trainer.strategy.reduce(self.window, reduce_op="sum").tolist()
+        seconds = time.monotonic() - self._window_start - self._validation_seconds
+        row, samples = self.row(sums)
+        row["train/lr"] = learning_rate(self.global_step - 1, self.run_settings)
+        row["train/grad_norm"] = float(self.grad_norm if self.grad_norm is not None else math.nan)
+        row["train/samples_per_second"] = samples / seconds
+        self.record(row)
+        self.window.zero_()
+        self._window_start, self._validation_seconds = time.monotonic(), 0.0
+
+    def on_validation_epoch_start(self) -> None:
+        """Time spent validating does not count as training."""
+        self._validation_start = time.monotonic()
+
+    def on_validation_epoch_end(self) -> None:
+        """Stop that clock."""
+        self._validation_seconds += time.monotonic() - self._validation_start
+
+    def record(self, row: dict[str, float]) -> None:
+        """Write a row of metrics at this step, and show it in the progress bar."""
+        self.latest |= row
+        for logger in self.loggers:
+            logger.log_metrics(row, self.global_step)
+
+    def picture(self, name: str, image: np.ndarray) -> None:
+        """Keep a picture (H, W, 3) uint8 of this step, in the run folder and in TensorBoard."""
+        save_picture(image, self.pictures / name / f"{self.global_step:08d}.png")
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(name, image, self.global_step, dataformats="HWC")

@@ -1,0 +1,188 @@
+"""What every training run does around its loop: folder, devices, trainer, stopping and resuming."""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+
+from dae3d.errors import Dae3dError
+from dae3d.files import write_text
+from dae3d.training.callbacks import Progress, Rows, Saver, StopAtNonFiniteLoss, find_checkpoints
+from dae3d.training.cpu import keep_freed_memory
+from dae3d.training.module import TrainingModule
+from dae3d.training.record import MetricsFile
+from dae3d.training.run_settings import RunSettings
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    settings: RunSettings,
+    module: TrainingModule,
+    loaders: lightning.LightningDataModule,
+    checkpoint: Path | None,
+    about: dict[str, Any],
+    scans_of: Callable[[int], list[str]],
+    what: str,
+) -> None:
+    """Train to the last step, and write everything of it to the run folder.
+
+    Args:
+        settings: with every duration in steps.
+        module: what is trained.
+        loaders: of this run.
+        checkpoint: to go on from.
+        about: what `run.json` and the weights say of the data.
+        scans_of: the files in the global batch that a sample is of.
+        what: the verb, for the progress bar.
+
+    Raises:
+        Dae3dError: where the devices are not there, or the loss is not finite.
+        KeyboardInterrupt: where Ctrl-C ended it early, with everything saved.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    resumed_at = step_of(checkpoint)
+    # The order matters: a bad step is found before anything of it is recorded or saved.
+    callbacks = [
+        StopAtNonFiniteLoss(scans_of, settings.out),
+        Rows(),
+        Progress(settings, what),
+        Saver(settings, about),
+    ]
+    try:
+        trainer = _trainer(settings, callbacks, resumed_at, module.validates_first)
+    except MisconfigurationException as error:
+        raise Dae3dError(f"accelerator, devices, nodes or strategy: {error}") from error
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    _announce(settings, resumed_at, trainer)
+    # Our own checkpoints hold Lightning's bookkeeping, which is more than tensors.
+    trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=False)
+    if trainer.global_step < int(settings.max_steps):
+        raise KeyboardInterrupt
+    if trainer.is_global_zero:
+        log.info("done: weights in %s", settings.out / "weights")
+
+
+def step_of(checkpoint: Path | None) -> int | None:
+    """The step that a checkpoint is of."""
+    return None if checkpoint is None else int(checkpoint.stem.removeprefix("step-"))
+
+
+def _trainer(
+    settings: RunSettings, callbacks: list[lightning.Callback], resumed_at: int | None, validate_first: bool
+) -> lightning.Trainer:
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    warnings.filterwarnings("ignore", message=".*Grad strides do not match.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+    loggers = [
+        MetricsFile(settings.out / "metrics.csv", resumed_at),
+        TensorBoardLogger(settings.out, name="", version="tensorboard", purge_step=resumed_at),
+    ]
+    devices, nodes = device_count(settings)
+    return lightning.Trainer(
+        accelerator=settings.accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=_strategy(settings, devices * nodes),
+        precision=_precision(settings),
+        max_steps=int(settings.max_steps),
+        max_epochs=-1,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.clip_grad,
+        val_check_interval=int(settings.val_every) * settings.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=-1 if validate_first else 0,
+        log_every_n_steps=settings.log_every,
+        logger=loggers,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=settings.out,
+    )
+
+
+def device_count(settings: RunSettings) -> tuple[int, int]:
+    """Devices a node and nodes: as asked for, as the launcher (torchrun) says, or all GPUs there are."""
+    local, world = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
+    gpus = torch.cuda.device_count() if settings.accelerator != "cpu" else 0
+    devices = settings.devices or int(local or 0) or max(1, gpus)
+    nodes = settings.nodes or (int(world) // devices if world and local else 1)
+    return devices, nodes
+
+
+def _strategy(settings: RunSettings, world_size: int) -> Strategy | str:
+    if settings.strategy == "fsdp":
+        if settings.accelerator == "cpu" or not torch.cuda.is_available():
+            raise Dae3dError("strategy: fsdp needs GPUs; use ddp")
+        from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
+        from monai.networks.nets.swin_unetr import BasicLayer
+
+        units = {BasicLayer, UnetrBasicBlock, UnetrUpBlock}
+        return FSDPStrategy(auto_wrap_policy=units, state_dict_type="full", use_orig_params=True)
+    if settings.strategy == "ddp" or world_size > 1:
+        return DDPStrategy(gradient_as_bucket_view=True)
+    return "auto"
+
+
+def _precision(settings: RunSettings) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+    if settings.precision != "auto":
+        return settings.precision
+    on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def prepare_run_folder(settings: RunSettings) -> Path | None:
+    """Make the run folder; returns the checkpoint to go on from, None to start."""
+    out = settings.out
+    found = find_checkpoints(out / "checkpoints")
+    if (found or (out / "metrics.csv").is_file()) and not settings.resume:
+        raise Dae3dError(f"out: {out} holds a run; go on with --resume, or name another folder")
+    checkpoint = next((path for path in found if _readable(path)), None)
+    _write_settings(settings)
+    return checkpoint
+
+
+@rank_zero_only
+def _write_settings(settings: RunSettings) -> None:
+    saved = settings.out / "settings.yaml"
+    text = settings.model_copy(update={"resume": False}).to_yaml()
+    if saved.is_file() and saved.read_text() != text:
+        before, now = yaml.safe_load(saved.read_text()), yaml.safe_load(text)
+        changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
+        log.info("settings changed since the run began: %s", "; ".join(changed))
+    write_text(saved, text)
+
+
+def _readable(checkpoint: Path) -> bool:
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
+    except Exception as error:
+        log.warning("%s cannot be read (%s); taking the one before", checkpoint, error)
+        return False
+    return True
+
+
+@rank_zero_only
+def _announce(settings: RunSettings, resumed_at: int | None, trainer: Any) -> None:
+    log.info(
+        "%s %s: crops of %d^3, batch %d x %d, precision %s",
+        "resuming at step" if resumed_at else "from step",
+        resumed_at or 0,
+        settings.roi,
+        settings.batch_size * settings.accumulate,
+        trainer.world_size,
+        trainer.precision,
+    )

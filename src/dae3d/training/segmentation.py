@@ -1,0 +1,145 @@
+"""The training step of fine-tuning: Dice and cross-entropy; and its validation on whole cases."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.losses.dice import DiceLoss
+from monai.metrics.meandice import compute_dice
+from torch import Tensor, nn
+
+from dae3d.inference.sliding import segment
+from dae3d.reporting.case_view import view_case
+from dae3d.reporting.overlay import draw_case
+from dae3d.scans.readers import Volume
+from dae3d.training.cases import LabelledData
+from dae3d.training.data import Sample
+from dae3d.training.finetune_settings import FinetuneSettings
+from dae3d.training.module import TrainingModule
+from dae3d.training.optimiser import parameter_groups
+
+
+class Segmentation(TrainingModule):
+    """Supervised training of a `Segmenter`.
+
+    Args:
+        settings: with every duration in steps.
+        network: a `Segmenter`.
+        data: cases of this run.
+        pictures: folder for segmentations of the first validation case.
+    """
+
+    validates_first = False
+
+    def __init__(
+        self, settings: FinetuneSettings, network: nn.Module, data: LabelledData, pictures: Path
+    ) -> None:
+        model: Any = network
+        super().__init__(settings, model.to(memory_format=torch.channels_last_3d), pictures)
+        self.settings, self.data = settings, data
+        self.dice_loss = DiceLoss(to_onehot_y=True, softmax=True)
+        if settings.freeze == "encoder" and int(settings.freeze_steps) == 0:
+            self.network.encoder.requires_grad_(False)
+        self._scores = torch.zeros(0)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups with layer-wise learning rates, the encoder's at 0 as long as it is frozen."""
+        s = self.settings
+        groups = parameter_groups(self.network, s.weight_decay, s.layer_decay)
+        if s.freeze != "none":
+            for group in groups:
+                group["frozen_until"] = int(s.freeze_steps) if group["half"] == s.freeze else 0
+        return groups
+
+    def header(self) -> dict[str, Any]:
+        """What a prediction needs to know: how a case is prepared, and what the classes are."""
+        return {
+            "task": "segmentation",
+            "recipe": self.data.recipe.model_dump(mode="json"),
+            "axes": self.settings.axes,
+        }
+
+    def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
+        """The loss of one batch of this rank: Dice and cross-entropy, at every resolution that has a head."""
+        every = self.network.all_logits(batch["image"])
+        weights = torch.tensor([0.5**level for level in range(len(every))])
+        weights /= weights.sum()
+        dice = cross_entropy = batch["image"].new_zeros((), dtype=torch.float32)
+        for level, (weight, logits) in enumerate(zip(weights.tolist(), every, strict=True)):
+            step = 2**level
+            label = batch["label"][:, :, ::step, ::step, ::step].long()
+            dice = dice + weight * self.dice_loss(logits.float(), label)
+            cross_entropy = cross_entropy + weight * nn.functional.cross_entropy(logits.float(), label[:, 0])
+        loss = dice + cross_entropy
+        sums = [torch.ones_like(loss), loss, dice, cross_entropy, torch.full_like(loss, len(batch["image"]))]
+        self.window += torch.stack(sums).detach()
+        return loss
+
+    def empty_window(self) -> Tensor:
+        """Batches, loss, Dice loss, cross-entropy, samples."""
+        return torch.zeros(5)
+
+    def row(self, sums: list[float]) -> tuple[dict[str, float], float]:
+        """Mean losses."""
+        names = ("train/loss", "train/dice_loss", "train/cross_entropy")
+        return {name: value / sums[0] for name, value in zip(names, sums[1:4], strict=True)}, sums[4]
+
+    def on_validation_epoch_start(self) -> None:
+        """No case has been scored."""
+        super().on_validation_epoch_start()
+        # Dice of each case and class, and whether it is defined.
+        shape = (2, len(self.data.validation), len(self.data.recipe.labels) - 1)
+        self._scores = torch.zeros(shape, device=self.device)
+
+    def validation_step(self, place: int, batch_idx: int) -> None:
+        """Segment a whole case by sliding windows."""
+        if place < 0:
+            return
+        number = self.data.validation[place]
+        case = self.data.store.cases[number]
+        image = torch.from_numpy(
+            self.data.store.image(number, (0, 0, 0), case.shape, self.settings.intensity)
+        )
+        label = torch.from_numpy(self.data.store.label(number, (0, 0, 0), case.shape))
+        windows = 1 if self.device.type == "cpu" else 4
+        predicted = segment(
+            [self.evaluated], image, self.settings.roi, self.settings.val_overlap, windows, self.device
+        )
+        scores = dice_by_class(predicted, label, len(self.data.recipe.labels))
+        self._scores[0, place] = scores.nan_to_num(0.0).to(self.device)
+        self._scores[1, place] = scores.isfinite().to(self.device)
+        if place == 0:
+            scan = Volume(image[0].numpy(), np.array(case.affine))
+            view = view_case(scan, label.numpy(), predicted.numpy())
+            names = dict(enumerate(self.data.recipe.class_names))
+            title = f"{case.name}, step {self.global_step}"
+            self.picture(case.name, draw_case(view, view.fullest, title, names))
+
+    def on_validation_epoch_end(self) -> None:
+        """Record the mean Dice of each class, and the mean over cases of a case's mean over classes."""
+        values, defined = self.trainer.strategy.reduce(self._scores, reduce_op="sum").cpu()
+        by_class = values.sum(0) / defined.sum(0)
+        by_case = values.sum(1) / defined.sum(1)
+        mean = float(by_case.nanmean())
+        self.val_loss = 1 - mean
+        row = {"val/dice": mean}
+        row |= {
+            f"val/dice/{name}": float(dice)
+            for name, dice in zip(self.data.recipe.class_names[1:], by_class, strict=True)
+            if dice.isfinite()
+        }
+        self.record(row)
+        super().on_validation_epoch_end()
+
+
+def dice_by_class(predicted: Tensor, reference: Tensor, classes: int) -> Tensor:
+    """Dice of every class but the background, NaN for a class that the reference lacks, as MONAI has it.
+
+    Args:
+        predicted: (X, Y, Z) class indices.
+        reference: of the same shape.
+        classes: number of classes, background included.
+    """
+    pairs = [((predicted == c)[None, None], (reference == c)[None, None]) for c in range(1, classes)]
+    return torch.stack([compute_dice(y_pred, y, ignore_empty=True)[0, 0] for y_pred, y in pairs])

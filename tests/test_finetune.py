@@ -1,0 +1,502 @@
+"""Fine-tuning as a user runs it: what it learns from, takes over, leaves behind, and goes on from."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.inferers import sliding_window_inference
+from safetensors.torch import load_file
+from torch.nn.functional import one_hot
+
+import dae3d
+from conftest import labelled_case, write_task
+from dae3d.errors import Dae3dError, SettingsError
+from dae3d.metrics import read_metrics
+from dae3d.store.recipe import CaseRecipe
+from dae3d.training.callbacks import find_checkpoints
+from dae3d.training.cases import LabelledCrops, labelled_data
+from dae3d.training.finetune_settings import FinetuneSettings
+from dae3d.training.segmentation import dice_by_class
+from test_pretrain import assert_same_run, flags, rows
+
+STEPS = 8
+
+# One step at a learning rate of 0: the weights at the end are those at the start.
+STANDING = {"max_steps": 1, "warmup_steps": 1, "warmup_lr": 0, "val_every": 100, "save_every": 1}
+# A learning rate from the first step on, and no validation before the end.
+AT_ONCE = {"warmup_steps": 0, "weight_decay": 0, "val_every": 100, "save_every": 1}
+
+
+@pytest.fixture(scope="module")
+def finetuned(tiny_run, tiny_finetune, tmp_path_factory):
+    """A run of a few uninterrupted steps from pre-trained weights."""
+    out = tmp_path_factory.mktemp("finetuned") / "whole"
+    return dae3d.finetune(init=tiny_run, out=out, max_steps=STEPS, **tiny_finetune)
+
+
+def weights(run, name="last"):
+    return load_file(run / f"weights/{name}.safetensors")
+
+
+def same(ours, theirs, start):
+    """Whether all tensors of a half of two networks are equal."""
+    names = [name for name in theirs if name.startswith(start) and name != "encoder.mask_token"]
+    assert names
+    return all(torch.equal(ours[name], theirs[name]) for name in names)
+
+
+# What a run is
+
+
+def test_a_run_leaves_what_a_user_needs(finetuned, tiny_task):
+    for name in ("settings.yaml", "metrics.csv", "log.txt"):
+        assert (finetuned / name).stat().st_size > 0
+    assert [path.name for path in find_checkpoints(finetuned / "checkpoints")] == [
+        "step-00000008.ckpt",
+        "step-00000006.ckpt",
+    ]
+    record = json.loads((finetuned / "run.json").read_text())
+    assert (record["kind"], record["step"], record["finished"]) == ("finetune", STEPS, True)
+    assert record["cases"]["validation"] == [f"sub-{i}_T1w" for i in (5, 6, 7)]
+    assert record["data"]["rows"][0] | {"voxels": 0} == {
+        "modality": "t1",
+        "dataset": tiny_task.stem,
+        "train": 5,
+        "val": 3,
+        "voxels": 0,
+    }
+    measured = {name for step, name in rows(finetuned) if step == STEPS}
+    assert {"val/dice", "val/dice/organ", "val/dice/lesion", "train/loss", "train/lr"} <= measured
+    assert {step for step, name in rows(finetuned) if name == "val/dice"} == {4, 8}
+
+
+def test_training_finds_the_organ(finetuned):
+    metrics = rows(finetuned)
+    assert metrics[STEPS, "train/loss"] < metrics[1, "train/loss"] - 0.1
+    assert metrics[STEPS, "val/dice/organ"] > metrics[4, "val/dice/organ"] + 0.05
+    for step in range(1, STEPS + 1):
+        parts = metrics[step, "train/dice_loss"] + metrics[step, "train/cross_entropy"]
+        assert metrics[step, "train/loss"] == pytest.approx(parts, abs=1e-5)
+
+
+def test_the_weights_say_how_to_predict_with_them(finetuned, tiny_run):
+    network = dae3d.load(finetuned, show=False)
+    assert network.info["task"] == "segmentation"
+    recipe = CaseRecipe.model_validate(network.info["recipe"])
+    assert recipe == CaseRecipe(
+        modalities=("t1",), labels={0: "background", 1: "organ", 4: "lesion"}, roi=32
+    )
+    assert CaseRecipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assert not network.training
+    assert not network.load_report.missing
+    assert network(torch.rand(2, 1, 32, 32, 32)).shape == (2, 3, 32, 32, 32)
+    best = max((value, step) for (step, name), value in rows(finetuned).items() if name == "val/dice")
+    assert network.info["best_validation"]["step"] == best[1]
+    assert network.info["best_validation"]["loss"] == pytest.approx(1 - best[0])
+
+
+def test_saved_settings_run_again_to_the_same_weights(finetuned, tmp_path):
+    again = dae3d.finetune(config=finetuned / "settings.yaml", out=tmp_path / "again", workers=1)
+    assert_same_run(again, finetuned)
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(finetuned, tiny_finetune, tiny_task):
+    before = (finetuned / "metrics.csv").read_bytes()
+    with pytest.raises(Dae3dError, match="--resume"):
+        # Its store is its own, and nothing is prepared for a run that is not to be.
+        dae3d.finetune(out=finetuned, **(tiny_finetune | {"max_steps": 2, "store": None}))
+    assert (finetuned / "metrics.csv").read_bytes() == before
+    assert not (finetuned / "store").exists()
+
+
+def test_epochs_become_steps(tiny_run, tiny_finetune, tmp_path):
+    # 5 cases of 2 crops are 5 batches of 2: 3 steps of 2 batches.
+    epochs = {"max_steps": "1 epoch", "val_every": "1 epoch", "warmup_steps": "2 epochs"}
+    frozen = {"init": tiny_run, "freeze": "encoder", "freeze_steps": "1 epoch"}
+    settings = tiny_finetune | epochs | frozen | {"crops_per_case": 2, "accumulate": 2}
+    run = dae3d.finetune(out=tmp_path / "run", **settings)
+    saved = yaml.safe_load((run / "settings.yaml").read_text())
+    assert [saved[name] for name in ("max_steps", "val_every", "warmup_steps", "freeze_steps")] == [3, 3, 6, 3]
+    assert max(step for step, _ in rows(run)) == 3
+
+
+def test_a_loss_that_is_not_finite_names_the_cases(tiny_finetune, tmp_path):
+    settings = tiny_finetune | AT_ONCE | {"lr": 1e30, "max_steps": 6}
+    with pytest.raises(Dae3dError, match=r"not finite at step \d[^\n]*\n  sub-\d_T1w\n"):
+        dae3d.finetune(out=tmp_path / "run", **settings)
+
+
+# Going on
+
+
+def test_killed_between_checkpoints_it_continues_exactly(finetuned, tiny_run, tiny_finetune, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "dae3d.cli", "finetune", "--init", str(tiny_run), "--out", str(run)]
+    command += ["--max-steps", str(STEPS), *flags(tiny_finetune)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while (5, "train/loss") not in rows(run):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert max(step for step, _ in rows(run)) < STEPS
+    dae3d.finetune(out=run, resume=True, workers=2)
+    assert_same_run(run, finetuned)
+
+
+def everything(tiny_run):
+    """Settings that leave no state out."""
+    return {
+        "init": tiny_run,
+        "deep_supervision": True,
+        "ema_decay": 0.5,
+        "accumulate": 2,
+        "freeze": "encoder",
+        "freeze_steps": 4,
+        "layer_decay": 0.8,
+        "max_steps": 6,
+    }
+
+
+@pytest.fixture(scope="module")
+def averaged(tiny_run, tiny_finetune, tmp_path_factory):
+    """A run with averaged weights, deep supervision and an encoder that learns late."""
+    out = tmp_path_factory.mktemp("averaged") / "whole"
+    return dae3d.finetune(out=out, **(tiny_finetune | everything(tiny_run)))
+
+
+def test_averages_schedules_and_auxiliary_heads_continue_exactly_too(
+    averaged, tiny_run, tiny_finetune, tmp_path
+):
+    run = dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | everything(tiny_run)))
+    find_checkpoints(run / "checkpoints")[0].unlink()
+    dae3d.finetune(out=run, resume=True)
+    assert_same_run(run, averaged)
+
+
+def test_a_finished_run_is_left_alone(finetuned):
+    before = (finetuned / "weights/last.safetensors").read_bytes()
+    dae3d.finetune(out=finetuned, resume=True)
+    assert (finetuned / "weights/last.safetensors").read_bytes() == before
+
+
+def test_a_run_goes_on_without_the_weights_that_it_began_with(
+    finetuned, tiny_run, tiny_finetune, tmp_path
+):
+    init = tmp_path / "init.safetensors"
+    init.write_bytes((tiny_run / "weights/best.safetensors").read_bytes())
+    run = dae3d.finetune(out=tmp_path / "run", init=init, max_steps=STEPS, **tiny_finetune)
+    init.unlink()
+    find_checkpoints(run / "checkpoints")[0].unlink()
+    dae3d.finetune(out=run, resume=True)
+    assert_same_run(run, finetuned)
+
+
+def test_two_processes_train_the_losses_of_one_with_the_same_global_batch(
+    tiny_run, tiny_finetune, tmp_path
+):
+    # Adam makes a full step of any gradient, rounding errors included: a small learning rate, then.
+    settings = tiny_finetune | {"init": tiny_run, "lr": 1e-4, "max_steps": 6, "val_every": 6, "save_every": 6}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "dae3d.cli", "finetune", "--out", str(tmp_path / "two")]
+    command += flags(settings | {"batch_size": 1})
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (result.stdout + result.stderr).count("pretrain weights into a network for segmentation") == 1
+    dae3d.finetune(out=tmp_path / "one", **settings)
+    two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
+    assert two.keys() == one.keys()
+    for key in one:
+        if key[1] in ("train/loss", "train/dice_loss", "train/cross_entropy"):
+            assert two[key] == pytest.approx(one[key], abs=1e-5), key
+    # Of three cases, one rank has two.
+    for name in ("val/dice", "val/dice/organ", "val/dice/lesion"):
+        assert two[6, name] == pytest.approx(one[6, name], abs=1e-3), name
+
+
+# What is measured
+
+
+def loss_by_hand(network, image, label):
+    """Mean of Dice and cross-entropy over resolutions, of weights 1, 1/2, 1/4, 1/8."""
+    with torch.no_grad():
+        every = network.all_logits(image)
+    losses = []
+    for level, logits in enumerate(every):
+        classes = label[:, 0, :: 2**level, :: 2**level, :: 2**level].long()
+        share = torch.exp(logits) / torch.exp(logits).sum(1, keepdim=True)
+        truth = one_hot(classes, 3).movedim(-1, 1)
+        overlap = 2 * (share * truth).sum((2, 3, 4)) / (share + truth).sum((2, 3, 4))
+        entropy = -(truth * torch.log(share)).sum(1).mean()
+        losses.append(float((1 - overlap).mean() + entropy))
+    return np.average(losses, weights=[1, 0.5, 0.25, 0.125][: len(losses)])
+
+
+@pytest.mark.parametrize("deep_supervision", [False, True])
+def test_the_loss_is_dice_and_cross_entropy(deep_supervision, tiny_finetune, tmp_path):
+    settings = tiny_finetune | STANDING | {"deep_supervision": deep_supervision, "batch_size": 4}
+    run = dae3d.finetune(out=tmp_path / "run", **settings)
+    network = dae3d.load(run / "weights/last.safetensors", show=False)
+    asked = FinetuneSettings(**settings, out=run)
+    crops = LabelledCrops(labelled_data(asked), asked)
+    image, label = (torch.stack([crops[i][key] for i in range(4)]) for key in ("image", "label"))
+    assert len(network.all_logits(image[:1])) == (4 if deep_supervision else 1)
+    expected = loss_by_hand(network, image, label)
+    assert rows(run)[1, "train/loss"] == pytest.approx(expected, abs=2e-5)
+
+
+def dice_by_hand(predicted, reference, value):
+    ours, theirs = predicted == value, reference == value
+    return 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()) if theirs.any() else np.nan
+
+
+def test_dice_counts_voxels_and_is_nan_where_the_reference_lacks_the_class():
+    random = np.random.default_rng(0)
+    reference = random.choice([0, 1, 3], (9, 8, 7))
+    predicted = random.choice([0, 1, 2], (9, 8, 7))
+    found = dice_by_class(torch.from_numpy(predicted), torch.from_numpy(reference), 4).numpy()
+    expected = [dice_by_hand(predicted, reference, value) for value in (1, 2, 3)]
+    assert 0 < expected[0] < 1
+    assert np.isnan(expected[1])
+    assert expected[2] == 0
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["finetuned", "averaged"])
+def test_validation_is_the_mean_dice_of_the_saved_network_over_whole_cases(name, request, tiny_task):
+    run = request.getfixturevalue(name)
+    network = dae3d.load(run / "weights/last.safetensors", show=False)
+    each = []
+    for entry in json.loads(tiny_task.read_text())["validation"]:
+        image, label = (
+            nibabel.load(tiny_task.parent / entry[key]).get_fdata(dtype=np.float32)
+            for key in ("image", "label")
+        )
+        scaled = torch.from_numpy((image - image.mean()) / image.std())[None, None]
+        with torch.no_grad():
+            logits = sliding_window_inference(scaled, (32, 32, 32), 1, network, 0.5, "gaussian")
+        classes = logits[0].argmax(0).numpy()
+        each.append([dice_by_hand(np.array([0, 1, 4])[classes], label, value) for value in (1, 4)])
+    assert np.isnan(each).sum() == 1
+    metrics = rows(run)
+    last = max(step for step, name in metrics if name == "val/dice")
+    mean = np.mean([np.nanmean(case) for case in each])
+    assert metrics[last, "val/dice"] == pytest.approx(mean, abs=1e-4)
+    for value, name in zip(np.nanmean(each, axis=0), ("organ", "lesion"), strict=True):
+        assert metrics[last, f"val/dice/{name}"] == pytest.approx(value, abs=1e-4)
+
+
+# What is taken over, and what learns
+
+
+@pytest.mark.parametrize("transfer", ["both", "encoder", "decoder", "none"])
+def test_the_half_that_is_transferred_begins_as_it_was(transfer, tiny_run, tiny_finetune, tmp_path, capsys):
+    run = dae3d.finetune(
+        init=tiny_run, transfer=transfer, out=tmp_path / "run", **(tiny_finetune | STANDING)
+    )
+    ours, theirs = weights(run), weights(tiny_run, "best")
+    theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith("decoder.head")}
+    assert same(ours, theirs, "encoder.") == (transfer in ("both", "encoder"))
+    assert same(ours, theirs, "decoder.") == (transfer in ("both", "decoder"))
+    assert ours["decoder.head.conv.conv.weight"].shape[0] == 3
+    printed = capsys.readouterr().out
+    assert ("the head of a network for pretrain is none for segmentation" in printed) == (
+        transfer in ("both", "decoder")
+    )
+    # With none, it is still a network of the sizes of --init.
+    architecture = dae3d.load(run, show=False).architecture
+    assert (architecture.embed_dim, architecture.heads, architecture.window) == (4, (1, 1, 2, 2), 2)
+
+
+def test_the_weights_of_a_fine_tuned_network_are_taken_with_their_head(finetuned, tiny_finetune, tmp_path):
+    run = dae3d.finetune(init=finetuned, out=tmp_path / "run", **(tiny_finetune | STANDING))
+    ours, theirs = weights(run), weights(finetuned, "best")
+    assert ours.keys() == theirs.keys()
+    assert same(ours, theirs, "")
+
+
+@pytest.mark.parametrize(
+    ("size", "value"),
+    [
+        ("embed_dim", 8),
+        ("depths", (2, 1, 1, 1)),
+        ("heads", (1, 2, 2, 2)),
+        ("window", 4),
+        ("patch_embed", "linear"),
+        ("patch_merging", "reference"),
+    ],
+)
+def test_a_size_unlike_that_of_the_weights_is_an_error(size, value, tiny_run, tiny_finetune, tmp_path):
+    with pytest.raises(SettingsError, match=rf"^{size}: .*--init .* has .*, not "):
+        dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | {"init": tiny_run, size: value}))
+    # So it is when everything is given.
+    complete = {"axes": "straight", "patch_embed": "conv", "patch_merging": "straight"}
+    with pytest.raises(SettingsError, match=rf"^{size}: "):
+        dae3d.finetune(
+            out=tmp_path / "run", **(tiny_finetune | complete | {"init": tiny_run, size: value})
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_sizes_that_do_not_fit_together_are_an_error(tiny_finetune, tmp_path):
+    with pytest.raises(SettingsError, match="heads: stage 1 has 4 channels, not a multiple of 3"):
+        dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | {"heads": (3, 1, 1, 1)}))
+    with pytest.raises(SettingsError, match="roi: with reference axes it must be 8, not 32"):
+        dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | {"axes": "reference"}))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"transfer": "encoder"}, "transfer: encoder needs --init"),
+        ({"freeze": "encoder"}, "freeze: .*--init"),
+        ({"freeze_steps": 5}, "freeze_steps: needs --freeze"),
+        ({"label_fraction": 0.5, "train_cases": 2}, "train_cases: not together with label_fraction"),
+        ({"intensity": {"t1": "window"}}, "intensity: .*window:LOW:HIGH"),
+        ({"spacing": (1, 1, 0)}, "spacing: "),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(wrong, message, tiny_finetune, tmp_path):
+    with pytest.raises(SettingsError, match=message):
+        dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | wrong))
+
+
+def test_a_frozen_encoder_stays_as_it_was(tiny_run, tiny_finetune, tmp_path):
+    settings = tiny_finetune | AT_ONCE | {"init": tiny_run, "freeze": "encoder", "max_steps": 2}
+    run = dae3d.finetune(out=tmp_path / "run", **(settings | {"weight_decay": 0.5}))
+    ours, theirs = weights(run), weights(tiny_run, "best")
+    assert same(ours, theirs, "encoder.")
+    assert not same(ours, theirs, "decoder.ups")
+
+
+def test_an_encoder_frozen_for_some_steps_learns_after_them(tiny_run, tiny_finetune, tmp_path):
+    settings = tiny_finetune | AT_ONCE | {"init": tiny_run, "freeze": "encoder", "freeze_steps": 2}
+    run = dae3d.finetune(
+        out=tmp_path / "run", **(settings | {"weight_decay": 0.5, "max_steps": 3, "keep": 3})
+    )
+    theirs = weights(tiny_run, "best")
+    kept = {}
+    for path in find_checkpoints(run / "checkpoints"):
+        state = torch.load(path, weights_only=False)["state_dict"]
+        state = {name.removeprefix("network."): tensor for name, tensor in state.items()}
+        kept[path.name] = same(state, theirs, "encoder.")
+        assert not same(state, theirs, "decoder.ups")
+    assert kept == {"step-00000001.ckpt": True, "step-00000002.ckpt": True, "step-00000003.ckpt": False}
+
+
+def test_a_stage_further_from_the_output_takes_smaller_steps(tiny_run, tiny_finetune, tmp_path):
+    # Adam's first step is the learning rate for every weight with a gradient.
+    settings = tiny_finetune | AT_ONCE | {"init": tiny_run, "layer_decay": 0.5, "max_steps": 1, "lr": 1e-3}
+    run = dae3d.finetune(out=tmp_path / "run", **settings)
+    ours, theirs = weights(run), weights(tiny_run, "best")
+    expected = {"decoder.ups": 1.0, "decoder.skips": 1.0, "encoder.patch_embed": 0.5**5}
+    expected |= {f"encoder.stages.{stage}": 0.5 ** (4 - stage) for stage in range(4)}
+    for start, scale in expected.items():
+        moved = [(ours[n] - theirs[n]).abs().max() for n in theirs if n.startswith(start)]
+        assert float(max(moved)) == pytest.approx(1e-3 * scale, rel=0.02), start
+
+
+@pytest.fixture(scope="module")
+def two_channels(tmp_path_factory):
+    """A task with a T1 and a FLAIR image a case, at 1.5 mm."""
+    folder = tmp_path_factory.mktemp("channels")
+    entries = []
+    for i in range(3):
+        images = labelled_case(10 + i, (30, 26, 28), lesion=True)
+        files = {f"case{i}_t1": images[0], f"case{i}_flair": 900 - images[0], f"case{i}_seg": images[1]}
+        for name, voxels in files.items():
+            nibabel.Nifti1Image(voxels, np.diag([1.5, 1.5, 1.5, 1])).to_filename(folder / f"{name}.nii.gz")
+        *channels, label = (f"{name}.nii.gz" for name in files)
+        entries.append({"image": channels, "label": label, "fold": i})
+    path = write_task(folder, "two", training=entries)
+    content = json.loads(path.read_text()) | {"modality": {"0": "T1w", "1": "FLAIR"}}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_weights_of_one_channel_begin_a_network_of_two(
+    two_channels, tiny_run, tiny_finetune, tmp_path, capsys
+):
+    preparation = {
+        "spacing": (2, 2, 2.5),
+        "crop_foreground": True,
+        "intensity": {"flair": "percentiles:0.5:99.5"},
+    }
+    settings = tiny_finetune | STANDING | preparation | {"data": two_channels, "store": None, "fold": 1}
+    run = dae3d.finetune(init=tiny_run, out=tmp_path / "run", **settings)
+    assert "repeated for 2 input channels, divided by 2" in capsys.readouterr().out
+    name = "encoder.patch_embed.conv1.conv.weight"
+    ours, theirs = weights(run)[name], weights(tiny_run, "best")[name]
+    assert ours.shape[1] == 2
+    torch.testing.assert_close(ours.sum(1), theirs[:, 0])
+    record = json.loads((run / "run.json").read_text())
+    assert record["cases"] == {"training": ["case0_t1", "case2_t1"], "validation": ["case1_t1"]}
+    network = dae3d.load(run, show=False)
+    recipe = CaseRecipe.model_validate(network.info["recipe"])
+    assert recipe.modalities == ("t1", "flair")
+    assert (recipe.spacing, recipe.crop_foreground) == ((2.0, 2.0, 2.5), True)
+    assert recipe.intensity == preparation["intensity"]
+    assert network(torch.rand(1, 2, 32, 32, 32)).shape == (1, 3, 32, 32, 32)
+
+
+# Cases that cannot be used
+
+
+def with_case(folder, name, label, affine=None):
+    """An entry of an ordinary image and a label of one's own."""
+    image, _ = labelled_case(20 + len(name), (30, 31, 32), lesion=True)
+    entry = {"image": f"{name}.nii.gz", "label": f"{name}_seg.nii.gz"}
+    nibabel.Nifti1Image(image, np.eye(4)).to_filename(folder / entry["image"])
+    affine = np.eye(4) if affine is None else affine
+    nibabel.Nifti1Image(label.astype(np.uint8), affine).to_filename(folder / entry["label"])
+    return entry
+
+
+def test_all_cases_that_cannot_be_used_are_named_at_once(tiny_finetune, tmp_path):
+    good = labelled_case(0, (30, 31, 32), lesion=True)[1]
+    entries = [
+        with_case(tmp_path, "fine", good),
+        with_case(tmp_path, "other-shape", good[:, :, :30]),
+        with_case(tmp_path, "moved-away", good, np.diag([1, 1, 2, 1.0])),
+        with_case(tmp_path, "unknown", np.where(good == 4, 3, good)),
+    ]
+    task = write_task(tmp_path, "bad", training=entries)
+    with pytest.raises(Dae3dError, match="3 of 4 cases") as error:
+        dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | {"data": task, "store": None}))
+    lines = {line.split(":")[0].strip(): line for line in str(error.value).splitlines()[1:]}
+    assert set(lines) == {"other-shape", "moved-away", "unknown"}
+    for side in ("30 x 31 x 32", "30 x 31 x 30"):
+        assert side in lines["other-shape"]
+    assert "holds 3" in lines["unknown"]
+    assert not (tmp_path / "run/settings.yaml").exists()
+
+
+def test_cases_with_nothing_to_learn_or_nothing_to_measure_are_errors(tiny_finetune, tmp_path):
+    good = labelled_case(0, (30, 31, 32), lesion=True)[1]
+    labelled, bare = with_case(tmp_path, "fine", good), with_case(tmp_path, "empty", good * 0)
+    for training, validation, which in ((bare, labelled, "training"), (labelled, bare, "validation")):
+        task = write_task(tmp_path, "empty", training=[training], validation=[validation])
+        settings = tiny_finetune | {"data": task, "store": tmp_path / "store"}
+        with pytest.raises(Dae3dError, match=f"empty.json: none of the {which} cases has a labelled voxel"):
+            dae3d.finetune(out=tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_cases_or_another_fold_than_there_are_leave_nothing_behind(tiny_finetune, tmp_path):
+    for wrong in ({"train_cases": 6}, {"fold": 1}, {"data": tmp_path / "none.json"}):
+        with pytest.raises(Dae3dError, match=r"has 5 training cases, not 6|no `fold`|none\.json"):
+            dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | {"max_steps": 1} | wrong))
+    assert not (tmp_path / "run").exists()

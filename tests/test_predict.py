@@ -1,0 +1,427 @@
+"""The verb `predict`: the right label, at the right place, in a file of the scan's own."""
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.inferers.utils import sliding_window_inference
+
+import dae3d
+from conftest import smooth_volume
+from dae3d.cli import main
+from dae3d.errors import Dae3dError
+from dae3d.inference import ensemble
+from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
+from dae3d.models.weights import save_weights
+from dae3d.scans.readers import read_volume
+from dae3d.store.recipe import CaseRecipe
+from oriented import ORDERS, affine_of
+from scan_files import write_nifti
+
+SMALL = {"embed_dim": 4, "heads": (1, 1, 2, 2), "depths": (1, 1, 1, 1), "window": 2}
+LABELS = {0: "background", 2: "oedema", 5: "tumour"}
+
+
+def recipe_of(**fields):
+    return CaseRecipe(**({"modalities": ("ct",), "labels": LABELS, "roi": 32} | fields))
+
+
+def fine_tuned(path, seed=0, **fields):
+    """Weights as fine-tuning writes them, of a network with random weights."""
+    recipe = recipe_of(**fields)
+    architecture = Architecture(
+        **SMALL, in_channels=len(recipe.modalities), out_channels=len(recipe.label_values)
+    )
+    torch.manual_seed(seed)
+    network = Segmenter(architecture)
+    # Without it, random networks find one class everywhere.
+    torch.nn.init.normal_(network.decoder.head.conv.conv.weight, std=1.0)
+    info = {"task": "segmentation", "recipe": recipe.model_dump(mode="json"), "axes": "straight"}
+    save_weights(path, network.state_dict(), architecture, info)
+    return path
+
+
+def ct_scan(path, shape=(40, 36, 34), affine=None, seed=3):
+    voxels = np.round(smooth_volume(seed, shape) * 2000 - 1000).astype(np.int16)
+    return write_nifti(path, voxels, np.eye(4) if affine is None else affine)
+
+
+def voxels_of(path):
+    return np.asarray(nibabel.load(path).dataobj)
+
+
+def dice(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return fine_tuned(tmp_path_factory.mktemp("weights") / "a.safetensors")
+
+
+class Above(torch.nn.Module):
+    """The probability of class 1 crosses 1/2 where the normalised first channel crosses `level`."""
+
+    def __init__(self, recipe, level, sharpness=4.0):
+        super().__init__()
+        self.level, self.sharpness = level, sharpness
+        self.info = {"task": "segmentation", "recipe": recipe.model_dump(mode="json")}
+        self.windows = 0
+
+    def forward(self, windows):
+        self.windows += len(windows)
+        score = self.sharpness * (windows[:, :1] - self.level)
+        return torch.cat([-score, score], dim=1) / 2
+
+
+@pytest.fixture
+def thresholding(monkeypatch, tmp_path):
+    """Put a thresholding network in the place of the file's, whatever the file."""
+    (tmp_path / "some.safetensors").write_bytes(b"")
+
+    def use(level, sharpness=4.0, **fields):
+        network = Above(recipe_of(labels={0: "background", 1: "bright"}, **fields), level, sharpness)
+        network.weights = tmp_path / "some.safetensors"
+        monkeypatch.setattr(ensemble, "load", lambda source: network)
+        return network
+
+    return use
+
+
+# What is predicted ----------------------------------------------------------------------------------------
+
+
+def test_labels_are_those_of_the_network_on_the_scan_as_it_was_trained(weights, tmp_path):
+    """By MONAI's sliding windows over the scan in RAS axes, and HU from -1000 to 1000 as 0 to 1."""
+    scan = ct_scan(tmp_path / "p.nii.gz", (40, 30, 20), affine_of("LPS", (1, 1, 2), 0.2))
+    (path,) = dae3d.predict(scans=[scan], weights=[weights], out=tmp_path / "out", device="cpu")
+    network = dae3d.load(weights, show=False)
+    ras = nibabel.as_closest_canonical(nibabel.load(scan))
+    image = torch.from_numpy((np.asarray(ras.dataobj, np.float32) + 1000) / 2000).clamp(0, 1)[None, None]
+    with torch.inference_mode():
+        logits = sliding_window_inference(image, 32, 1, network, 0.5, mode="gaussian")[0]
+    classes = logits.argmax(dim=0).numpy()
+    assert len(np.unique(classes)) == 3
+    written = nibabel.load(path)
+    assert written.get_data_dtype() == np.uint8
+    assert np.array_equal(written.affine, nibabel.load(scan).affine)
+    found = np.asarray(nibabel.as_closest_canonical(written).dataobj)
+    clear = logits.topk(2, dim=0).values.diff(dim=0)[0].abs().numpy() > 1e-4
+    assert clear.mean() > 0.99
+    assert np.array_equal(found[clear], np.array([0, 2, 5])[classes][clear])
+
+
+def test_several_channels_and_networks(tmp_path):
+    """The mean of two networks' probabilities; channels in their order."""
+    fields = {"modalities": ("ct", "cbct")}
+    files = [fine_tuned(tmp_path / f"{seed}.safetensors", seed, **fields) for seed in (1, 2)]
+    first, second = (ct_scan(tmp_path / f"{n}.nii.gz", (32, 32, 32), seed=n) for n in (3, 4))
+    (path,) = dae3d.predict(scans=[(first, second)], weights=files, out=tmp_path / "out", device="cpu")
+    image = torch.stack(
+        [torch.from_numpy(voxels_of(file) / 2000.0 + 0.5).float() for file in (first, second)]
+    )
+    with torch.inference_mode():
+        mean = sum(dae3d.load(file, show=False)(image[None]).softmax(dim=1) for file in files)[0] / 2
+    assert path == tmp_path / "out" / "3.nii.gz"
+    clear = mean.topk(2, dim=0).values.diff(dim=0)[0].abs().numpy() > 1e-4
+    assert np.array_equal(voxels_of(path)[clear], np.array([0, 2, 5])[mean.argmax(dim=0).numpy()][clear])
+
+
+def test_probabilities_are_written_in_the_scans_grid_and_agree_with_the_labels(weights, tmp_path):
+    affine = affine_of("PIR", (1.1, 0.9, 2), 0.1)
+    scan = ct_scan(tmp_path / "p.nii.gz", (36, 30, 20), affine)
+    resampled = fine_tuned(tmp_path / "r.safetensors", spacing=(1.5, 1.5, 1.5))
+    (path,) = dae3d.predict(
+        scans=[scan], weights=[resampled], out=tmp_path / "out", probabilities=True, device="cpu"
+    )
+    written = nibabel.load(tmp_path / "out" / "p_probabilities.nii.gz")
+    probabilities = np.asarray(written.dataobj)
+    assert probabilities.shape == (36, 30, 20, 3)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(written.affine, affine, atol=1e-5)
+    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)
+    assert np.array_equal(np.array([0, 2, 5])[probabilities.argmax(axis=-1)], voxels_of(path))
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
+        "p.nii.gz",
+        "p_probabilities.nii.gz",
+        "predictions.jsonl",
+    ]
+
+
+def test_large_label_values_get_a_type_that_holds_them(tmp_path):
+    file = fine_tuned(tmp_path / "w.safetensors", labels={0: "background", 17: "left", 2035: "insula"})
+    scan = ct_scan(tmp_path / "p.nii.gz", (32, 32, 32))
+    (path,) = dae3d.predict(scans=[scan], weights=[file], out=tmp_path / "out", device="cpu")
+    assert nibabel.load(path).get_data_dtype() == np.int16
+    assert set(np.unique(voxels_of(path))) <= {0, 17, 2035}
+
+
+def test_mirroring_runs_the_network_on_eight_images(thresholding, tmp_path):
+    scan = ct_scan(tmp_path / "p.nii.gz", (20, 20, 20))
+    network = thresholding(0.5)
+    (path,) = dae3d.predict(
+        scans=[scan], weights=[Path("w")], out=tmp_path / "out", mirror=True, device="cpu"
+    )
+    assert network.windows == 8
+    assert np.array_equal(voxels_of(path), voxels_of(scan) > 0)
+
+
+# Where it is ----------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    order=ORDERS,
+    tilt=st.floats(-0.5, 0.5),
+    cropped=st.booleans(),
+    kind=st.sampled_from([".nii", ".nii.gz", ".mgz", ".nrrd", ".mha"]),
+)
+def test_a_thresholded_scan_comes_back_in_its_own_grid(tmp_path_factory, order, tilt, cropped, kind):
+    """Exactly, for nothing is resampled: a cube with a bar on one side, in any axes and format."""
+    folder = tmp_path_factory.mktemp("own")
+    voxels = np.full((22, 19, 25), -900, np.int16)
+    voxels[8:14, 7:12, 9:15] = 500
+    voxels[8:10, 7, 15:20] = 500
+    affine = affine_of(order, (1.5, 2.5, 2.0), tilt)
+    scan = write_scan(folder / f"scan{kind}", voxels, affine)
+    with pytest.MonkeyPatch.context() as patch:
+        (folder / "w").write_bytes(b"")
+        network = Above(recipe_of(labels={0: "background", 1: "b"}, crop_foreground=cropped), 0.4)
+        network.weights = folder / "w"
+        patch.setattr(ensemble, "load", lambda source: network)
+        (path,) = dae3d.predict(scans=[scan], weights=[Path("w")], out=folder / "out", device="cpu")
+    assert np.array_equal(voxels_of(path), voxels > 0)
+    np.testing.assert_allclose(nibabel.load(path).affine, affine, atol=1e-4)
+
+
+def write_scan(path, voxels, affine):
+    """A scan in any format, by the libraries of the formats themselves."""
+    if path.suffix in (".nrrd", ".mha"):
+        lps = np.diag([-1, -1, 1, 1]) @ affine
+        spacing = np.linalg.norm(lps[:3, :3], axis=0)
+        image = sitk.GetImageFromArray(voxels.transpose(2, 1, 0))
+        image.SetSpacing(spacing.tolist())
+        image.SetOrigin(lps[:3, 3].tolist())
+        image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+        sitk.WriteImage(image, str(path))
+    else:
+        kind = nibabel.MGHImage if path.suffix == ".mgz" else nibabel.Nifti1Image
+        kind(voxels, affine.astype(np.float64)).to_filename(path)
+    return path
+
+
+@pytest.mark.parametrize("resample", ["probabilities", "labels"])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.2, 1.7, 1.3)])
+def test_an_oblique_ellipsoid_survives_resampling(thresholding, tmp_path, spacing, resample):
+    """Drawn from its formula in mm, so that neither grid is favoured."""
+    affine = affine_of("ASL", (1.3, 2.0, 0.9), 0.35)
+    shape = (50, 34, 60)
+    places = nibabel.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
+    middle = nibabel.affines.apply_affine(affine, np.array(shape) / 2)
+    radius = np.linalg.norm((places - middle) / np.array([14, 20, 17]), axis=-1)
+    scan = write_nifti(
+        tmp_path / "p.nii.gz", np.clip(1000 * (1 - radius), -900, 900).astype(np.int16), affine
+    )
+    thresholding(0.5, spacing=spacing, crop_foreground=True)
+    (path,) = dae3d.predict(
+        scans=[scan], weights=[Path("w")], out=tmp_path / "out", resample=resample, device="cpu"
+    )
+    assert dice(voxels_of(path) == 1, radius < 1) > (0.99 if resample == "probabilities" else 0.95)
+
+
+REAL = {
+    # scan: spacing of the network's grid, mm
+    "pretrain/niivue/register_T2w.nii.gz": (0.9, 0.9, 1.6),  # LAS oblique
+    "pretrain/open_ms_long/patient20_study2_T1W.nii.gz": (1.0, 1.0, 2.0),  # LPS oblique, slices of 3 mm
+    "awkward/orientation_AIL.nii.gz": (1.5, 1.4, 1.3),
+    "awkward/nrrd_FLAIR.nrrd": (0.8, 1.0, 0.9),  # oblique
+    "pretrain/elastix/3DCT_lung.mha": (1.5, 1.3, 2.0),
+    "labelled/freesurfer_aseg/niivue_fs/norm.mgz": (1.2, 1.0, 1.0),  # LIA
+    "awkward/mha_fmri.mha": None,
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_thresholded_real_scan_lies_over_the_scan(name, shared_data, thresholding, tmp_path):
+    """The same as thresholding in place, and better so than moved by one voxel along any axis."""
+    voxels = read_volume(shared_data / name).intensities()
+    low = voxels.min()
+    threshold = (low + voxels[voxels > low].mean()) / 2
+    window = f"window:{low}:{2 * threshold - low}"
+    recipe = {"spacing": REAL[name], "intensity": {"ct": window}, "crop_foreground": bool(REAL[name])}
+    thresholding(0.5, roi=64, **recipe)
+    (path,) = dae3d.predict(
+        scans=[shared_data / name], weights=[Path("w")], out=tmp_path, overlap=0.1, device="cpu"
+    )
+    found, expected = voxels_of(path) == 1, voxels > threshold
+    assert 0.02 < expected.mean() < 0.98
+    in_place = dice(found, expected)
+    assert in_place > (0.97 if REAL[name] else 0.9999)
+    moved = [dice(np.roll(found, step, axis), expected) for axis in range(3) for step in (-1, 1)]
+    assert max(moved) < in_place
+
+
+# What is done, and what is not ----------------------------------------------------------------------------
+
+
+def test_a_list_of_cases(weights, tmp_path):
+    for number in range(4):
+        ct_scan(tmp_path / "data" / f"case{number}" / "ct.nii.gz", (32, 32, 32), seed=number)
+    entries = [{"image": f"case{n}/ct.nii.gz", "label": f"case{n}/ct.nii.gz", "fold": n} for n in range(3)]
+    task = {"modality": "CT", "labels": LABELS, "training": entries, "test": ["case3/ct.nii.gz"]}
+    (tmp_path / "data" / "task.json").write_text(json.dumps(task))
+    given = {"data": tmp_path / "data" / "task.json", "weights": [weights], "device": "cpu"}
+    assert dae3d.predict(out=tmp_path / "test", **given) == [tmp_path / "test" / "case3_ct.nii.gz"]
+    held_out = dae3d.predict(out=tmp_path / "fold", fold=1, **given)
+    assert held_out == [tmp_path / "fold" / "case1_ct.nii.gz"]
+    with pytest.raises(Dae3dError, match="validation"):
+        dae3d.predict(out=tmp_path / "none", split="validation", **given)
+
+
+def test_finished_scans_are_passed_over(thresholding, tmp_path):
+    scans = [ct_scan(tmp_path / f"{n}.nii.gz", (20, 20, 20), seed=n) for n in (1, 2)]
+    network = thresholding(0.5)
+    given = {"weights": [Path("w")], "out": tmp_path / "out", "device": "cpu"}
+
+    def windows(**fields):
+        network.windows = 0
+        paths = dae3d.predict(**({"scans": scans} | given | fields))
+        assert all(path.is_file() for path in paths)
+        return network.windows
+
+    assert windows(scans=scans[:1]) == 1
+    assert windows() == 1  # the other one
+    assert windows() == 0
+    (tmp_path / "out" / "1.nii.gz").unlink()
+    assert windows() == 1
+    ct_scan(scans[1], (20, 20, 20), seed=9)
+    assert windows() == 1
+    assert windows(window_batch=2) == 0
+    assert windows(overlap=0.25) == 2
+    network.weights.write_bytes(b"trained on")
+    assert windows(overlap=0.25) == 2
+
+
+def test_ctrl_c_loses_nothing_that_is_finished(thresholding, tmp_path):
+    scans = [ct_scan(tmp_path / f"{n}.nii.gz", (20, 20, 20), seed=n) for n in (1, 2)]
+    network = thresholding(0.5)
+    given = {"scans": scans, "weights": [Path("w")], "out": tmp_path / "out", "device": "cpu"}
+
+    def stop_in_the_second(windows):
+        if network.windows == 1:
+            raise KeyboardInterrupt
+        return Above.forward(network, windows)
+
+    network.forward = stop_in_the_second
+    with pytest.raises(KeyboardInterrupt):
+        dae3d.predict(**given, probabilities=True)
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
+        "1.nii.gz",
+        "1_probabilities.nii.gz",
+        "predictions.jsonl",
+    ]
+    del network.forward
+    dae3d.predict(**given, probabilities=True)
+    assert network.windows == 2
+
+
+def test_bad_scans_do_not_stop_the_good_ones(weights, tmp_path):
+    good = ct_scan(tmp_path / "good.nii.gz", (20, 20, 20))
+    flat = write_nifti(tmp_path / "flat.nii.gz", np.zeros((8, 8, 8), np.int16))
+    (tmp_path / "broken.nii.gz").write_bytes(b"no scan")
+    with pytest.raises(Dae3dError, match=r"2 scans cannot be segmented.*the other 1 are in") as error:
+        dae3d.predict(
+            scans=[tmp_path / "broken.nii.gz", flat, good],
+            weights=[weights],
+            out=tmp_path / "out",
+            device="cpu",
+        )
+    assert f"{tmp_path / 'broken.nii.gz'}: unreadable" in str(error.value)
+    assert "flat: constant" in str(error.value)
+    assert (tmp_path / "out" / "good.nii.gz").is_file()
+
+
+def test_scans_of_one_name_get_names_of_their_own(thresholding, tmp_path):
+    scans = [ct_scan(tmp_path / f"p{n}" / "ct.nii.gz", (20, 20, 20), seed=n) for n in (1, 2)]
+    thresholding(0.5)
+    paths = dae3d.predict(scans=scans, weights=[Path("w")], out=tmp_path / "out", device="cpu")
+    assert [path.name for path in paths] == ["p1_ct.nii.gz", "p2_ct.nii.gz"]
+    assert all(
+        np.array_equal(voxels_of(path), voxels_of(scan) > 0) for path, scan in zip(paths, scans, strict=True)
+    )
+
+
+def test_a_comma_may_be_part_of_a_name(thresholding, tmp_path):
+    scan = ct_scan(tmp_path / "a,b.nii.gz", (20, 20, 20))
+    thresholding(0.5)
+    (path,) = dae3d.predict(scans=[scan], weights=[Path("w")], out=tmp_path / "out", device="cpu")
+    assert path.name == "a,b.nii.gz"
+
+
+def test_a_scan_is_never_overwritten(weights, tmp_path):
+    scan = ct_scan(tmp_path / "p.nii.gz")
+    with pytest.raises(Dae3dError, match=r"would overwrite .*p\.nii\.gz"):
+        dae3d.predict(scans=[scan], weights=[weights], out=tmp_path / "x" / "..", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "give scans, or a list"),
+        ({"scans": ["a.nii.gz"], "data": "task.json"}, "not both"),
+        ({"scans": ["a.nii.gz"], "weights": []}, "weights"),
+        ({"scans": ["a.nii.gz"], "overlap": 1.0}, "overlap"),
+        ({"scans": ["a.nii.gz"], "probabilities": True, "resample": "labels"}, "probabilities: are interpol"),
+        ({"scans": ["missing.nii.gz"]}, r"no such file: .*missing\.nii\.gz"),
+        ({"scans": ["missing.nii.gz"], "device": "cuda:99"}, "device"),
+    ],
+)
+def test_what_cannot_be_is_said(fields, message, weights, tmp_path):
+    with pytest.raises(Dae3dError, match=message):
+        dae3d.predict(**({"weights": [weights], "out": tmp_path / "out", "device": "cpu"} | fields))
+
+
+def test_channels_must_be_those_of_the_weights(weights, tmp_path):
+    scan = ct_scan(tmp_path / "p.nii.gz")
+    with pytest.raises(Dae3dError, match=r"channels: 2 where 1 \(ct\)"):
+        dae3d.predict(scans=[f"{scan},{scan}"], weights=[weights], out=tmp_path / "out", device="cpu")
+
+
+def test_networks_of_other_preparation_are_not_averaged(weights, tmp_path):
+    other = fine_tuned(tmp_path / "b.safetensors", spacing=(1, 1, 2))
+    with pytest.raises(Dae3dError, match=r"b\.safetensors and .*spacing is \(1\.0, 1\.0, 2\.0\), and None"):
+        dae3d.predict(scans=["p.nii.gz"], weights=[weights, other], out=tmp_path / "out", device="cpu")
+
+
+def test_pre_trained_weights_must_be_fine_tuned_first(tmp_path):
+    architecture = Architecture(**SMALL)
+    state = SwinUNETR(architecture).state_dict()
+    save_weights(tmp_path / "pre.safetensors", state, architecture, {})
+    with pytest.raises(Dae3dError, match=r"pre\.safetensors: no segmentation network; .*finetune --init"):
+        dae3d.predict(scans=["p.nii.gz"], weights=[tmp_path / "pre.safetensors"], out=tmp_path, device="cpu")
+
+
+def test_weights_that_say_nothing_of_preparation_are_refused(tmp_path):
+    architecture = Architecture(**SMALL, out_channels=3)
+    state = Segmenter(architecture).state_dict()
+    save_weights(tmp_path / "w.safetensors", state, architecture, {"task": "segmentation"})
+    with pytest.raises(Dae3dError, match="does not say how scans are to be prepared"):
+        dae3d.predict(scans=["p.nii.gz"], weights=[tmp_path / "w.safetensors"], out=tmp_path, device="cpu")
+
+
+def test_from_the_command_line(weights, tmp_path):
+    scan = ct_scan(tmp_path / "p.nii.gz", (32, 32, 32))
+    out = tmp_path / "out"
+    given = ["predict", "--weights", str(weights), "--device", "cpu", "--out"]
+    assert main([*given, str(out), str(scan)]) == 0
+    assert (out / "p.nii.gz").is_file()
+    task = {"modality": "CT", "labels": LABELS, "test": [str(scan)]}
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    assert main([*given, str(tmp_path / "two"), "--data", str(tmp_path / "task.json")]) == 0
+    assert np.array_equal(voxels_of(tmp_path / "two" / "p.nii.gz"), voxels_of(out / "p.nii.gz"))
