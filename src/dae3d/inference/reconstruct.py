@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
-from pydantic import Field
+from pydantic import Field, ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -26,8 +26,9 @@ from dae3d.disrupt.local_mask import local_mask
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.evaluation.quality import image_quality
 from dae3d.files import write_text
-from dae3d.models.swin_unetr import Axes
-from dae3d.models.weights import Loaded, load_network
+from dae3d.inference.device import pick_device
+from dae3d.models.swin_unetr import SwinUNETR
+from dae3d.models.weights import load
 from dae3d.reporting.pictures import triptych
 from dae3d.scans.modality import Label, RuleText, label_by_bids, label_by_rules, parse_rule
 from dae3d.scans.readers import read_volume, scan_stem
@@ -89,17 +90,18 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     Raises:
         Dae3dError: where the weights cannot be used or no scan could be read.
     """
-    device = _device(settings.device)
-    loaded = load_network(settings.weights, settings.axes)
-    loaded.network.to(device)
-    trained = _trained_with(loaded)
+    device = pick_device(settings.device)
+    network: Any = load(settings.weights, axes=settings.axes)
+    if not isinstance(network, SwinUNETR):
+        task = network.info["task"]
+        raise Dae3dError(f"{network.weights}: of a network for {task}; reconstruct needs one that repairs")
+    network.to(device)
+    trained = _trained_with(network)
     roi = settings.roi or trained.roi
     disruption = settings.disruption or trained.disruption
-    axes: Axes = settings.axes or loaded.info.get("axes", "straight")
-    if axes == "reference" and roi != 2 * trained.embed_dim:
+    if network.encoder.axes == "reference" and roi != 2 * trained.embed_dim:
         raise Dae3dError(f"roi: with reference axes it must be {2 * trained.embed_dim}, not {roi}")
-    taken = len(loaded.report.taken)
-    log.info("%s: %d tensors taken; %s, windows of %d^3", loaded.path, taken, disruption, roi)
+    log.info("%s, windows of %d^3", disruption, roi)
 
     rows: list[dict[str, Any]] = []
     for number, (path, name) in enumerate(_named(settings.scans)):
@@ -115,7 +117,7 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
         keys = sample_keys(settings.seed, torch.tensor([number], device=device))
         image = torch.from_numpy(clean)[None, None].to(device)
         strengths = trained.disruption_settings()
-        repair = repair_scan(loaded.network, image, disruption, strengths, keys, roi, settings.overlap)
+        repair = repair_scan(network, image, disruption, strengths, keys, roi, settings.overlap)
         folder = settings.out / name
         _write(folder, repair, volume.affine, f"{path.name} ({label}), {disruption}", ras.spacing)
         rows += [
@@ -173,7 +175,7 @@ def repair_scan(
             batch = local_mask(batch, strengths)
         if whole.voxel_mask is not None:
             batch = dataclasses.replace(batch, voxel_mask=windows[:, 1:].bool())
-        return network(batch.image, batch.channel_keep, batch.token_mask)[0].float()
+        return network(batch.image, batch.channel_keep, batch.token_mask).float()
 
     channels = [whole.image] if whole.voxel_mask is None else [whole.image, whole.voxel_mask.to(image.dtype)]
     with torch.inference_mode():
@@ -206,23 +208,16 @@ def modality_of(path: Path, rules: list[str], modality: str | None) -> str:
     return label
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise Dae3dError(
-            f"device: must be auto, cpu, cuda or cuda:N, and be there, not {name!r}: {reason}"
-        ) from None
-
-
-def _trained_with(loaded: Loaded) -> PretrainSettings:
+def _trained_with(network: Any) -> PretrainSettings:
     """The settings a network was trained with; published checkpoints have the published ones."""
-    if "settings" in loaded.info:
-        return PretrainSettings(**loaded.info["settings"])
-    architecture = loaded.network.architecture
+    if "settings" in network.info:
+        try:
+            return PretrainSettings(**network.info["settings"])
+        except ValidationError as error:
+            raise Dae3dError(
+                f"{network.weights}: its settings are not ours: {error.errors()[0]['msg']}"
+            ) from None
+    architecture = network.architecture
     return PretrainSettings(
         data=Path(), out=Path(), embed_dim=architecture.embed_dim, heads=architecture.heads
     )

@@ -1,0 +1,292 @@
+"""The verb `embed`: one vector of features a scan, for retrieval, classification and drift checks."""
+
+import importlib
+import itertools
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import AfterValidator, Field
+from tqdm import tqdm
+
+from dae3d.errors import Dae3dError, ScanError
+from dae3d.files import whole_file
+from dae3d.inference.device import pick_device
+from dae3d.inference.reconstruct import modality_of
+from dae3d.journal import Journal
+from dae3d.models.weights import load
+from dae3d.scans.channels import ScanText, channel_files
+from dae3d.scans.modality import Label, RuleText
+from dae3d.scans.readers import read_volume
+from dae3d.settings import Positional, Settings, verb
+from dae3d.store.conform import to_ras
+from dae3d.store.conform_case import conform_case
+from dae3d.store.intensity import normalise
+from dae3d.store.recipe import CaseRecipe
+from dae3d.store.source import digest
+from dae3d.store.statistics import Box, measure, refuse_non_finite
+
+log = logging.getLogger(__name__)
+
+PUBLISHED_ROI = 96  # for weights of other projects, which do not say what they were trained on
+Triple = tuple[int, int, int]
+
+
+def _npz_or_parquet(path: Path) -> Path:
+    if path.suffix not in (".npz", ".parquet"):
+        raise ValueError("must end in .npz or .parquet")
+    return path
+
+
+class EmbedSettings(Settings):
+    """Which encoder looks at which scans, and how."""
+
+    scans: Annotated[list[ScanText], Positional()] = Field(
+        description="scan files; the channels of one scan joined by commas: t1.nii.gz,flair.nii.gz",
+        min_length=1,
+    )
+    weights: Path = Field(description="run folder (its best weights), or file of weights")
+    out: Annotated[Path, AfterValidator(_npz_or_parquet)] = Field(
+        description="file to write: .npz, or .parquet with the extra dae3d[parquet]"
+    )
+    modality: Label | None = Field(
+        None,
+        description="label of the scans no rule names, which decides how intensities are scaled; fine-tuned "
+        "weights bring their own",
+    )
+    rule: list[RuleText] = Field([], description="'GLOB=LABEL': label of the scans whose file name matches")
+    roi: int | None = Field(
+        None, ge=32, multiple_of=32, description="side of the windows (default: of the training crops)"
+    )
+    overlap: float = Field(
+        0.0, ge=0, lt=1, description="share of a window that the next one covers too, at least"
+    )
+    axes: Literal["straight", "reference"] | None = Field(
+        None, description="order of the token axes (default: what the weights were trained with)"
+    )
+    window_batch: int = Field(1, ge=1, description="windows that go through the network together")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What `embed` found: a row of `features` (N, 16 * embed_dim) float32 for each of `scans`.
+
+    `left_out` has the reason for each scan that could not be used.
+    """
+
+    features: np.ndarray
+    scans: list[str]
+    modalities: list[str]
+    left_out: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A scan as it was named, its files (one a channel), and the label of its modality."""
+
+    name: str
+    files: tuple[Path, ...]
+    modality: str
+
+
+@verb
+def embed(settings: EmbedSettings) -> Embeddings:
+    """Look at whole scans with the encoder, and write one vector of pooled features for each.
+
+    Windows cover the scan's foreground box. A window's features are those of the encoder's last stage, each
+    token normalised over its channels, as in fine-tuning; the vector is their mean over tokens and windows.
+    Scans are oriented to RAS and their intensities scaled as in training. With fine-tuned weights they are
+    resampled and cropped as these want it; pre-trained weights see the scan's own spacing.
+
+    An .npz file holds the arrays `features` (N, F) float32, `scans` and `modalities` (N,); a .parquet file
+    has these as the columns `scan`, `modality` and `features`. Where the work was stopped, the same command
+    goes on.
+
+    Raises:
+        Dae3dError: where the weights cannot be used, a modality is not known, or no scan could be read.
+    """
+    if settings.out.suffix == ".parquet":
+        _pyarrow()
+    device = pick_device(settings.device)
+    encoder: Any = load(settings.weights, task="encoder", axes=settings.axes).to(device)
+    recipe = CaseRecipe(**encoder.info["recipe"]) if "recipe" in encoder.info else None
+    if recipe is None and encoder.architecture.in_channels > 1:
+        raise Dae3dError(
+            f"{encoder.weights}: takes {encoder.architecture.in_channels} channels, and does not say of what"
+        )
+    roi = settings.roi or encoder.info.get("settings", {}).get("roi", PUBLISHED_ROI)
+    cases = _cases(settings, recipe)
+    heading = {
+        "weights": digest([encoder.weights]),
+        "roi": roi,
+        "overlap": settings.overlap,
+        "axes": settings.axes,
+    }
+
+    def features_of(case: _Case) -> list[float]:
+        image, foreground = _read(case, recipe)
+        batch, overlap = settings.window_batch, settings.overlap
+        return pooled_features(encoder, image, foreground, roi, overlap, batch, device).tolist()
+
+    unfinished = settings.out.with_name(f".{settings.out.name}.unfinished")
+    with Journal(unfinished, heading) as journal:
+        embeddings = _embed_all(cases, features_of, journal)
+    _write(embeddings, settings.out)
+    unfinished.unlink()
+    _say(embeddings, settings.out)
+    return embeddings
+
+
+def pooled_features(
+    encoder: Callable[[torch.Tensor], Sequence[torch.Tensor]],
+    image: np.ndarray,
+    foreground: Box,
+    roi: int,
+    overlap: float,
+    window_batch: int,
+    device: torch.device,
+) -> np.ndarray:
+    """The mean, over windows and tokens, of the encoder's last feature map.
+
+    Args:
+        encoder: in eval mode, on `device`; gives a list of maps (B, F, ...).
+        image: (C, X, Y, Z) float32, normalised.
+        foreground: half-open box that the windows cover.
+        roi: side of the windows.
+        overlap: share of a window that the next one covers too, at least.
+        window_batch: windows that go through the encoder together.
+        device: where the encoder is.
+
+    Returns:
+        (F,) float32.
+    """
+    corners = window_corners(image.shape[1:], foreground, roi, overlap)
+    means: list[torch.Tensor] = []
+    with tqdm(total=len(corners), unit="window", leave=False) as progress, torch.inference_mode():
+        for first in range(0, len(corners), window_batch):
+            batch = corners[first : first + window_batch]
+            windows = torch.from_numpy(np.stack([_window(image, corner, roi) for corner in batch]))
+            means.append(encoder(windows.to(device))[-1].float().mean(dim=(2, 3, 4)))
+            progress.update(len(batch))
+    return torch.cat(means).mean(dim=0).cpu().numpy()
+
+
+def window_corners(shape: Sequence[int], foreground: Box, roi: int, overlap: float) -> list[Triple]:
+    """The first voxels of evenly spaced windows that cover the foreground box of a scan.
+
+    Where the box is smaller than a window, one window is centred on it, and moved into the scan if it fits;
+    in a scan smaller than a window, one is centred on the scan and sticks out on both sides.
+    """
+    step = max(1, int(roi * (1 - overlap)))
+    axes = []
+    for side, start, stop in zip(shape, *foreground, strict=True):
+        if side < roi:
+            axes.append([(side - roi) // 2])
+        elif stop - start <= roi:
+            axes.append([min(max((start + stop - roi) // 2, 0), side - roi)])
+        else:
+            count = math.ceil((stop - start - roi) / step) + 1
+            axes.append(np.linspace(start, stop - roi, count).round().astype(int).tolist())
+    x, y, z = axes
+    return list(itertools.product(x, y, z))
+
+
+def _window(image: np.ndarray, corner: Triple, roi: int) -> np.ndarray:
+    """The (C, roi, roi, roi) box from `corner` on; zeros where it sticks out of the image."""
+    window = np.zeros((len(image), roi, roi, roi), np.float32)
+    inside = [slice(max(c, 0), min(c + roi, n)) for c, n in zip(corner, image.shape[1:], strict=True)]
+    there = [slice(s.start - c, s.stop - c) for s, c in zip(inside, corner, strict=True)]
+    window[:, *there] = image[:, *inside]
+    return window
+
+
+def _cases(settings: EmbedSettings, recipe: CaseRecipe | None) -> list[_Case]:
+    """The scans, each once, with their files and modalities: all known before the work begins."""
+    channels = len(recipe.modalities) if recipe else 1
+    cases = []
+    for name in dict.fromkeys(settings.scans):
+        files = channel_files(name)
+        if len(files) != channels:
+            raise Dae3dError(f"{name}: {len(files)} files, where these weights take {channels} a scan")
+        if recipe:
+            modality = "+".join(recipe.modalities)
+        else:
+            modality = modality_of(files[0], settings.rule, settings.modality)
+        cases.append(_Case(name, files, modality))
+    return cases
+
+
+def _embed_all(
+    cases: list[_Case], features_of: Callable[[_Case], list[float]], journal: Journal
+) -> Embeddings:
+    """The features of every case that can be read, but for those that the journal has already."""
+    rows: dict[str, dict[str, Any]] = {}
+    left_out: dict[str, str] = {}
+    for case in tqdm(cases, "embed", unit="scan"):
+        row = journal.find(case.name, case.files)
+        if row is None or row["modality"] != case.modality:
+            try:
+                row = {"modality": case.modality, "features": features_of(case)}
+            except ScanError as error:
+                log.warning("%s: left out: %s", case.name, error)
+                left_out[case.name] = str(error)
+                continue
+            journal.add(case.name, case.files, row)
+        rows[case.name] = row
+    if not rows:
+        raise Dae3dError("none of the scans could be used; the messages above say why")
+    return Embeddings(
+        features=np.array([row["features"] for row in rows.values()], np.float32),
+        scans=list(rows),
+        modalities=[row["modality"] for row in rows.values()],
+        left_out=left_out,
+    )
+
+
+def _read(case: _Case, recipe: CaseRecipe | None) -> tuple[np.ndarray, Box]:
+    """A scan as the network sees it, (C, X, Y, Z) float32, and its foreground box."""
+    volumes = [read_volume(file) for file in case.files]
+    if recipe is not None:
+        conformed = conform_case(volumes, recipe)
+        return conformed.normalised(recipe), conformed.foreground
+    (volume,) = volumes
+    refuse_non_finite(volume)
+    ras = to_ras(volume)
+    statistics = measure(ras)
+    return normalise(ras.intensities(), case.modality, statistics)[None], statistics.foreground
+
+
+def _write(embeddings: Embeddings, path: Path) -> None:
+    scans, modalities, features = embeddings.scans, embeddings.modalities, embeddings.features
+    with whole_file(path) as temporary:
+        if path.suffix == ".npz":
+            with temporary.open("wb") as file:
+                np.savez(file, features=features, scans=np.array(scans), modalities=np.array(modalities))
+        else:
+            arrow = _pyarrow()
+            lists = arrow.FixedSizeListArray.from_arrays(features.ravel(), features.shape[1])
+            table = arrow.table({"scan": scans, "modality": modalities, "features": lists})
+            importlib.import_module("pyarrow.parquet").write_table(table, temporary)
+
+
+def _pyarrow() -> Any:
+    try:
+        return importlib.import_module("pyarrow")
+    except ImportError:
+        raise Dae3dError(
+            "out: a .parquet file needs pyarrow, which `pip install 'dae3d[parquet]'` brings; or write .npz"
+        ) from None
+
+
+def _say(embeddings: Embeddings, path: Path) -> None:
+    count, width = embeddings.features.shape
+    print(f"{count} scans, {width} features each: {path}")
+    if embeddings.left_out:
+        print(f"{len(embeddings.left_out)} left out:")
+        print("\n".join(f"  {name}: {reason}" for name, reason in embeddings.left_out.items()))

@@ -1,0 +1,56 @@
+"""Fine-tuned networks that segment together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dae3d.errors import Dae3dError
+from dae3d.models.weights import load
+from dae3d.store.recipe import CaseRecipe
+from dae3d.store.source import digest
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Networks in eval mode, the recipe of the cases that all of them take, and their files' digests."""
+
+    networks: list[nn.Module]
+    recipe: CaseRecipe
+    digests: list[str]
+
+
+def load_ensemble(weights: Sequence[Path], device: torch.device) -> Ensemble:
+    """Load segmentation networks of one task.
+
+    Raises:
+        Dae3dError: where a file is of no fine-tuned network, or its cases were prepared otherwise than those
+            of the first.
+    """
+    networks: list[Any] = [load(source) for source in weights]
+    recipes = [_recipe(source, network) for source, network in zip(weights, networks, strict=True)]
+    for source, recipe in zip(weights, recipes, strict=True):
+        for field in CaseRecipe.model_fields:
+            own, first = getattr(recipe, field), getattr(recipes[0], field)
+            if own != first:
+                raise Dae3dError(
+                    f"weights: {source} and {weights[0]} cannot be averaged: {field} is {own}, and {first}"
+                )
+    digests = sorted(digest([network.weights]) for network in networks)
+    return Ensemble([network.to(device) for network in networks], recipes[0], digests)
+
+
+def _recipe(source: Path, network: Any) -> CaseRecipe:
+    if network.info.get("task") != "segmentation":
+        raise Dae3dError(
+            f"{source}: no segmentation network; make one with `dae3d finetune --init {source} ...` first"
+        )
+    if "recipe" not in network.info:
+        raise Dae3dError(
+            f"{source}: does not say how scans are to be prepared for it; weights that do are written by "
+            f"`dae3d finetune --init {source} ...`"
+        )
+    return CaseRecipe.model_validate(network.info["recipe"])

@@ -1,0 +1,53 @@
+"""Write NIfTI files in the grid of another scan, whole or not at all."""
+
+import os
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from dae3d.scans.readers import NIBABEL_SUFFIXES, suffix
+
+_SPATIAL_FIELDS = (
+    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
+_SCANNER = 1
+
+
+def write_nifti(path: Path, array: np.ndarray, scan: Path, affine: np.ndarray) -> None:
+    """Write `array` in the grid of `scan`.
+
+    Of a NIfTI scan qform, sform, their codes and the units are taken over as they are; other formats say no
+    more than `affine`, which then becomes both, in scanner coordinates.
+
+    Args:
+        path: `.nii.gz` file.
+        array: (X, Y, Z), or (X, Y, Z, K), of the scan's shape; written in its own type, unscaled.
+        affine: (4, 4) from the scan's voxels to RAS+ mm, as `read_volume` gives it.
+    """
+    kind, header = _spatial_header(scan, affine)
+    header.set_data_dtype(array.dtype)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        kind(array, affine, header).to_filename(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _spatial_header(scan: Path, affine: np.ndarray) -> tuple[type[nibabel.Nifti1Image], nibabel.Nifti1Header]:
+    """A header that says where voxels lie, and nothing of whom they are."""
+    source = nibabel.load(scan) if suffix(scan) in NIBABEL_SUFFIXES else None
+    if not isinstance(source, nibabel.Nifti1Image):
+        header = nibabel.Nifti1Header()
+        header.set_qform(affine, _SCANNER)
+        header.set_sform(affine, _SCANNER)
+        header.set_xyzt_units("mm")
+        return nibabel.Nifti1Image, header
+    header = type(source.header)()
+    for field in _SPATIAL_FIELDS:
+        header[field] = source.header[field]
+    header["pixdim"][:4] = source.header["pixdim"][:4]
+    return type(source), header

@@ -1,0 +1,222 @@
+"""The verb `predict`: segment scans with one fine-tuned network or several, in the scans' own grids."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import BeforeValidator, Field, model_validator
+from tqdm import tqdm
+
+from dae3d.errors import Dae3dError, ScanError
+from dae3d.inference.device import pick_device
+from dae3d.inference.ensemble import Ensemble, load_ensemble
+from dae3d.inference.native import interpolate_slabs, is_part_of, nearest_classes
+from dae3d.inference.nifti import write_nifti
+from dae3d.inference.sliding import probability_slabs, segment, window_count
+from dae3d.journal import Journal
+from dae3d.scans.readers import Volume, read_volume
+from dae3d.scans.task import TaskCase, TaskSplit, case_names, read_task
+from dae3d.settings import Positional, Settings, verb
+from dae3d.store.conform_case import conform_case
+
+log = logging.getLogger(__name__)
+
+RECORD = "predictions.jsonl"
+
+
+def _joined(scan: Any) -> Any:
+    """Paths, and sequences of a case's channels, as the command line has them."""
+    if isinstance(scan, (list, tuple)):
+        return ",".join(map(str, scan))
+    return str(scan) if isinstance(scan, Path) else scan
+
+
+class PredictSettings(Settings):
+    """Which networks segment which scans, and how."""
+
+    scans: Annotated[list[Annotated[str, BeforeValidator(_joined)]], Positional()] = Field(
+        [], description="scan files; the channels of one scan joined by commas: t1.nii.gz,flair.nii.gz"
+    )
+    weights: list[Path] = Field(
+        min_length=1, description="fine-tuned runs (their best weights) or files; several are averaged"
+    )
+    out: Path = Field(description="folder to write to")
+    data: Path | None = Field(None, description="in place of scans: a list of cases, as of `dae3d finetune`")
+    split: TaskSplit = Field("test", description="cases of the list")
+    fold: int | None = Field(None, ge=0, description="cases of the list that this fold holds out, instead")
+    overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that the next one covers too")
+    mirror: bool = Field(False, description="average over the eight mirror images; takes eight times as long")
+    resample: Literal["probabilities", "labels"] = Field(
+        "probabilities",
+        description="what is brought back to a scan's own grid: probabilities (linear), or labels (nearest)",
+    )
+    probabilities: bool = Field(False, description="also write <name>_probabilities.nii.gz, a volume a class")
+    window_batch: int = Field(1, ge=1, description="windows that go through a network together")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if bool(self.scans) == (self.data is not None):
+            raise ValueError("scans, data: give scans, or a list of cases with --data, and not both")
+        if self.probabilities and self.resample == "labels":
+            raise ValueError("probabilities: are interpolated, so resample must be probabilities too")
+        return self
+
+
+@verb
+def predict(settings: PredictSettings) -> list[Path]:
+    """Segment scans, and write `<name>.nii.gz` for each, in the scan's own grid.
+
+    A scan is prepared as the weights' own cases were. Where that resampled it, class probabilities are
+    interpolated linearly at the scan's own voxels, and the most probable class is taken, or with
+    `resample="labels"` the class of the nearest voxel; where it did not, both are the same and nothing is
+    interpolated. What was cropped away as empty is background. Voxels have the label values of the task.
+
+    Scans that are finished already, with the same weights and settings, are passed over: `predictions.jsonl`
+    in the folder says so.
+
+    Returns:
+        The label files of all scans, in their order.
+
+    Raises:
+        Dae3dError: where the weights cannot be used; or, once the others are done, with every scan that
+            cannot be, and why.
+    """
+    device = pick_device(settings.device)
+    ensemble = load_ensemble(settings.weights, device)
+    cases = _cases(settings)
+    _refuse_overwriting(cases, settings.out)
+    problems = []
+    with Journal(settings.out / RECORD, _heading(ensemble, settings)) as record:
+        done = [case for case in cases if _is_done(case, record, settings)]
+        if done:
+            log.info("%d of %d scans are segmented already", len(done), len(cases))
+        for case in tqdm([case for case in cases if case not in done], "predict", unit="scan"):
+            try:
+                _predict_case(case, ensemble, settings, device)
+            except ScanError as error:
+                problems.append(f"{case.name}: {error}")
+            else:
+                record.add(case.name, case.images, [path.name for path in _files(case, settings)])
+    if problems:
+        finished = f"; the other {len(cases) - len(problems)} are in {settings.out}"
+        raise Dae3dError(f"{len(problems)} scans cannot be segmented{finished}:\n  " + "\n  ".join(problems))
+    log.info("segmentations: %s", settings.out)
+    return [_files(case, settings)[0] for case in cases]
+
+
+def _predict_case(
+    case: TaskCase, ensemble: Ensemble, settings: PredictSettings, device: torch.device
+) -> None:
+    recipe = ensemble.recipe
+    conformed = conform_case([_read(path) for path in case.images], recipe)
+    image = torch.from_numpy(conformed.normalised(recipe))
+    grid, native = conformed.grid, conformed.native
+    del conformed  # its voxels are not needed any more
+    label_file, *probability_files = _files(case, settings)
+    windows = window_count(grid.shape, recipe.roi, settings.overlap)
+    with (
+        tqdm(total=windows, desc=case.name, unit="window", leave=False) as progress,
+        _explained(case, settings),
+        _probabilities(probability_files, (len(recipe.labels), *native.shape)) as probabilities,
+    ):
+        arguments = (
+            *(ensemble.networks, image, recipe.roi, settings.overlap, settings.window_batch, device),
+            *(settings.mirror, progress.update),
+        )
+        if settings.probabilities or (settings.resample == "probabilities" and not is_part_of(native, grid)):
+            classes = np.zeros(native.shape, np.uint8)
+            interpolate_slabs(probability_slabs(*arguments), grid, native, classes, probabilities)
+        else:
+            classes = nearest_classes(segment(*arguments).numpy(), grid, native)
+        for path in probability_files:
+            write_nifti(path, np.moveaxis(probabilities, 0, -1), case.images[0], native.affine)
+        write_nifti(label_file, _values(recipe.label_values)[classes], case.images[0], native.affine)
+
+
+@contextmanager
+def _probabilities(files: Sequence[Path], shape: tuple[int, ...]) -> Iterator[Any]:
+    """An array (K, X, Y, Z) on disk beside the file to be, background everywhere; or None."""
+    if not files:
+        yield None
+        return
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    scratch = files[0].with_name(f".{os.getpid()}.{files[0].name}.raw")
+    try:
+        # Planes are finished one by one along the last axis most often: that one is outermost, as in NIfTI.
+        array = np.memmap(scratch, np.float32, "w+", shape=(shape[0], *shape[:0:-1])).transpose(0, 3, 2, 1)
+        array[0] = 1
+        yield array
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(case: TaskCase, settings: PredictSettings) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise Dae3dError(
+            f"{case.name}: out of GPU memory; take --window-batch 1, fewer networks, or --device cpu"
+        ) from None
+    except OSError as error:
+        raise Dae3dError(f"{settings.out}: cannot be written to ({error}); is the disk full?") from error
+
+
+def _read(path: Path) -> Volume:
+    try:
+        return read_volume(path)
+    except ScanError as error:
+        raise ScanError(f"{path}: {error}") from None
+
+
+def _values(labels: Sequence[int]) -> np.ndarray:
+    """The label value of each class, in the smallest type that viewers know."""
+    kind = next(k for k in (np.uint8, np.int16, np.int32) if max(labels) <= np.iinfo(k).max)
+    return np.array(labels, kind)
+
+
+def _cases(settings: PredictSettings) -> list[TaskCase]:
+    if settings.data is not None:
+        task = read_task(settings.data)
+        if settings.fold is not None:
+            return list(task.fold(settings.fold)[1])
+        return list(task.split(settings.split))
+    # A comma may also be part of a file's name.
+    scans = [[s] if Path(s).is_file() else s.split(",") for s in dict.fromkeys(settings.scans)]
+    files = [tuple(Path(os.path.abspath(name)) for name in scan) for scan in scans]
+    missing = [str(path) for scan in files for path in scan if not path.is_file()]
+    if missing:
+        raise Dae3dError("scans: no such file: " + ", ".join(missing))
+    names = case_names([scan[0] for scan in files])
+    return [TaskCase(name, scan, None, name) for name, scan in zip(names, files, strict=True)]
+
+
+def _files(case: TaskCase, settings: PredictSettings) -> list[Path]:
+    """The file of the labels, and that of the probabilities where they are wanted."""
+    endings = [".nii.gz", "_probabilities.nii.gz"] if settings.probabilities else [".nii.gz"]
+    return [settings.out / f"{case.name}{ending}" for ending in endings]
+
+
+def _refuse_overwriting(cases: Sequence[TaskCase], out: Path) -> None:
+    written = {Path(os.path.realpath(out / f"{case.name}.nii.gz")) for case in cases}
+    for case in cases:
+        for path in [*case.images, *([case.label] if case.label else [])]:
+            if Path(os.path.realpath(path)) in written:
+                raise Dae3dError(f"out: a segmentation would overwrite {path}; take another folder")
+
+
+def _heading(ensemble: Ensemble, settings: PredictSettings) -> dict[str, Any]:
+    """What segmentations depend on, beside the scans."""
+    fields = {"overlap", "mirror", "resample", "probabilities"}
+    return {"weights": ensemble.digests, **settings.model_dump(mode="json", include=fields)}
+
+
+def _is_done(case: TaskCase, record: Journal, settings: PredictSettings) -> bool:
+    found = record.find(case.name, case.images) is not None
+    return found and all(path.is_file() for path in _files(case, settings))
