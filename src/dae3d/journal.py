@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from dae3d.files import write_text
+
 
 class Journal:
     """Results by name in a file of JSON lines, appended to as they come; a context that closes the file.
@@ -17,11 +19,9 @@ class Journal:
     def __init__(self, path: Path, heading: Mapping[str, Any]) -> None:
         self.path = path
         self._known = _read(path, json.dumps(heading))
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Written out anew, for a line that a crash cut short would spoil the next one.
-        self._file = path.open("w")
-        for line in [heading, *self._known.values()]:
-            self._write(line)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in [heading, *self._known.values()]))
+        self._file = path.open("a")
 
     def __enter__(self) -> Self:
         return self

@@ -47,8 +47,10 @@ class PredictSettings(Settings):
     )
     out: Path = Field(description="folder to write to")
     data: Path | None = Field(None, description="in place of scans: a list of cases, as of `dae3d finetune`")
-    split: TaskSplit = Field("test", description="cases of the list")
-    fold: int | None = Field(None, ge=0, description="cases of the list that this fold holds out, instead")
+    split: TaskSplit | None = Field(
+        None, description="cases of the list (default: test; with fold, validation)"
+    )
+    fold: int | None = Field(None, ge=0, description="fold that is held out, as of `dae3d finetune`")
     overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that the next one covers too")
     mirror: bool = Field(False, description="average over the eight mirror images; takes eight times as long")
     resample: Literal["probabilities", "labels"] = Field(
@@ -89,7 +91,7 @@ def predict(settings: PredictSettings) -> list[Path]:
     """
     device = pick_device(settings.device)
     ensemble = load_ensemble(settings.weights, device)
-    cases = _cases(settings)
+    cases = _cases(settings, ensemble.recipe.modalities)
     _refuse_overwriting(cases, settings.out)
     problems = []
     with Journal(settings.out / RECORD, _heading(ensemble, settings)) as record:
@@ -181,12 +183,11 @@ def _values(labels: Sequence[int]) -> np.ndarray:
     return np.array(labels, kind)
 
 
-def _cases(settings: PredictSettings) -> list[TaskCase]:
+def _cases(settings: PredictSettings, modalities: Sequence[str]) -> list[TaskCase]:
     if settings.data is not None:
-        task = read_task(settings.data)
-        if settings.fold is not None:
-            return list(task.fold(settings.fold)[1])
-        return list(task.split(settings.split))
+        task = read_task(settings.data, modalities)
+        split = settings.split or ("test" if settings.fold is None else "validation")
+        return list(task.split(split, settings.fold))
     # A comma may also be part of a file's name.
     scans = [[s] if Path(s).is_file() else s.split(",") for s in dict.fromkeys(settings.scans)]
     files = [tuple(Path(os.path.abspath(name)) for name in scan) for scan in scans]

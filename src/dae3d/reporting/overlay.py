@@ -136,16 +136,17 @@ def _millimetres(view: CaseView, axis: int, planes: Planes) -> str:
 
 
 def _class_keys(view: CaseView, planes: Planes, names: Mapping[int, str]) -> list[tuple[str, str]]:
-    """Colour and name of the classes in the planes, those that fill most of them first."""
-    counts = sum(
-        np.bincount(np.take(labels, planes[axis], axis).ravel(), minlength=256)
-        for labels in view.labels
-        for axis in range(3)
-    )
-    order = [int(i) for i in np.argsort(-np.asarray(counts), kind="stable") if i and np.asarray(counts)[i]]
-    keys = [(_colour(i), names[i]) for i in order[:_KEYS]]
-    more = len(order) - len(keys)
-    return [*keys, *([("none", f"and {more} more")] if more else [])] or [("none", "no label here")]
+    """Colour and name of the classes in the planes; of very many, those that fill most of them."""
+    counts = np.zeros(256, int)
+    for labels in view.labels:
+        for axis in range(3):
+            counts += np.bincount(np.take(labels, planes[axis], axis).ravel(), minlength=256)
+    counts[0] = 0
+    order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
+    keys = [(_colour(i), names[i]) for i in sorted(order[:_KEYS])]
+    if len(order) > _KEYS:
+        keys.append(("none", f"and {len(order) - _KEYS} more"))
+    return keys or [("none", "no label here")]
 
 
 def _write_keys(

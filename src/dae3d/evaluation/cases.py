@@ -1,0 +1,181 @@
+"""The cases of a task beside their predictions: do the files fit together, and how well do they agree?"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from dae3d.errors import Dae3dError, ScanError
+from dae3d.evaluation.segmentation import Scores, compare
+from dae3d.journal import Journal
+from dae3d.scans.grids import Grid, grid_difference
+from dae3d.scans.readers import read_header, read_volume
+from dae3d.scans.task import TaskCase
+from dae3d.store.conform_case import class_indices
+from dae3d.store.recipe import CaseRecipe
+
+CaseScores = dict[str, Scores]
+
+_log = logging.getLogger(__name__)
+
+_SHOWN = 20  # bad cases in a message
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A case's reference label and its prediction; `images` are its channels."""
+
+    name: str
+    images: tuple[Path, ...]
+    reference: Path
+    prediction: Path
+
+    @property
+    def compared(self) -> list[Path]:
+        """The files that scores depend on."""
+        return [self.prediction, self.reference]
+
+
+def pair(cases: Sequence[TaskCase], predictions: Path) -> list[Pair]:
+    """Find the prediction of every case: `<name>.nii.gz` in the folder.
+
+    Raises:
+        Dae3dError: naming every case without a label or a prediction, and every case whose image, label and
+            prediction do not lie on one grid, with the files and both values.
+    """
+    problems = []
+    pairs = []
+    for case in cases:
+        prediction = predictions / f"{case.name}.nii.gz"
+        if case.label is None:
+            problems.append(f"{case.name}: has no label to compare with")
+        elif not prediction.is_file():
+            problems.append(f"{case.name}: there is no prediction {prediction}")
+        else:
+            found = Pair(case.name, case.images, case.label, prediction)
+            pairs.append(found)
+            problems += _misfits(found)
+    refuse(problems)
+    return pairs
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise a Dae3dError that lists the problems, if there are any."""
+    if problems:
+        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise Dae3dError("these cannot be compared:\n  " + "\n  ".join([*problems[:_SHOWN], *more]))
+
+
+def _misfits(pair: Pair) -> Iterator[str]:
+    try:
+        label = _grid(pair.reference)
+        if _is_sheared(label):
+            _log.warning(
+                "%s: the axes of label %s are sheared; distances and volumes are those of a straight grid",
+                pair.name,
+                pair.reference,
+            )
+        for kind, path in (("prediction", pair.prediction), *(("image", image) for image in pair.images)):
+            difference = grid_difference(_grid(path), label)
+            if difference:
+                yield (
+                    f"{pair.name}: {kind} {path} is on another grid than label {pair.reference}: {difference}"
+                )
+    except ScanError as error:
+        yield f"{pair.name}: {error}"
+
+
+def _is_sheared(grid: Grid) -> bool:
+    """Whether axes are off a right angle by more than half a degree, as those of a tilted gantry are."""
+    axes = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() > np.sin(np.radians(0.5)))
+
+
+def _grid(path: Path) -> Grid:
+    try:
+        header = read_header(path)
+    except ScanError as error:
+        raise ScanError(f"{path}: {error}") from None
+    return Grid(header.shape, header.affine)
+
+
+def read_classes(path: Path, recipe: CaseRecipe) -> tuple[np.ndarray, Grid]:
+    """A label file as (X, Y, Z) uint8 class indices, 0 the background, and where its voxels lie.
+
+    Raises:
+        ScanError: naming the file, where it cannot be read or holds a value of no class.
+    """
+    try:
+        volume = read_volume(path)
+        indices = class_indices(volume, recipe)
+    except ScanError as error:
+        raise ScanError(f"{path}: {error}") from None
+    x, y, z = indices.shape
+    return indices, Grid((x, y, z), volume.affine)
+
+
+def score(
+    pairs: Sequence[Pair],
+    recipe: CaseRecipe,
+    classes: Mapping[str, Sequence[int]],
+    tolerance: float,
+    journal: Journal,
+    workers: int,
+) -> dict[str, CaseScores]:
+    """Compare all pairs, several at a time, in threads: most of the work is done outside of Python.
+
+    Args:
+        pairs: of label and prediction.
+        recipe: of the labels.
+        classes: by name, the indices of classes.
+        tolerance: of the normalised surface distance, mm.
+        journal: what is in there is not measured again.
+        workers: threads, each with two label maps in memory.
+
+    Returns:
+        Scores by case, in the order of `pairs`.
+
+    Raises:
+        Dae3dError: after all others have been compared, naming each pair that cannot be, and why.
+    """
+
+    def run(pair: Pair) -> CaseScores:
+        prediction, _ = read_classes(pair.prediction, recipe)
+        reference, grid = read_classes(pair.reference, recipe)
+        return compare(prediction, reference, grid.spacing, classes, tolerance)
+
+    measured = {p.name: journal.find(p.name, p.compared) for p in pairs}
+    known = {
+        name: {label: Scores(*values) for label, values in found.items()}
+        for name, found in measured.items()
+        if found is not None
+    }
+    problems = []
+    todo = [p for p in pairs if p.name not in known]
+    with tqdm(total=len(pairs), initial=len(known), desc="evaluate", unit="case") as progress:
+        for case, future in _in_threads(run, todo, workers):
+            try:
+                known[case.name] = future.result()
+                journal.add(case.name, case.compared, known[case.name])
+            except ScanError as error:
+                problems.append(f"{case.name}: {error}")
+            progress.update()
+    refuse(problems)
+    return {p.name: known[p.name] for p in pairs}
+
+
+def _in_threads(
+    run: Callable[[Pair], CaseScores], pairs: Sequence[Pair], workers: int
+) -> Iterator[tuple[Pair, Future[CaseScores]]]:
+    """Pairs as they are done; when no more are asked for, those at work are finished and no others begun."""
+    executor = ThreadPoolExecutor(workers)
+    try:
+        futures = {executor.submit(run, pair): pair for pair in pairs}
+        for future in as_completed(futures):
+            yield futures[future], future
+    finally:
+        executor.shutdown(cancel_futures=True)

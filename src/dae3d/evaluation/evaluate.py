@@ -1,0 +1,207 @@
+"""The verb `evaluate`: compare segmentations with references, and say where they fail."""
+
+import json
+import logging
+import math
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, model_validator
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dae3d import __version__
+from dae3d.errors import Dae3dError
+from dae3d.evaluation.cases import pair, score
+from dae3d.evaluation.results import Mean, Results
+from dae3d.files import write_text
+from dae3d.journal import Journal
+from dae3d.reporting.segmentation import Context, write_report
+from dae3d.scans.modality import Label
+from dae3d.scans.task import TaskSplit, read_task
+from dae3d.settings import Settings, verb
+from dae3d.store.recipe import CaseRecipe
+
+log = logging.getLogger(__name__)
+
+
+def _label_values(text: str) -> str:
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise ValueError("a region is its label values with commas between: WT=1,2,4")
+    return text
+
+
+class EvaluateSettings(Settings):
+    """Settings of `evaluate`."""
+
+    data: Path = Field(description="list of labelled cases, as of `dae3d finetune`")
+    predictions: Path | None = Field(
+        None, description="folder of label maps, `<case>.nii.gz` each, as `dae3d predict --data` writes them"
+    )
+    weights: list[Path] = Field(
+        [], description="runs or weight files to predict with instead, into OUT/predictions"
+    )
+    split: TaskSplit = Field("validation", description="cases to compare")
+    fold: int | None = Field(
+        None, ge=0, description="fold that is held out for validation, where the list has folds"
+    )
+    out: Path | None = Field(
+        None, description="folder to write to (default: the predictions' folder; needed with --weights)"
+    )
+    modality: list[Label] | None = Field(
+        None, description="label of each channel (default: what the list says)"
+    )
+    tolerance: float = Field(1.0, ge=0, description="of the normalised surface distance, mm")
+    regions: dict[str, Annotated[str, AfterValidator(_label_values)]] = Field(
+        {}, description="further classes made up of label values: WT=1,2,4 TC=1,4"
+    )
+    seed: int = Field(0, ge=0, description="of the bootstrap")
+    workers: int = Field(
+        default_factory=lambda: min(4, os.cpu_count() or 1),
+        ge=1,
+        description="cases compared at a time, each with two label maps in memory",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.predictions is None) == (not self.weights):
+            raise ValueError("predictions, weights: give one of the two")
+        if self.weights and self.out is None:
+            raise ValueError("out: needed with --weights")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return Path(self.out or self.predictions or "")
+
+
+@verb
+def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
+    """Compare predictions with the labels of a task, by class and case.
+
+    Writes `metrics.csv` (case,class,metric,value), `metrics.json`, `report.html` and the report's
+    pictures, and prints a table. What is measured is defined in `dae3d.evaluation.segmentation.Scores`.
+    Means are over cases, leaving out what a case does not have; their 95 % intervals are percentiles of a
+    bootstrap over the cases. The mean over the classes gives each class the same weight.
+
+    Returns:
+        The content of `metrics.json`.
+
+    Raises:
+        Dae3dError: naming each case without a label or a prediction, each whose image, label and prediction
+            lie on different grids, and each label map with a value of no class.
+    """
+    task = read_task(settings.data, settings.modality)
+    cases = task.split(settings.split, settings.fold)
+    # Class indices, in which labels are compared, are ranks of the label values.
+    recipe = CaseRecipe(modalities=task.modalities, labels=task.labels)
+    classes = {name: (value,) for value, name in recipe.labels.items() if value != 0}
+    regions = _regions(settings, recipe)
+    pairs = pair(cases, _predictions(settings))
+    indices = {name: [recipe.label_values.index(v) for v in vs] for name, vs in (classes | regions).items()}
+    measured = {"dae3d": __version__, "tolerance": settings.tolerance, "classes": indices}
+    with Journal(settings.folder / "metrics.partial.jsonl", measured) as journal:
+        scores = score(pairs, recipe, indices, settings.tolerance, journal, settings.workers)
+    results = Results.of(scores, classes, regions, settings.seed)
+    found = {
+        "task": task.name,
+        "split": _split_name(settings),
+        **results.json(),
+        "settings": settings.model_dump(mode="json"),
+        "versions": _versions(),
+    }
+    write_text(settings.folder / "metrics.csv", results.csv())
+    write_text(settings.folder / "metrics.json", json.dumps(found, indent=1) + "\n")
+    context = Context(task.name, _split_name(settings), settings.tolerance, settings.to_yaml(), _versions())
+    page = write_report(settings.folder, results, context, pairs, recipe)
+    journal.path.unlink()
+    _show(results, settings.tolerance)
+    log.info("metrics.csv, metrics.json and the page: %s", page)
+    return found
+
+
+def _split_name(settings: EvaluateSettings) -> str:
+    return settings.split if settings.fold is None else f"{settings.split}, fold {settings.fold}"
+
+
+def _regions(settings: EvaluateSettings, recipe: CaseRecipe) -> dict[str, tuple[int, ...]]:
+    regions = {}
+    for name, text in settings.regions.items():
+        if name in recipe.class_names:
+            raise Dae3dError(f"regions: {name} is the name of a class already")
+        values = tuple(sorted({int(part) for part in text.split(",")}))
+        unknown = [v for v in values if v == 0 or v not in recipe.labels]
+        if unknown:
+            there = ", ".join(f"{value} {label}" for value, label in recipe.labels.items() if value)
+            raise Dae3dError(f"regions: {name}={text}: there is no class {unknown[0]}; there are: {there}")
+        regions[name] = values
+    return regions
+
+
+def _predictions(settings: EvaluateSettings) -> Path:
+    if settings.predictions is not None:
+        return settings.predictions
+    # PyTorch's networks are not needed to compare files.
+    from dae3d.inference.predict import predict
+
+    out = settings.folder / "predictions"
+    predict(weights=settings.weights, out=out, data=settings.data, split=settings.split, fold=settings.fold)
+    return out
+
+
+def _versions() -> dict[str, str]:
+    """Versions of everything that can change a figure."""
+    packages = ("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK")
+    return {
+        "dae3d": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def _show(results: Results, tolerance: float) -> None:
+    title = f"{len(results.cases)} cases: means, and 95 % intervals by bootstrap"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0)
+    table.add_column("class", overflow="fold")
+    for heading in ("Dice", f"NSD {tolerance:g} mm", "HD95, mm", "volume, %", "missed", "spurious", "cases"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    summaries = results.summaries
+    for names, title, means in (
+        (results.classes, "mean of classes", results.mean),
+        (results.regions, "mean of regions", results.mean_of_regions),
+    ):
+        for name in names:
+            s = summaries[name]
+            if s.means["dice"].cases:
+                table.add_row(escape(name), *_cells(s.means), str(s.missed), str(s.spurious), str(s.present))
+        if len(names) > 1:
+            counts = [sum(getattr(summaries[n], kind) for n in names) for kind in ("missed", "spurious")]
+            table.add_row(title, *_cells(means), *map(str, counts), "", style="bold")
+    Console().print(table)
+    absent = [name for name, s in summaries.items() if not s.means["dice"].cases]
+    if absent:
+        log.info("neither there nor predicted in any case: %s", ", ".join(absent))
+
+
+def _cells(means: dict[str, Mean]) -> list[str]:
+    return [
+        _with_interval(means["dice"], ".3f"),
+        _with_interval(means["nsd"], ".3f"),
+        _with_interval(means["hd95_mm"], ".1f"),
+        _value(means["volume_error_percent"].value, "+.1f"),
+    ]
+
+
+def _with_interval(mean: Mean, form: str) -> str:
+    value = _value(mean.value, form)
+    return value if math.isnan(mean.low) else f"{value}\n{mean.low:{form}}-{mean.high:{form}}"
+
+
+def _value(value: float, form: str) -> str:
+    return "n/a" if math.isnan(value) else f"{value:{form}}"

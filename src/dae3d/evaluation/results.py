@@ -1,0 +1,209 @@
+"""The scores of all cases, and what they come to: means with intervals, cases in order, `metrics.csv`."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dae3d.evaluation.bootstrap import interval, resampled_means
+from dae3d.evaluation.segmentation import Scores
+
+MEASURED = ("dice", "nsd", "hd95_mm", "volume_error_percent", "volume_error_ml")
+_DECIMALS = 6
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over `cases` cases and its 95 % bootstrap interval; NaN where there is nothing to take it of.
+
+    The interval of fewer than two cases is NaN: it would say nothing.
+    """
+
+    value: float
+    low: float
+    high: float
+    cases: int
+
+
+@dataclass(frozen=True)
+class ClassSummary:
+    """A class over all cases.
+
+    Attributes:
+        present: cases whose reference holds the class.
+        missed: those of them whose prediction holds nothing of it.
+        spurious: cases whose prediction holds it and whose reference does not.
+        means: by metric.
+    """
+
+    present: int
+    missed: int
+    spurious: int
+    means: dict[str, Mean]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Scores by case and class.
+
+    Attributes:
+        cases: names, in the task's order.
+        classes: by name, the label values; regions put together of classes are not among them.
+        regions: by name, the label values.
+        values: (cases, classes and then regions, fields of `Scores`).
+        seed: of the bootstrap.
+    """
+
+    cases: tuple[str, ...]
+    classes: dict[str, tuple[int, ...]]
+    regions: dict[str, tuple[int, ...]]
+    values: np.ndarray
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        scores: Mapping[str, Mapping[str, Scores]],
+        classes: Mapping[str, Sequence[int]],
+        regions: Mapping[str, Sequence[int]],
+        seed: int,
+    ) -> "Results":
+        """From the scores by case and class."""
+        names = [*classes, *regions]
+        values = np.array([[case[name] for name in names] for case in scores.values()], float)
+        return cls(
+            cases=tuple(scores),
+            classes={name: tuple(labels) for name, labels in classes.items()},
+            regions={name: tuple(labels) for name, labels in regions.items()},
+            values=values,
+            seed=seed,
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Classes, then regions."""
+        return (*self.classes, *self.regions)
+
+    def metric(self, name: str) -> np.ndarray:
+        """One field of `Scores`, (cases, classes and then regions)."""
+        return self.values[..., Scores._fields.index(name)]
+
+    @cached_property
+    def case_dice(self) -> np.ndarray:
+        """The mean Dice of each case's classes, (cases,); NaN for a case in which there is none."""
+        return _finite_mean(self.metric("dice")[:, : len(self.classes)], axis=1)
+
+    @cached_property
+    def ranked(self) -> list[int]:
+        """Numbers of the cases that have a mean Dice, the worst first."""
+        order = np.argsort(self.case_dice, kind="stable")
+        return [int(i) for i in order if not math.isnan(self.case_dice[i])]
+
+    @cached_property
+    def summaries(self) -> dict[str, ClassSummary]:
+        """By class and region."""
+        wanted, predicted = self.metric("reference_ml") > 0, self.metric("predicted_ml") > 0
+        return {
+            name: ClassSummary(
+                present=int(wanted[:, i].sum()),
+                missed=int((wanted & ~predicted)[:, i].sum()),
+                spurious=int((predicted & ~wanted)[:, i].sum()),
+                means={m: self._mean(m, [i]) for m in MEASURED},
+            )
+            for i, name in enumerate(self.names)
+        }
+
+    @cached_property
+    def mean(self) -> dict[str, Mean]:
+        """The mean over the classes of their means, by metric: each class counts alike."""
+        return {m: self._mean(m, range(len(self.classes))) for m in MEASURED}
+
+    @cached_property
+    def mean_of_regions(self) -> dict[str, Mean]:
+        """The same over the regions."""
+        return {m: self._mean(m, range(len(self.classes), len(self.names))) for m in MEASURED}
+
+    @cached_property
+    def _resampled(self) -> np.ndarray:
+        """(resamples, classes and then regions, fields of `Scores`)."""
+        return resampled_means(self.values, self.seed)
+
+    def _mean(self, metric: str, columns: Sequence[int]) -> Mean:
+        index = Scores._fields.index(metric)
+        values = self.values[:, list(columns), index]
+        cases = int(np.isfinite(values).any(axis=1).sum())
+        value = float(_finite_mean(_finite_mean(values, axis=0), axis=0))
+        if cases < 2:
+            return Mean(value, math.nan, math.nan, cases)
+        low, high = interval(_finite_mean(self._resampled[:, list(columns), index], axis=1))
+        return Mean(value, low, high, cases)
+
+    def csv(self) -> str:
+        """`case,class,metric,value` rows, of which a table by metric is one `pivot` away."""
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(("case", "class", "metric", "value"))
+        for case, table in zip(self.cases, self.values, strict=True):
+            for name, row in zip(self.names, table, strict=True):
+                writer.writerows(
+                    (case, name, metric, round(float(value), _DECIMALS))
+                    for metric, value in zip(Scores._fields, row, strict=True)
+                )
+        return text.getvalue()
+
+    def json(self) -> dict[str, Any]:
+        """All of it; what is not a number (NaN, infinite) is None."""
+        regions = {"mean_of_regions": _as_dicts(self.mean_of_regions)} if self.regions else {}
+        return {
+            "mean": _as_dicts(self.mean),
+            **regions,
+            "classes": {
+                name: {
+                    "values": list((self.classes | self.regions)[name]),
+                    "present": summary.present,
+                    "missed": summary.missed,
+                    "spurious": summary.spurious,
+                    **_as_dicts(summary.means),
+                }
+                for name, summary in self.summaries.items()
+            },
+            "cases": {
+                case: {
+                    "mean_dice": _number(self.case_dice[i]),
+                    "classes": {
+                        name: {m: _number(v) for m, v in zip(Scores._fields, row, strict=True)}
+                        for name, row in zip(self.names, self.values[i], strict=True)
+                    },
+                }
+                for i, case in enumerate(self.cases)
+            },
+        }
+
+
+def _finite_mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """The mean of what is finite, NaN where nothing is."""
+    known = np.isfinite(values)
+    counts = known.sum(axis=axis)
+    total = np.where(known, values, 0.0).sum(axis=axis)
+    return np.divide(total, counts, out=np.full(np.shape(total), np.nan), where=counts > 0)
+
+
+def _as_dicts(means: Mapping[str, Mean]) -> dict[str, dict[str, float | int | None]]:
+    return {
+        name: {
+            "mean": _number(m.value),
+            "low": _number(m.low),
+            "high": _number(m.high),
+            "cases": m.cases,
+        }
+        for name, m in means.items()
+    }
+
+
+def _number(value: float) -> float | None:
+    return round(float(value), _DECIMALS) if math.isfinite(value) else None
