@@ -113,5 +113,13 @@ def tiny_task(tmp_path_factory) -> Path:
 def tiny_finetune(tiny_task, tmp_path_factory) -> dict:
     """Settings with which fine-tuning on the tiny task makes a step in a few hundredths of a second."""
     settings = {name: value for name, value in TINY.items() if name != "val_crops"}
-    settings |= {"batch_size": 2, "lr": 3e-3, "val_every": 4, "save_every": 3}
+    settings |= {"max_steps": 8, "batch_size": 2, "lr": 3e-3, "val_every": 4, "save_every": 3}
     return settings | {"data": tiny_task, "store": tmp_path_factory.mktemp("cases") / "store"}
+
+
+@pytest.fixture(scope="session")
+def finetuned(tiny_run, tiny_finetune, tmp_path_factory) -> Path:
+    """A fine-tuning run of 8 uninterrupted steps from pre-trained weights."""
+    import dae3d
+
+    return dae3d.finetune(init=tiny_run, out=tmp_path_factory.mktemp("finetuned") / "whole", **tiny_finetune)

@@ -1,4 +1,4 @@
-"""Which labelled crop a sample is, how it is augmented, and which cases a run has."""
+"""Which labelled crop a sample is, and which cases a run has."""
 
 import json
 import pickle
@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from conftest import write_task
 from dae3d.errors import Dae3dError
 from dae3d.scans.task import Task, TaskCase, read_task
-from dae3d.training.augment import Augmentation
 from dae3d.training.case_sampling import CaseStream
 from dae3d.training.cases import CaseLoaders, LabelledCrops, labelled_data, subset
 from dae3d.training.finetune_settings import FinetuneSettings
@@ -129,7 +128,7 @@ def test_every_epoch_has_its_own_order_and_crops():
     stream = CaseStream(MadeUpStore([label] * 5), list(range(5)), settings_with())
     epochs = [[stream[epoch * 20 + place] for place in range(20)] for epoch in range(5)]
     assert len({tuple(crop.case for crop in crops) for crops in epochs}) == 5
-    assert len({crop.start for crops in epochs for crop in crops}) > 90
+    assert len({crop.start for crops in epochs for crop in crops}) > 70
 
 
 # Where crops lie
@@ -199,79 +198,7 @@ def test_a_case_without_labels_or_without_background_gives_what_it_has():
     assert set(centres(classes, 100)) == {2}
 
 
-# Augmentation
-
-
-def marked(seed, channels=2):
-    """An image and a label that say of every voxel where it was."""
-    label = torch.arange(64, dtype=torch.uint8).reshape(1, 4, 4, 4)
-    return torch.cat([label * (channel + 1.0) for channel in range(channels)]), label
-
-
-def augmented(seed, **changes):
-    image, label = marked(seed)
-    return Augmentation(settings_with(**(UNCHANGED | changes)))(image, label, seed)
-
-
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_image_and_label_are_moved_alike_and_intensities_change_within_bounds(seed):
-    image, label = Augmentation(settings_with(flip_prob=0.5, rotate_prob=0.5, scale_prob=1, shift_prob=1))(
-        *marked(seed), seed
-    )
-    assert (image.dtype, label.dtype) == (torch.float32, torch.uint8)
-    assert (type(image), type(label)) == (torch.Tensor, torch.Tensor)
-    assert sorted(label.flatten().tolist()) == list(range(64))
-    for channel in (0, 1):
-        where = label[0].double() * (channel + 1)
-        factor, offset = np.polyfit(where.flatten(), image[channel].double().flatten(), 1)
-        assert abs(factor - 1) <= 0.1 + 1e-6
-        assert abs(offset) <= 0.1 + 1e-5
-        torch.testing.assert_close(image[channel].double(), factor * where + offset, rtol=0, atol=1e-4)
-
-
-def test_flips_are_of_every_axis_and_as_often_as_asked_for():
-    _, label = marked(0)
-    torch.testing.assert_close(augmented(0, flip_prob=1)[1], label.flip(1, 2, 3))
-    flipped = np.zeros(3)
-    for seed in range(400):
-        _, moved = augmented(seed, flip_prob=0.2)
-        # Voxel (i, j, k) is 16 i + 4 j + k: the first one tells which axes were flipped.
-        flipped += np.array(np.unravel_index(int(moved[0, 0, 0, 0]), (4, 4, 4))) > 0
-    assert (abs(flipped - 80) < 5 * np.sqrt(400 * 0.2 * 0.8)).all()
-
-
-def test_rotations_are_by_all_right_angles_in_the_axial_plane():
-    _, label = marked(0)
-    turned = [torch.rot90(label, k, (1, 2)) for k in (1, 2, 3)]
-    seen = Counter()
-    for seed in range(150):
-        _, moved = augmented(seed, rotate_prob=1)
-        seen.update(k for k, expected in enumerate(turned) if torch.equal(moved, expected))
-    assert seen.total() == 150
-    assert min(seen.values()) > 25
-    assert len(seen) == 3
-
-
-def test_without_augmentation_a_crop_stays_as_it_is():
-    image, label = augmented(5)
-    torch.testing.assert_close(image, marked(0)[0], rtol=0, atol=0)
-    assert torch.equal(label, marked(0)[1])
-
-
-def test_an_augmentation_depends_on_its_seed_alone_and_leaves_other_generators_be():
-    np.random.seed(3)
-    torch.manual_seed(3)
-    strong = {"flip_prob": 0.5, "rotate_prob": 0.5, "scale_prob": 0.5, "shift_prob": 0.5}
-    settled = Augmentation(settings_with(**strong))
-    first = [settled(*marked(0), seed) for seed in range(20)]
-    after = np.random.random(), float(torch.rand(1))
-    np.random.seed(3)
-    torch.manual_seed(3)
-    assert after == (np.random.random(), float(torch.rand(1)))
-    again = [settled(*marked(0), seed) for seed in reversed(range(20))][::-1]
-    for ours, theirs in zip(first, again, strict=True):
-        assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+# Crops as the network gets them
 
 
 @settings(max_examples=20, deadline=None)
@@ -393,6 +320,7 @@ def test_another_seed_takes_other_cases_and_without_a_number_it_is_all():
     chosen = {tuple(subset(cases, settings_with(train_cases=4, seed=seed))) for seed in range(10)}
     assert len(chosen) == 10
     assert subset(cases, settings_with(seed=3)) == cases
+    assert subset(cases, settings_with(seed=3, label_fraction=1)) == cases
 
 
 def test_more_cases_than_there_are_is_an_error():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +14,11 @@ import pytest
 import torch
 import yaml
 from monai.inferers import sliding_window_inference
-from safetensors.torch import load_file
 from torch.nn.functional import one_hot
 
 import dae3d
 from conftest import labelled_case, write_task
-from dae3d.errors import Dae3dError, SettingsError
-from dae3d.metrics import read_metrics
+from dae3d.errors import Dae3dError
 from dae3d.store.recipe import CaseRecipe
 from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.cases import LabelledCrops, labelled_data
@@ -27,30 +26,8 @@ from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.segmentation import dice_by_class
 from test_pretrain import assert_same_run, flags, rows
 
-STEPS = 8
-
 # One step at a learning rate of 0: the weights at the end are those at the start.
 STANDING = {"max_steps": 1, "warmup_steps": 1, "warmup_lr": 0, "val_every": 100, "save_every": 1}
-# A learning rate from the first step on, and no validation before the end.
-AT_ONCE = {"warmup_steps": 0, "weight_decay": 0, "val_every": 100, "save_every": 1}
-
-
-@pytest.fixture(scope="module")
-def finetuned(tiny_run, tiny_finetune, tmp_path_factory):
-    """A run of a few uninterrupted steps from pre-trained weights."""
-    out = tmp_path_factory.mktemp("finetuned") / "whole"
-    return dae3d.finetune(init=tiny_run, out=out, max_steps=STEPS, **tiny_finetune)
-
-
-def weights(run, name="last"):
-    return load_file(run / f"weights/{name}.safetensors")
-
-
-def same(ours, theirs, start):
-    """Whether all tensors of a half of two networks are equal."""
-    names = [name for name in theirs if name.startswith(start) and name != "encoder.mask_token"]
-    assert names
-    return all(torch.equal(ours[name], theirs[name]) for name in names)
 
 
 # What a run is
@@ -64,7 +41,7 @@ def test_a_run_leaves_what_a_user_needs(finetuned, tiny_task):
         "step-00000006.ckpt",
     ]
     record = json.loads((finetuned / "run.json").read_text())
-    assert (record["kind"], record["step"], record["finished"]) == ("finetune", STEPS, True)
+    assert (record["kind"], record["step"], record["finished"]) == ("finetune", 8, True)
     assert record["cases"]["validation"] == [f"sub-{i}_T1w" for i in (5, 6, 7)]
     assert record["data"]["rows"][0] | {"voxels": 0} == {
         "modality": "t1",
@@ -73,16 +50,18 @@ def test_a_run_leaves_what_a_user_needs(finetuned, tiny_task):
         "val": 3,
         "voxels": 0,
     }
-    measured = {name for step, name in rows(finetuned) if step == STEPS}
+    measured = {name for step, name in rows(finetuned) if step == 8}
     assert {"val/dice", "val/dice/organ", "val/dice/lesion", "train/loss", "train/lr"} <= measured
     assert {step for step, name in rows(finetuned) if name == "val/dice"} == {4, 8}
+    drawn = {path.relative_to(finetuned).as_posix() for path in (finetuned / "pictures").rglob("*.png")}
+    assert drawn == {f"pictures/sub-5_T1w/{step:08d}.png" for step in (4, 8)}
 
 
 def test_training_finds_the_organ(finetuned):
     metrics = rows(finetuned)
-    assert metrics[STEPS, "train/loss"] < metrics[1, "train/loss"] - 0.1
-    assert metrics[STEPS, "val/dice/organ"] > metrics[4, "val/dice/organ"] + 0.05
-    for step in range(1, STEPS + 1):
+    assert metrics[8, "train/loss"] < metrics[1, "train/loss"] - 0.1
+    assert metrics[8, "val/dice/organ"] > metrics[4, "val/dice/organ"] + 0.05
+    for step in range(1, 9):
         parts = metrics[step, "train/dice_loss"] + metrics[step, "train/cross_entropy"]
         assert metrics[step, "train/loss"] == pytest.approx(parts, abs=1e-5)
 
@@ -91,9 +70,7 @@ def test_the_weights_say_how_to_predict_with_them(finetuned, tiny_run):
     network = dae3d.load(finetuned, show=False)
     assert network.info["task"] == "segmentation"
     recipe = CaseRecipe.model_validate(network.info["recipe"])
-    assert recipe == CaseRecipe(
-        modalities=("t1",), labels={0: "background", 1: "organ", 4: "lesion"}, roi=32
-    )
+    assert recipe == CaseRecipe(modalities=("t1",), labels={0: "background", 1: "organ", 4: "lesion"}, roi=32)
     assert CaseRecipe.model_validate_json(recipe.model_dump_json()) == recipe
     assert not network.training
     assert not network.load_report.missing
@@ -112,7 +89,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(finetuned, tiny_finetune,
     before = (finetuned / "metrics.csv").read_bytes()
     with pytest.raises(Dae3dError, match="--resume"):
         # Its store is its own, and nothing is prepared for a run that is not to be.
-        dae3d.finetune(out=finetuned, **(tiny_finetune | {"max_steps": 2, "store": None}))
+        dae3d.finetune(out=finetuned, **(tiny_finetune | {"store": None}))
     assert (finetuned / "metrics.csv").read_bytes() == before
     assert not (finetuned / "store").exists()
 
@@ -124,12 +101,17 @@ def test_epochs_become_steps(tiny_run, tiny_finetune, tmp_path):
     settings = tiny_finetune | epochs | frozen | {"crops_per_case": 2, "accumulate": 2}
     run = dae3d.finetune(out=tmp_path / "run", **settings)
     saved = yaml.safe_load((run / "settings.yaml").read_text())
-    assert [saved[name] for name in ("max_steps", "val_every", "warmup_steps", "freeze_steps")] == [3, 3, 6, 3]
+    assert [saved[name] for name in ("max_steps", "val_every", "warmup_steps", "freeze_steps")] == [
+        3,
+        3,
+        6,
+        3,
+    ]
     assert max(step for step, _ in rows(run)) == 3
 
 
 def test_a_loss_that_is_not_finite_names_the_cases(tiny_finetune, tmp_path):
-    settings = tiny_finetune | AT_ONCE | {"lr": 1e30, "max_steps": 6}
+    settings = tiny_finetune | {"lr": 1e30, "max_steps": 6}
     with pytest.raises(Dae3dError, match=r"not finite at step \d[^\n]*\n  sub-\d_T1w\n"):
         dae3d.finetune(out=tmp_path / "run", **settings)
 
@@ -140,7 +122,7 @@ def test_a_loss_that_is_not_finite_names_the_cases(tiny_finetune, tmp_path):
 def test_killed_between_checkpoints_it_continues_exactly(finetuned, tiny_run, tiny_finetune, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "dae3d.cli", "finetune", "--init", str(tiny_run), "--out", str(run)]
-    command += ["--max-steps", str(STEPS), *flags(tiny_finetune)]
+    command += flags(tiny_finetune)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while (5, "train/loss") not in rows(run):
@@ -149,9 +131,17 @@ def test_killed_between_checkpoints_it_continues_exactly(finetuned, tiny_run, ti
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert max(step for step, _ in rows(run)) < STEPS
+    assert max(step for step, _ in rows(run)) < 8
     dae3d.finetune(out=run, resume=True, workers=2)
     assert_same_run(run, finetuned)
+
+
+def cut_short(run, tmp_path):
+    """A copy of a run, without its last checkpoint."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    find_checkpoints(copy / "checkpoints")[0].unlink()
+    return copy
 
 
 def everything(tiny_run):
@@ -175,11 +165,8 @@ def averaged(tiny_run, tiny_finetune, tmp_path_factory):
     return dae3d.finetune(out=out, **(tiny_finetune | everything(tiny_run)))
 
 
-def test_averages_schedules_and_auxiliary_heads_continue_exactly_too(
-    averaged, tiny_run, tiny_finetune, tmp_path
-):
-    run = dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | everything(tiny_run)))
-    find_checkpoints(run / "checkpoints")[0].unlink()
+def test_averages_schedules_and_auxiliary_heads_continue_exactly_too(averaged, tmp_path):
+    run = cut_short(averaged, tmp_path)
     dae3d.finetune(out=run, resume=True)
     assert_same_run(run, averaged)
 
@@ -190,21 +177,13 @@ def test_a_finished_run_is_left_alone(finetuned):
     assert (finetuned / "weights/last.safetensors").read_bytes() == before
 
 
-def test_a_run_goes_on_without_the_weights_that_it_began_with(
-    finetuned, tiny_run, tiny_finetune, tmp_path
-):
-    init = tmp_path / "init.safetensors"
-    init.write_bytes((tiny_run / "weights/best.safetensors").read_bytes())
-    run = dae3d.finetune(out=tmp_path / "run", init=init, max_steps=STEPS, **tiny_finetune)
-    init.unlink()
-    find_checkpoints(run / "checkpoints")[0].unlink()
-    dae3d.finetune(out=run, resume=True)
+def test_a_run_goes_on_without_the_weights_that_it_began_with(finetuned, tmp_path):
+    run = cut_short(finetuned, tmp_path)
+    dae3d.finetune(out=run, resume=True, init=tmp_path / "gone.safetensors")
     assert_same_run(run, finetuned)
 
 
-def test_two_processes_train_the_losses_of_one_with_the_same_global_batch(
-    tiny_run, tiny_finetune, tmp_path
-):
+def test_two_processes_train_the_losses_of_one_with_the_same_global_batch(tiny_run, tiny_finetune, tmp_path):
     # Adam makes a full step of any gradient, rounding errors included: a small learning rate, then.
     settings = tiny_finetune | {"init": tiny_run, "lr": 1e-4, "max_steps": 6, "val_every": 6, "save_every": 6}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -299,159 +278,6 @@ def test_validation_is_the_mean_dice_of_the_saved_network_over_whole_cases(name,
         assert metrics[last, f"val/dice/{name}"] == pytest.approx(value, abs=1e-4)
 
 
-# What is taken over, and what learns
-
-
-@pytest.mark.parametrize("transfer", ["both", "encoder", "decoder", "none"])
-def test_the_half_that_is_transferred_begins_as_it_was(transfer, tiny_run, tiny_finetune, tmp_path, capsys):
-    run = dae3d.finetune(
-        init=tiny_run, transfer=transfer, out=tmp_path / "run", **(tiny_finetune | STANDING)
-    )
-    ours, theirs = weights(run), weights(tiny_run, "best")
-    theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith("decoder.head")}
-    assert same(ours, theirs, "encoder.") == (transfer in ("both", "encoder"))
-    assert same(ours, theirs, "decoder.") == (transfer in ("both", "decoder"))
-    assert ours["decoder.head.conv.conv.weight"].shape[0] == 3
-    printed = capsys.readouterr().out
-    assert ("the head of a network for pretrain is none for segmentation" in printed) == (
-        transfer in ("both", "decoder")
-    )
-    # With none, it is still a network of the sizes of --init.
-    architecture = dae3d.load(run, show=False).architecture
-    assert (architecture.embed_dim, architecture.heads, architecture.window) == (4, (1, 1, 2, 2), 2)
-
-
-def test_the_weights_of_a_fine_tuned_network_are_taken_with_their_head(finetuned, tiny_finetune, tmp_path):
-    run = dae3d.finetune(init=finetuned, out=tmp_path / "run", **(tiny_finetune | STANDING))
-    ours, theirs = weights(run), weights(finetuned, "best")
-    assert ours.keys() == theirs.keys()
-    assert same(ours, theirs, "")
-
-
-@pytest.mark.parametrize(
-    ("size", "value"),
-    [
-        ("embed_dim", 8),
-        ("depths", (2, 1, 1, 1)),
-        ("heads", (1, 2, 2, 2)),
-        ("window", 4),
-        ("patch_embed", "linear"),
-        ("patch_merging", "reference"),
-    ],
-)
-def test_a_size_unlike_that_of_the_weights_is_an_error(size, value, tiny_run, tiny_finetune, tmp_path):
-    with pytest.raises(SettingsError, match=rf"^{size}: .*--init .* has .*, not "):
-        dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | {"init": tiny_run, size: value}))
-    # So it is when everything is given.
-    complete = {"axes": "straight", "patch_embed": "conv", "patch_merging": "straight"}
-    with pytest.raises(SettingsError, match=rf"^{size}: "):
-        dae3d.finetune(
-            out=tmp_path / "run", **(tiny_finetune | complete | {"init": tiny_run, size: value})
-        )
-    assert not (tmp_path / "run").exists()
-
-
-def test_sizes_that_do_not_fit_together_are_an_error(tiny_finetune, tmp_path):
-    with pytest.raises(SettingsError, match="heads: stage 1 has 4 channels, not a multiple of 3"):
-        dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | {"heads": (3, 1, 1, 1)}))
-    with pytest.raises(SettingsError, match="roi: with reference axes it must be 8, not 32"):
-        dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | {"axes": "reference"}))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"transfer": "encoder"}, "transfer: encoder needs --init"),
-        ({"freeze": "encoder"}, "freeze: .*--init"),
-        ({"freeze_steps": 5}, "freeze_steps: needs --freeze"),
-        ({"label_fraction": 0.5, "train_cases": 2}, "train_cases: not together with label_fraction"),
-        ({"intensity": {"t1": "window"}}, "intensity: .*window:LOW:HIGH"),
-        ({"spacing": (1, 1, 0)}, "spacing: "),
-    ],
-)
-def test_settings_that_contradict_each_other_are_named(wrong, message, tiny_finetune, tmp_path):
-    with pytest.raises(SettingsError, match=message):
-        dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | wrong))
-
-
-def test_a_frozen_encoder_stays_as_it_was(tiny_run, tiny_finetune, tmp_path):
-    settings = tiny_finetune | AT_ONCE | {"init": tiny_run, "freeze": "encoder", "max_steps": 2}
-    run = dae3d.finetune(out=tmp_path / "run", **(settings | {"weight_decay": 0.5}))
-    ours, theirs = weights(run), weights(tiny_run, "best")
-    assert same(ours, theirs, "encoder.")
-    assert not same(ours, theirs, "decoder.ups")
-
-
-def test_an_encoder_frozen_for_some_steps_learns_after_them(tiny_run, tiny_finetune, tmp_path):
-    settings = tiny_finetune | AT_ONCE | {"init": tiny_run, "freeze": "encoder", "freeze_steps": 2}
-    run = dae3d.finetune(
-        out=tmp_path / "run", **(settings | {"weight_decay": 0.5, "max_steps": 3, "keep": 3})
-    )
-    theirs = weights(tiny_run, "best")
-    kept = {}
-    for path in find_checkpoints(run / "checkpoints"):
-        state = torch.load(path, weights_only=False)["state_dict"]
-        state = {name.removeprefix("network."): tensor for name, tensor in state.items()}
-        kept[path.name] = same(state, theirs, "encoder.")
-        assert not same(state, theirs, "decoder.ups")
-    assert kept == {"step-00000001.ckpt": True, "step-00000002.ckpt": True, "step-00000003.ckpt": False}
-
-
-def test_a_stage_further_from_the_output_takes_smaller_steps(tiny_run, tiny_finetune, tmp_path):
-    # Adam's first step is the learning rate for every weight with a gradient.
-    settings = tiny_finetune | AT_ONCE | {"init": tiny_run, "layer_decay": 0.5, "max_steps": 1, "lr": 1e-3}
-    run = dae3d.finetune(out=tmp_path / "run", **settings)
-    ours, theirs = weights(run), weights(tiny_run, "best")
-    expected = {"decoder.ups": 1.0, "decoder.skips": 1.0, "encoder.patch_embed": 0.5**5}
-    expected |= {f"encoder.stages.{stage}": 0.5 ** (4 - stage) for stage in range(4)}
-    for start, scale in expected.items():
-        moved = [(ours[n] - theirs[n]).abs().max() for n in theirs if n.startswith(start)]
-        assert float(max(moved)) == pytest.approx(1e-3 * scale, rel=0.02), start
-
-
-@pytest.fixture(scope="module")
-def two_channels(tmp_path_factory):
-    """A task with a T1 and a FLAIR image a case, at 1.5 mm."""
-    folder = tmp_path_factory.mktemp("channels")
-    entries = []
-    for i in range(3):
-        images = labelled_case(10 + i, (30, 26, 28), lesion=True)
-        files = {f"case{i}_t1": images[0], f"case{i}_flair": 900 - images[0], f"case{i}_seg": images[1]}
-        for name, voxels in files.items():
-            nibabel.Nifti1Image(voxels, np.diag([1.5, 1.5, 1.5, 1])).to_filename(folder / f"{name}.nii.gz")
-        *channels, label = (f"{name}.nii.gz" for name in files)
-        entries.append({"image": channels, "label": label, "fold": i})
-    path = write_task(folder, "two", training=entries)
-    content = json.loads(path.read_text()) | {"modality": {"0": "T1w", "1": "FLAIR"}}
-    path.write_text(json.dumps(content))
-    return path
-
-
-def test_weights_of_one_channel_begin_a_network_of_two(
-    two_channels, tiny_run, tiny_finetune, tmp_path, capsys
-):
-    preparation = {
-        "spacing": (2, 2, 2.5),
-        "crop_foreground": True,
-        "intensity": {"flair": "percentiles:0.5:99.5"},
-    }
-    settings = tiny_finetune | STANDING | preparation | {"data": two_channels, "store": None, "fold": 1}
-    run = dae3d.finetune(init=tiny_run, out=tmp_path / "run", **settings)
-    assert "repeated for 2 input channels, divided by 2" in capsys.readouterr().out
-    name = "encoder.patch_embed.conv1.conv.weight"
-    ours, theirs = weights(run)[name], weights(tiny_run, "best")[name]
-    assert ours.shape[1] == 2
-    torch.testing.assert_close(ours.sum(1), theirs[:, 0])
-    record = json.loads((run / "run.json").read_text())
-    assert record["cases"] == {"training": ["case0_t1", "case2_t1"], "validation": ["case1_t1"]}
-    network = dae3d.load(run, show=False)
-    recipe = CaseRecipe.model_validate(network.info["recipe"])
-    assert recipe.modalities == ("t1", "flair")
-    assert (recipe.spacing, recipe.crop_foreground) == ((2.0, 2.0, 2.5), True)
-    assert recipe.intensity == preparation["intensity"]
-    assert network(torch.rand(1, 2, 32, 32, 32)).shape == (1, 3, 32, 32, 32)
-
-
 # Cases that cannot be used
 
 
@@ -478,8 +304,7 @@ def test_all_cases_that_cannot_be_used_are_named_at_once(tiny_finetune, tmp_path
         dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | {"data": task, "store": None}))
     lines = {line.split(":")[0].strip(): line for line in str(error.value).splitlines()[1:]}
     assert set(lines) == {"other-shape", "moved-away", "unknown"}
-    for side in ("30 x 31 x 32", "30 x 31 x 30"):
-        assert side in lines["other-shape"]
+    assert "its shape is 30x31x30, not 30x31x32" in lines["other-shape"]
     assert "holds 3" in lines["unknown"]
     assert not (tmp_path / "run/settings.yaml").exists()
 
@@ -498,5 +323,5 @@ def test_cases_with_nothing_to_learn_or_nothing_to_measure_are_errors(tiny_finet
 def test_more_cases_or_another_fold_than_there_are_leave_nothing_behind(tiny_finetune, tmp_path):
     for wrong in ({"train_cases": 6}, {"fold": 1}, {"data": tmp_path / "none.json"}):
         with pytest.raises(Dae3dError, match=r"has 5 training cases, not 6|no `fold`|none\.json"):
-            dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | {"max_steps": 1} | wrong))
+            dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | wrong))
     assert not (tmp_path / "run").exists()

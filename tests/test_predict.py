@@ -280,7 +280,7 @@ def test_a_list_of_cases(weights, tmp_path):
     assert dae3d.predict(out=tmp_path / "test", **given) == [tmp_path / "test" / "case3_ct.nii.gz"]
     held_out = dae3d.predict(out=tmp_path / "fold", fold=1, **given)
     assert held_out == [tmp_path / "fold" / "case1_ct.nii.gz"]
-    with pytest.raises(Dae3dError, match="validation"):
+    with pytest.raises(Dae3dError, match="has folds; name the one"):
         dae3d.predict(out=tmp_path / "none", split="validation", **given)
 
 
@@ -335,7 +335,7 @@ def test_bad_scans_do_not_stop_the_good_ones(weights, tmp_path):
     good = ct_scan(tmp_path / "good.nii.gz", (20, 20, 20))
     flat = write_nifti(tmp_path / "flat.nii.gz", np.zeros((8, 8, 8), np.int16))
     (tmp_path / "broken.nii.gz").write_bytes(b"no scan")
-    with pytest.raises(Dae3dError, match=r"2 scans cannot be segmented.*the other 1 are in") as error:
+    with pytest.raises(Dae3dError, match="2 of 3 scans cannot be segmented") as error:
         dae3d.predict(
             scans=[tmp_path / "broken.nii.gz", flat, good],
             weights=[weights],

@@ -136,6 +136,14 @@ def test_modalities_given_go_before_the_lists(tmp_path):
         read_task(brats(tmp_path), modality=["ct"])
 
 
+def test_modalities_in_another_order_are_said(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        read_task(msd(tmp_path), modality=["mr"])
+        assert not caplog.messages
+        read_task(msd(tmp_path), modality=["t1"])
+    assert "its modalities are MRI, but are taken to be t1" in caplog.text
+
+
 def test_channel_names_of_nnunet_are_modalities(tmp_path):
     path = msd(tmp_path, modality=None, channel_names={"0": "CT"}, labels={"background": 0, "spleen": 1})
     task = read_task(path)

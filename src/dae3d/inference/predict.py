@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from dae3d.errors import Dae3dError, ScanError
@@ -19,6 +19,7 @@ from dae3d.inference.native import interpolate_slabs, is_part_of, nearest_classe
 from dae3d.inference.nifti import write_nifti
 from dae3d.inference.sliding import probability_slabs, segment, window_count
 from dae3d.journal import Journal
+from dae3d.scans.channels import ScanText, channel_files
 from dae3d.scans.readers import Volume, read_volume
 from dae3d.scans.task import TaskCase, TaskSplit, case_names, read_task
 from dae3d.settings import Positional, Settings, verb
@@ -29,17 +30,10 @@ log = logging.getLogger(__name__)
 RECORD = "predictions.jsonl"
 
 
-def _joined(scan: Any) -> Any:
-    """Paths, and sequences of a case's channels, as the command line has them."""
-    if isinstance(scan, (list, tuple)):
-        return ",".join(map(str, scan))
-    return str(scan) if isinstance(scan, Path) else scan
-
-
 class PredictSettings(Settings):
     """Which networks segment which scans, and how."""
 
-    scans: Annotated[list[Annotated[str, BeforeValidator(_joined)]], Positional()] = Field(
+    scans: Annotated[list[ScanText], Positional()] = Field(
         [], description="scan files; the channels of one scan joined by commas: t1.nii.gz,flair.nii.gz"
     )
     weights: list[Path] = Field(
@@ -98,7 +92,8 @@ def predict(settings: PredictSettings) -> list[Path]:
         done = [case for case in cases if _is_done(case, record, settings)]
         if done:
             log.info("%d of %d scans are segmented already", len(done), len(cases))
-        for case in tqdm([case for case in cases if case not in done], "predict", unit="scan"):
+        pending = [case for case in cases if case not in done]
+        for case in tqdm(pending, "predict", unit="scan", disable=not pending):
             try:
                 _predict_case(case, ensemble, settings, device)
             except ScanError as error:
@@ -106,8 +101,10 @@ def predict(settings: PredictSettings) -> list[Path]:
             else:
                 record.add(case.name, case.images, [path.name for path in _files(case, settings)])
     if problems:
-        finished = f"; the other {len(cases) - len(problems)} are in {settings.out}"
-        raise Dae3dError(f"{len(problems)} scans cannot be segmented{finished}:\n  " + "\n  ".join(problems))
+        counts = (
+            f"{len(problems)} of {len(cases)} scans cannot be segmented (the others are in {settings.out})"
+        )
+        raise Dae3dError(f"{counts}:\n  " + "\n  ".join(problems))
     log.info("segmentations: %s", settings.out)
     return [_files(case, settings)[0] for case in cases]
 
@@ -188,9 +185,8 @@ def _cases(settings: PredictSettings, modalities: Sequence[str]) -> list[TaskCas
         task = read_task(settings.data, modalities)
         split = settings.split or ("test" if settings.fold is None else "validation")
         return list(task.split(split, settings.fold))
-    # A comma may also be part of a file's name.
-    scans = [[s] if Path(s).is_file() else s.split(",") for s in dict.fromkeys(settings.scans)]
-    files = [tuple(Path(os.path.abspath(name)) for name in scan) for scan in scans]
+    scans = [channel_files(scan) for scan in dict.fromkeys(settings.scans)]
+    files = [tuple(Path(os.path.abspath(path)) for path in scan) for scan in scans]
     missing = [str(path) for scan in files for path in scan if not path.is_file()]
     if missing:
         raise Dae3dError("scans: no such file: " + ", ".join(missing))

@@ -264,7 +264,18 @@ def _modalities(path: Path, content: TaskList, given: Sequence[str] | None) -> t
         if len(found) > 1:
             (first, _), (second, other) = found.items()
             raise Dae3dError(f"{other}: modalities {', '.join(second)}, where others have {', '.join(first)}")
-    return next(iter(found))
+    labels = next(iter(found))
+    _warn_of_other_modalities(path, content, labels)
+    return labels
+
+
+def _warn_of_other_modalities(path: Path, content: TaskList, taken: tuple[str, ...]) -> None:
+    """A list may have its channels in another order than the one that they are taken to have."""
+    _, _, entry = next(content.entries())
+    told = _told(str(path), content, entry)
+    if all(told) and tuple(label_in_list(text) for text in told if text) != taken:
+        said = ", ".join(text for text in told if text)
+        _log.warning("%s: its modalities are %s, but are taken to be %s", path, said, ", ".join(taken))
 
 
 def _told(where: str, content: TaskList, entry: TaskEntry) -> list[str | None]:

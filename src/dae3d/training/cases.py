@@ -75,15 +75,20 @@ def labelled_data(settings: FinetuneSettings) -> LabelledData:
         roi=settings.roi,
     )
     store = prepare_cases([*chosen, *validation], recipe, settings.store or settings.out / "store")
-    numbers = [store.number(case.name) for case in chosen]
-    if not any(sum(store.cases[number].voxels[1:]) for number in numbers):
-        raise Dae3dError(f"{settings.data}: none of the training cases has a labelled voxel")
-    stream = CaseStream(store, numbers, settings)
-    return LabelledData(recipe, store, stream, numbers, [store.number(case.name) for case in validation])
+    sides = {
+        side: [store.number(case.name) for case in cases]
+        for side, cases in (("training", chosen), ("validation", validation))
+    }
+    for side, cases in sides.items():
+        if not any(sum(store.cases[number].voxels[1:]) for number in cases):
+            raise Dae3dError(f"{settings.data}: none of the {side} cases has a labelled voxel")
+    return LabelledData(recipe, store, CaseStream(store, sides["training"], settings), **sides)
 
 
 def subset(cases: Sequence[TaskCase], settings: FinetuneSettings) -> Sequence[TaskCase]:
     """The training cases to use: the first of an order drawn by the seed, so that more labels are a superset.
+
+    They keep the order of the list, so that all of them are no other run than the default.
 
     Raises:
         Dae3dError: where there are fewer than asked for.
@@ -94,7 +99,7 @@ def subset(cases: Sequence[TaskCase], settings: FinetuneSettings) -> Sequence[Ta
     if count > len(cases):
         raise Dae3dError(f"train_cases: {settings.data} has {len(cases)} training cases, not {count}")
     order = philox(settings.seed, _SUBSET, 0).permutation(len(cases))
-    return [cases[place] for place in order[:count]]
+    return [cases[place] for place in sorted(order[:count])]
 
 
 class LabelledCrops(Dataset[Sample]):

@@ -15,7 +15,7 @@ from dae3d.settings import verb
 from dae3d.training.cases import CaseLoaders, LabelledData, labelled_data
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.record import log_to
-from dae3d.training.run import device_count, prepare_run_folder, step_of, train
+from dae3d.training.run import device_count, prepare_run_folder, refuse_another_run, step_of, train
 from dae3d.training.run_settings import check_heads
 from dae3d.training.segmentation import Segmentation
 
@@ -40,6 +40,7 @@ def finetune(settings: FinetuneSettings) -> Path:
             holds a run, or the loss is not finite.
     """
     settings = with_sizes(settings)
+    refuse_another_run(settings)
     devices, nodes = device_count(settings)
     data = labelled_data(settings)
     batch = settings.batch_size * devices * nodes
@@ -74,7 +75,8 @@ def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
     """
     given = {name: getattr(settings, name) for name in SIZES if getattr(settings, name) is not None}
     sizes, axes = asdict(Architecture()), "straight"
-    if settings.init is not None and (len(given) < len(SIZES) or settings.axes is None):
+    settled = settings.resume and len(given) == len(SIZES)  # and the weights may be gone by now
+    if settings.init is not None and not settled:
         contents = read_weights(settings.init)
         sizes, axes = asdict(contents.architecture), contents.info.get("axes", "straight")
         for name, value in given.items():

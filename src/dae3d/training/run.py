@@ -144,12 +144,21 @@ def _precision(settings: RunSettings) -> Literal["32-true", "bf16-mixed", "16-mi
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
-def prepare_run_folder(settings: RunSettings) -> Path | None:
-    """Make the run folder; returns the checkpoint to go on from, None to start."""
+def refuse_another_run(settings: RunSettings) -> None:
+    """Raise Dae3dError where the folder holds a run that is not to be resumed."""
     out = settings.out
-    found = find_checkpoints(out / "checkpoints")
-    if (found or (out / "metrics.csv").is_file()) and not settings.resume:
+    if not settings.resume and (find_checkpoints(out / "checkpoints") or (out / "metrics.csv").is_file()):
         raise Dae3dError(f"out: {out} holds a run; go on with --resume, or name another folder")
+
+
+def prepare_run_folder(settings: RunSettings) -> Path | None:
+    """Make the run folder; returns the checkpoint to go on from, None to start.
+
+    Raises:
+        Dae3dError: where the folder holds a run that is not to be resumed.
+    """
+    refuse_another_run(settings)
+    found = find_checkpoints(settings.out / "checkpoints")
     checkpoint = next((path for path in found if _readable(path)), None)
     _write_settings(settings)
     return checkpoint

@@ -33,7 +33,7 @@ Duration = Annotated[int | str, AfterValidator(_duration)]
 
 
 def in_steps(duration: int | str, steps_per_epoch: int) -> int:
-    """A duration in optimiser steps; an epoch has one crop of every training scan."""
+    """A duration in optimiser steps."""
     if isinstance(duration, int):
         return duration
     return int(duration.split()[0]) * steps_per_epoch

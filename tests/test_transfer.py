@@ -1,0 +1,172 @@
+"""What fine-tuning takes over of other weights, and which part of the network learns."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dae3d
+from conftest import labelled_case, write_task
+from dae3d.errors import SettingsError
+from dae3d.store.recipe import CaseRecipe
+from dae3d.training.callbacks import find_checkpoints
+
+# One step at a learning rate of 0: the weights at the end are those at the start.
+STANDING = {"max_steps": 1, "warmup_steps": 1, "warmup_lr": 0, "val_every": 100, "save_every": 1}
+# A learning rate from the first step on, and no validation before the end.
+AT_ONCE = {"warmup_steps": 0, "weight_decay": 0, "val_every": 100, "save_every": 1}
+
+
+def weights(run, name="last"):
+    return load_file(run / f"weights/{name}.safetensors")
+
+
+def same(ours, theirs, start):
+    """Whether all tensors of a half of two networks are equal."""
+    names = [name for name in theirs if name.startswith(start) and name != "encoder.mask_token"]
+    assert names
+    return all(torch.equal(ours[name], theirs[name]) for name in names)
+
+
+@pytest.mark.parametrize("transfer", ["both", "encoder", "decoder", "none"])
+def test_the_half_that_is_transferred_begins_as_it_was(transfer, tiny_run, tiny_finetune, tmp_path, capsys):
+    run = dae3d.finetune(init=tiny_run, transfer=transfer, out=tmp_path / "run", **(tiny_finetune | STANDING))
+    ours, theirs = weights(run), weights(tiny_run, "best")
+    theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith("decoder.head")}
+    assert same(ours, theirs, "encoder.") == (transfer in ("both", "encoder"))
+    assert same(ours, theirs, "decoder.") == (transfer in ("both", "decoder"))
+    assert ours["decoder.head.conv.conv.weight"].shape[0] == 3
+    printed = capsys.readouterr().out
+    assert ("the head of a network for pretrain is none for segmentation" in printed) == (
+        transfer in ("both", "decoder")
+    )
+    # With none, it is still a network of the sizes of --init.
+    architecture = dae3d.load(run, show=False).architecture
+    assert (architecture.embed_dim, architecture.heads, architecture.window) == (4, (1, 1, 2, 2), 2)
+
+
+def test_the_weights_of_a_fine_tuned_network_are_taken_with_their_head(finetuned, tiny_finetune, tmp_path):
+    run = dae3d.finetune(init=finetuned, out=tmp_path / "run", **(tiny_finetune | STANDING))
+    ours, theirs = weights(run), weights(finetuned, "best")
+    assert ours.keys() == theirs.keys()
+    assert same(ours, theirs, "")
+
+
+@pytest.mark.parametrize(
+    ("size", "value"),
+    [
+        ("embed_dim", 8),
+        ("depths", (2, 1, 1, 1)),
+        ("heads", (1, 2, 2, 2)),
+        ("window", 4),
+        ("patch_embed", "linear"),
+        ("patch_merging", "reference"),
+    ],
+)
+def test_a_size_unlike_that_of_the_weights_is_an_error(size, value, tiny_run, tiny_finetune, tmp_path):
+    with pytest.raises(SettingsError, match=rf"^{size}: .*--init .* has .*, not "):
+        dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | {"init": tiny_run, size: value}))
+    # So it is when everything is given.
+    complete = {"axes": "straight", "patch_embed": "conv", "patch_merging": "straight"}
+    with pytest.raises(SettingsError, match=rf"^{size}: "):
+        dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | complete | {"init": tiny_run, size: value}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_sizes_that_do_not_fit_together_are_an_error(tiny_finetune, tmp_path):
+    with pytest.raises(SettingsError, match="heads: stage 1 has 4 channels, not a multiple of 3"):
+        dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | {"heads": (3, 1, 1, 1)}))
+    with pytest.raises(SettingsError, match="roi: with reference axes it must be 8, not 32"):
+        dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | {"axes": "reference"}))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"transfer": "encoder"}, "transfer: encoder needs --init"),
+        ({"freeze": "encoder"}, "freeze: .*--init"),
+        ({"freeze_steps": 5}, "freeze_steps: needs --freeze"),
+        ({"label_fraction": 0.5, "train_cases": 2}, "train_cases: not together with label_fraction"),
+        ({"intensity": {"t1": "window"}}, "intensity: .*window:LOW:HIGH"),
+        ({"spacing": (1, 1, 0)}, "spacing: "),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(wrong, message, tiny_finetune, tmp_path):
+    with pytest.raises(SettingsError, match=message):
+        dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | wrong))
+
+
+def test_a_frozen_encoder_stays_as_it_was(tiny_run, tiny_finetune, tmp_path):
+    settings = tiny_finetune | AT_ONCE | {"init": tiny_run, "freeze": "encoder", "max_steps": 2}
+    run = dae3d.finetune(out=tmp_path / "run", **(settings | {"weight_decay": 0.5}))
+    ours, theirs = weights(run), weights(tiny_run, "best")
+    assert same(ours, theirs, "encoder.")
+    assert not same(ours, theirs, "decoder.ups")
+
+
+def test_an_encoder_frozen_for_some_steps_learns_after_them(tiny_run, tiny_finetune, tmp_path):
+    settings = tiny_finetune | AT_ONCE | {"init": tiny_run, "freeze": "encoder", "freeze_steps": 2}
+    run = dae3d.finetune(
+        out=tmp_path / "run", **(settings | {"weight_decay": 0.5, "max_steps": 3, "keep": 3})
+    )
+    theirs = weights(tiny_run, "best")
+    kept = {}
+    for path in find_checkpoints(run / "checkpoints"):
+        state = torch.load(path, weights_only=False)["state_dict"]
+        state = {name.removeprefix("network."): tensor for name, tensor in state.items()}
+        kept[path.name] = same(state, theirs, "encoder.")
+        assert not same(state, theirs, "decoder.ups")
+    assert kept == {"step-00000001.ckpt": True, "step-00000002.ckpt": True, "step-00000003.ckpt": False}
+
+
+def test_a_stage_further_from_the_output_takes_smaller_steps(tiny_run, tiny_finetune, tmp_path):
+    # Adam's first step is the learning rate for every weight with a gradient.
+    settings = tiny_finetune | AT_ONCE | {"init": tiny_run, "layer_decay": 0.5, "max_steps": 1, "lr": 1e-3}
+    run = dae3d.finetune(out=tmp_path / "run", **settings)
+    ours, theirs = weights(run), weights(tiny_run, "best")
+    expected = {"decoder.ups": 1.0, "decoder.skips": 1.0, "encoder.patch_embed": 0.5**5}
+    expected |= {f"encoder.stages.{stage}": 0.5 ** (4 - stage) for stage in range(4)}
+    for start, scale in expected.items():
+        moved = [(ours[n] - theirs[n]).abs().max() for n in theirs if n.startswith(start)]
+        assert float(max(moved)) == pytest.approx(1e-3 * scale, rel=0.02), start
+
+
+@pytest.fixture(scope="module")
+def two_channels(tmp_path_factory):
+    """A task with a T1 and a FLAIR image a case."""
+    folder = tmp_path_factory.mktemp("channels")
+    entries = []
+    for i in range(3):
+        images = labelled_case(10 + i, (30, 26, 28), lesion=True)
+        files = {f"case{i}_t1": images[0], f"case{i}_flair": 900 - images[0], f"case{i}_seg": images[1]}
+        for name, voxels in files.items():
+            nibabel.Nifti1Image(voxels, np.eye(4)).to_filename(folder / f"{name}.nii.gz")
+        *channels, label = (f"{name}.nii.gz" for name in files)
+        entries.append({"image": channels, "label": label, "fold": i})
+    path = write_task(folder, "two", training=entries)
+    content = json.loads(path.read_text()) | {"modality": {"0": "T1w", "1": "FLAIR"}}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_weights_of_one_channel_begin_a_network_of_two(
+    two_channels, tiny_run, tiny_finetune, tmp_path, capsys
+):
+    preparation = {"crop_foreground": True, "intensity": {"flair": "percentiles:0.5:99.5"}}
+    settings = tiny_finetune | STANDING | preparation | {"data": two_channels, "store": None, "fold": 1}
+    run = dae3d.finetune(init=tiny_run, out=tmp_path / "run", **settings)
+    assert "repeated for 2 input channels, divided by 2" in capsys.readouterr().out
+    name = "encoder.patch_embed.conv1.conv.weight"
+    ours, theirs = weights(run)[name], weights(tiny_run, "best")[name]
+    assert ours.shape[1] == 2
+    torch.testing.assert_close(ours.sum(1), theirs[:, 0])
+    record = json.loads((run / "run.json").read_text())
+    assert record["cases"] == {"training": ["case0_t1", "case2_t1"], "validation": ["case1_t1"]}
+    network = dae3d.load(run, show=False)
+    recipe = CaseRecipe.model_validate(network.info["recipe"])
+    assert recipe.modalities == ("t1", "flair")
+    assert (recipe.crop_foreground, recipe.intensity) == (True, preparation["intensity"])
+    assert network(torch.rand(1, 2, 32, 32, 32)).shape == (1, 3, 32, 32, 32)
