@@ -206,7 +206,12 @@ def test_a_case_without_labels_or_without_background_gives_what_it_has():
 def test_an_augmented_crop_has_its_label_where_its_image_shows_it(label, sample, seed):
     asked = settings_with(seed=seed, flip_prob=0.5, rotate_prob=0.5, scale_prob=0, shift_prob=0)
     store = MadeUpStore([label])
-    crops = LabelledCrops(SimpleNamespace(store=store, stream=CaseStream(store, [0], asked)), asked)
+    crops = LabelledCrops(
+        SimpleNamespace(
+            store=store, stream=CaseStream(store, [0], asked), recipe=SimpleNamespace(intensity={})
+        ),
+        asked,
+    )
     item = crops[sample]
     assert item["image"].shape == (2, ROI, ROI, ROI)
     assert item["label"].shape == (1, ROI, ROI, ROI)

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from dae3d.errors import Dae3dError
 from dae3d.scans.readers import read_volume
 from dae3d.scans.task import TaskCase
-from dae3d.store.cases import CaseStore, conform_label, prepare_cases, read_case
+from dae3d.store.case_files import read_case
+from dae3d.store.cases import CaseStore, prepare_cases
+from dae3d.store.conform_case import labels_at, upright_label
 from dae3d.store.positions import draw_positions
 from dae3d.store.recipe import CaseRecipe
 from scan_files import phantom, write_nifti
@@ -87,7 +89,7 @@ def test_a_crop_is_a_slice_of_the_conformed_case(shape, dtypes, flips, spacing, 
         case = TaskCase("one", images, label, "one")
         store = prepare_cases([case], made, folder / "store", workers=1)
         whole = read_case(images, made)
-        classes = conform_label(read_volume(label), whole, made)
+        classes = labels_at(whole.grid, upright_label(read_volume(label), whole, made))
         start = tuple(data.draw(st.integers(-20, 80)) for _ in range(3))
         size = tuple(data.draw(st.integers(1, 40)) for _ in range(3))
         around = [(20, 130)] * 3

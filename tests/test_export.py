@@ -92,7 +92,8 @@ def test_our_weights_come_back_exactly_from_the_published_layout(kind, changes, 
 
 
 def test_another_reader_of_the_published_layout_finds_a_published_checkpoint(tmp_path):
-    network = saved(SwinUNETR, tmp_path / "w.safetensors", patch_merging="reference", restore_intensity=False)
+    published = {"patch_merging": "reference", "restore_intensity": False, "normalise_skips": False}
+    network = saved(SwinUNETR, tmp_path / "w.safetensors", **published)
     dae3d.export(weights=tmp_path / "w.safetensors", format="reference", out=tmp_path / "ckpt.pth")
     model = torch.load(tmp_path / "ckpt.pth", weights_only=True)["model"]
     torch.save({"model": model}, tmp_path / "bare.pth")
@@ -108,6 +109,7 @@ def test_what_the_published_network_does_otherwise_is_said(tmp_path, capsys):
     for words in (
         "merges other octants",
         "multiplies its output by the deviation",
+        "does not normalise the decoder's features",
         "swaps depth and channels",
     ):
         assert words in said

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from monai.inferers import sliding_window_inference
+from monai.metrics.meandice import compute_dice
 from torch.nn.functional import one_hot
 
 import dae3d
@@ -252,6 +253,20 @@ def test_dice_counts_voxels_and_is_nan_where_the_reference_lacks_the_class():
     assert np.isnan(expected[1])
     assert expected[2] == 0
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_dice_is_that_of_monai():
+    random = np.random.default_rng(1)
+    # Of 60 classes, the reference lacks some, and so does the prediction.
+    reference = torch.from_numpy(random.integers(0, 50, (11, 12, 13), np.uint8))
+    predicted = torch.from_numpy(random.integers(10, 60, (11, 12, 13), np.uint8))
+    right = torch.from_numpy(random.random((11, 12, 13)) < 0.5)
+    predicted = torch.where(right, reference, predicted)
+    masks = [one_hot(volume.long(), 60).movedim(-1, 0)[None] for volume in (predicted, reference)]
+    expected = compute_dice(*masks, include_background=False, ignore_empty=True)[0]
+    found = dice_by_class(predicted, reference, 60)
+    assert found.isnan().sum() == 10
+    torch.testing.assert_close(found, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["finetuned", "averaged"])

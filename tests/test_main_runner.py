@@ -74,6 +74,7 @@ def test_all_that_a_published_command_says_arrives():
         "block_mask_ratio": 0.6,
         "block_size": 16,
         "restore_intensity": False,
+        "normalise_skips": False,
         "freeze": "none",
         "resume": False,
         "datasets": None,

@@ -122,7 +122,10 @@ def test_a_worker_that_dies_is_told_of(many):
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    with pytest.raises(Dae3dError, match=r"worker process died.*data/\d\d\.nii.*run the same command again"):
+    with pytest.raises(
+        Dae3dError,
+        match=r"worker process died.*data/\d\d\.nii.*run the same command again.*fewer workers \(--workers\)",
+    ):
         prepare(manifest=manifest, out=out, workers=2)
     killer.join()
     assert 3 <= len(Store(out).scans) < 40

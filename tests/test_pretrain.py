@@ -17,6 +17,8 @@ from dae3d.errors import Dae3dError
 from dae3d.metrics import read_metrics
 from dae3d.models.weights import load
 from dae3d.training.callbacks import find_checkpoints
+from dae3d.training.pretraining import Pretraining
+from dae3d.training.settings import PretrainSettings
 
 MEASURED_TIME = "train/samples_per_second"
 
@@ -257,3 +259,15 @@ def test_a_data_set_can_be_chosen_and_a_wrong_one_is_named(tiny_store, tiny_sett
     with pytest.raises(Dae3dError, match=r"covid19.*it has"):
         dae3d.pretrain(data=tiny_store, out=tmp_path / "run", datasets=["covid19"], **tiny_settings)
     assert not Path(tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.9999])
+def test_averaging_leaves_position_indices_as_they_are(tmp_path, tiny_settings, decay):
+    settings = PretrainSettings(data="s", out="r", max_steps=9, ema_decay=decay, **tiny_settings)
+    module = Pretraining(settings, ["ct"], tmp_path)
+    for _ in range(20):
+        module.average.update_parameters(module.network)
+    theirs = dict(module.network.named_buffers())
+    assert any(name.endswith("relative_position_index") for name in theirs)
+    for name, buffer in module.evaluated.named_buffers():
+        assert torch.equal(buffer, theirs[name])

@@ -317,9 +317,9 @@ def test_a_disruption_that_leaves_the_voxels_alone(run: Path) -> None:
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(Dae3dError, match=r"nowhere: no such run.*pretrain --out"):
+    with pytest.raises(Dae3dError, match=r"nowhere: no such run.*dae3d pretrain. or .finetune. wrote"):
         report(run=tmp_path / "nowhere")
-    with pytest.raises(Dae3dError, match=r"no run\.json.*pretrain --out"):
+    with pytest.raises(Dae3dError, match=r"no run\.json.*dae3d pretrain. or .finetune. wrote"):
         report(run=tmp_path)
     for content in ("", "[]", '{"step": "many"}', "\x00"):
         (tmp_path / "run.json").write_text(content)

@@ -63,6 +63,23 @@ def test_the_page_says_what_was_learned_from_what_and_how_well(run):
     assert "validation (2): d, e" in text
 
 
+def test_of_many_classes_the_lowest_are_named_and_drawn(run):
+    dice = {f"organ {n}": 0.3 + (n * 37 % 100) / 200 for n in range(100)}
+    with (run / "metrics.csv").open("a", newline="") as file:
+        csv.writer(file).writerows((100, f"val/dice/{name}", value) for name, value in dice.items())
+    page = dae3d.report(run=run)
+    text = words(page)
+    assert "segment 102 classes, anterior, posterior, organ 0, organ 1, organ 2 and 97 others on" in text
+    low = sorted(dice, key=dice.get)
+    five = ", ".join(f"{name} {dice[name]:.3f}" for name in low[:4]) + f" and {low[4]} {dice[low[4]]:.3f}"
+    assert f"is 0.750 (lowest of 102 classes: {five})." in text
+    assert "Dice of the validation cases: the mean, and the 12 lowest of 102 classes" in text
+    charts = re.findall(r"<figcaption>(organ \d+|anterior|posterior|Mean)\b", page.read_text())
+    assert charts == ["Mean", *low[:12]]
+    # The table has them all.
+    assert text.count("organ 99") == 1
+
+
 def test_every_picture_is_in_the_page(run):
     page = dae3d.report(run=run).read_text()
     assert page.count('src="data:image/png;base64,') == 2

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ import pytest
 from dae3d.evaluation.results import Results
 from dae3d.evaluation.segmentation import Scores
 from dae3d.reporting.findings import findings, summary
-from dae3d.reporting.segmentation import remarkable
-from dae3d.reporting.strips import LEFT, RIGHT, lowest_tick, strip
+from dae3d.reporting.segmentation import Context, remarkable, render
+from dae3d.reporting.strips import LEFT, MOST_DOTS, RIGHT, lowest_tick, strip
 
 NAN, INF = math.nan, math.inf
 
@@ -143,6 +144,38 @@ def test_dots_stand_where_the_axis_says() -> None:
     assert drawn.mean == pytest.approx((LEFT + RIGHT) / 2)
     assert drawn.ticks[0] == (RIGHT, "1.0")
     assert drawn.ticks[-1] == (LEFT, "0.6")
+
+
+def test_of_many_classes_those_missed_most_are_named() -> None:
+    """Class c<n> is missed in the first n of eight cases."""
+    table = {
+        f"case{i}": {f"c{n}": scores(0.0, INF, 5, 0) if i < n else scores(0.9, 1, 5, 5) for n in range(9)}
+        for i in range(8)
+    }
+    found = Results.of(table, {f"c{n}": [n + 1] for n in range(9)}, {}, seed=0)
+    line = findings(found)[0]
+    assert line.startswith("Not found at all, though it is there: c8 in 8 of 8 (case0, case1, case2, case3, ")
+    assert "case4 and 3 others); c7 in 7 of 8 (" in line
+    assert line.endswith("; c4 in 4 of 8 (case0, case1, case2 and case3); and 3 other classes.")
+
+
+def test_of_many_cases_a_part_is_drawn_and_the_page_says_so() -> None:
+    dice = np.random.default_rng(0).uniform(0.2, 1, 1000)
+    table = {f"case{i}": {"x": scores(d, 1, 1, 1), "y": ABSENT} for i, d in enumerate(dice)}
+    table |= {f"more{i}": {"x": ABSENT, "y": scores(0.5, 1, 1, 1)} for i in range(MOST_DOTS)}
+    found = Results.of(table, {"x": [1], "y": [2]}, {}, seed=0)
+    page = render(found, Context("Many", "test", 1.0, "", {}), [])
+    assert page.count("<circle") == 2 * MOST_DOTS
+    assert f"Of more than {MOST_DOTS} cases only so many are" in page
+    assert f"x ({MOST_DOTS} of 1000 cases drawn)</figcaption>" in page
+    assert "<figcaption>y</figcaption>" in page
+    titles = re.findall(r"<title>case\d+: ([\d.]+)</title>", page)
+    drawn = np.array(titles, float)
+    assert (drawn[0], drawn[-1]) == pytest.approx((dice.min(), dice.max()), abs=5e-4)
+    # As spread as all are.
+    np.testing.assert_allclose(
+        np.quantile(drawn, [0.25, 0.5, 0.75]), np.quantile(dice, [0.25, 0.5, 0.75]), atol=0.01
+    )
 
 
 def test_dots_of_one_value_do_not_hide_one_another() -> None:

@@ -254,6 +254,7 @@ PUBLISHED = {
     "heads": (3, 6, 12, 24),
     "window": 7,
     "restore_intensity": False,
+    "normalise_skips": False,
     "freeze": "none",
     "roi": 96,
     "batch_size": 2,

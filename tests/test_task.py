@@ -144,6 +144,15 @@ def test_modalities_in_another_order_are_said(tmp_path, caplog):
     assert "its modalities are MRI, but are taken to be t1" in caplog.text
 
 
+def test_a_modality_that_is_no_label_can_be_given(tmp_path, caplog):
+    path = msd(tmp_path, modality={"0": "CT (portal venous)"})
+    with pytest.raises(Dae3dError, match=r"'CT \(portal venous\)' is no modality label.*give --modality"):
+        read_task(path)
+    with caplog.at_level(logging.WARNING):
+        assert read_task(path, modality=["ct"]).modalities == ("ct",)
+    assert "its modalities are CT (portal venous), but are taken to be ct" in caplog.text
+
+
 def test_channel_names_of_nnunet_are_modalities(tmp_path):
     path = msd(tmp_path, modality=None, channel_names={"0": "CT"}, labels={"background": 0, "spleen": 1})
     task = read_task(path)
@@ -250,17 +259,41 @@ def test_what_is_no_task(tmp_path, changes, why):
 
 
 def test_missing_files_are_named(tmp_path):
-    path = msd(tmp_path)
+    task = read_task(msd(tmp_path, validation=[entry("hippocampus_001")]))
     (tmp_path / "labelsTr" / "hippocampus_304.nii.gz").unlink()
     with pytest.raises(
-        Dae3dError, match=r"training\[1\]: .*/labelsTr/hippocampus_304\.nii\.gz: no such file$"
+        Dae3dError,
+        match=r"task\.json: training\[1\]: .*/labelsTr/hippocampus_304\.nii\.gz: no such file$",
     ):
-        read_task(path)
-    (tmp_path / "imagesTs" / "hippocampus_267.nii.gz").unlink()
-    with pytest.raises(Dae3dError, match=r"no such file \(and 1 other files are missing\)"):
-        read_task(path)
+        task.split("training")
+    (tmp_path / "imagesTr" / "hippocampus_304.nii.gz").unlink()
+    with pytest.raises(Dae3dError, match=r"imagesTr/.*304\.nii\.gz: no such file \(and 1 more missing\)"):
+        task.split("training")
     with pytest.raises(Dae3dError, match=r"gone\.json: cannot be read: No such file"):
         read_task(tmp_path / "gone.json")
+
+
+def test_an_entry_held_out_keeps_its_number_in_an_error(tmp_path):
+    task = read_task(msd(tmp_path, training=[entry("a", fold=0), entry("b", fold=1)]))
+    (tmp_path / "imagesTr" / "b.nii.gz").unlink()
+    assert names(task.split("training", fold=1)) == ["a"]
+    with pytest.raises(Dae3dError, match=r"training\[1\]: .*/imagesTr/b\.nii\.gz: no such file"):
+        task.split("validation", fold=1)
+
+
+def test_only_the_files_that_are_asked_for_need_be_there(tmp_path):
+    """A machine that predicts may have the scans to test on alone, and no label at all."""
+    test = ["imagesTs/c.nii.gz", {"image": "imagesTs/d.nii.gz", "label": "labelsTs/d.nii.gz"}]
+    path = msd(tmp_path, validation=[entry("hippocampus_001")], test=test)
+    for file in [*tmp_path.glob("*Tr/*"), *tmp_path.glob("labels*/*")]:
+        file.unlink(missing_ok=True)
+    task = read_task(path)
+    assert names(task.split("test", labelled=False)) == ["c", "d"]
+    with pytest.raises(Dae3dError, match=r"test\[1\]: .*/labelsTs/d\.nii\.gz: no such file$"):
+        task.split("test")
+    for side in ("training", "validation"):
+        with pytest.raises(Dae3dError, match=rf"{side}\[0\]: .*/imagesTr/hippocampus_.*no such file"):
+            task.split(side, labelled=False)
 
 
 def test_a_subject_on_both_sides_is_said(tmp_path, caplog):

@@ -153,6 +153,7 @@ def test_every_published_tensor_is_accounted_for(publish, published_state, prefi
         window=7,
         patch_merging="reference",
         restore_intensity=False,
+        normalise_skips=False,
     )
     assert loaded.info == {"axes": "reference"}
     assert loaded.encoder.axes == "reference"

@@ -36,7 +36,7 @@ VERBS = {
         "dae3d.models.export:export",
         "Write weights in another layout: MONAI's, or the published one.",
     ),
-    "report": ("dae3d.reporting.page:report", "Write one self-contained page about a pre-training run."),
+    "report": ("dae3d.reporting.page:report", "Write one self-contained page about a training run."),
     "demo": ("dae3d.first_run:demo", "Run everything once, on embedded scans or on yours, in a few minutes."),
 }
 

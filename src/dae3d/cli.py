@@ -70,8 +70,9 @@ def run_verb(function: Any, fields: dict[str, Any]) -> int:
     except Dae3dError as error:
         print(f"dae3d: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\ndae3d: interrupted; run the same command again to go on", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        how = str(interrupt) or "run the same command again to go on"
+        print(f"\ndae3d: interrupted; {how}", file=sys.stderr)
         return 130
     return 0
 

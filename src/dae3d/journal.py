@@ -1,27 +1,65 @@
 """What a long piece of work has finished so far, so that the same command goes on where it was stopped."""
 
+import fcntl
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
-from dae3d.files import write_text
+from dae3d.errors import Dae3dError
+from dae3d.files import make_folder, writing
+
+_SHORT = 40  # characters of a value in a message
 
 
 class Journal:
     """Results by name in a file of JSON lines, appended to as they come; a context that closes the file.
 
-    Its first line is `heading`, what the results depend on; a journal with another one is begun anew. A
-    result counts while the files it was made from are as they were: same path, size and time of change.
+    Its first line is `heading`, what the results depend on. A result counts while the files it was made from
+    are as they were: same path, size and time of change. One process at a time has the file.
+
+    Args:
+        path: of the file, which is made with the first result.
+        heading: plain JSON.
+        anew: where the file has another heading, begin it anew instead of refusing it.
+
+    Raises:
+        Dae3dError: where the file is of another heading, another process has it, or it cannot be written.
     """
 
-    def __init__(self, path: Path, heading: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, heading: Mapping[str, Any], anew: bool = False) -> None:
         self.path = path
-        self._known = _read(path, json.dumps(heading))
-        # Written out anew, for a line that a crash cut short would spoil the next one.
-        write_text(path, "".join(json.dumps(line) + "\n" for line in [heading, *self._known.values()]))
-        self._file = path.open("a")
+        self._heading = json.loads(json.dumps(heading))
+        make_folder(path.parent)
+        with writing(path):
+            self._file = path.open("a+b")
+        try:
+            with writing(path):
+                _lock(self._file, path)
+                self._known = self._read(anew)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _read(self, anew: bool) -> dict[str, dict[str, Any]]:
+        self._file.seek(0)
+        lines = self._file.read().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):
+            # A crash cut it short, and the next line would go on from it.
+            del lines[-1]
+            self._file.truncate(sum(map(len, lines)))
+        found = list(map(_parsed, lines))
+        if found and found[0] != self._heading:
+            if not anew:
+                raise Dae3dError(
+                    f"{self.path}: of other weights or settings ({_differences(found[0], self._heading)}); "
+                    "name another --out"
+                )
+            self._file.truncate(0)
+            found = []
+        self._is_new = not found
+        return {entry["name"]: entry for entry in found[1:] if entry and "name" in entry}
 
     def __enter__(self) -> Self:
         return self
@@ -29,6 +67,8 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._is_new:
+            self.path.unlink(missing_ok=True)
         self._file.close()
 
     def find(self, name: str, files: Iterable[Path]) -> Any:
@@ -36,22 +76,50 @@ class Journal:
         entry = self._known.get(name)
         return entry["result"] if entry and entry["files"] == _fingerprint(files) else None
 
+    def made_from(self, name: str) -> list[Path]:
+        """The files that the result of that name was made from, whether changed since or not."""
+        entry = self._known.get(name)
+        return [Path(path) for path, _, _ in entry["files"]] if entry else []
+
     def add(self, name: str, files: Iterable[Path], result: Any) -> None:
         """Write down a result, which must be plain JSON and not None."""
-        self._write({"name": name, "files": _fingerprint(files), "result": result})
+        with writing(self.path):
+            if self._is_new:
+                self._write(self._heading)
+                self._is_new = False
+            self._write({"name": name, "files": _fingerprint(files), "result": result})
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
 
 
-def _read(path: Path, heading: str) -> dict[str, dict[str, Any]]:
-    lines = path.read_text().split("\n") if path.is_file() else []
-    if not lines or lines[0] != heading:
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Keep other processes out until the file is closed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Dae3dError(f"{path}: another dae3d is writing to it; wait, or name another --out") from None
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """The content of a line; nothing where it is no JSON object, as after a crash of the machine."""
+    try:
+        content = json.loads(line)
+    except ValueError:
         return {}
-    # What follows the last line break is nothing, or cut short.
-    entries = [json.loads(line) for line in lines[1:-1]]
-    return {entry["name"]: entry for entry in entries}
+    return content if isinstance(content, dict) else {}
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What differs, with both values where they are short."""
+    found = []
+    for field in here:
+        if there.get(field) != here[field]:
+            values = [json.dumps(heading.get(field)) for heading in (there, here)]
+            shown = max(map(len, values)) <= _SHORT
+            found.append(f"{field}: {values[0]} there, {values[1]} here" if shown else field)
+    return "; ".join(found) or "what it says first"
 
 
 def _fingerprint(files: Iterable[Path]) -> list[list[Any]]:

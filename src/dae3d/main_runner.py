@@ -115,6 +115,7 @@ def translate(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         "roi": given.img_size,
         "embed_dim": given.embed_dim,
         "restore_intensity": False,
+        "normalise_skips": False,
         "batch_size": given.batch_size,
         "accumulate": max(1, given.accumulate_step),
         "max_steps": f"{given.epoch} epochs",

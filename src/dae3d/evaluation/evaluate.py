@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -54,7 +55,7 @@ class EvaluateSettings(Settings):
         None, description="folder to write to (default: the predictions' folder; needed with --weights)"
     )
     modality: list[Label] | None = Field(
-        None, description="label of each channel (default: what the list says)"
+        None, description="label of each channel (default: what the weights or the list say)"
     )
     tolerance: float = Field(1.0, ge=0, description="of the normalised surface distance, mm")
     regions: dict[str, Annotated[str, AfterValidator(_label_values)]] = Field(
@@ -73,6 +74,8 @@ class EvaluateSettings(Settings):
             raise ValueError("predictions, weights: give one of the two")
         if self.weights and self.out is None:
             raise ValueError("out: needed with --weights")
+        if self.weights and self.modality:
+            raise ValueError("modality: the weights have their own")
         return self
 
     @property
@@ -95,9 +98,11 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
 
     Raises:
         Dae3dError: naming each case without a label or a prediction, each whose image, label and prediction
-            lie on different grids, and each label map with a value of no class.
+            lie on different grids, and each label map with a value of no class; or the folder, where it is
+            a run's.
     """
-    task = read_task(settings.data, settings.modality)
+    _refuse_a_runs_folder(settings.folder)
+    task = read_task(settings.data, _modalities(settings))
     cases = task.split(settings.split, settings.fold)
     # Class indices, in which labels are compared, are ranks of the label values.
     recipe = CaseRecipe(modalities=task.modalities, labels=task.labels)
@@ -106,7 +111,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     pairs = pair(cases, _predictions(settings))
     indices = {name: [recipe.label_values.index(v) for v in vs] for name, vs in (classes | regions).items()}
     measured = {"dae3d": __version__, "tolerance": settings.tolerance, "classes": indices}
-    with Journal(settings.folder / "metrics.partial.jsonl", measured) as journal:
+    with Journal(settings.folder / "metrics.partial.jsonl", measured, anew=True) as journal:
         scores = score(pairs, recipe, indices, settings.tolerance, journal, settings.workers)
     results = Results.of(scores, classes, regions, settings.seed)
     found = {
@@ -120,7 +125,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     write_text(settings.folder / "metrics.json", json.dumps(found, indent=1) + "\n")
     context = Context(task.name, _split_name(settings), settings.tolerance, settings.to_yaml(), _versions())
     page = write_report(settings.folder, results, context, pairs, recipe)
-    journal.path.unlink()
+    journal.path.unlink(missing_ok=True)
     _show(results, settings.tolerance)
     log.info("metrics.csv, metrics.json and the page: %s", page)
     return found
@@ -128,6 +133,24 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
 
 def _split_name(settings: EvaluateSettings) -> str:
     return settings.split if settings.fold is None else f"{settings.split}, fold {settings.fold}"
+
+
+def _refuse_a_runs_folder(folder: Path) -> None:
+    if (folder / "run.json").exists():
+        raise Dae3dError(
+            f"out: {folder} is the folder of a run, whose metrics.csv and report.html would be replaced; "
+            f"take another, such as {folder / 'evaluation'}"
+        )
+
+
+def _modalities(settings: EvaluateSettings) -> Sequence[str] | None:
+    """Labels of the channels that go before those of the list."""
+    if not settings.weights:
+        return settings.modality
+    # PyTorch's networks are not needed to compare files.
+    from dae3d.inference.ensemble import recipe_of
+
+    return recipe_of(settings.weights[0]).modalities
 
 
 def _regions(settings: EvaluateSettings, recipe: CaseRecipe) -> dict[str, tuple[int, ...]]:

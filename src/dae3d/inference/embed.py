@@ -24,8 +24,8 @@ from dae3d.scans.channels import ScanText, channel_files
 from dae3d.scans.modality import Label, RuleText
 from dae3d.scans.readers import read_volume
 from dae3d.settings import Positional, Settings, verb
+from dae3d.store.case_files import read_case
 from dae3d.store.conform import to_ras
-from dae3d.store.conform_case import conform_case
 from dae3d.store.intensity import normalise
 from dae3d.store.recipe import CaseRecipe
 from dae3d.store.source import digest
@@ -106,7 +106,7 @@ def embed(settings: EmbedSettings) -> Embeddings:
 
     An .npz file holds the arrays `features` (N, F) float32, `scans` and `modalities` (N,); a .parquet file
     has these as the columns `scan`, `modality` and `features`. Where the work was stopped, the same command
-    goes on.
+    goes on; one with other weights or windows is refused.
 
     Raises:
         Dae3dError: where the weights cannot be used, a modality is not known, or no scan could be read.
@@ -137,8 +137,8 @@ def embed(settings: EmbedSettings) -> Embeddings:
     unfinished = settings.out.with_name(f".{settings.out.name}.unfinished")
     with Journal(unfinished, heading) as journal:
         embeddings = _embed_all(cases, features_of, journal)
-    _write(embeddings, settings.out)
-    unfinished.unlink()
+        _write(embeddings, settings.out)
+        unfinished.unlink(missing_ok=True)
     _say(embeddings, settings.out)
     return embeddings
 
@@ -251,11 +251,10 @@ def _embed_all(
 
 def _read(case: _Case, recipe: CaseRecipe | None) -> tuple[np.ndarray, Box]:
     """A scan as the network sees it, (C, X, Y, Z) float32, and its foreground box."""
-    volumes = [read_volume(file) for file in case.files]
     if recipe is not None:
-        conformed = conform_case(volumes, recipe)
+        conformed = read_case(case.files, recipe)
         return conformed.normalised(recipe), conformed.foreground
-    (volume,) = volumes
+    volume = read_volume(case.files[0])
     refuse_non_finite(volume)
     ras = to_ras(volume)
     statistics = measure(ras)

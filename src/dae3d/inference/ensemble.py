@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dae3d.errors import Dae3dError
-from dae3d.models.weights import load
+from dae3d.models.weights import load, read_weights
 from dae3d.store.recipe import CaseRecipe
 from dae3d.store.source import digest
 
@@ -41,6 +41,11 @@ def load_ensemble(weights: Sequence[Path], device: torch.device) -> Ensemble:
                 )
     digests = sorted(digest([network.weights]) for network in networks)
     return Ensemble([network.to(device) for network in networks], recipes[0], digests)
+
+
+def recipe_of(source: Path) -> CaseRecipe:
+    """How cases are prepared for a segmentation network; raises as `load_ensemble`."""
+    return _recipe(source, read_weights(source))
 
 
 def _recipe(source: Path, network: Any) -> CaseRecipe:

@@ -76,14 +76,19 @@ def interpolate_slabs(
         high = slab.stop - 1 if slab.stop < grid.shape[slab.axis] else np.inf
         across = axes.index(slab.axis)
         between = (places[across] >= low) & (places[across] < high)
+        held = held.permute(0, *(axis + 1 for axis in axes))
         for part in _parts(box, across, between, len(held)):
             local = [
                 p[side] - first * (a == slab.axis) for a, p, side in zip(axes, places, part, strict=True)
             ]
-            values = _interpolate(held.permute(0, *(axis + 1 for axis in axes)), local)
-            classes[part] = values.argmax(dim=0).byte().cpu().numpy()
-            if probabilities is not None:
-                probabilities[(slice(None), *part)] = values.cpu().numpy()
+            _fill(part, _interpolate(held, local), classes, probabilities)
+        del held  # before the next slab is made
+
+
+def _fill(part: Box, values: Tensor, classes: np.ndarray, probabilities: np.ndarray | None) -> None:
+    classes[part] = values.argmax(dim=0).byte().cpu().numpy()
+    if probabilities is not None:
+        probabilities[(slice(None), *part)] = values.cpu().numpy()
 
 
 def _parallel(native: Grid, grid: Grid) -> tuple[list[int], list[np.ndarray]]:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from dae3d.errors import Dae3dError, ScanError
+from dae3d.files import make_folder, writing
 from dae3d.inference.device import pick_device
 from dae3d.inference.ensemble import Ensemble, load_ensemble
 from dae3d.inference.native import interpolate_slabs, is_part_of, nearest_classes
@@ -20,10 +21,10 @@ from dae3d.inference.nifti import write_nifti
 from dae3d.inference.sliding import probability_slabs, segment, window_count
 from dae3d.journal import Journal
 from dae3d.scans.channels import ScanText, channel_files
-from dae3d.scans.readers import Volume, read_volume
-from dae3d.scans.task import TaskCase, TaskSplit, case_names, read_task
+from dae3d.scans.task import Task, TaskCase, TaskSplit, case_names, read_task
 from dae3d.settings import Positional, Settings, verb
-from dae3d.store.conform_case import conform_case
+from dae3d.store.case_files import read_case
+from dae3d.store.recipe import CaseRecipe
 
 log = logging.getLogger(__name__)
 
@@ -74,32 +75,35 @@ def predict(settings: PredictSettings) -> list[Path]:
     interpolated. What was cropped away as empty is background. Voxels have the label values of the task.
 
     Scans that are finished already, with the same weights and settings, are passed over: `predictions.jsonl`
-    in the folder says so.
+    in the folder says so. A folder that was begun with others is refused, and so is one with files that were
+    made from other scans.
 
     Returns:
         The label files of all scans, in their order.
 
     Raises:
-        Dae3dError: where the weights cannot be used; or, once the others are done, with every scan that
-            cannot be, and why.
+        Dae3dError: where the weights, the list's classes or the folder cannot be used; or, once the others
+            are done, with every scan that cannot be, and why.
     """
     device = pick_device(settings.device)
     ensemble = load_ensemble(settings.weights, device)
-    cases = _cases(settings, ensemble.recipe.modalities)
-    _refuse_overwriting(cases, settings.out)
+    cases = _cases(settings, ensemble.recipe)
+    _refuse_overwriting_inputs(cases, settings)
     problems = []
     with Journal(settings.out / RECORD, _heading(ensemble, settings)) as record:
+        _refuse_overwriting_others(cases, record, settings)
         done = [case for case in cases if _is_done(case, record, settings)]
         if done:
             log.info("%d of %d scans are segmented already", len(done), len(cases))
         pending = [case for case in cases if case not in done]
         for case in tqdm(pending, "predict", unit="scan", disable=not pending):
+            record.add(case.name, case.images, [])  # whatever is found of it after a crash is of this scan
             try:
                 _predict_case(case, ensemble, settings, device)
             except ScanError as error:
                 problems.append(f"{case.name}: {error}")
             else:
-                record.add(case.name, case.images, [path.name for path in _files(case, settings)])
+                record.add(case.name, case.images, _names(case, settings))
     if problems:
         counts = (
             f"{len(problems)} of {len(cases)} scans cannot be segmented (the others are in {settings.out})"
@@ -113,7 +117,7 @@ def _predict_case(
     case: TaskCase, ensemble: Ensemble, settings: PredictSettings, device: torch.device
 ) -> None:
     recipe = ensemble.recipe
-    conformed = conform_case([_read(path) for path in case.images], recipe)
+    conformed = read_case(case.images, recipe)
     image = torch.from_numpy(conformed.normalised(recipe))
     grid, native = conformed.grid, conformed.native
     del conformed  # its voxels are not needed any more
@@ -144,7 +148,7 @@ def _probabilities(files: Sequence[Path], shape: tuple[int, ...]) -> Iterator[An
     if not files:
         yield None
         return
-    files[0].parent.mkdir(parents=True, exist_ok=True)
+    make_folder(files[0].parent)
     scratch = files[0].with_name(f".{os.getpid()}.{files[0].name}.raw")
     try:
         # Planes are finished one by one along the last axis most often: that one is outermost, as in NIfTI.
@@ -158,20 +162,12 @@ def _probabilities(files: Sequence[Path], shape: tuple[int, ...]) -> Iterator[An
 @contextmanager
 def _explained(case: TaskCase, settings: PredictSettings) -> Iterator[None]:
     try:
-        yield
+        with writing(settings.out):
+            yield
     except torch.OutOfMemoryError:
         raise Dae3dError(
             f"{case.name}: out of GPU memory; take --window-batch 1, fewer networks, or --device cpu"
         ) from None
-    except OSError as error:
-        raise Dae3dError(f"{settings.out}: cannot be written to ({error}); is the disk full?") from error
-
-
-def _read(path: Path) -> Volume:
-    try:
-        return read_volume(path)
-    except ScanError as error:
-        raise ScanError(f"{path}: {error}") from None
 
 
 def _values(labels: Sequence[int]) -> np.ndarray:
@@ -180,11 +176,12 @@ def _values(labels: Sequence[int]) -> np.ndarray:
     return np.array(labels, kind)
 
 
-def _cases(settings: PredictSettings, modalities: Sequence[str]) -> list[TaskCase]:
+def _cases(settings: PredictSettings, recipe: CaseRecipe) -> list[TaskCase]:
     if settings.data is not None:
-        task = read_task(settings.data, modalities)
+        task = read_task(settings.data, recipe.modalities)
+        _refuse_other_classes(task, recipe)
         split = settings.split or ("test" if settings.fold is None else "validation")
-        return list(task.split(split, settings.fold))
+        return list(task.split(split, settings.fold, labelled=False))
     scans = [channel_files(scan) for scan in dict.fromkeys(settings.scans)]
     files = [tuple(Path(os.path.abspath(path)) for path in scan) for scan in scans]
     missing = [str(path) for scan in files for path in scan if not path.is_file()]
@@ -194,18 +191,47 @@ def _cases(settings: PredictSettings, modalities: Sequence[str]) -> list[TaskCas
     return [TaskCase(name, scan, None, name) for name, scan in zip(names, files, strict=True)]
 
 
+def _refuse_other_classes(task: Task, recipe: CaseRecipe) -> None:
+    """A list's label values must be those of the weights; where names alone are others, a warning will do."""
+    if task.labels == recipe.labels:
+        return
+    own, learned = (
+        ", ".join(f"{value} {name}" for value, name in labels.items())
+        for labels in (task.labels, recipe.labels)
+    )
+    if tuple(task.labels) != recipe.label_values:
+        raise Dae3dError(f"{task.path}: its `labels` are {own}, but the weights were trained on {learned}")
+    log.warning("%s: its classes are called %s, but in the weights %s", task.path, own, learned)
+
+
+def _names(case: TaskCase, settings: PredictSettings) -> list[str]:
+    return [path.name for path in _files(case, settings)]
+
+
 def _files(case: TaskCase, settings: PredictSettings) -> list[Path]:
     """The file of the labels, and that of the probabilities where they are wanted."""
     endings = [".nii.gz", "_probabilities.nii.gz"] if settings.probabilities else [".nii.gz"]
     return [settings.out / f"{case.name}{ending}" for ending in endings]
 
 
-def _refuse_overwriting(cases: Sequence[TaskCase], out: Path) -> None:
-    written = {Path(os.path.realpath(out / f"{case.name}.nii.gz")) for case in cases}
+def _refuse_overwriting_inputs(cases: Sequence[TaskCase], settings: PredictSettings) -> None:
+    written = {Path(os.path.realpath(path)) for case in cases for path in _files(case, settings)}
     for case in cases:
         for path in [*case.images, *([case.label] if case.label else [])]:
             if Path(os.path.realpath(path)) in written:
                 raise Dae3dError(f"out: a segmentation would overwrite {path}; take another folder")
+
+
+def _refuse_overwriting_others(cases: Sequence[TaskCase], record: Journal, settings: PredictSettings) -> None:
+    """Refuse files that are there and not of these very scans: manual labels, or scans of the same name."""
+    for case in cases:
+        there = [path for path in _files(case, settings) if os.path.lexists(path)]
+        if there and record.made_from(case.name) != list(case.images):
+            raise Dae3dError(
+                f"out: {there[0]} is there already, and {record.path.name} does not say that it was made "
+                f"from {case.images[0]}; take another folder, or give all scans in one call, which names "
+                "them apart"
+            )
 
 
 def _heading(ensemble: Ensemble, settings: PredictSettings) -> dict[str, Any]:
@@ -215,5 +241,5 @@ def _heading(ensemble: Ensemble, settings: PredictSettings) -> dict[str, Any]:
 
 
 def _is_done(case: TaskCase, record: Journal, settings: PredictSettings) -> bool:
-    found = record.find(case.name, case.images) is not None
+    found = record.find(case.name, case.images) == _names(case, settings)
     return found and all(path.is_file() for path in _files(case, settings))

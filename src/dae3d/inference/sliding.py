@@ -1,11 +1,12 @@
 """Segment whole scans window by window, and hand the result on slab by slab, so that it is never held whole.
 
 Windows are blended as by MONAI's `sliding_window_inference(mode="gaussian")`, but along the scan's longest
-axis only as many planes are held as a window is deep. What is held is then the image and, for each network,
-K x A x B x roi float32 logits, with K classes and A and B the scan's two shorter sides.
+axis only as many planes are held as a window is deep: for each network K x A x B x roi float32 sums of
+logits, with K classes and A and B the scan's two shorter sides. Probabilities are made in their place.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,12 +17,20 @@ from torch import Tensor
 # Takes windows (B, C, roi, roi, roi) and gives logits (B, K, roi, roi, roi).
 Network = Callable[[Tensor], Tensor]
 
+# Makes scores (K, ...) of each network's sums (K, ...) of weighted logits and of the weights' sums (...).
+Score = Callable[[Sequence[Tensor], Tensor], Tensor]
+
 _FLIPS = [axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count)]
+_ROOM = 2  # what is held at most, in sizes of the sums: they themselves, and what a caller makes of a slab
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Slab:
-    """Class probabilities (K, X, Y, Z) float32 of the planes [start, stop) along `axis`."""
+    """Class probabilities (K, X, Y, Z) float32 of the planes [start, stop) along `axis`.
+
+    They are overwritten when the next slab is asked for.
+    """
 
     axis: int
     start: int
@@ -38,20 +47,22 @@ def segment(
     device: torch.device | None = None,
     mirror: bool = False,
     progress: Callable[[int], object] | None = None,
+    blend_device: torch.device | None = None,
 ) -> Tensor:
     """The most probable class of each voxel: (X, Y, Z) uint8 indices of classes, on the CPU.
 
     Arguments are those of `probability_slabs`; `device` is the image's by default.
     """
     classes = torch.empty(image.shape[1:], dtype=torch.uint8)
-    device = device or image.device
-    for slab in probability_slabs(networks, image, roi, overlap, window_batch, device, mirror, progress):
+    blend = _Blend(roi, device or image.device, blend_device)
+    # Of one network, the largest sum of logits is that of the most probable class.
+    score = _mean_probabilities if len(networks) > 1 else _sums
+    for slab in _slabs(score, networks, image, overlap, window_batch, mirror, progress, blend):
         planes = classes.narrow(slab.axis, slab.start, slab.stop - slab.start)
         planes.copy_(slab.probabilities.argmax(dim=0))
     return classes
 
 
-@torch.no_grad()
 def probability_slabs(
     networks: Sequence[Network],
     image: Tensor,
@@ -61,6 +72,7 @@ def probability_slabs(
     device: torch.device,
     mirror: bool = False,
     progress: Callable[[int], object] | None = None,
+    blend_device: torch.device | None = None,
 ) -> Iterator[Slab]:
     """Class probabilities of a whole scan, in slabs along its longest axis, each as soon as it is finished.
 
@@ -73,14 +85,32 @@ def probability_slabs(
         roi: side of the windows.
         overlap: share of a window that the next one covers too, in [0, 1).
         window_batch: number of windows that go through a network together.
-        device: where the networks run and logits are kept.
+        device: where the networks run.
         mirror: average a window's logits over its eight mirror images.
         progress: called with the number of windows done since the last call.
+        blend_device: where logits are kept; by default where the networks run, or, if that is a GPU without
+            room for them, the CPU.
 
     Yields:
-        Slabs without gap or overlap, their probabilities on `device`.
+        Slabs without gap or overlap, no deeper than windows are apart, their probabilities on `blend_device`.
     """
-    shape = image.shape[1:]
+    blend = _Blend(roi, device, blend_device)
+    yield from _slabs(_mean_probabilities, networks, image, overlap, window_batch, mirror, progress, blend)
+
+
+@torch.no_grad()
+def _slabs(
+    score: Score,
+    networks: Sequence[Network],
+    image: Tensor,
+    overlap: float,
+    window_batch: int,
+    mirror: bool,
+    progress: Callable[[int], object] | None,
+    blend: "_Blend",
+) -> Iterator[Slab]:
+    """Slabs of what `score` makes of the blended logits."""
+    roi, shape = blend.roi, image.shape[1:]
     before = [max(roi - side, 0) // 2 for side in shape]
     after = [max(roi - side, 0) - front for side, front in zip(shape, before, strict=True)]
     if any(after):
@@ -88,23 +118,27 @@ def probability_slabs(
             image, [p for ends in zip(reversed(before), reversed(after), strict=True) for p in ends]
         )
     axis = max(range(3), key=lambda a: image.shape[a + 1])
+    blend.begin(image.shape[1:], axis)
     starts = [_starts(side, roi, overlap) for side in image.shape[1:]]
-    blend = _Blend(image.shape[1:], axis, roi, device)
-    for start, stop in zip(starts[axis], [*starts[axis][1:], image.shape[axis + 1]], strict=True):
+    for start, end in zip(starts[axis], [*starts[axis][1:], image.shape[axis + 1]], strict=True):
         layer = list(itertools.product(*(s if a != axis else [start] for a, s in enumerate(starts))))
-        for first in range(0, len(layer), window_batch):
-            corners = layer[first : first + window_batch]
-            windows = torch.stack([image[(slice(None), *_box(c, roi))] for c in corners]).to(device)
+        for number in range(0, len(layer), window_batch):
+            corners = layer[number : number + window_batch]
+            windows = torch.stack([image[(slice(None), *_box(c, roi))] for c in corners]).to(blend.device)
             blend.add(corners, [_logits(network, windows, mirror) for network in networks])
             if progress:
                 progress(len(corners))
-        probabilities = blend.take(stop - start)
-        for a in set(range(3)) - {axis}:
-            probabilities = probabilities.narrow(a + 1, before[a], shape[a])
-        # Along the axis there are zeros around the scan only where one layer is all there is.
-        first, last = max(start - before[axis], 0), min(stop - before[axis], shape[axis])
-        inside = probabilities.narrow(axis + 1, first + before[axis] - start, last - first)
-        yield Slab(axis, first, last, inside)
+        # The last layer is finished to its full depth.
+        for first in range(start, end, _step(roi, overlap)):
+            count = min(_step(roi, overlap), end - first)
+            scores = score(*blend.first(count))
+            for a in set(range(3)) - {axis}:
+                scores = scores.narrow(a + 1, before[a], shape[a])
+            # Along the axis there are zeros around the scan only where one layer is all there is.
+            low, high = max(first - before[axis], 0), min(first + count - before[axis], shape[axis])
+            if low < high:
+                yield Slab(axis, low, high, scores.narrow(axis + 1, low + before[axis] - first, high - low))
+            blend.drop(count)
 
 
 def window_count(shape: Sequence[int], roi: int, overlap: float) -> int:
@@ -113,43 +147,88 @@ def window_count(shape: Sequence[int], roi: int, overlap: float) -> int:
     return x * y * z
 
 
-class _Blend:
-    """Weighted sums of logits over as many planes along `axis` as a window is deep."""
+def roomy_device(device: torch.device, needed: int, free: int) -> torch.device:
+    """Where to keep sums of `needed` bytes: on `device` where `free` bytes are enough, else on the CPU."""
+    return device if _ROOM * needed <= free else _CPU
 
-    def __init__(self, shape: Sequence[int], axis: int, roi: int, device: torch.device) -> None:
-        self.axis, self.roi = axis, roi
-        self.window = compute_importance_map((roi,) * 3, mode="gaussian", sigma_scale=0.125, device=device)
-        held = [roi if a == axis else side for a, side in enumerate(shape)]
-        self.weights = torch.zeros(held, device=device)
+
+class _Blend:
+    """Weighted sums of logits over as many planes along `axis` as a window is deep.
+
+    Networks run on `device`; the sums are kept on `kept_on`, which is decided with the first logits if it is
+    None: then the memory that networks need is taken already.
+    """
+
+    def __init__(self, roi: int, device: torch.device, kept_on: torch.device | None) -> None:
+        self.roi, self.device, self.kept_on = roi, device, kept_on
+
+    def begin(self, shape: Sequence[int], axis: int) -> None:
+        """Blend a scan of that shape along that axis."""
+        self.axis = axis
+        self.held = [self.roi if a == axis else side for a, side in enumerate(shape)]
         self.sums: list[Tensor] = []  # (K, *held) of each network
 
     def add(self, corners: Sequence[tuple[int, ...]], logits: Sequence[Tensor]) -> None:
         """Take in the logits (B, K, roi, roi, roi) of each network for the windows at `corners`."""
         if not self.sums:
-            self.sums = [self.weights.new_zeros((own.shape[1], *self.weights.shape)) for own in logits]
+            self._allocate([own.shape[1] for own in logits])
         for number, corner in enumerate(corners):
             box = _box([0 if a == self.axis else side for a, side in enumerate(corner)], self.roi)
             self.weights[box] += self.window
             for sums, own in zip(self.sums, logits, strict=True):
-                sums[(slice(None), *box)].addcmul_(own[number].float(), self.window)
+                window = own[number].to(self.weights.device, torch.float32)
+                sums[(slice(None), *box)].addcmul_(window, self.window)
 
-    def take(self, count: int) -> Tensor:
-        """The mean probabilities (K, ...) of the first `count` planes, which are then no longer held."""
-        weights = self.weights.narrow(self.axis, 0, count)
-        networks = ((s.narrow(self.axis + 1, 0, count) / weights).softmax(dim=0) for s in self.sums)
-        mean = next(networks)
-        for probabilities in networks:
-            mean += probabilities
+    def _allocate(self, classes: Sequence[int]) -> None:
+        device = self.kept_on or self.device
+        if self.kept_on is None and device.type == "cuda":
+            needed = 4 * sum(classes) * math.prod(self.held)
+            device = roomy_device(device, needed, torch.cuda.mem_get_info(device)[0])
+        self.window = compute_importance_map(
+            (self.roi,) * 3, mode="gaussian", sigma_scale=0.125, device=device
+        )
+        self.weights = torch.zeros(self.held, device=device)
+        self.sums = [self.weights.new_zeros((count, *self.held)) for count in classes]
+
+    def first(self, count: int) -> tuple[list[Tensor], Tensor]:
+        """Each network's sums (K, ...), and the weights' (...), of the first `count` planes, not copied."""
+        sums = [own.narrow(self.axis + 1, 0, count) for own in self.sums]
+        return sums, self.weights.narrow(self.axis, 0, count)
+
+    def drop(self, count: int) -> None:
+        """Move on by `count` planes."""
         for tensor, along in [(self.weights, self.axis), *((s, self.axis + 1) for s in self.sums)]:
-            kept = tensor.narrow(along, count, self.roi - count).clone()
-            tensor.zero_().narrow(along, 0, self.roi - count).copy_(kept)
-        return mean / len(self.sums)
+            # In steps that do not overlap, so that nothing is copied aside.
+            for to in range(0, self.roi - count, count):
+                depth = min(count, self.roi - count - to)
+                tensor.narrow(along, to, depth).copy_(tensor.narrow(along, to + count, depth))
+            tensor.narrow(along, self.roi - count, count).zero_()
+
+
+def _sums(sums: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """The only network's sums, which rank classes as probabilities do."""
+    return sums[0]
+
+
+def _mean_probabilities(sums: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """The mean of the networks' probabilities, in the place of the sums."""
+    for own in sums:
+        own.div_(weights)
+        own.sub_(own.amax(dim=0)).exp_()
+        own.div_(own.sum(dim=0))
+    mean, *others = sums
+    for probabilities in others:
+        mean.add_(probabilities)
+    return mean.div_(len(sums))
 
 
 def _starts(side: int, roi: int, overlap: float) -> list[int]:
     """Where windows start: as far apart as `overlap` wants it, the last one flush with the end."""
-    step = max(int(roi * (1 - overlap)), 1)
-    return [*range(0, side - roi, step), side - roi]
+    return [*range(0, side - roi, _step(roi, overlap)), side - roi]
+
+
+def _step(roi: int, overlap: float) -> int:
+    return max(int(roi * (1 - overlap)), 1)
 
 
 def _box(corner: Sequence[int], roi: int) -> tuple[slice, ...]:

@@ -121,6 +121,8 @@ def to_reference(network: Any) -> Exported:
         notes.append("The published network has another patch embedding, which cannot take these weights.")
     if isinstance(network, SwinUNETR):
         notes += _repair_notes(network)
+        if architecture.normalise_skips:
+            notes.append("The published pre-training network does not normalise the decoder's features.")
         if network.encoder.axes == "straight":
             notes.append("The published pre-training network swaps depth and channels, this one does not.")
     elif network.encoder.axes == "reference":
@@ -168,8 +170,8 @@ def _monai_code(network: Any, file: Path) -> list[str]:
         # MONAI's own "merging" had this order up to version 1.4.
         lines.append("from dae3d.models.swin_unetr import ReferencePatchMerging")
         downsample = "ReferencePatchMerging"
-    # Pre-training hands raw features to the decoder.
-    raw = ", normalize=False" if isinstance(network, SwinUNETR) else ""
+    # The published pre-training hands raw features to the decoder.
+    raw = ", normalize=False" if isinstance(network, SwinUNETR) and not a.normalise_skips else ""
     lines.append(
         f"network = SwinUNETR(in_channels={a.in_channels}, out_channels={a.out_channels}, "
         f"feature_size={a.embed_dim}, depths={a.depths}, num_heads={a.heads}, window_size={a.window}, "

@@ -165,6 +165,7 @@ def architecture_of(state: Mapping[str, Tensor]) -> Architecture:
         window=(round(tables[0].shape[0] ** (1 / 3)) + 1) // 2,
         patch_merging="reference",
         restore_intensity=False,
+        normalise_skips=False,
         in_channels=embedding.shape[1],
         out_channels=embedding.shape[1] if head is None else head.shape[0],
         patch_embed="linear" if linear else "conv",

@@ -34,6 +34,9 @@ class Architecture:
     norms forget them, and nothing else in it can tell soft tissue from lung in a uniform crop; the published
     network does without. A segmentation network has no use for it.
 
+    `normalise_skips` hands the decoder feature maps normalised over channels in pre-training too, as
+    fine-tuning always does; the published pre-training hands it the raw ones.
+
     `patch_embed` "conv" is the published block of two 3^3 convolutions; "linear" is MONAI's, one 2^3
     convolution of stride 2.
 
@@ -46,6 +49,7 @@ class Architecture:
     window: int = 7
     patch_merging: PatchMergingOrder = "straight"
     restore_intensity: bool = True
+    normalise_skips: bool = True
     in_channels: int = 1
     out_channels: int = 1
     patch_embed: PatchEmbedding = "conv"
@@ -93,6 +97,8 @@ class SwinUNETR(nn.Module):
             (B, 16 * embed_dim).
         """
         hidden = self.encoder(image, channel_keep, token_mask)
+        if self.architecture.normalise_skips:
+            hidden = normalised(hidden)
         repaired = self.decoder(image, hidden)
         if self.architecture.restore_intensity:
             deviation, mean = torch.std_mean(image.float(), dim=(2, 3, 4), keepdim=True)

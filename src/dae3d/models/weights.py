@@ -272,6 +272,8 @@ def _read_safetensors(path: Path) -> Contents:
 
 
 def _header(fields: dict[str, Any]) -> Architecture:
+    # What a file from before a field was there has in its place.
+    fields = {"normalise_skips": False, **fields}
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }

@@ -1,12 +1,11 @@
 """Results of a segmentation in words: how good it is, and where it fails."""
 
 import math
-from collections.abc import Sequence
 
 from dae3d.evaluation.results import Mean, Results
-from dae3d.reporting.words import listing, plural
+from dae3d.reporting.words import listing, plural, some
 
-_NAMED = 5  # cases or classes in a sentence
+_NAMED = 5  # classes in a sentence that names cases of each
 
 
 def summary(results: Results, task: str, split: str) -> str:
@@ -43,15 +42,19 @@ def with_interval(mean: Mean, digits: int, sign: str = "") -> str:
 
 
 def _wholly(results: Results, kind: str, text: str) -> list[str]:
-    """Cases in which a whole class is only in the reference, or only in the prediction."""
+    """Cases in which a whole class is only in the reference, or only in the prediction; the most first."""
     wanted, predicted = results.metric("reference_ml") > 0, results.metric("predicted_ml") > 0
     failed = wanted & ~predicted if kind == "missed" else predicted & ~wanted
+    found = {
+        name: [results.cases[n] for n in failed[:, i].nonzero()[0]] for i, name in enumerate(results.classes)
+    }
+    names = sorted((name for name in found if found[name]), key=lambda name: -len(found[name]))
     parts = []
-    for i, name in enumerate(results.classes):
-        cases = [results.cases[n] for n in failed[:, i].nonzero()[0]]
-        if cases:
-            of = f" of {results.summaries[name].present}" if kind == "missed" else ""
-            parts.append(f"{name} in {len(cases)}{of} ({_some(cases)})")
+    for name in names[:_NAMED]:
+        of = f" of {results.summaries[name].present}" if kind == "missed" else ""
+        parts.append(f"{name} in {len(found[name])}{of} ({some(found[name])})")
+    if len(names) > _NAMED:
+        parts.append(f"and {len(names) - _NAMED} other class{'es' if len(names) > _NAMED + 1 else ''}")
     return [f"{text}: {'; '.join(parts)}."] if parts else []
 
 
@@ -84,7 +87,7 @@ def _biased(results: Results) -> list[str]:
     means = {name: results.summaries[name].means["volume_error_percent"] for name in results.classes}
     small = [f"{name} ({m.value:+.0f} %)" for name, m in means.items() if m.high < 0]
     large = [f"{name} ({m.value:+.0f} %)" for name, m in means.items() if m.low > 0]
-    parts = [f"too {size}: {_some(names)}" for size, names in (("small", small), ("large", large)) if names]
+    parts = [f"too {size}: {some(names)}" for size, names in (("small", small), ("large", large)) if names]
     return [f"Volumes that are off to one side: {'; '.join(parts)}."] if parts else []
 
 
@@ -101,8 +104,3 @@ def _furthest(results: Results) -> list[str]:
     distance, case, name = max(found)
     of = f" of {name}" if len(results.classes) > 1 else ""
     return [f"Surfaces furthest apart: {distance:.1f} mm (HD95){of} in {case}."]
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

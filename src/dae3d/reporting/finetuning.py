@@ -6,9 +6,11 @@ from dae3d.reporting.html import fill
 from dae3d.reporting.run import Run
 from dae3d.reporting.run_page import both, facts, optimisation, steps, without_gaps
 from dae3d.reporting.summary import progress
-from dae3d.reporting.words import duration, listing, plural, quantity
+from dae3d.reporting.words import duration, listing, plural, quantity, some
 
 _DICE = "val/dice"
+_NAMED = 5  # classes in a sentence
+_CHARTS = 12  # classes with a chart of their own
 
 
 def render(run: Run) -> str:
@@ -50,6 +52,16 @@ def by_class(run: Run, step: int) -> list[str]:
     return ["" if value is None else f"{value:.3f}" for value in values]
 
 
+def lowest(run: Run, count: int) -> list[str]:
+    """The classes of the lowest Dice at the best step, the lowest first; all in their order, if so few."""
+    names, step = classes(run), best(run)
+    if len(names) <= count or step is None:
+        return names[:count]
+    dice = {name: run.metrics[f"{_DICE}/{name}"].at(step) for name in names}
+    known = {name: value for name, value in dice.items() if value is not None}
+    return sorted(known, key=known.__getitem__)[:count]
+
+
 def best(run: Run) -> int | None:
     """The step of the highest mean Dice, whose weights are kept as the best."""
     dice = run.metrics.get(_DICE)
@@ -61,7 +73,9 @@ def training(run: Run) -> str:
     record = run.record
     network = f"A network of {quantity(record.parameters)} parameters" if record.parameters else "A network"
     begun = f"begun with the weights of {record.init}" if record.init else "begun from scratch"
-    task = f" learned to segment {listing(classes(run))}" if classes(run) else " learned to segment"
+    names = classes(run)
+    many = f"{len(names)} classes, " if len(names) > _NAMED else ""
+    task = f" learned to segment {many}{some(names, _NAMED)}" if names else " learned to segment"
     rows = record.data.rows
     cases = f" on {plural(sum(row.train for row in rows), 'case')} of {rows[0].modality}" if rows else ""
     length = f", for {progress(run)}" if record.step is not None else ""
@@ -74,7 +88,11 @@ def result(run: Run) -> list[str]:
     step, dice = best(run), run.metrics.get(_DICE)
     if step is None or dice is None:
         return ["It has not been validated yet."]
-    each = listing([f"{name} {value}" for name, value in zip(classes(run), by_class(run, step), strict=True)])
+    values = dict(zip(classes(run), by_class(run, step), strict=True))
+    named = lowest(run, _NAMED)
+    each = listing([f"{name} {values[name]}".rstrip() for name in named])
+    if len(named) < len(values):
+        each = f"lowest of {len(values)} classes: {each}"
     held_out = plural(sum(row.val for row in run.record.data.rows), "validation case")
     return [f"At step {step}, its best, the mean Dice over {held_out} is {dice.at(step):.3f} ({each})."]
 
@@ -94,11 +112,13 @@ def missing(run: Run) -> list[str]:
 
 
 def chart_groups(run: Run) -> dict[str, list[Chart]]:
-    """All curves, by heading."""
-    dice = {name: run.metrics.get(f"{_DICE}/{name}") for name in classes(run)}
+    """All curves, by heading; of many classes, those of the lowest Dice."""
+    names, count = lowest(run, _CHARTS), len(classes(run))
+    which = f": the mean, and the {len(names)} lowest of {count} classes" if len(names) < count else ""
+    dice = {name: run.metrics.get(f"{_DICE}/{name}") for name in names}
     return without_gaps(
         {
-            "Dice of the validation cases": [
+            f"Dice of the validation cases{which}": [
                 chart("Mean", {"mean": run.metrics.get(_DICE)}),
                 *(chart(name, {name: series}) for name, series in dice.items()),
             ],

@@ -132,10 +132,11 @@ def load_run(folder: Path) -> Run:
 def _load_record(folder: Path) -> RunRecord:
     path = folder / "run.json"
     if not folder.is_dir():
-        raise Dae3dError(f"{folder}: no such run; give the folder that `dae3d pretrain --out` wrote")
+        raise Dae3dError(f"{folder}: no such run; give the folder that `dae3d pretrain` or `finetune` wrote")
     if not path.is_file():
         raise Dae3dError(
-            f"{folder}: not a run, it has no run.json; give the folder that `dae3d pretrain --out` wrote"
+            f"{folder}: not a run, it has no run.json; give the folder that `dae3d pretrain` or `finetune` "
+            "wrote"
         )
     try:
         return RunRecord.model_validate_json(path.read_text())

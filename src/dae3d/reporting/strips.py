@@ -4,11 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from dae3d.evaluation.results import Mean
 
 WIDTH, HEIGHT = 360, 62  # the picture's own units, a phone's pixels
 LEFT, RIGHT, MIDDLE, AXIS = 10, 350, 22, 44
 RADIUS = 4.0
+MOST_DOTS = 100  # more would only lie on one another, and make a page of many classes slow
 _LAYERS = (0, -7, 7, -14, 14)  # where dots go that would hide one another
 
 
@@ -23,9 +26,10 @@ class Dot:
 
 @dataclass(frozen=True)
 class Strip:
-    """A class: dots, its mean with the interval on the same axis (None: not known), ticks."""
+    """A class: number of cases, dots, mean and interval on the same axis (None: not known), ticks."""
 
     name: str
+    cases: int
     dots: list[Dot]
     mean: float | None
     interval: tuple[float, float] | None
@@ -39,14 +43,18 @@ def lowest_tick(values: Sequence[float]) -> float:
 
 
 def strip(name: str, cases: Sequence[str], values: Sequence[float], mean: Mean, start: float) -> Strip:
-    """Lay out the values of a class by case, on an axis from `start` to 1; NaN is left out."""
+    """Lay out the values of a class by case, on an axis from `start` to 1; NaN is left out.
+
+    Of more than `MOST_DOTS` cases, so many are drawn, at even steps from the lowest to the highest.
+    """
 
     def place(value: float) -> float:
         return round(LEFT + (value - start) / (1 - start) * (RIGHT - LEFT), 1)
 
     dots: list[Dot] = []
     known = sorted((value, case) for value, case in zip(values, cases, strict=True) if math.isfinite(value))
-    for value, case in known:
+    drawn = np.linspace(0, len(known) - 1, min(len(known), MOST_DOTS)).round().astype(int)
+    for value, case in (known[i] for i in drawn):
         x = place(value)
         crowd = sum(abs(dot.x - x) < 1.5 * RADIUS for dot in dots[-len(_LAYERS) :])
         dots.append(Dot(x, MIDDLE + _LAYERS[crowd % len(_LAYERS)], f"{case}: {value:.3f}"))
@@ -55,6 +63,7 @@ def strip(name: str, cases: Sequence[str], values: Sequence[float], mean: Mean, 
     ticks = [start + i / 10 for i in range(steps, -1, -every)]
     return Strip(
         name=name,
+        cases=len(known),
         dots=dots,
         mean=place(mean.value) if math.isfinite(mean.value) else None,
         interval=(place(mean.low), place(mean.high)) if math.isfinite(mean.low) else None,

@@ -32,6 +32,13 @@ def listing(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def some(words: Sequence[str], shown: int = 5) -> str:
+    """Seven words -> "a, b, c, d, e and 2 others"; `listing` where they are no more than `shown`."""
+    more = len(words) - shown
+    others = [f"{more} other{'s' if more > 1 else ''}"] if more > 0 else []
+    return listing([*words[:shown], *others])
+
+
 def plural(number: int, noun: str) -> str:
     """1, "scan" -> "1 scan"; 2, "modality" -> "2 modalities"."""
     if number == 1:

@@ -73,23 +73,44 @@ class Task:
     validation: tuple[TaskCase, ...]
     test: tuple[TaskCase, ...]
 
-    def split(self, name: TaskSplit, fold: int | None = None) -> tuple[TaskCase, ...]:
+    def split(self, name: TaskSplit, fold: int | None = None, labelled: bool = True) -> tuple[TaskCase, ...]:
         """The cases to train on, to validate on, or to test on, as `sides` has them.
 
+        Their files are there; whether those of their labels are is not asked where not `labelled`.
+
         Raises:
-            Dae3dError: as `sides`, and where there are none.
+            Dae3dError: as `sides`, where there are none, and naming the entry and the file where one is
+                missing.
         """
         cases = self.test if name == "test" else self.sides(fold)[name == "validation"]
         if not cases:
             there = ", ".join(f"{split} ({len(getattr(self, split))})" for split in SPLITS)
             raise Dae3dError(f"{self.path}: no cases under `{name}`; there are: {there}")
+        self._refuse_missing(cases, labelled)
         return cases
+
+    def _refuse_missing(self, cases: Sequence[TaskCase], labelled: bool) -> None:
+        missing = [
+            (case, file)
+            for case in cases
+            for file in (*case.images, case.label if labelled else None)
+            if file is not None and not file.is_file()
+        ]
+        if missing:
+            case, file = missing[0]
+            more = f" (and {len(missing) - 1} more missing)" if len(missing) > 1 else ""
+            raise Dae3dError(f"{self.path}: {self._entry(case)}: {file}: no such file{more}")
+
+    def _entry(self, case: TaskCase) -> str:
+        """Where the list has a case: "training[3]"."""
+        split = next(split for split in SPLITS if case in getattr(self, split))
+        return f"{split}[{getattr(self, split).index(case)}]"
 
     def sides(self, fold: int | None = None) -> tuple[tuple[TaskCase, ...], tuple[TaskCase, ...]]:
         """The cases to train on, and those to validate on.
 
         By fold, where one is given; else as the list says; and where it has nothing under `validation`,
-        about a fifth of the subjects is held out, the same ones every time.
+        about a fifth of the subjects is held out, the same ones every time. No file is looked for.
 
         Raises:
             Dae3dError: where the list has folds and none is given, or there is only one subject.
@@ -164,9 +185,12 @@ class TaskList(ScanList):
 def read_task(path: Path, modality: Sequence[str] | None = None) -> Task:
     """Read a task's list; `modality` has a label for each channel, and goes before the list's own.
 
+    No file is looked for before `Task.split`: a machine that predicts needs none of those to train on.
+
     Raises:
-        Dae3dError: naming the list, and the entry and the file, where it is no such list, a file is missing
-            or named twice, an entry that needs a label has none, or classes or modalities are not told.
+        Dae3dError: naming the list, and the entry and the file, where it is no such list, a file is no scan
+            by its suffix or named twice, an entry that needs a label has none, or classes or modalities are
+            not told.
     """
     path = absolute(path)
     content = load_list(path, TaskList)
@@ -179,7 +203,7 @@ def read_task(path: Path, modality: Sequence[str] | None = None) -> Task:
     except ValueError as error:
         raise Dae3dError(f"{path}: `labels` {error}") from None
     modalities = _modalities(path, content, modality)
-    _check_files(path, content)
+    _check_entries(path, content)
     cases = _cases(path, content)
     task = Task(
         path=path,
@@ -254,7 +278,8 @@ def _modalities(path: Path, content: TaskList, given: Sequence[str] | None) -> t
         try:
             labels = tuple(label_in_list(text) for text in texts if text)
         except ValueError as error:
-            raise Dae3dError(f"{where}: {error}") from None
+            way_out = "" if given else "; or give --modality, one label a channel"
+            raise Dae3dError(f"{where}: {error}{way_out}") from None
         if len(labels) < len(texts):
             raise Dae3dError(
                 f'{where}: what is its modality? Add to the list such as "modality": {{"0": "CT"}}, '
@@ -272,10 +297,18 @@ def _modalities(path: Path, content: TaskList, given: Sequence[str] | None) -> t
 def _warn_of_other_modalities(path: Path, content: TaskList, taken: tuple[str, ...]) -> None:
     """A list may have its channels in another order than the one that they are taken to have."""
     _, _, entry = next(content.entries())
-    told = _told(str(path), content, entry)
-    if all(told) and tuple(label_in_list(text) for text in told if text) != taken:
-        said = ", ".join(text for text in told if text)
-        _log.warning("%s: its modalities are %s, but are taken to be %s", path, said, ", ".join(taken))
+    told = [text for text in _told(str(path), content, entry) if text]
+    if len(told) == len(taken) and not _says(told, taken):
+        _log.warning(
+            "%s: its modalities are %s, but are taken to be %s", path, ", ".join(told), ", ".join(taken)
+        )
+
+
+def _says(texts: Sequence[str], labels: tuple[str, ...]) -> bool:
+    try:
+        return tuple(map(label_in_list, texts)) == labels
+    except ValueError:
+        return False
 
 
 def _told(where: str, content: TaskList, entry: TaskEntry) -> list[str | None]:
@@ -290,10 +323,9 @@ def _told(where: str, content: TaskList, entry: TaskEntry) -> list[str | None]:
         raise Dae3dError(f"{where}: {error}") from None
 
 
-def _check_files(path: Path, content: TaskList) -> None:
-    """Refuse files that are missing, that no reader takes, and images that two entries have."""
+def _check_entries(path: Path, content: TaskList) -> None:
+    """Refuse entries without a label, files that no reader takes, and images that two entries have."""
     owners: dict[Path, str] = {}
-    missing = []
     for split, number, entry in content.entries():
         where = f"{split}[{number}]"
         if split != "test" and entry.label is None:
@@ -301,18 +333,12 @@ def _check_files(path: Path, content: TaskList) -> None:
                 f"{path}: {where} ({entry.images[0]}): has no `label`; cases without are for `test`"
             )
         for name in [*entry.images, *filter(None, [entry.label])]:
-            file = absolute(path.parent / name)
-            if not file.is_file():
-                missing.append(f"{where}: {file}: no such file")
-            elif not suffix(file):
-                raise Dae3dError(f"{path}: {where}: {file}: is no scan by its suffix ({readable_suffixes()})")
+            if not suffix(Path(name)):
+                raise Dae3dError(f"{path}: {where}: {name}: is no scan by its suffix ({readable_suffixes()})")
         for name in entry.images:
             owner = owners.setdefault(absolute(path.parent / name), where)
             if owner != where:
                 raise Dae3dError(f"{path}: {where}: {name} is an image of {owner} as well")
-    if missing:
-        more = f" (and {len(missing) - 1} other files are missing)" if len(missing) > 1 else ""
-        raise Dae3dError(f"{path}: {missing[0]}{more}")
 
 
 def _cases(path: Path, content: TaskList) -> dict[TaskSplit, tuple[TaskCase, ...]]:

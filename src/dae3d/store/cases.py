@@ -23,25 +23,13 @@ from dae3d.store.case_files import (
     POSITIONS,
     CaseOutcome,
     StoredCase,
-    read_case,
     store_case,
     unchanged,
 )
-from dae3d.store.conform_case import ConformedCase, conform_case, conform_label
 from dae3d.store.intensity import normalise
 from dae3d.store.recipe import CaseRecipe
 from dae3d.store.workers import work_through
 from dae3d.store.writer import only_writer
-
-__all__ = [
-    "CaseStore",
-    "ConformedCase",
-    "StoredCase",
-    "conform_case",
-    "conform_label",
-    "prepare_cases",
-    "read_case",
-]
 
 INDEX = "cases.jsonl"
 
@@ -193,7 +181,8 @@ def _outcomes(
         return
     run = partial(store_case, recipe=recipe, store=folder)
     workers = min(workers, len(todo))
-    work = work_through(todo, run, lambda case: case.name, workers, recipe.spacing is not None)
+    resampling = recipe.spacing is not None
+    work = work_through(todo, run, lambda case: case.name, workers, resampling, "--prepare-workers")
     done = len(cases) - len(todo)
     with (
         tqdm(total=len(cases), initial=done, desc="prepare cases", unit="case") as progress,

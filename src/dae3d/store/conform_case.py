@@ -24,15 +24,13 @@ class ConformedCase:
     """A case on the network's grid, and the grids it came from.
 
     `volumes` has the channels, in acquired units, all on the network's grid: RAS axes, the recipe's spacing,
-    cut to the foreground; `statistics` are theirs. `native` is the grid as read; `ras_shape` and `ras_affine`
-    are the grid with RAS axes, before resampling and cutting. The axes of the last two grids are parallel.
+    cut to the foreground; `statistics` are theirs. `native` is the grid as read, whose axes are parallel to
+    the network's but for their order and direction.
     """
 
     volumes: tuple[Volume, ...]
     statistics: tuple[Statistics, ...]
     native: Grid
-    ras_shape: tuple[int, int, int]
-    ras_affine: np.ndarray
 
     @property
     def grid(self) -> Grid:
@@ -96,13 +94,7 @@ def conform_case(volumes: Sequence[Volume], recipe: CaseRecipe) -> ConformedCase
     for channel, volume in enumerate(conformed, 1):
         with _naming(channel, volumes):
             statistics.append(measure(volume))
-    return ConformedCase(
-        volumes=tuple(conformed),
-        statistics=tuple(statistics),
-        native=native,
-        ras_shape=ras.shape,
-        ras_affine=ras.affine,
-    )
+    return ConformedCase(volumes=tuple(conformed), statistics=tuple(statistics), native=native)
 
 
 @contextmanager
@@ -114,20 +106,12 @@ def _naming(channel: int, channels: Sequence[Volume]) -> Iterator[None]:
         raise ScanError(f"channel {channel}: {error}" if len(channels) > 1 else str(error)) from None
 
 
-def conform_label(volume: Volume, case: ConformedCase, recipe: CaseRecipe) -> np.ndarray:
-    """Bring a case's label, as read, onto the case's grid: each voxel takes the nearest one's class.
-
-    Returns:
-        uint8 array of class indices, of the shape of the network's grid.
+def upright_label(volume: Volume, case: ConformedCase, recipe: CaseRecipe) -> Volume:
+    """A case's label, as read, as uint8 class indices with RAS axes, for `labels_at`.
 
     Raises:
         ScanError: where the label lies on another grid than the image, or holds what is no value of a class.
     """
-    return labels_at(case.grid, upright_label(volume, case, recipe))
-
-
-def upright_label(volume: Volume, case: ConformedCase, recipe: CaseRecipe) -> Volume:
-    """A case's label as uint8 class indices with RAS axes; raises as `conform_label`."""
     difference = grid_difference(grid_of(volume), case.native)
     if difference:
         raise ScanError(f"is on another grid than the image: {difference}")

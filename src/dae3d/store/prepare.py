@@ -122,9 +122,10 @@ def _run(scans: dict[str, Scan], settings: PrepareSettings, tally: Tally) -> Non
     workers = min(settings.workers, len(todo))
     run = partial(convert, preparation=settings.preparation, store=settings.out)
     resampling = settings.spacing is not None
+    work = work_through(todo, run, lambda scan: str(scan.path), workers, resampling, "--workers")
     with (
         tqdm(total=len(scans), initial=len(tally.lines), desc="prepare", unit="scan") as progress,
-        closing(work_through(todo, run, lambda scan: str(scan.path), workers, resampling)) as outcomes,
+        closing(work) as outcomes,
     ):
         for outcome in outcomes:
             if outcome.stored is None:

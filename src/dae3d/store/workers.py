@@ -29,11 +29,12 @@ def work_through(
     name: Callable[[Item], str],
     workers: int,
     resampling: bool,
+    setting: str,
 ) -> Generator[Result, None, None]:
     """Do `run` for each item in `workers` processes, in this one where that is 1; yields what is done.
 
     Interrupted, it still yields the items that are at work, then raises KeyboardInterrupt. `resampling` says
-    that PyTorch will be used, which takes seconds to import.
+    that PyTorch will be used, which takes seconds to import; `setting` is what the user calls `workers`.
 
     Raises:
         Dae3dError: where a process is killed, with the names of what it may have died of.
@@ -68,7 +69,7 @@ def work_through(
         names = ", ".join(map(name, pending.values()))
         raise Dae3dError(
             f"a worker process died, most often for lack of memory, while these were prepared: {names}. "
-            "What is finished is kept: run the same command again to go on, with fewer workers"
+            f"What is finished is kept: run the same command again to go on, with fewer workers ({setting})"
         ) from None
     finally:
         executor.shutdown(cancel_futures=True)

@@ -64,7 +64,7 @@ def labelled_data(settings: FinetuneSettings) -> LabelledData:
         Dae3dError: where the list, or a case, cannot be used.
     """
     task = read_task(settings.data, modality=settings.modality)
-    training, validation = task.sides(settings.fold)
+    training, validation = (task.split(side, settings.fold) for side in ("training", "validation"))
     chosen = subset(training, settings)
     recipe = CaseRecipe(
         modalities=task.modalities,
@@ -74,7 +74,14 @@ def labelled_data(settings: FinetuneSettings) -> LabelledData:
         intensity=settings.intensity,
         roi=settings.roi,
     )
-    store = prepare_cases([*chosen, *validation], recipe, settings.store or settings.out / "store")
+    strangers = sorted(set(recipe.intensity) - set(recipe.modalities))
+    if strangers:
+        raise Dae3dError(
+            f"intensity: {', '.join(strangers)}: no channel of {settings.data} is of that modality; "
+            f"it has {', '.join(recipe.modalities)}"
+        )
+    folder = settings.store or settings.out / "store"
+    store = prepare_cases([*chosen, *validation], recipe, folder, settings.prepare_workers)
     sides = {
         side: [store.number(case.name) for case in cases]
         for side, cases in (("training", chosen), ("validation", validation))
@@ -113,7 +120,8 @@ class LabelledCrops(Dataset[Sample]):
         crop = self.data.stream[sample]
         size = (self.settings.roi,) * 3
         store = self.data.store
-        image = torch.from_numpy(store.image(crop.case, crop.start, size, self.settings.intensity))
+        rules = self.data.recipe.intensity
+        image = torch.from_numpy(store.image(crop.case, crop.start, size, rules))
         label = torch.from_numpy(store.label(crop.case, crop.start, size))[None]
         image, label = self.augment(image, label, crop.seed)
         return {"image": image, "label": label, "sample": torch.tensor(sample)}

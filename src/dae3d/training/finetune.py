@@ -12,6 +12,7 @@ from dae3d.models.load_report import LoadReport
 from dae3d.models.swin_unetr import Architecture, Segmenter
 from dae3d.models.weights import load_into, read_weights
 from dae3d.settings import verb
+from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.cases import CaseLoaders, LabelledData, labelled_data
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.record import log_to
@@ -56,7 +57,7 @@ def finetune(settings: FinetuneSettings) -> Path:
         module = Segmentation(settings, network, data, settings.out / "pictures")
         about = {
             "kind": "finetune",
-            "init": settings.init and str(settings.init),
+            "init": str(settings.init) if settings.init and settings.transfer != "none" else None,
             **data.about(settings.data),
         }
 
@@ -75,10 +76,13 @@ def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
     """
     given = {name: getattr(settings, name) for name in SIZES if getattr(settings, name) is not None}
     sizes, axes = asdict(Architecture()), "straight"
-    settled = settings.resume and len(given) == len(SIZES)  # and the weights may be gone by now
+    # A run that goes on has all its sizes, and --init may be gone by now.
+    settled = settings.resume and bool(find_checkpoints(settings.out / "checkpoints"))
     if settings.init is not None and not settled:
         contents = read_weights(settings.init)
-        sizes, axes = asdict(contents.architecture), contents.info.get("axes", "straight")
+        sizes = asdict(contents.architecture)
+        if settings.transfer != "none":
+            axes = contents.info.get("axes", "straight")
         for name, value in given.items():
             if value != sizes[name]:
                 raise SettingsError(

@@ -7,14 +7,14 @@ from pydantic import Field, model_validator
 
 from dae3d.scans.modality import Label
 from dae3d.settings import Group
-from dae3d.store.intensity import ScalingText
+from dae3d.store.intensity import ScalingRules
+from dae3d.store.recipe import Spacing
 from dae3d.training.run_settings import DATA, NETWORK, OPTIMISATION, RECORD, Duration, RunSettings
 
 TRANSFER = Group("what is taken over")
 PREPARATION = Group("preparation of the cases")
 AUGMENTATION = Group("crops and augmentation")
 
-Millimetres = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -65,16 +65,20 @@ class FinetuneSettings(RunSettings):
     modality: Annotated[list[Label] | None, PREPARATION] = Field(
         None, description="label of each channel (default: what the list says)"
     )
-    spacing: Annotated[tuple[Millimetres, Millimetres, Millimetres] | None, PREPARATION] = Field(
+    spacing: Annotated[Spacing | None, PREPARATION] = Field(
         None, description="voxel size in mm to resample to, right, anterior, superior; none: as acquired"
     )
     crop_foreground: Annotated[bool, PREPARATION] = Field(
         False, description="cut away the surroundings beyond 10 mm of the foreground"
     )
-    intensity: Annotated[dict[str, ScalingText], PREPARATION] = Field(
+    intensity: Annotated[ScalingRules, PREPARATION] = Field(
         {},
         description="scaling of a modality, when not the usual one: ct=window:-175:250, t1=zscore, "
         "pet=percentiles:0.5:99.5",
+    )
+
+    prepare_workers: Annotated[int | None, PREPARATION] = Field(
+        None, ge=1, description="processes, each with one case in memory (default: one a processor core)"
     )
 
     embed_dim: Annotated[int | None, NETWORK] = Field(
@@ -140,6 +144,10 @@ class FinetuneSettings(RunSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.strategy == "fsdp":
+            raise ValueError(
+                "strategy: not fsdp, whose processes would wait for each other's windows; use ddp"
+            )
         if self.label_fraction is not None and self.train_cases is not None:
             raise ValueError("train_cases: not together with label_fraction; give one of them")
         if self.init is None and self.transfer in ("encoder", "decoder"):

@@ -40,8 +40,9 @@ class TrainingModule(lightning.LightningModule, ABC):
         self.network: Any = network
         self.average = None
         if settings.ema_decay is not None:
+            # Buffers are position indices: copied, for an average of whole numbers would be rounded.
             self.average = AveragedModel(
-                network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True
+                network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=False
             ).requires_grad_(False)
         self.val_loss = math.inf
         self.grad_norm: Tensor | None = None
@@ -72,8 +73,6 @@ class TrainingModule(lightning.LightningModule, ABC):
         return parameter_groups(self.network, self.run_settings.weight_decay)
 
     def _factor(self, group: dict[str, Any], step: int) -> float:
-        if step < group.get("frozen_until", 0):
-            return 0.0
         return group["scale"] * learning_rate(step, self.run_settings) / self.run_settings.lr
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from dae3d.training.run_settings import RunSettings
 
+_SPARED = re.compile(r"\.bias$|norm\d*\.weight$|relative_position_bias_table$|mask_token$")
 _DECODER = 5  # the depth of the decoder: after the patch embedding (0) and four stages
 
 
@@ -17,24 +18,18 @@ def parameter_groups(
     """Parameters that learn, with weight decay on all but biases, norms, position tables and mask token.
 
     Each group has a `scale` of its learning rate: 1 for the decoder, `layer_decay` for the encoder's last
-    stage, `layer_decay` squared for the one before, and so on to the patch embedding; and it says of which
-    `half` of the network it is, "encoder" or "decoder".
+    stage, `layer_decay` squared for the one before, and so on to the patch embedding.
     """
-    groups: dict[tuple[float, str, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        spared = (
-            parameter.ndim == 1
-            or name.endswith(".bias")
-            or "relative_position_bias_table" in name
-            or "mask_token" in name
-        )
+        # By name, because FSDP makes all parameters one-dimensional.
+        spared = bool(_SPARED.search(name))
         scale = layer_decay ** (_DECODER - _depth(name))
-        half = "encoder" if name.startswith("encoder.") else "decoder"
         decay = 0.0 if spared else weight_decay
-        group = {"params": [], "weight_decay": decay, "scale": scale, "half": half}
-        groups.setdefault((scale, half, spared), group)["params"].append(parameter)
+        group = {"params": [], "weight_decay": decay, "scale": scale}
+        groups.setdefault((scale, spared), group)["params"].append(parameter)
     return list(groups.values())
 
 

@@ -69,7 +69,7 @@ def train(
     # Our own checkpoints hold Lightning's bookkeeping, which is more than tensors.
     trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=False)
     if trainer.global_step < int(settings.max_steps):
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("go on with --resume")
     if trainer.is_global_zero:
         log.info("done: weights in %s", settings.out / "weights")
 

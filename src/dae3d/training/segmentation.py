@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from monai.losses.dice import DiceLoss
-from monai.metrics.meandice import compute_dice
 from torch import Tensor, nn
 
 from dae3d.inference.sliding import segment
@@ -44,13 +43,15 @@ class Segmentation(TrainingModule):
         self._scores = torch.zeros(0)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups with layer-wise learning rates, the encoder's at 0 as long as it is frozen."""
-        s = self.settings
-        groups = parameter_groups(self.network, s.weight_decay, s.layer_decay)
-        if s.freeze != "none":
-            for group in groups:
-                group["frozen_until"] = int(s.freeze_steps) if group["half"] == s.freeze else 0
-        return groups
+        """Groups with layer-wise learning rates."""
+        return parameter_groups(self.network, self.settings.weight_decay, self.settings.layer_decay)
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        """Forget the gradients of an encoder that is still frozen: nothing of it moves, or is clipped."""
+        if self.settings.freeze == "encoder" and self.global_step < int(self.settings.freeze_steps):
+            for parameter in self.network.encoder.parameters():
+                parameter.grad = None
+        super().configure_gradient_clipping(*args, **kwargs)
 
     def header(self) -> dict[str, Any]:
         """What a prediction needs to know: how a case is prepared, and what the classes are."""
@@ -99,7 +100,7 @@ class Segmentation(TrainingModule):
         number = self.data.validation[place]
         case = self.data.store.cases[number]
         image = torch.from_numpy(
-            self.data.store.image(number, (0, 0, 0), case.shape, self.settings.intensity)
+            self.data.store.image(number, (0, 0, 0), case.shape, self.data.recipe.intensity)
         )
         label = torch.from_numpy(self.data.store.label(number, (0, 0, 0), case.shape))
         windows = 1 if self.device.type == "cpu" else 4
@@ -137,9 +138,16 @@ def dice_by_class(predicted: Tensor, reference: Tensor, classes: int) -> Tensor:
     """Dice of every class but the background, NaN for a class that the reference lacks, as MONAI has it.
 
     Args:
-        predicted: (X, Y, Z) class indices.
+        predicted: (X, Y, Z) class indices, on the CPU.
         reference: of the same shape.
         classes: number of classes, background included.
     """
-    pairs = [((predicted == c)[None, None], (reference == c)[None, None]) for c in range(1, classes)]
-    return torch.stack([compute_dice(y_pred, y, ignore_empty=True)[0, 0] for y_pred, y in pairs])
+    counts = torch.zeros(classes * classes, dtype=torch.int64)
+    # A plane at a time: whole volumes would be copied as int64.
+    for plane, truth in zip(predicted, reference, strict=True):
+        pairs = truth.long() * classes + plane
+        counts += torch.bincount(pairs.ravel(), minlength=classes * classes)
+    voxels = counts.reshape(classes, classes).double()
+    found, wanted, both = voxels.sum(0), voxels.sum(1), voxels.diagonal()
+    dice = torch.where(wanted > 0, 2 * both / (found + wanted), torch.nan)
+    return dice[1:].float()

@@ -88,6 +88,11 @@ class PretrainSettings(RunSettings):
         description="give the output the mean and deviation of the input, which instance norm forgets; the "
         "published network does not",
     )
+    normalise_skips: Annotated[bool, NETWORK] = Field(
+        True,
+        description="normalise the feature maps that decoder and contrastive loss get over their channels, "
+        "as fine-tuning does; the published pre-training does not",
+    )
     freeze: Annotated[Literal["none", "encoder", "decoder"], NETWORK] = Field(
         "none", description="half of the network that does not learn"
     )
@@ -127,6 +132,7 @@ class PretrainSettings(RunSettings):
             patch_embed=self.patch_embed,
             patch_merging=self.patch_merging,
             restore_intensity=self.restore_intensity,
+            normalise_skips=self.normalise_skips,
         )
 
     def disruption_settings(self) -> DisruptionSettings:
