@@ -268,21 +268,35 @@ def test_what_was_finished_is_not_done_again(weights, three_scans, reads, tmp_pa
     assert stopped.scans == whole.scans == three_scans
 
 
-@pytest.mark.parametrize("change", ["scan", "overlap", "weights", "modality"])
+@pytest.mark.parametrize("change", ["scan", "modality"])
 def test_what_was_finished_otherwise_is_done_again(weights, three_scans, reads, tmp_path, change):
     given = {"scans": three_scans, "weights": weights, "out": tmp_path / "e.npz"}
     with pytest.raises(KeyboardInterrupt):
         dae3d.embed(**given)
     if change == "scan":
         nibabel.Nifti1Image(smooth_volume(9, (33, 32, 32)), np.eye(4)).to_filename(three_scans[0])
-    elif change == "weights":
-        network = SwinUNETR(Architecture(**SIZES))
-        given["weights"] = tmp_path / "w.safetensors"
-        save_weights(given["weights"], network.state_dict(), network.architecture, {"settings": {"roi": 32}})
     else:
-        given |= {"overlap": 0.5} if change == "overlap" else {"rule": ["sub-0*=ct"]}
+        given |= {"rule": ["sub-0*=ct"]}
     dae3d.embed(**given)
     assert reads[2:] == [Path(name).name for name in three_scans]
+
+
+@pytest.mark.parametrize("change", ["overlap", "weights"])
+def test_what_was_finished_otherwise_is_not_lost(weights, three_scans, reads, tmp_path, change):
+    given = {"scans": three_scans, "weights": weights, "out": tmp_path / "e.npz"}
+    with pytest.raises(KeyboardInterrupt):
+        dae3d.embed(**given)
+    other = dict(given)
+    if change == "weights":
+        network = SwinUNETR(Architecture(**SIZES))
+        other["weights"] = tmp_path / "w.safetensors"
+        save_weights(other["weights"], network.state_dict(), network.architecture, {"settings": {"roi": 32}})
+    else:
+        other["overlap"] = 0.5
+    with pytest.raises(Dae3dError, match=rf"\.e\.npz\.unfinished: of other .*{change}.*another --out"):
+        dae3d.embed(**other)
+    dae3d.embed(**given)
+    assert reads[2:] == ["sub-1_T1w.nii.gz", "sub-2_T1w.nii.gz"]
 
 
 def test_the_journal_is_plain_json_lines(weights, three_scans, reads, tmp_path):

@@ -152,6 +152,7 @@ def test_a_table_on_screen(task: Path, capsys: pytest.CaptureFixture[str]) -> No
         ({}, "predictions, weights: give one of the two"),
         ({"predictions": "p", "weights": ["w"], "out": "o"}, "predictions, weights: give one of the two"),
         ({"weights": ["w"]}, "out: needed with --weights"),
+        ({"weights": ["w"], "out": "o", "modality": ["ct"]}, "modality: the weights have their own"),
         ({"predictions": "p", "regions": {"all": "1;4"}}, "regions: a region is its label values"),
         ({"predictions": "p", "tolerance": -1}, "tolerance: Input should be greater than or equal to 0"),
         ({"predictions": "p", "split": "val"}, "split: Input should be"),
@@ -312,7 +313,41 @@ def test_classes_that_are_nowhere(task: Path, caplog: pytest.LogCaptureFixture) 
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_predicts_with_weights(task: Path, tmp_path: Path) -> None:
+def test_measurements_of_another_tolerance_are_left_behind(
+    task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped evaluation is no reason to refuse another one."""
+    folder = predictions_of(task, lambda name, label: np.roll(label, 1, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(segmentation, "draw_case", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            dae3d.evaluate(predictions=folder, data=task)
+    assert (folder / "metrics.partial.jsonl").exists()
+    found = dae3d.evaluate(predictions=folder, data=task, tolerance=2.5)
+    assert found["classes"]["edge"]["nsd"]["mean"] == 1
+
+
+def test_a_runs_folder_keeps_its_metrics(task: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    (run / "metrics.csv").write_text("step,train/loss\n")
+    with pytest.raises(Dae3dError, match=r"run is the folder of a run, .*such as .*run/evaluation"):
+        dae3d.evaluate(predictions=predictions_of(task, shifted), data=task, out=run)
+    assert (run / "metrics.csv").read_text() == "step,train/loss\n"
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(task: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(Dae3dError, match=r"file: cannot be a folder: .*file is a file"):
+        dae3d.evaluate(predictions=predictions_of(task, shifted), data=task, out=tmp_path / "file")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_predicts_with_weights_in_their_modalities(task: Path, tmp_path: Path) -> None:
+    content = json.loads(task.read_text())
+    del content["modality"]
+    task.write_text(json.dumps(content))
     architecture = Architecture(
         embed_dim=4, heads=(1, 1, 2, 2), depths=(1, 1, 1, 1), window=2, in_channels=1, out_channels=3
     )

@@ -1,6 +1,7 @@
 """The verb `predict`: the right label, at the right place, in a file of the scan's own."""
 
 import json
+import re
 from pathlib import Path
 
 import nibabel
@@ -17,6 +18,7 @@ from conftest import smooth_volume
 from dae3d.cli import main
 from dae3d.errors import Dae3dError
 from dae3d.inference import ensemble
+from dae3d.inference import predict as module
 from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
 from dae3d.scans.readers import read_volume
@@ -303,9 +305,36 @@ def test_finished_scans_are_passed_over(thresholding, tmp_path):
     ct_scan(scans[1], (20, 20, 20), seed=9)
     assert windows() == 1
     assert windows(window_batch=2) == 0
-    assert windows(overlap=0.25) == 2
+
+
+def test_a_folder_of_other_weights_or_settings_is_refused(thresholding, tmp_path):
+    scan = ct_scan(tmp_path / "p.nii.gz", (20, 20, 20))
+    network = thresholding(0.5)
+    given = {"scans": [scan], "weights": [Path("w")], "out": tmp_path / "out", "device": "cpu"}
+    dae3d.predict(**given)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(
+        Dae3dError, match=r"out/predictions\.jsonl: of other .*overlap: 0\.5 there, 0\.25 here"
+    ):
+        dae3d.predict(**given, overlap=0.25)
     network.weights.write_bytes(b"trained on")
-    assert windows(overlap=0.25) == 2
+    with pytest.raises(Dae3dError, match=r"settings \(weights\); name another --out"):
+        dae3d.predict(**given)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_what_a_crash_left_of_a_scan_is_written_again(thresholding, tmp_path, monkeypatch):
+    """Its probabilities were there already, and its labels were not."""
+    scan = ct_scan(tmp_path / "p.nii.gz", (20, 20, 20))
+    thresholding(0.5)
+    given = {"scans": [scan], "weights": [Path("w")], "out": tmp_path / "out", "device": "cpu"}
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_values", lambda labels: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            dae3d.predict(**given, probabilities=True)
+    assert (tmp_path / "out" / "p_probabilities.nii.gz").is_file()
+    (path,) = dae3d.predict(**given, probabilities=True)
+    assert path.is_file()
 
 
 def test_ctrl_c_loses_nothing_that_is_finished(thresholding, tmp_path):
@@ -343,7 +372,7 @@ def test_bad_scans_do_not_stop_the_good_ones(weights, tmp_path):
             device="cpu",
         )
     assert f"{tmp_path / 'broken.nii.gz'}: unreadable" in str(error.value)
-    assert "flat: constant" in str(error.value)
+    assert f"{flat}: constant" in str(error.value)
     assert (tmp_path / "out" / "good.nii.gz").is_file()
 
 
@@ -368,6 +397,53 @@ def test_a_scan_is_never_overwritten(weights, tmp_path):
     scan = ct_scan(tmp_path / "p.nii.gz")
     with pytest.raises(Dae3dError, match=r"would overwrite .*p\.nii\.gz"):
         dae3d.predict(scans=[scan], weights=[weights], out=tmp_path / "x" / "..", device="cpu")
+
+
+def test_a_file_of_the_same_name_is_never_overwritten(thresholding, tmp_path):
+    """A manual label; and another patient's scan, where a shell loop names them one by one."""
+    scans = [ct_scan(tmp_path / f"p{n}" / "ct.nii.gz", (20, 20, 20), seed=n) for n in (1, 2)]
+    thresholding(0.5)
+    given = {"weights": [Path("w")], "device": "cpu"}
+    label = tmp_path / "labelsTr" / "ct.nii.gz"
+    label.parent.mkdir()
+    label.write_bytes(b"drawn by hand")
+    with pytest.raises(Dae3dError, match=r"labelsTr/ct\.nii\.gz is there already.* take another folder"):
+        dae3d.predict(scans=scans[:1], out=label.parent, **given)
+    assert [(path.name, path.read_bytes()) for path in label.parent.iterdir()] == [
+        ("ct.nii.gz", b"drawn by hand")
+    ]
+    (first,) = dae3d.predict(scans=scans[:1], out=tmp_path / "out", **given)
+    written = first.read_bytes()
+    with pytest.raises(Dae3dError, match=r"made from .*p2/ct\.nii\.gz; .*all scans in one call"):
+        dae3d.predict(scans=scans[1:], out=tmp_path / "out", **given)
+    assert first.read_bytes() == written
+
+
+@pytest.mark.parametrize("out", ["file", "file/deeper/still"])
+def test_a_folder_that_cannot_be_made_is_named(weights, tmp_path, out):
+    scan = ct_scan(tmp_path / "p.nii.gz", (20, 20, 20))
+    (tmp_path / "file").write_text("in the way")
+    message = f"{tmp_path / out}: cannot be a folder: {tmp_path / 'file'} is a file"
+    with pytest.raises(Dae3dError, match=re.escape(message)):
+        dae3d.predict(scans=[scan], weights=[weights], out=tmp_path / out, device="cpu")
+
+
+def test_the_labels_of_a_list_must_be_those_of_the_weights(weights, tmp_path, caplog):
+    scan = ct_scan(tmp_path / "p.nii.gz", (20, 20, 20))
+
+    def predict_with(labels):
+        path = tmp_path / "task.json"
+        path.write_text(json.dumps({"modality": "CT", "labels": labels, "test": [str(scan)]}))
+        return dae3d.predict(data=path, weights=[weights], out=tmp_path / "out", device="cpu")
+
+    with pytest.raises(Dae3dError, match=r"1 oedema, 2 tumour, but .* 2 oedema, 5 tumour"):
+        predict_with({0: "background", 1: "oedema", 2: "tumour"})
+    assert not (tmp_path / "out").exists()
+    with caplog.at_level("WARNING", "dae3d"):
+        predict_with(LABELS)
+        assert not caplog.text
+        predict_with(LABELS | {5: "core"})
+    assert "called 0 background, 2 oedema, 5 core, but in the weights 0 background" in caplog.text
 
 
 @pytest.mark.parametrize(

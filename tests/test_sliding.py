@@ -1,14 +1,18 @@
 """Whole scans window by window: the same numbers as MONAI's, and no more held than a window's depth."""
 
 import itertools
+import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.inferers.utils import sliding_window_inference
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from dae3d.inference.sliding import probability_slabs, segment, window_count
+from dae3d.inference.sliding import probability_slabs, roomy_device, segment, window_count
 
 CPU = torch.device("cpu")
 ROI = 8
@@ -33,9 +37,14 @@ def scan(shape, channels=1, seed=0):
     return torch.randn(channels, *shape, generator=torch.Generator().manual_seed(seed))
 
 
+def kept(slabs):
+    """Copies: a slab is overwritten when the next one is asked for."""
+    return [replace(slab, probabilities=slab.probabilities.clone()) for slab in slabs]
+
+
 def whole(networks, image, overlap=0.5, window_batch=3, **options):
     """The slabs put together, each checked to start where the last one stopped."""
-    slabs = list(probability_slabs(networks, image, ROI, overlap, window_batch, CPU, **options))
+    slabs = kept(probability_slabs(networks, image, ROI, overlap, window_batch, CPU, **options))
     assert slabs[0].start == 0
     assert slabs[-1].stop == image.shape[slabs[0].axis + 1]
     assert all(after.start == before.stop for before, after in itertools.pairwise(slabs))
@@ -65,9 +74,9 @@ def test_every_axis_can_be_the_longest(longest):
     shape = [11, 10, 9]
     shape[longest] = 27
     network, image = PlaceAware(2), scan(shape)
-    slabs = list(probability_slabs([network], image, ROI, 0.5, 1, CPU))
+    slabs = kept(probability_slabs([network], image, ROI, 0.5, 1, CPU))
     assert {slab.axis for slab in slabs} == {longest}
-    assert max(slab.stop - slab.start for slab in slabs) <= ROI
+    assert max(slab.stop - slab.start for slab in slabs) <= ROI // 2  # the last ones too
     torch.testing.assert_close(whole([network], image), by_monai(network, image, 0.5), rtol=0, atol=2e-6)
 
 
@@ -118,6 +127,56 @@ def test_segment_is_the_most_probable_class():
     classes = segment([network], image, ROI)
     assert classes.dtype == torch.uint8
     assert classes.tolist() == by_monai(network, image, 0.5).argmax(dim=0).tolist()
+
+
+def test_segment_with_several_networks_takes_the_mean_of_their_probabilities():
+    networks, image = [PlaceAware(seed, classes=4) for seed in (11, 12)], scan((9, 20, 12))
+    mean = sum(by_monai(network, image, 0.5) for network in networks) / 2
+    assert segment(networks, image, ROI).tolist() == mean.argmax(dim=0).tolist()
+
+
+class Live(TorchDispatchMode):
+    """The bytes of tensors made within, at most at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.peak = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in [leaf for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.sizes:
+                self.sizes[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.sizes.pop, storage._cdata)
+                self.peak = max(self.peak, sum(self.sizes.values()))
+        return made
+
+
+@pytest.mark.parametrize("networks", [1, 2])
+def test_no_more_is_held_than_as_many_planes_of_logits_as_a_window_is_deep(networks):
+    """By counting every tensor: a scan 6.5 windows long takes little more than one window's depth."""
+    image = scan((40, 40, 52))
+    several = [PlaceAware(seed, classes=12) for seed in range(networks)]
+    sums = networks * 12 * 40 * 40 * ROI * 4
+    with Live() as live:
+        for _ in probability_slabs(several, image, ROI, 0.5, 1, CPU):
+            pass
+    assert sums < live.peak - image.nbytes < 1.3 * sums
+
+
+def test_sums_are_kept_on_a_gpu_with_room_for_them_and_a_slab():
+    gpu = torch.device("cuda:1")
+    assert roomy_device(gpu, 10 * 2**30, 24 * 2**30) == gpu
+    assert roomy_device(gpu, 14 * 2**30, 24 * 2**30) == CPU
+
+
+def test_sums_can_be_kept_elsewhere_than_where_networks_run():
+    """The meta device, which holds nothing, stands for the other one."""
+    image = scan((8, 8, 20))
+    elsewhere = torch.device("meta")
+    for slab in probability_slabs([PlaceAware(1)], image, ROI, 0.5, 1, CPU, blend_device=elsewhere):
+        assert slab.probabilities.device == elsewhere
 
 
 def test_under_autocast_sums_stay_exact():
