@@ -124,7 +124,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_from_there(tiny_run, tiny_store, tiny_
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 130
-    assert "run the same command again" in output
+    assert "interrupted; go on with --resume" in output
     assert "Traceback" not in output
     assert 3 <= int(find_checkpoints(run / "checkpoints")[0].stem.removeprefix("step-")) < 14
     dae3d.pretrain(out=run, resume=True)

@@ -67,16 +67,19 @@ def demo(settings: DemoSettings) -> Path:
         val_fraction=0.2,
     )
     store = prepare(manifest=out / "manifest.json", out=out / "store")
-    run = pretrain(
-        config="small-cpu",
-        data=store.path,
-        out=out / "run",
-        max_steps=settings.max_steps,
-        val_every=max(1, settings.max_steps // 2),
-        save_every=max(1, settings.max_steps // 2 // 5) * 5,
-        val_crops=2,
-        resume=(out / "run/settings.yaml").is_file(),
-    )
+    try:
+        run = pretrain(
+            config="small-cpu",
+            data=store.path,
+            out=out / "run",
+            max_steps=settings.max_steps,
+            val_every=max(1, settings.max_steps // 2),
+            save_every=max(1, settings.max_steps // 2 // 5) * 5,
+            val_crops=2,
+            resume=(out / "run/settings.yaml").is_file(),
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt from None  # the demo goes on by itself when it is run again
     for scan in one_of_each_modality(manifest.scans):
         reconstruct(
             scans=[scan.path],
