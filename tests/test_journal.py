@@ -110,4 +110,6 @@ def test_a_full_disk_is_said_and_the_old_file_stays(tmp_path: Path) -> None:
 
 def test_a_folder_may_be_there(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b")
+    (tmp_path / "a" / "b" / "file").touch()
     make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b" / "file").is_file()
