@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 
 from dae3d.errors import Dae3dError
 
@@ -18,7 +19,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         Dae3dError: where it cannot be written.
     """
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process id: on a shared disk, another machine may have a process of the same one.
+    temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
     with writing(path):
         # Libraries that write it may have errors of their own for a folder that is read-only.
         temporary.touch()

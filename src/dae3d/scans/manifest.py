@@ -1,19 +1,32 @@
-"""The manifest: which scans there are, what each one is, and what was left out and why."""
+"""The manifest: which scans there are, what each one is, and what was left out and why.
 
-import json
+A file of JSON lines: what it is, then a line for each scan, then one for each file that was left out. It is
+mapped into memory, and a line is parsed when it is asked for, so that a manifest of any length can be used.
+"""
+
+import mmap
+import os
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, field_serializer
 
 from dae3d.errors import Dae3dError
-from dae3d.files import write_text
+from dae3d.files import whole_file
+from dae3d.lines import Lines, Parsed
 
 Split = Literal["train", "val"]
 
 
 class Scan(BaseModel):
-    """One scan. `shape`, `spacing` (mm) and `orientation` are those of the stored axes."""
+    """One scan. `shape`, `spacing` (mm) and `orientation` are those of the stored axes.
+
+    `path` is its file; of a DICOM series, the folder in or below which its `files` lie. `volume` says which
+    volume of a 4-D file it is, from 0. `subject` and, for DICOM, `series` and `study` are salted hashes where
+    they stand for identifiers in a header.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -26,43 +39,86 @@ class Scan(BaseModel):
     spacing: tuple[float, float, float]
     dtype: str
     orientation: str
-    digest: str | None = None  # sha256 of the file, known once it has been read whole
+    volume: int | None = None
+    series: str | None = None
+    study: str | None = None
+    files: tuple[str, ...] = ()
+    digest: str | None = None  # sha256 of the content, known once it has been read whole
+
+    @property
+    def name(self) -> str:
+        """The path, and which part of it the scan is; no other scan has this name."""
+        part = f"#{self.volume}" if self.volume is not None else f"#{self.series}" if self.series else ""
+        return f"{self.path}{part}"
 
 
 class LeftOut(BaseModel):
-    """A file that looked like a scan and is not in the manifest."""
+    """A file, or `files` files of one DICOM series, that looked like a scan and is not in the manifest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: Path
     reason: str
+    files: int = 1
+
+    @field_serializer("path", when_used="json")
+    def _written(self, path: Path) -> str:
+        """Bytes that are not in UTF-8, which JSON cannot hold, as `\\xff`."""
+        return os.fsencode(path).decode(errors="backslashreplace")
 
 
-class Manifest(BaseModel):
-    """All scans found by `index`, and all files it left out."""
+class Header(BaseModel):
+    """The first line of a manifest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: Literal[1] = 1
-    scans: tuple[Scan, ...]
-    left_out: tuple[LeftOut, ...] = ()
+    manifest: Literal[2] = 2
+    scans: int
+
+
+class Manifest:
+    """All scans found by `index`, and all files it left out."""
+
+    def __init__(self, scans: Sequence[Scan], left_out: Sequence[LeftOut] = ()) -> None:
+        self.scans = scans
+        self.left_out = left_out
 
     def save(self, path: Path) -> None:
-        """Write the manifest as JSON, whole or not at all."""
-        write_text(path, self.model_dump_json(indent=1) + "\n")
+        """Write the manifest, whole or not at all."""
+        write_manifest(path, len(self.scans), self.scans, self.left_out)
 
     @classmethod
     def load(cls, path: Path) -> "Manifest":
-        """Read a manifest.
+        """Open a manifest.
 
         Raises:
             Dae3dError: where `path` is missing or is not a manifest.
         """
         try:
-            return cls.model_validate_json(path.read_text())
+            with path.open("rb") as file:
+                lines = Lines(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            header = Header.model_validate_json(lines[0] if len(lines) else b"")
         except FileNotFoundError:
             raise Dae3dError(
                 f"{path}: no such manifest; make one with `dae3d index FOLDER --out {path}`"
             ) from None
-        except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise Dae3dError(f"{path}: not a dae3d manifest: {str(error).splitlines()[0]}") from None
+        except OSError as error:
+            raise Dae3dError(f"{path}: cannot be read: {error.strerror}") from None
+        except ValueError:
+            raise Dae3dError(
+                f"{path}: not a manifest of this dae3d; make it anew with `dae3d index FOLDER --out {path}`"
+            ) from None
+        if len(lines) <= header.scans:
+            raise Dae3dError(f"{path}: cut short: {len(lines) - 1} of {header.scans} scans are there")
+        return cls(
+            Parsed(lines, Scan, 1, header.scans),
+            Parsed(lines, LeftOut, 1 + header.scans, len(lines) - 1 - header.scans),
+        )
+
+
+def write_manifest(path: Path, count: int, scans: Iterable[Scan], left_out: Iterable[LeftOut]) -> None:
+    """Write a manifest of `count` scans as they come, whole or not at all."""
+    with whole_file(path) as temporary, temporary.open("w") as file:
+        file.write(Header(scans=count).model_dump_json() + "\n")
+        for entry in chain(scans, left_out):
+            file.write(entry.model_dump_json(exclude_defaults=True) + "\n")

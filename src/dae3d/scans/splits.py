@@ -2,10 +2,17 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from dae3d.scans.manifest import Split
+
+# Sets that many subjects share.
+_SAID: dict[Split | None, frozenset[Split | None]] = {
+    None: frozenset([None]),
+    "train": frozenset(["train"]),
+    "val": frozenset(["val"]),
+}
 
 
 class Member(NamedTuple):
@@ -22,7 +29,7 @@ def hash01(seed: int, subject: str) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def split_subjects(members: Iterable[Member], val_fraction: float, seed: int) -> dict[str, Split]:
+def split_subjects(members: Collection[Member], val_fraction: float, seed: int) -> dict[str, Split]:
     """The side of every subject.
 
     1. A subject with a side given by a list keeps it; one on both sides is held out whole.
@@ -31,10 +38,9 @@ def split_subjects(members: Iterable[Member], val_fraction: float, seed: int) ->
     3. A modality that then has nothing held out gives its subject of smallest hash, if that leaves every
        modality something to train on. This subject alone may change when scans are added.
     """
-    given: dict[str, set[Split | None]] = defaultdict(set)
+    given = _given(members)
     subjects_of: dict[str, set[str]] = defaultdict(set)
     for member in members:
-        given[member.subject].add(member.given)
         subjects_of[member.modality].add(member.subject)
     sides: dict[str, Split] = {}
     for subject, marks in given.items():
@@ -47,12 +53,20 @@ def split_subjects(members: Iterable[Member], val_fraction: float, seed: int) ->
     return sides
 
 
-def straddling(members: Iterable[Member]) -> list[str]:
+def straddling(members: Collection[Member]) -> list[str]:
     """The subjects that lists put on both sides, sorted."""
-    given: dict[str, set[Split | None]] = defaultdict(set)
+    return sorted(subject for subject, marks in _given(members).items() if marks >= {"train", "val"})
+
+
+def _given(members: Iterable[Member]) -> dict[str, frozenset[Split | None]]:
+    """What lists say of every subject."""
+    given: dict[str, frozenset[Split | None]] = {}
     for member in members:
-        given[member.subject].add(member.given)
-    return sorted(subject for subject, marks in given.items() if marks >= {"train", "val"})
+        said = _SAID[member.given]
+        marks = given.setdefault(member.subject, said)
+        if not said <= marks:
+            given[member.subject] = marks | said
+    return given
 
 
 def _hold_one_out(
@@ -60,14 +74,14 @@ def _hold_one_out(
 ) -> None:
     if any(sides[subject] == "val" for subject in subjects_of[modality]):
         return
-
-    def others_train(subject: str) -> bool:
-        return all(
-            any(sides[other] == "train" for other in subjects - {subject})
-            for subjects in subjects_of.values()
-            if subject in subjects
-        )
-
-    candidates = [subject for subject in subjects_of[modality] & free if others_train(subject)]
+    # The last to train on of a modality stay; every subject of this one is trained on so far.
+    scarce = [subjects for subjects in subjects_of.values() if _few_train(subjects, sides)]
+    last = set().union(*scarce)
+    candidates = (subjects_of[modality] & free) - last
     if candidates:
         sides[min(candidates, key=lambda subject: hash01(seed, subject))] = "val"
+
+
+def _few_train(subjects: Iterable[str], sides: Mapping[str, Split]) -> bool:
+    """Whether at most one of the subjects is trained on."""
+    return sum(sides[subject] == "train" for subject in subjects) <= 1
