@@ -6,7 +6,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from dae3d.scans.readers import NIBABEL_SUFFIXES, suffix
+from dae3d.scans.readers import load_nifti, suffix
 
 _SPATIAL_FIELDS = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -39,7 +39,7 @@ def write_nifti(path: Path, array: np.ndarray, scan: Path, affine: np.ndarray) -
 
 def _spatial_header(scan: Path, affine: np.ndarray) -> tuple[type[nibabel.Nifti1Image], nibabel.Nifti1Header]:
     """A header that says where voxels lie, and nothing of whom they are."""
-    source = nibabel.load(scan) if suffix(scan) in NIBABEL_SUFFIXES else None
+    source = load_nifti(scan) if suffix(scan) else None
     if not isinstance(source, nibabel.Nifti1Image):
         header = nibabel.Nifti1Header()
         header.set_qform(affine, _SCANNER)

@@ -1,31 +1,50 @@
 """Read scans: headers alone for indexing, whole volumes for preparing.
 
-NIfTI and MGH are read by nibabel, NRRD and MetaImage by SimpleITK.
+NIfTI, Analyze and MGH are read by nibabel, NRRD and MetaImage by SimpleITK. A file is what its suffix says,
+and where it cannot be read as that, what its content says.
 """
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from nibabel.affines import voxel_sizes
+from nibabel.fileslice import fileslice
 from nibabel.orientations import aff2axcodes
 
 from dae3d.errors import ScanError
+from dae3d.scans.content import renamed, suffix_by_content
+from dae3d.scans.nifti_affine import affine_of
 
-NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
+NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".mgz", ".mgh")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 SUFFIXES = NIBABEL_SUFFIXES + ITK_SUFFIXES
+
+Result = TypeVar("Result")
+
+# Headers whose voxels lie in a file of their own, and the line that names it.
+_DETACHED = (".mhd", ".nhdr")
+_PAIRS = {".hdr": ".img", ".hdr.gz": ".img.gz"}
+_DATA_FILE = re.compile(
+    rb"^(?:ElementDataFile|data ?file)\s*[=:]\s*(\S.*?)\s*$", re.IGNORECASE | re.MULTILINE
+)
+
+# Its warnings name no file, and go to the screen; what matters of them is in `Header.remark`.
+nibabel.imageglobals.logger.setLevel(logging.ERROR)
 
 # ITK's world is LPS (+x to the patient's left), ours and NIfTI's is RAS.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # Source file, line and object address, which say nothing to a user.
 _ITK_PREAMBLE = re.compile(
-    r"^Exception thrown in SimpleITK .*(?:ITK |sitk::)ERROR: (?:\w+\(0x[0-9a-f]+\): )?"
+    r"^Exception thrown in SimpleITK .*(?:ITK |s?itk::)ERROR: (?:\w+\(0x[0-9a-f]+\): )?"
 )
 
 
@@ -34,7 +53,8 @@ class Header:
     """What a file says of its scan, without its voxels.
 
     `shape` is as stored, trailing axes of length 1 removed; `spacing` is in mm along the stored axes;
-    `orientation` names the direction each stored axis points to, such as "LPS".
+    `orientation` names the direction each stored axis points to, such as "LPS"; `remark` is what a user
+    should know of how the header was understood, or "".
     """
 
     shape: tuple[int, int, int]
@@ -42,6 +62,7 @@ class Header:
     dtype: str
     orientation: str
     affine: np.ndarray
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,7 +80,7 @@ class Volume:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size in mm along the array's axes."""
-        x, y, z = nibabel.affines.voxel_sizes(self.affine)
+        x, y, z = voxel_sizes(self.affine)
         return float(x), float(y), float(z)
 
     def intensities(self) -> np.ndarray:
@@ -80,52 +101,123 @@ def scan_stem(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix(path) or "")]
 
 
-def read_header(path: Path) -> Header:
-    """Read what `path` says of its scan, and none of its voxels.
+def files_read(path: Path) -> list[Path]:
+    """The file itself, and the file with the voxels of a detached header (Analyze, MetaImage, NRRD)."""
+    ending = suffix(path)
+    if ending in _PAIRS:
+        data = path.with_name(scan_stem(path) + _PAIRS[ending])
+        return [path, data] if data.is_file() else [path]
+    if ending not in _DETACHED:
+        return [path]
+    named = _DATA_FILE.search(path.read_bytes())
+    data = path.parent / named[1].decode(errors="surrogateescape") if named else path
+    return [path, data] if data != path and data.is_file() else [path]
+
+
+def volume_count(path: Path) -> int:
+    """How many volumes lie along the fourth axis of `path`: 1 where it is 3-D.
 
     Raises:
-        ScanError: with the reason, where it cannot be read, holds no plain 3-D scan (4-D, 2-D, RGB,
-            complex), or has zero or non-finite spacing.
+        ScanError: where it cannot be read, or is neither 3-D nor 4-D.
     """
-    try:
-        return _itk_header(path) if suffix(path) in ITK_SUFFIXES else _nibabel_header(path)
-    except ScanError:
-        raise
-    except Exception as error:
-        raise ScanError(f"unreadable: {_why(path, error)}") from error
+    shape = _squeezed(_read(path, _itk_shape, _nibabel_shape))
+    if len(shape) > 4:
+        raise ScanError(f"{len(shape)}-D: shape {_times(shape)}")
+    return shape[3] if len(shape) == 4 else 1
 
 
-def read_volume(path: Path) -> Volume:
-    """Read a whole scan.
+def read_header(path: Path, volume: int | None = None) -> Header:
+    """Read what `path` says of its scan, and none of its voxels.
+
+    Args:
+        path: file with one of `SUFFIXES`.
+        volume: which of a 4-D file's volumes the scan is, from 0 on.
+
+    Raises:
+        ScanError: with the reason, where it cannot be read, is no plain 3-D scan (4-D without `volume`, 2-D,
+            RGB, complex), or has zero or non-finite spacing.
+    """
+    return _read(path, partial(_itk_header, volume=volume), partial(_nibabel_header, volume=volume))
+
+
+def read_volume(path: Path, volume: int | None = None) -> Volume:
+    """Read a whole scan; of a 4-D file, no more than the `volume` asked for, numbered from 0.
 
     Raises:
         ScanError: as `read_header`, and where the voxels cannot be read (a truncated gzip).
     """
-    read_header(path)
+    read_header(path, volume)
+    return _read(path, partial(_itk_volume, volume=volume), partial(_nibabel_volume, volume=volume))
+
+
+def load_nifti(path: Path) -> Any:
+    """What nibabel makes of a NIfTI, Analyze or MGH file, whatever its name says, or None for other formats.
+
+    Raises:
+        ScanError: where it cannot be read.
+    """
+    return _read(path, lambda _: None, nibabel.load)
+
+
+def _read(path: Path, by_itk: Callable[[Path], Result], by_nibabel: Callable[[Path], Result]) -> Result:
+    """Read `path` as what its suffix says it is, else as what its content says."""
+    refuse_no_utf8(path)
     try:
-        volume = _itk_volume(path) if suffix(path) in ITK_SUFFIXES else _nibabel_volume(path)
+        return by_itk(path) if suffix(path) in ITK_SUFFIXES else by_nibabel(path)
     except ScanError:
         raise
     except Exception as error:
-        raise ScanError(f"unreadable: {_why(path, error)}") from error
-    return volume
+        found = _suffix_by_content(path)
+        if found is None or suffix(path) in (found, *_DETACHED):
+            raise ScanError(f"unreadable: {_why(path, error)}") from error
+    with renamed(path, found) as link:
+        return _read(link, by_itk, by_nibabel)
 
 
-def _nibabel_header(path: Path) -> Header:
+def _suffix_by_content(path: Path) -> str | None:
+    try:
+        return suffix_by_content(path)
+    except OSError:
+        return None
+
+
+def refuse_no_utf8(path: Path) -> None:
+    """Refuse a path that ITK would end the process at, and that cannot be written down either.
+
+    Raises:
+        ScanError: where it is not in UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ScanError("its path is not in UTF-8; rename it") from None
+
+
+def _nibabel_shape(path: Path) -> tuple[int, ...]:
+    image: Any = nibabel.load(path)
+    return image.shape
+
+
+def _nibabel_header(path: Path, volume: int | None) -> Header:
     image: Any = nibabel.load(path)
     dtype = image.get_data_dtype()
     _refuse_non_scalar(dtype)
-    _refuse_zero_pixdim(image)
-    return _header(image.shape, nibabel.affines.voxel_sizes(image.affine), dtype, image.affine)
+    shape = _shape_of(image.shape, volume)
+    return _header(shape, dtype, *affine_of(image))
 
 
-def _nibabel_volume(path: Path) -> Volume:
+def _nibabel_volume(path: Path, volume: int | None) -> Volume:
     image: Any = nibabel.load(path)
     proxy = image.dataobj
     slope, intercept = float(getattr(proxy, "slope", 1.0)), float(getattr(proxy, "inter", 0.0))
-    array = proxy.get_unscaled() if hasattr(proxy, "get_unscaled") else np.asanyarray(proxy)
+    if volume is None or len(_squeezed(image.shape)) == 3:
+        array = proxy.get_unscaled()
+    else:
+        with image.file_map["image"].get_prepare_fileobj("rb") as file:
+            chosen = (..., volume, *[0] * (len(proxy.shape) - 4))
+            array = fileslice(file, chosen, proxy.shape, proxy.dtype, proxy.offset, proxy.order)
     native = np.asarray(array).astype(array.dtype.newbyteorder("="), copy=False)
-    return Volume(native.reshape(_squeezed(native.shape)), np.asarray(image.affine), slope, intercept)
+    return Volume(native.reshape(_squeezed(native.shape)), affine_of(image)[0], slope, intercept)
 
 
 def _itk_reader(path: Path) -> sitk.ImageFileReader:
@@ -146,38 +238,58 @@ def _itk_affine(reader: sitk.ImageFileReader) -> np.ndarray:
     return _LPS_TO_RAS @ affine
 
 
-def _itk_header(path: Path) -> Header:
+def _itk_shape(path: Path) -> tuple[int, ...]:
+    return _itk_reader(path).GetSize()
+
+
+def _itk_header(path: Path, volume: int | None) -> Header:
     reader = _itk_reader(path)
-    if reader.GetDimension() < 3:
-        raise ScanError(f"2-D: shape {_times(reader.GetSize())}")
+    shape = _shape_of(reader.GetSize(), volume)
     dtype = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).dtype
     _refuse_non_scalar(dtype)
-    return _header(reader.GetSize(), reader.GetSpacing(), dtype, _itk_affine(reader))
+    return _header(shape, dtype, _itk_affine(reader))
 
 
-def _itk_volume(path: Path) -> Volume:
+def _itk_volume(path: Path, volume: int | None) -> Volume:
     reader = _itk_reader(path)
     affine = _itk_affine(reader)
+    if volume is not None and reader.GetDimension() == 4:
+        reader.SetExtractIndex([0, 0, 0, volume])
+        reader.SetExtractSize([*reader.GetSize()[:3], 0])
     # SimpleITK's array axes run (Z, Y, X).
     array = sitk.GetArrayFromImage(reader.Execute()).T
     return Volume(array.reshape(_squeezed(array.shape)), affine)
 
 
-def _header(shape: Sequence[int], spacing: Sequence[float], dtype: np.dtype, affine: np.ndarray) -> Header:
-    kept = _squeezed(shape)
-    if len(kept) != 3:
-        raise ScanError(f"{'4-D' if len(kept) > 3 else '2-D'}: shape {_times(kept)}")
-    if 0 in kept:
-        raise ScanError(f"empty: shape {_times(kept)}")
-    x, y, z = (float(s) for s in spacing[:3])
+def _shape_of(stored: Sequence[int], volume: int | None) -> tuple[int, int, int]:
+    """The shape of a file's one volume, or of the one chosen."""
+    shape = _squeezed(stored)
+    if len(shape) == 4 and volume is not None:
+        if not 0 <= volume < shape[3]:
+            raise ScanError(f"no volume {volume}: it holds {shape[3]}, from 0 on")
+        shape = shape[:3]
+    if len(shape) != 3:
+        raise ScanError(f"{len(shape)}-D: shape {_times(shape)}")
+    if 0 in shape:
+        raise ScanError(f"empty: shape {_times(shape)}")
+    return shape[0], shape[1], shape[2]
+
+
+def _header(shape: tuple[int, int, int], dtype: np.dtype, affine: np.ndarray, remark: str = "") -> Header:
+    # Of a negative spacing, the affine has the sign: that axis runs the other way.
+    x, y, z = (float(size) for size in voxel_sizes(affine))
     if not (np.isfinite(affine).all() and min(x, y, z) > 0):
         raise ScanError(f"zero or non-finite spacing: {(x, y, z)}")
+    axes = aff2axcodes(affine)
+    if None in axes:
+        raise ScanError("affine is singular: its axes do not span three dimensions")
     return Header(
-        shape=(kept[0], kept[1], kept[2]),
+        shape=shape,
         spacing=(x, y, z),
         dtype=dtype.newbyteorder("=").name,
-        orientation="".join(axis or "?" for axis in aff2axcodes(affine)),
+        orientation="".join(axes),
         affine=affine,
+        remark=remark,
     )
 
 
@@ -186,16 +298,6 @@ def _refuse_non_scalar(dtype: np.dtype) -> None:
         raise ScanError(f"RGB or vector: voxels of type {dtype}")
     if dtype.kind == "c":
         raise ScanError("complex-valued")
-
-
-def _refuse_zero_pixdim(image: Any) -> None:
-    """Refuse a NIfTI without sform whose voxel size is zero; nibabel would take it for 1 mm."""
-    if not isinstance(image.header, nibabel.Nifti1Header) or image.header["sform_code"] > 0:
-        return
-    with image.file_map["image"].get_prepare_fileobj("rb") as file:
-        pixdim = type(image.header).from_fileobj(file, check=False)["pixdim"]
-    if not pixdim[1:4].all():
-        raise ScanError(f"zero or non-finite spacing: {tuple(map(float, pixdim[1:4]))}")
 
 
 def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
@@ -211,7 +313,12 @@ def _times(shape: Sequence[int]) -> str:
 
 def _why(path: Path, error: Exception) -> str:
     """The gist of a reader's error, in one line and the same every time."""
-    if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(_LFS_POINTER):
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_LFS_POINTER))
+    except OSError as refused:
+        return str(refused.strerror)
+    if head == _LFS_POINTER:
         return "a Git LFS pointer in place of the file; `git lfs pull` fetches it"
     text = _ITK_PREAMBLE.sub("", " ".join(str(error).split())).replace(str(path), path.name)
     kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "

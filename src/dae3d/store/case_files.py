@@ -19,13 +19,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.files import write_text
-from dae3d.scans.readers import Volume, read_volume
+from dae3d.scans.readers import Volume, files_read, read_volume
 from dae3d.scans.task import TaskCase
 from dae3d.store.conform_case import ConformedCase, conform_case, cut_away, labels_at, upright_label
 from dae3d.store.positions import draw_positions
 from dae3d.store.recipe import CaseGeometry, CaseRecipe
 from dae3d.store.scan import PARTIAL, Row, write_array
-from dae3d.store.source import Stamp, digest, source_files
+from dae3d.store.source import Stamp, digest
 from dae3d.store.statistics import Box, Statistics
 
 CASES = "cases"
@@ -126,7 +126,7 @@ def unchanged(case: TaskCase, recipe: CaseRecipe, store: Path) -> StoredCase | N
     """The case as the store has it; None where it has not, or where a file seems changed since."""
     stored = _whole(case, recipe, store)
     try:
-        if stored is None or any(Stamp.of(source_files(s.path)) != s.stamp for s in stored.sources):
+        if stored is None or any(Stamp.of(files_read(s.path)) != s.stamp for s in stored.sources):
             return None
     except OSError:
         return None
@@ -237,7 +237,7 @@ def _write_channel(path: Path, volume: Volume, statistics: Statistics) -> Stored
 
 def _source(path: Path) -> Source:
     try:
-        files = source_files(path)
+        files = files_read(path)
         return Source(path=path, stamp=Stamp.of(files), digest=digest(files))
     except OSError as error:
         raise ScanError(f"{path}: unreadable: {error.strerror}") from None
