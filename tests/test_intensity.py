@@ -1,5 +1,7 @@
 """Statistics of scans against NumPy and SimpleITK, intensity scaling against MONAI."""
 
+import re
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -7,10 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.transforms import NormalizeIntensity, ScaleIntensityRange, ScaleIntensityRangePercentiles
 
-from dae3d.errors import ScanError
+from dae3d.errors import Dae3dError, ScanError
 from dae3d.scans.readers import Volume
-from dae3d.store.intensity import PercentileRange, Window, ZScore, denormalise, normalise, scaling
+from dae3d.store.intensity import (
+    PercentileRange,
+    UptakeRatio,
+    Window,
+    ZScore,
+    denormalise,
+    normalise,
+    parse_scaling,
+    scaling,
+)
 from dae3d.store.statistics import PERCENTILES, measure, refuse_non_finite
+from dae3d.training.data import CropLoaders, training_data
+from dae3d.training.settings import PretrainSettings
 
 
 def volume(array: np.ndarray, slope: float = 1.0, intercept: float = 0.0) -> Volume:
@@ -114,7 +127,7 @@ def test_mr_is_scaled_as_monai_does(modality):
     np.testing.assert_allclose(denormalise(scaled, modality, statistics), scan, atol=1e-2)
 
 
-@pytest.mark.parametrize("modality", ["pet", "gm-map", "wm-map"])
+@pytest.mark.parametrize("modality", ["ct-raw", "gm-map", "wm-map"])
 def test_maps_are_scaled_as_monai_does(modality):
     scan = np.random.default_rng(0).gamma(2.0, 3.0, (30, 30, 30)).astype(np.float32)
     expected = np.asarray(ScaleIntensityRangePercentiles(0.5, 99.5, 0, 1, clip=True)(scan.copy()))
@@ -150,5 +163,106 @@ def test_scaling_leaves_the_crop_as_it_is():
 
 def test_rules():
     assert scaling("ct") == Window(-1000, 1000)
-    assert scaling("pet") == PercentileRange(0.5, 99.5)
+    assert scaling("gm-map") == PercentileRange(0.5, 99.5)
+    assert scaling("pet") == UptakeRatio(10)
     assert scaling("t1ce") == ZScore()
+
+
+def test_foreground_deviation_leaves_the_noise_of_air_out():
+    random = np.random.default_rng(0)
+    scan = random.normal(40, 10, (60, 60, 60))
+    tissue = np.zeros(scan.shape, bool)
+    tissue[15:45, 10:50, 20:50] = True
+    scan[tissue] = random.normal(900, 80, np.count_nonzero(tissue))
+    scan = scan.clip(1).astype(np.float32)
+    found = measure(volume(scan))
+    # The bins are 4 wide, and what is above the 99.5th percentile is clipped.
+    assert found.foreground_mean == pytest.approx(900, abs=4)
+    assert found.foreground_std == pytest.approx(80, abs=4)
+    scaled = normalise(scan, "t1", found, {"t1": "zscore:foreground"})
+    np.testing.assert_allclose(scaled, (scan - found.foreground_mean) / found.foreground_std, atol=1e-4)
+    assert abs(normalise(scan, "t1", found)[tissue].mean()) > 1  # over all non-zero voxels, air is in it
+    back = denormalise(scaled, "t1", found, {"t1": "zscore:foreground"})
+    np.testing.assert_allclose(back, scan, atol=1e-2)
+
+
+def emission() -> tuple[np.ndarray, np.ndarray]:
+    """A PET-like scan in Bq/ml, and its body: noise in air, soft tissue, a liver, a hot bladder."""
+    random = np.random.default_rng(0)
+    scan = np.abs(random.normal(0, 30, (60, 50, 80)))
+    body = np.zeros(scan.shape, bool)
+    body[15:45, 15:35] = True
+    scan[body] = 4000
+    scan[20:35, 18:30, 40:50] = 9000
+    scan[28:32, 20:24, 8:12] = 90000
+    return scan.astype(np.float32), body
+
+
+@pytest.mark.parametrize("modality", ["pet", "spect"])
+def test_emission_is_scaled_in_multiples_of_the_body(modality):
+    scan, body = emission()
+    found = measure(volume(scan))
+    # The bladder, a thousandth of the body, counts no more than the 99.5th percentile.
+    assert found.body_mean == pytest.approx(scan[body].clip(0, np.percentile(scan, 99.5)).mean(), rel=0.01)
+    scaled = normalise(scan, modality, found)
+    np.testing.assert_allclose(scaled, (scan / found.body_mean / 10).clip(0, 1), atol=1e-6)
+    # Another dose or another unit changes nothing.
+    tenfold = normalise(scan * 10, modality, measure(volume(scan * 10)))
+    np.testing.assert_allclose(scaled, tenfold, atol=1e-5)
+    back = denormalise(scaled, modality, found)
+    np.testing.assert_allclose(back, scan.clip(0, 10 * found.body_mean), rtol=1e-4, atol=1)
+
+
+def test_a_rule_gives_the_highest_uptake():
+    scan, _ = emission()
+    found = measure(volume(scan))
+    scaled = normalise(scan, "pet", found, {"pet": "suv:4"})
+    np.testing.assert_allclose(scaled, (scan / found.body_mean / 4).clip(0, 1), atol=1e-6)
+
+
+def test_differences_of_uptake_stay_finite():
+    scan = -emission()[0] - 5
+    found = measure(volume(scan))
+    assert found.body_mean < 0
+    assert not normalise(scan, "pet", found).any()
+
+
+@pytest.mark.parametrize(
+    "rule", ["suv", "suv:0", "suv:-1", "suv:inf", "suv:a", "zscore:body", "window:0:1e31"]
+)
+def test_what_is_no_rule(rule):
+    with pytest.raises(ValueError, match=re.escape(rule)):
+        parse_scaling(rule)
+
+
+def test_nearly_full_scan_has_a_foreground():
+    scan = np.full((30, 30, 30), 5, np.uint8)
+    scan[0, 0, :3] = 1
+    assert measure(volume(scan)).foreground == ((0, 0, 0), (30, 30, 30))
+
+
+def test_pretraining_scales_by_its_own_rules(tiny_store):
+    settings = PretrainSettings(
+        data=tiny_store,
+        out=tiny_store.parent / "run",
+        roi=32,
+        intensity={"ct": "window:-200:300", "t1": "zscore:foreground"},
+    )
+    loaders = CropLoaders(training_data(settings, 1), settings)
+    data = loaders.data
+    for crop, sample in zip(data.validation, loaders.val_dataloader().dataset, strict=True):
+        scan = data.store.scans[crop.scan]
+        size = tuple(min(32, side) for side in scan.shape)
+        acquired = data.store.read(crop.scan, crop.start, size)
+        if scan.modality == "ct":
+            expected = ((acquired + 200) / 500).clip(0, 1)
+        else:
+            expected = (acquired - scan.statistics.foreground_mean) / scan.statistics.foreground_std
+        found = sample["image"].numpy()[0][tuple(slice(side) for side in size)]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_rule_for_a_modality_that_the_store_lacks_is_refused(tiny_store):
+    settings = PretrainSettings(data=tiny_store, out=tiny_store.parent / "run", intensity={"t2": "zscore"})
+    with pytest.raises(Dae3dError, match=r"intensity: .* has no t2; it has ct, t1"):
+        training_data(settings, 1)

@@ -23,7 +23,7 @@ from scan_files import described, phantom, write_manifest, write_nifti
 Box = tuple[tuple[int, int, int], tuple[int, int, int]]
 
 
-def stored(folder: Path, *scans: Path, modality: str = "ct") -> Store:
+def stored(folder: Path, *scans: Path, modality: str = "mr") -> Store:
     manifest = write_manifest(folder / "manifest.json", [described(scan, modality) for scan in scans])
     return prepare(manifest=manifest, out=folder / "store", workers=1)
 

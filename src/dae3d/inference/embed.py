@@ -4,7 +4,7 @@ import importlib
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -121,6 +121,7 @@ def embed(settings: EmbedSettings) -> Embeddings:
             f"{encoder.weights}: takes {encoder.architecture.in_channels} channels, and does not say of what"
         )
     roi = settings.roi or encoder.info.get("settings", {}).get("roi", PUBLISHED_ROI)
+    intensity = encoder.info.get("settings", {}).get("intensity")
     cases = _cases(settings, recipe)
     heading = {
         "weights": digest([encoder.weights]),
@@ -130,7 +131,7 @@ def embed(settings: EmbedSettings) -> Embeddings:
     }
 
     def features_of(case: _Case) -> list[float]:
-        image, foreground = _read(case, recipe)
+        image, foreground = _read(case, recipe, intensity)
         batch, overlap = settings.window_batch, settings.overlap
         return pooled_features(encoder, image, foreground, roi, overlap, batch, device).tolist()
 
@@ -249,7 +250,9 @@ def _embed_all(
     )
 
 
-def _read(case: _Case, recipe: CaseRecipe | None) -> tuple[np.ndarray, Box]:
+def _read(
+    case: _Case, recipe: CaseRecipe | None, intensity: Mapping[str, str] | None = None
+) -> tuple[np.ndarray, Box]:
     """A scan as the network sees it, (C, X, Y, Z) float32, and its foreground box."""
     if recipe is not None:
         conformed = read_case(case.files, recipe)
@@ -257,8 +260,9 @@ def _read(case: _Case, recipe: CaseRecipe | None) -> tuple[np.ndarray, Box]:
     volume = read_volume(case.files[0])
     refuse_non_finite(volume)
     ras = to_ras(volume)
-    statistics = measure(ras)
-    return normalise(ras.intensities(), case.modality, statistics)[None], statistics.foreground
+    statistics = measure(ras, case.modality)
+    image = normalise(ras.intensities(), case.modality, statistics, intensity)
+    return image[None], statistics.foreground
 
 
 def _write(embeddings: Embeddings, path: Path) -> None:

@@ -110,7 +110,7 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
             refuse_non_finite(volume)
             label = modality_of(path, settings.rule, settings.modality)
             ras = to_ras(volume)
-            clean = normalise(ras.intensities(), label, measure(ras))
+            clean = normalise(ras.intensities(), label, measure(ras, label), trained.intensity)
         except ScanError as error:
             log.warning("%s: left out: %s", path, error)
             continue

@@ -10,7 +10,8 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from dae3d.errors import ScanError
 from dae3d.scans.readers import Volume
-from dae3d.store.statistics import Box, measure, planes
+from dae3d.store.padding import fill_padding, planes
+from dae3d.store.statistics import Box, measure
 
 FOREGROUND_MARGIN_MM = 10.0
 _SAME_SPACING = 1e-3  # relative: scanners write 0.9999 mm for 1 mm
@@ -40,10 +41,11 @@ def scaled(volume: Volume) -> Volume:
     return Volume(array, volume.affine)
 
 
-def resample(volume: Volume, spacing: tuple[float, float, float]) -> Volume:
+def resample(volume: Volume, spacing: tuple[float, float, float], modality: str = "") -> Volume:
     """Trilinear resampling to `spacing` (mm), as MONAI's `Spacing`; a volume that has it stays as it is.
 
-    The slope and intercept stay, for they commute with interpolation; the array becomes float32.
+    Padding becomes background first. The slope and intercept stay, for they commute with interpolation; the
+    array becomes float32.
     """
     if np.allclose(volume.spacing, spacing, rtol=_SAME_SPACING, atol=0):
         return volume
@@ -52,20 +54,22 @@ def resample(volume: Volume, spacing: tuple[float, float, float]) -> Volume:
     from monai.data.meta_tensor import MetaTensor
     from monai.transforms.spatial.array import Spacing
 
+    volume = fill_padding(volume, modality)
     array = np.ascontiguousarray(volume.array, dtype=np.float32)
     image = MetaTensor(torch.from_numpy(array)[None], affine=torch.from_numpy(volume.affine))
     resampled: Any = Spacing(pixdim=spacing, mode="bilinear", dtype=np.float32)(image)
     return replace(volume, array=resampled.numpy()[0], affine=resampled.affine.numpy())
 
 
-def crop_to_foreground(volume: Volume) -> Volume:
+def crop_to_foreground(volume: Volume, modality: str = "") -> Volume:
     """Keep the foreground box and 10 mm around it."""
-    return crop(volume, foreground_box([volume]))
+    return crop(volume, foreground_box([volume], [modality]))
 
 
-def foreground_box(volumes: Sequence[Volume]) -> Box:
+def foreground_box(volumes: Sequence[Volume], modalities: Sequence[str]) -> Box:
     """The foreground of any of some volumes on one grid, and 10 mm around it, within them."""
-    first, last = map(np.array, union([measure(volume).foreground for volume in volumes]))
+    pairs = zip(volumes, modalities, strict=True)
+    first, last = map(np.array, union([measure(*pair).foreground for pair in pairs]))
     margin = np.ceil(FOREGROUND_MARGIN_MM / np.array(volumes[0].spacing)).astype(int)
     x0, y0, z0 = np.maximum(first - margin, 0).tolist()
     x1, y1, z1 = np.minimum(last + margin, volumes[0].array.shape).tolist()

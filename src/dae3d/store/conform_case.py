@@ -84,16 +84,17 @@ def conform_case(volumes: Sequence[Volume], recipe: CaseRecipe) -> ConformedCase
     ras = grid_of(upright[0])
     conformed = upright
     if recipe.spacing is not None:
-        conformed = [resample(volume, recipe.spacing) for volume in upright]
+        pairs = zip(upright, recipe.modalities, strict=True)
+        conformed = [resample(volume, recipe.spacing, modality) for volume, modality in pairs]
         _refuse_sheared(grid_of(conformed[0]), ras)
     if recipe.crop_foreground:
-        box = foreground_box(conformed)
+        box = foreground_box(conformed, recipe.modalities)
         conformed = [crop(volume, box) for volume in conformed]
     conformed = [replace(volume, array=narrowed(volume.array)) for volume in conformed]
     statistics = []
-    for channel, volume in enumerate(conformed, 1):
+    for channel, (volume, modality) in enumerate(zip(conformed, recipe.modalities, strict=True), 1):
         with _naming(channel, volumes):
-            statistics.append(measure(volume))
+            statistics.append(measure(volume, modality))
     return ConformedCase(volumes=tuple(conformed), statistics=tuple(statistics), native=native)
 
 

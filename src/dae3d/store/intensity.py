@@ -1,6 +1,5 @@
 """From acquired intensities to what the network sees, and back: one rule per modality label."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +9,10 @@ import numpy as np
 from pydantic import AfterValidator
 
 from dae3d.scans.modality import Label
-from dae3d.store.statistics import PERCENTILES, Statistics
+from dae3d.store.padding import background
+from dae3d.store.statistics import LARGEST, PERCENTILES, SMALLEST_RANGE, Statistics, told_apart
+
+_LEAST_DEVIATION = 1e-12  # of the range
 
 
 @dataclass(frozen=True)
@@ -31,24 +33,36 @@ class Window:
 
 @dataclass(frozen=True)
 class ZScore:
-    """Mean 0 and standard deviation 1 over the scan's non-zero voxels; zeros stay zeros.
+    """Mean 0 and standard deviation 1 over the scan's non-zero, or foreground, voxels; zeros stay zeros.
 
-    For MR, whose intensities have no unit and whose background is zero where it was removed.
+    For MR, whose intensities have no unit. Non-zero voxels are right where the background was removed, the
+    foreground where it is noise.
     """
+
+    over_foreground: bool = False
 
     def normalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
         """As MONAI's `NormalizeIntensity(nonzero=True)` on the whole scan."""
-        scaled = np.subtract(crop, statistics.mean, dtype=np.float32)
-        scaled /= np.float32(statistics.std or 1.0)
+        mean, std = self._mean_and_std(statistics)
+        scaled = np.subtract(crop, mean, dtype=np.float32)
+        scaled /= np.float32(std)
         scaled[crop == 0] = 0
         return scaled
 
     def denormalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
         """The inverse: exact 0 is taken for background, so a voxel equal to the mean comes back as 0."""
-        acquired = np.multiply(crop, statistics.std or 1.0, dtype=np.float32)
-        acquired += np.float32(statistics.mean)
+        mean, std = self._mean_and_std(statistics)
+        acquired = np.multiply(crop, std, dtype=np.float32)
+        acquired += np.float32(mean)
         acquired[crop == 0] = 0
         return acquired
+
+    def _mean_and_std(self, statistics: Statistics) -> tuple[float, float]:
+        mean, std = statistics.mean, statistics.std
+        if self.over_foreground:
+            mean, std = statistics.foreground_mean, statistics.foreground_std
+        # A mask has no deviation but what rounding leaves.
+        return mean, max(std, (statistics.maximum - statistics.minimum) * _LEAST_DEVIATION)
 
 
 @dataclass(frozen=True)
@@ -69,17 +83,43 @@ class PercentileRange:
     def _bounds(self, statistics: Statistics) -> tuple[float, float]:
         low, high = statistics.percentile(self.low), statistics.percentile(self.high)
         # A map that is empty nearly everywhere has no range between its percentiles.
-        return (low, high) if low < high else (statistics.minimum, statistics.maximum)
+        return (low, high) if told_apart(low, high) else (statistics.minimum, statistics.maximum)
 
 
-Scaling = Window | ZScore | PercentileRange
+@dataclass(frozen=True)
+class UptakeRatio:
+    """Uptake as multiples of the body's mean, from 0 to `high`, clipped and scaled to [0, 1].
+
+    For PET and SPECT. The standardised uptake value (SUV) is such a ratio, by the injected dose and the
+    weight, which image files do not tell.
+    """
+
+    high: float = 10.0
+
+    def normalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
+        """Divide by the mean of the body and by `high`, and clip."""
+        return _to_unit(crop, 0.0, self._bound(statistics))
+
+    def denormalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
+        """The inverse within the bounds; what was clipped stays at them."""
+        return _from_unit(crop, 0.0, self._bound(statistics))
+
+    def _bound(self, statistics: Statistics) -> float:
+        # Maps of differences may be below zero nearly everywhere.
+        return self.high * max(statistics.body_mean, SMALLEST_RANGE)
+
+
+Scaling = Window | ZScore | PercentileRange | UptakeRatio
 
 _HOUNSFIELD = Window(-1000.0, 1000.0)
 SCALINGS: dict[str, Scaling] = {
     "ct": _HOUNSFIELD,
     "ct-phantom": _HOUNSFIELD,
     "cbct": _HOUNSFIELD,
-    "pet": PercentileRange(),
+    "ct-raw": PercentileRange(),
+    "cbct-raw": PercentileRange(),
+    "pet": UptakeRatio(),
+    "spect": UptakeRatio(),
     "gm-map": PercentileRange(),
     "wm-map": PercentileRange(),
 }
@@ -87,26 +127,32 @@ SCALINGS: dict[str, Scaling] = {
 
 @lru_cache(maxsize=64)
 def parse_scaling(text: str) -> Scaling:
-    """Read a rule: `window:LOW:HIGH` in acquired units, `zscore`, or `percentiles:LOW:HIGH`.
+    """Read a rule.
+
+    `window:LOW:HIGH` in acquired units, `percentiles:LOW:HIGH`, `zscore` over non-zero voxels,
+    `zscore:foreground`, or `suv:HIGH` in multiples of the body's mean.
 
     Raises:
         ValueError: where it is none of these, or its bounds cannot be used.
     """
     kind, *words = text.strip().lower().split(":")
-    if kind == "zscore" and not words:
-        return ZScore()
-    if kind not in ("window", "percentiles") or len(words) != 2:
+    if kind == "zscore" and words in ([], ["foreground"]):
+        return ZScore(over_foreground=bool(words))
+    if {"window": 2, "percentiles": 2, "suv": 1}.get(kind) != len(words):
         raise ValueError(
-            f"{text!r} is no intensity scaling: window:LOW:HIGH (HU for CT), zscore or percentiles:LOW:HIGH"
+            f"{text!r} is no intensity scaling: window:LOW:HIGH (HU for CT), percentiles:LOW:HIGH, zscore, "
+            "zscore:foreground or suv:HIGH"
         )
     try:
-        low, high = map(float, words)
+        low, high = map(float, words if len(words) == 2 else ["0", *words])
     except ValueError:
         raise ValueError(f"{text!r}: the bounds must be numbers, such as 'window:-175:250'") from None
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    if not (abs(low) <= LARGEST and abs(high) <= LARGEST and told_apart(low, high)):
         raise ValueError(f"{text!r}: the lower bound must be below the upper one, and both finite")
     if kind == "window":
         return Window(low, high)
+    if kind == "suv":
+        return UptakeRatio(high)
     if {low, high} - set(PERCENTILES):
         raise ValueError(f"{text!r}: percentiles are those of {', '.join(f'{p:g}' for p in PERCENTILES)}")
     return PercentileRange(low, high)
@@ -132,18 +178,26 @@ def scaling(modality: str, rules: Mapping[str, str] | None = None) -> Scaling:
 def normalise(
     crop: np.ndarray, modality: str, statistics: Statistics, rules: Mapping[str, str] | None = None
 ) -> np.ndarray:
-    """Scale intensities in acquired units, of any real type, for the network; float32, in a new array."""
+    """Scale intensities in acquired units, of any real type, for the network; float32, in a new array.
+
+    Padding becomes background first: air in CT, 0 elsewhere.
+    """
+    if statistics.padding is not None:
+        crop = np.where(crop <= statistics.padding, np.float32(background(modality)), crop)
     return scaling(modality, rules).normalise(crop, statistics)
 
 
-def denormalise(crop: np.ndarray, modality: str, statistics: Statistics) -> np.ndarray:
+def denormalise(
+    crop: np.ndarray, modality: str, statistics: Statistics, rules: Mapping[str, str] | None = None
+) -> np.ndarray:
     """Turn what `normalise` made back into acquired units, as far as it was kept; float32, in a new array."""
-    return scaling(modality).denormalise(crop, statistics)
+    return scaling(modality, rules).denormalise(crop, statistics)
 
 
 def _to_unit(crop: np.ndarray, low: float, high: float) -> np.ndarray:
     scaled = np.subtract(crop, low, dtype=np.float32)
-    scaled /= np.float32(high - low)
+    with np.errstate(over="ignore"):  # clipped just below
+        scaled /= np.float32(high - low)
     return np.clip(scaled, 0, 1, out=scaled)
 
 

@@ -1,6 +1,6 @@
 """What a scan's voxels are like as a whole: the numbers that intensity scaling and cropping need."""
 
-from collections.abc import Iterator
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,29 +8,42 @@ from pydantic import BaseModel, ConfigDict
 
 from dae3d.errors import ScanError
 from dae3d.scans.readers import Volume
+from dae3d.store.padding import find_padding, imaged, imaged_planes, planes
 
 Box = tuple[tuple[int, int, int], tuple[int, int, int]]
 
 PERCENTILES = (0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5)
-_HISTOGRAM_BINS = 256
+# With these bounds, no scaling of the network's input leaves the range of float32.
+LARGEST, SMALLEST_RANGE = 1e30, 1e-30
+_BINS = 256
 # Share of the foreground voxels that may lie beyond each side of the foreground box: specks, not anatomy.
 _SPECKS = 0.001
+# Share of the 99th percentile above which a voxel is taken for the body in an emission image, whose hottest
+# organs are the foreground.
+_BODY = 0.1
 
 
 class Statistics(BaseModel):
     """Intensities of one scan in acquired units (HU for CT), and where its foreground lies.
 
-    `percentiles` are over all voxels, in the order of `PERCENTILES`; `mean` and `std` (of the population) are
-    over the voxels that are not zero; `foreground` is a half-open box of voxels, its first and last corner.
+    Voxels at or below `padding` were never imaged and count for `minimum` and `maximum` alone. `percentiles`
+    are over all others, in the order of `PERCENTILES`; `mean` and `std` (of the population) over those that
+    are not zero. `foreground_mean` and `foreground_std` are over those above Otsu's threshold and `body_mean`
+    over those above a tenth of the 99th percentile, all three of intensities clipped to the outer percentiles
+    and put into 256 bins. `foreground` is a half-open box of voxels, its first and last corner.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     minimum: float
     maximum: float
+    padding: float | None = None
     percentiles: tuple[float, ...]
     mean: float
     std: float
+    foreground_mean: float
+    foreground_std: float
+    body_mean: float
     foreground: Box
 
     def percentile(self, percent: float) -> float:
@@ -38,72 +51,121 @@ class Statistics(BaseModel):
         return self.percentiles[PERCENTILES.index(percent)]
 
 
-def planes(volume: Volume) -> Iterator[np.ndarray]:
-    """The intensities of one (Y, Z) plane after the other, float32, so that a whole copy is never made."""
-    for plane in volume.array:
-        yield replace(volume, array=plane).intensities()
-
-
-def measure(volume: Volume) -> Statistics:
+def measure(volume: Volume, modality: str = "") -> Statistics:
     """Measure a scan, holding at most one more copy of its voxels.
 
+    Args:
+        volume: finite voxels.
+        modality: label, which tells what is padding.
+
     Raises:
-        ScanError: where all voxels are the same.
+        ScanError: where all voxels are the same, or padding.
     """
-    array, slope, intercept = volume.array, volume.slope, volume.intercept
-    minimum, maximum = sorted(float(v) * slope + intercept for v in (array.min(), array.max()))
-    if minimum == maximum:
-        raise ScanError(f"constant: every voxel is {minimum:g}")
+    slope, intercept = volume.slope, volume.intercept
+    minimum, maximum = _extremes(volume)
+    _refuse_constant(minimum, maximum)
+    padding = find_padding(volume, modality)
+    array = imaged(volume, padding)
+    low, high = _extremes(replace(volume, array=array))
+    _refuse_constant(low, high)
     # Interpolating and scaling commute; a negative slope reverses the order.
     percentiles = sorted(float(v) * slope + intercept for v in np.percentile(array, PERCENTILES))
-    mean, std = _non_zero_mean_and_std(volume)
+    mean, std = _non_zero_mean_and_std(volume, padding)
+    # A map that is empty nearly everywhere has no range between its percentiles.
+    if told_apart(percentiles[0], percentiles[-1]):
+        low, high = percentiles[0], percentiles[-1]
+    histogram = _Histogram(volume, padding, low, high)
+    threshold = histogram.otsu_threshold()
+    foreground_mean, foreground_std = histogram.mean_and_std(threshold)
     return Statistics(
         minimum=minimum,
         maximum=maximum,
+        padding=padding,
         percentiles=tuple(percentiles),
         mean=mean,
         std=std,
-        foreground=_foreground(volume, _otsu_threshold(volume, percentiles[0], percentiles[-1])),
+        foreground_mean=foreground_mean,
+        foreground_std=foreground_std,
+        body_mean=histogram.mean_and_std(_BODY * percentiles[PERCENTILES.index(99.0)])[0],
+        foreground=_foreground(volume, threshold),
     )
 
 
 def refuse_non_finite(volume: Volume) -> None:
-    """Raise ScanError, with their number, where voxels are infinite or not a number."""
-    bad = sum(plane.size - np.count_nonzero(np.isfinite(plane)) for plane in planes(volume))
-    if bad:
-        raise ScanError(f"not finite: {bad} of {volume.array.size} voxels")
+    """Raise ScanError, with their number, where voxels are infinite, not a number, or beyond any unit."""
+    # A comparison with NaN is false.
+    if all(abs(extreme) <= LARGEST for extreme in _extremes(volume)):
+        return
+    with np.errstate(over="ignore"):
+        bad = sum(plane.size - np.count_nonzero(np.abs(plane) <= LARGEST) for plane in planes(volume))
+    raise ScanError(f"not finite: {bad} of {volume.array.size} voxels (NaN, infinite or beyond {LARGEST:g})")
 
 
-def _non_zero_mean_and_std(volume: Volume) -> tuple[float, float]:
+def _extremes(volume: Volume) -> tuple[float, float]:
+    ends = (float(v) * volume.slope + volume.intercept for v in (volume.array.min(), volume.array.max()))
+    low, high = sorted(ends)
+    return low, high
+
+
+def _refuse_constant(minimum: float, maximum: float) -> None:
+    if not told_apart(minimum, maximum):
+        raise ScanError(f"constant: every voxel is {minimum:g}")
+
+
+def told_apart(low: float, high: float) -> bool:
+    """Whether two intensities can be told apart in float32."""
+    return high - low >= SMALLEST_RANGE and bool(np.float32(low) < np.float32(high))
+
+
+def _non_zero_mean_and_std(volume: Volume, padding: float | None) -> tuple[float, float]:
     count, total = 0, 0.0
-    for plane in planes(volume):
+    for plane in imaged_planes(volume, padding):
         count += int(np.count_nonzero(plane))
         total += float(plane.sum(dtype=np.float64))
     mean = total / count
     squares = sum(
-        float(np.square(plane[plane != 0].astype(np.float64) - mean).sum()) for plane in planes(volume)
+        float(np.square(plane[plane != 0].astype(np.float64) - mean).sum())
+        for plane in imaged_planes(volume, padding)
     )
     return mean, float(np.sqrt(squares / count))
 
 
-def _otsu_threshold(volume: Volume, low: float, high: float) -> float:
-    """Otsu's threshold (1979) of the intensities clipped to [low, high].
+class _Histogram:
+    """Intensities clipped to [low, high], lest a few bright voxels (metal, vessels) take all bins."""
 
-    Clipping keeps a few bright voxels (metal, vessels) from taking the whole histogram.
-    """
-    if low == high:
-        return low
-    counts = np.zeros(_HISTOGRAM_BINS, np.int64)
-    for plane in planes(volume):
-        bins = ((plane - low) * (_HISTOGRAM_BINS / (high - low))).clip(0, _HISTOGRAM_BINS - 1)
-        counts += np.bincount(bins.astype(np.intp).ravel(), minlength=_HISTOGRAM_BINS)
-    below = np.cumsum(counts)[:-1]
-    above = counts.sum() - below
-    moments = np.cumsum(counts * np.arange(_HISTOGRAM_BINS))
-    mean_below = moments[:-1] / below.clip(1)
-    mean_above = (moments[-1] - moments[:-1]) / above.clip(1)
-    between = below.astype(np.float64) * above * np.square(mean_below - mean_above)
-    return low + (int(np.argmax(between)) + 1) * (high - low) / _HISTOGRAM_BINS
+    def __init__(self, volume: Volume, padding: float | None, low: float, high: float) -> None:
+        # Intensities are float32, in which far from zero the bounds may be elsewhere.
+        self.low, self.high = low, high = float(np.float32(low)), float(np.float32(high))
+        self.width = (high - low) / _BINS
+        counts = np.zeros(_BINS + 1, np.int64)
+        for plane in imaged_planes(volume, padding):
+            bins = (plane.clip(low, high) - low) * (1 / self.width)
+            counts += np.bincount(bins.astype(np.intp).ravel(), minlength=_BINS + 1)
+        # The upper bound belongs to the last bin.
+        self.counts = counts[:_BINS]
+        self.counts[-1] += counts[_BINS]
+
+    def otsu_threshold(self) -> float:
+        """Otsu's threshold (1979)."""
+        below = np.cumsum(self.counts)[:-1]
+        above = self.counts.sum() - below
+        moments = np.cumsum(self.counts * np.arange(_BINS))
+        mean_below = moments[:-1] / below.clip(1)
+        mean_above = (moments[-1] - moments[:-1]) / above.clip(1)
+        between = below.astype(np.float64) * above * np.square(mean_below - mean_above)
+        # Rounded to float32 it must stay below the upper bound, so that something is above it.
+        last = float(np.nextafter(np.float32(self.high), np.float32(self.low)))
+        return min(self.low + (int(np.argmax(between)) + 1) * self.width, last)
+
+    def mean_and_std(self, threshold: float) -> tuple[float, float]:
+        """Of the intensities above `threshold`, or where there are none, of the highest."""
+        highest = int(np.flatnonzero(self.counts)[-1])
+        first = min(round((threshold - self.low) / self.width), highest)
+        counts = self.counts[max(first, 0) :]
+        middles = np.arange(_BINS - len(counts), _BINS) + 0.5
+        mean = float(np.average(middles, weights=counts))
+        variance = float(np.average(np.square(middles - mean), weights=counts))
+        return self.low + mean * self.width, math.sqrt(variance) * self.width
 
 
 def _foreground(volume: Volume, threshold: float) -> Box:

@@ -1,12 +1,13 @@
 """Reading crops out of a prepared store."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from dae3d.scans.readers import Volume
 from dae3d.store.boxes import Triple, padded, read_box
-from dae3d.store.index import read_index
+from dae3d.store.index import INDEX, read_index
 from dae3d.store.intensity import normalise
 from dae3d.store.scan import SCANS, StoredScan
 
@@ -21,14 +22,14 @@ class Store:
     `StoredScan`, in an order that stays; each access parses one entry (0.02 ms).
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Open the store in folder `path`.
+    def __init__(self, path: str | Path, index: str = INDEX) -> None:
+        """Open the store in folder `path`, of which `index` says what scans it holds.
 
         Raises:
             Dae3dError: where there is no store, or its index is damaged.
         """
         self.path = Path(path)
-        self.scans = read_index(self.path)
+        self.scans = read_index(self.path, index)
 
     def read(self, number: int, start: Triple, size: Triple) -> np.ndarray:
         """The box of `size` voxels from voxel `start` on, inside scan `number`, in acquired units.
@@ -49,8 +50,12 @@ class Store:
         voxels = self._voxels(scan, start, stop)
         return Volume(voxels, np.array(scan.affine), scan.slope, scan.intercept).intensities()
 
-    def read_padded(self, number: int, start: Triple, size: Triple) -> np.ndarray:
+    def read_padded(
+        self, number: int, start: Triple, size: Triple, intensity: Mapping[str, str] | None = None
+    ) -> np.ndarray:
         """The box of `size` voxels from voxel `start` on, which may be negative, scaled for the network.
+
+        `intensity` has scaling rules by modality that go before the usual ones.
 
         Returns:
             Float32 array of shape `size`; 0 outside the scan, as if padded after scaling.
@@ -64,7 +69,7 @@ class Store:
             voxels = self._voxels(scan, first, last)
             if (scan.slope, scan.intercept) != (1.0, 0.0):
                 voxels = Volume(voxels, np.array(scan.affine), scan.slope, scan.intercept).intensities()
-            return normalise(voxels, scan.modality, scan.statistics)
+            return normalise(voxels, scan.modality, scan.statistics, intensity)
 
         return padded(scaled, scan.shape, start, size, np.float32)
 

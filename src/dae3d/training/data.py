@@ -1,7 +1,7 @@
 """Crops from the store to the network: the dataset and the loaders."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,19 @@ Sample = dict[str, torch.Tensor]
 class CropDataset(Dataset[Sample]):
     """Crops by number: normalised image (1, D, H, W) float32, modality and sample number as int64 scalars."""
 
-    def __init__(self, store: Store, crops: SampleStream | Sequence[Crop], roi: int, last: int | None = None):
-        self.store, self.crops, self.roi, self.last = store, crops, roi, last
+    def __init__(
+        self,
+        store: Store,
+        crops: SampleStream | Sequence[Crop],
+        roi: int,
+        last: int | None = None,
+        intensity: Mapping[str, str] | None = None,
+    ) -> None:
+        self.store, self.crops, self.roi, self.last, self.intensity = store, crops, roi, last, intensity
 
     def __getitem__(self, index: int) -> Sample:
         crop = self.crops[index]
-        image = self.store.read_padded(crop.scan, crop.start, (self.roi,) * 3)
+        image = self.store.read_padded(crop.scan, crop.start, (self.roi,) * 3, self.intensity)
         sample = index if self.last is None else self.last - index
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image))[None],
@@ -109,7 +116,7 @@ def training_data(settings: PretrainSettings, world_size: int) -> TrainingData:
     """Open the store and choose what the run trains and validates on.
 
     Raises:
-        Dae3dError: where the store has no training scan, or a named data set is not in it.
+        Dae3dError: where the store has no training scan, or a named data set or modality is not in it.
     """
     store = Store(settings.data)
     labels = [(scan.modality, scan.dataset, scan.split) for scan in store.scans]
@@ -119,6 +126,10 @@ def training_data(settings: PretrainSettings, world_size: int) -> TrainingData:
             raise Dae3dError(
                 f"datasets: {settings.data} has no {name!r}; it has {', '.join(sorted(present))}"
             )
+    strangers = sorted(set(settings.intensity) - {modality for modality, _, _ in labels})
+    if strangers:
+        modalities = ", ".join(sorted({modality for modality, _, _ in labels}))
+        raise Dae3dError(f"intensity: {settings.data} has no {', '.join(strangers)}; it has {modalities}")
     wanted = present if settings.datasets is None else set(settings.datasets)
     training: dict[str, list[int]] = {}
     held_out: dict[str, list[int]] = {}
@@ -151,13 +162,16 @@ class CropLoaders(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Endless batches of this rank's crops."""
-        crops = CropDataset(self.data.store, self.data.stream, self.settings.roi)
+        crops = self._crops(self.data.stream)
         return endless_loader(crops, self.settings, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """All fixed crops, on every rank alike: there are few, and so no rank waits or disagrees."""
-        crops = CropDataset(self.data.store, self.data.validation, self.settings.roi, LAST_SAMPLE)
+        crops = self._crops(self.data.validation, LAST_SAMPLE)
         return DataLoader(crops, batch_size=self.settings.batch_size, shuffle=False)
+
+    def _crops(self, crops: SampleStream | Sequence[Crop], last: int | None = None) -> CropDataset:
+        return CropDataset(self.data.store, crops, self.settings.roi, last, self.settings.intensity)
 
 
 def endless_loader(crops: Dataset[Sample], settings: RunSettings, trainer: Any) -> DataLoader[Sample]:

@@ -74,7 +74,7 @@ class FinetuneSettings(RunSettings):
     intensity: Annotated[ScalingRules, PREPARATION] = Field(
         {},
         description="scaling of a modality, when not the usual one: ct=window:-175:250, t1=zscore, "
-        "pet=percentiles:0.5:99.5",
+        "t2=zscore:foreground, adc=percentiles:0.5:99.5, pet=suv:15",
     )
 
     prepare_workers: Annotated[int | None, PREPARATION] = Field(

@@ -10,6 +10,7 @@ from dae3d.disrupt.block_mask import block_mask
 from dae3d.disrupt.downsample import downsample
 from dae3d.models.swin_unetr import Architecture
 from dae3d.settings import Group
+from dae3d.store.intensity import ScalingRules
 from dae3d.training.run_settings import DATA, NETWORK, RECORD, RunSettings, check_heads
 
 DISRUPTION = Group("disruption")
@@ -105,6 +106,11 @@ class PretrainSettings(RunSettings):
     )
     datasets: Annotated[list[str] | None, DATA] = Field(
         None, description="train on the scans of these data sets of the store alone"
+    )
+    intensity: Annotated[ScalingRules, DATA] = Field(
+        {},
+        description="scaling of a modality, when not the usual one: ct=window:-175:250, t1=zscore, "
+        "t2=zscore:foreground, adc=percentiles:0.5:99.5, pet=suv:15",
     )
 
     val_crops: Annotated[int, RECORD] = Field(4, ge=1, description="fixed validation crops of each modality")

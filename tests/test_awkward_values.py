@@ -1,0 +1,193 @@
+"""Padding outside the field of view, CT that is not in HU, and values at the ends of float32."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from dae3d.errors import ScanError
+from dae3d.scans.manifest import Scan
+from dae3d.scans.readers import Volume, read_volume
+from dae3d.store.convert import conform, convert
+from dae3d.store.hounsfield import refuse_no_hounsfield
+from dae3d.store.intensity import normalise
+from dae3d.store.padding import fill_padding
+from dae3d.store.scan import PARTIAL, SCANS, Preparation
+from dae3d.store.statistics import PERCENTILES, Statistics, measure, refuse_non_finite
+from scan_files import described, phantom, write_nifti
+
+SHAPE = (40, 40, 20)
+INSIDE = np.add.outer(*[np.square(np.arange(40) - 19.5)] * 2)[..., None].repeat(20, 2) < 19.5**2
+RULES = ["window:-100:100", "percentiles:1:99", "zscore", "zscore:foreground", "suv:10"]
+
+
+def volume(array: np.ndarray, slope: float = 1.0, intercept: float = 0.0) -> Volume:
+    return Volume(array, np.eye(4), slope, intercept)
+
+
+def mr() -> np.ndarray:
+    """Noise around 30 in air, 600 in a body."""
+    scan = np.random.default_rng(0).normal(30, 10, SHAPE)
+    scan[10:30, 8:32] += 570
+    return scan.clip(1).astype(np.int16)
+
+
+@pytest.mark.parametrize("padding", [-2000, -3024, -32768])
+@pytest.mark.parametrize("modality", ["ct", "t1"])
+def test_padding_does_not_count(padding: int, modality: str) -> None:
+    scan = phantom(SHAPE) if modality == "ct" else mr()
+    padded = np.where(INSIDE, scan, np.int16(padding))
+    found = measure(volume(padded), modality)
+    imaged = padded[INSIDE].astype(np.float64)
+    assert (found.minimum, found.maximum) == (padding, imaged.max())
+    np.testing.assert_allclose(found.percentiles, np.percentile(imaged, PERCENTILES), atol=1e-4)
+    assert found.mean == pytest.approx(imaged.mean())
+    assert found.std == pytest.approx(imaged.std())
+    assert found.foreground == measure(volume(np.where(INSIDE, scan, imaged.min())), modality).foreground
+    for rule in RULES:
+        scaled = normalise(padded, modality, found, {modality: rule})
+        as_background = np.where(INSIDE, scan, -1024 if modality == "ct" else 0)
+        np.testing.assert_array_equal(scaled, normalise(as_background, modality, found, {modality: rule}))
+
+
+def test_a_scale_factor_may_turn_padding_around() -> None:
+    padded = np.where(INSIDE, 2 - mr() // 2, np.int16(16384))
+    found = measure(volume(padded, -2.0, 4.0), "t1")
+    assert (found.minimum, found.padding) == (-32764, -32764)
+    intensities = 4 - 2.0 * padded[INSIDE]
+    assert found.mean == pytest.approx(intensities[intensities != 0].mean())
+
+
+def test_the_noise_of_air_is_no_padding() -> None:
+    scan = phantom(SHAPE)
+    scan[0, 0, 0] = -1255  # the lowest value of a real chest CT of the shared data
+    assert measure(volume(scan), "ct").padding is None
+
+
+@pytest.mark.parametrize(
+    "scan",
+    [
+        np.random.default_rng(0).normal(0, 500, SHAPE),  # both sides of zero, such as a phase
+        np.where(INSIDE, mr() - 2000, -2100),  # near the rest
+        np.where(INSIDE, 5, -2000),  # a mask
+        mr() - 400,
+    ],
+)
+def test_what_is_no_padding(scan: np.ndarray) -> None:
+    assert measure(volume(scan.astype(np.int16)), "t1").padding is None
+
+
+def test_a_ct_of_padding_alone_is_refused() -> None:
+    scan = np.random.default_rng(0).integers(-3024, -2000, SHAPE).astype(np.int16)
+    with pytest.raises(ScanError, match="no voxel is above -1500"):
+        measure(volume(scan), "ct")
+
+
+def test_padding_around_one_value_is_refused() -> None:
+    with pytest.raises(ScanError, match="constant: every voxel is 40"):
+        measure(volume(np.where(INSIDE, 40, -2000)), "ct")
+
+
+@pytest.mark.parametrize(("modality", "background"), [("ct", -1024), ("t1", 0)])
+def test_padding_does_not_bleed_into_what_is_resampled(modality: str, background: int) -> None:
+    scan = phantom(SHAPE) if modality == "ct" else mr()
+    padded = np.where(INSIDE, scan, np.int16(-32768))
+    preparation = Preparation(spacing=(1.7, 1.7, 1.7), crop_foreground=False)
+    resampled = conform(volume(padded), preparation, modality)
+    filled = conform(volume(np.where(INSIDE, scan, np.int16(background))), preparation, modality)
+    np.testing.assert_array_equal(resampled.array, filled.array)
+    assert measure(resampled, modality).padding is None
+    assert fill_padding(volume(scan), modality).array is scan
+
+
+@pytest.mark.parametrize("modality", ["ct", "cbct", "ct-phantom"])
+def test_a_ct_without_its_rescale_intercept_is_refused(modality: str) -> None:
+    raw = (phantom(SHAPE).astype(np.int32) + 1024).astype(np.uint16)
+    with pytest.raises(ScanError, match=f"is the rescale intercept, often -1024, lost.*{modality}-raw"):
+        refuse_no_hounsfield(measure(volume(raw), modality), modality)
+    padded = np.where(INSIDE, raw.astype(np.int16), np.int16(-2000))
+    with pytest.raises(ScanError, match="rescale intercept"):
+        refuse_no_hounsfield(measure(volume(padded), modality), modality)
+    refuse_no_hounsfield(measure(volume(raw, 1.0, -1024.0), modality), modality)
+    for other in (f"{modality}-raw", "t1"):
+        refuse_no_hounsfield(measure(volume(raw), other), other)
+
+
+@pytest.mark.parametrize("brightest", [1, 255])
+def test_grey_values_are_no_ct(brightest: int) -> None:
+    scan = (phantom(SHAPE).astype(np.float32).clip(-160, 240) + 160) / 400 * brightest
+    with pytest.raises(ScanError, match="grey values of a picture"):
+        refuse_no_hounsfield(measure(volume(scan), "ct"), "ct")
+
+
+def test_real_grey_values_and_real_hu(shared_data) -> None:
+    phantom_head = read_volume(shared_data / "awkward" / "oblique_uint8_ct_pitch_phantom.nii.gz")
+    with pytest.raises(ScanError, match="grey values"):
+        refuse_no_hounsfield(measure(phantom_head, "ct-phantom"), "ct-phantom")
+    for name in (
+        "awkward/sheared_affine_ct_shear.nii.gz",
+        "pretrain/elastix/3DCT_lung.mha",
+        "labelled/totalsegmentator/pulmonary_report/ct_cropped.nii.gz",
+    ):
+        refuse_no_hounsfield(measure(read_volume(shared_data / name), "ct"), "ct")
+
+
+def prepared(scan: Scan, store) -> Statistics | str:
+    (store / SCANS).mkdir(parents=True, exist_ok=True)
+    (store / PARTIAL).mkdir(exist_ok=True)
+    outcome = convert(scan, Preparation(spacing=None, crop_foreground=False), store)
+    return outcome.stored.statistics if outcome.stored else outcome.reason
+
+
+def test_preparing_refuses_what_cannot_be_hu_and_takes_it_under_another_label(tmp_path) -> None:
+    raw = (phantom(SHAPE).astype(np.int32) + 1024).astype(np.uint16)
+    path = write_nifti(tmp_path / "scan.nii", raw)
+    assert str(prepared(described(path, "ct"), tmp_path / "store")).startswith("not in HU: ")
+    assert prepared(described(path, "ct-raw"), tmp_path / "store").padding is None
+
+
+def test_another_label_measures_padding_anew(tmp_path) -> None:
+    # In HU all below air is padding; elsewhere a filling is one value.
+    noisy = np.where(INSIDE, phantom(SHAPE), np.random.default_rng(0).integers(-2600, -1600, SHAPE))
+    path = write_nifti(tmp_path / "scan.nii", noisy.astype(np.int16))
+    assert prepared(described(path, "t1"), tmp_path / "store").padding is None
+    assert prepared(described(path, "ct"), tmp_path / "store").padding == -1500
+    assert prepared(described(path, "cbct"), tmp_path / "store").padding == -1500
+
+
+EXTREMES = [0.0, 1e-45, 1e-38, 1e-30, 1.0, 1000.0, -1000.0, -2000.0, 1e30, -1e30, 3e38, np.inf, np.nan]
+FLOATS = st.one_of(st.floats(width=32), st.sampled_from(np.float32(EXTREMES).tolist()))
+SCANS_OF_ANY_KIND = st.one_of(
+    arrays(np.float32, (2, 3, 4), elements=FLOATS, fill=st.sampled_from([0.0, -2000.0, 1.0])),
+    arrays(np.float64, (2, 2, 3), elements=st.floats(width=64)),
+    arrays(np.int16, (3, 2, 3), elements=st.integers(-32768, 32767), fill=st.just(0)),
+    arrays(np.uint32, (2, 3, 2), elements=st.integers(0, 2**32 - 1)),
+    arrays(np.uint8, (3, 3, 2), elements=st.integers(0, 3)),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    array=SCANS_OF_ANY_KIND,
+    scale=st.one_of(
+        st.just((1.0, 0.0)),
+        st.tuples(st.floats(-1e38, 1e38).filter(bool), st.floats(-1e38, 1e38)),
+        st.sampled_from([(1e-45, 0.0), (1e-300, 0.0), (-1.0, 1e30), (0.1, 1e10)]),
+    ),
+    modality=st.sampled_from(["ct", "t1"]),
+    rule=st.sampled_from([None, "window:-1e30:1e30", "window:0:1e-30", *RULES]),
+)
+@pytest.mark.filterwarnings("error")
+def test_no_accepted_scan_becomes_non_finite(array, scale, modality, rule) -> None:
+    """Law: what is not refused is finite for the network, whatever its type, scale factors and rule."""
+    rules = {modality: rule} if rule else None
+    scan = volume(array, *scale)
+    try:
+        refuse_non_finite(scan)
+        statistics = measure(scan, modality)
+    except ScanError:
+        return
+    scaled = normalise(scan.intensities(), modality, statistics, rules)
+    assert scaled.dtype == np.float32
+    assert np.isfinite(scaled).all()
