@@ -1,0 +1,80 @@
+"""Which DICOM objects can be volumes, and in words what the others are."""
+
+import re
+from collections.abc import Sequence
+
+from pydicom.uid import UID
+
+from dae3d.scans.dicom.header import Slice
+
+# PS3.4 B.5: CT, MR, PET and X-ray 3-D images; classic, enhanced, and enhanced converted from classic.
+_VOLUMES = {
+    "1.2.840.10008.5.1.4.1.1.2",
+    "1.2.840.10008.5.1.4.1.1.2.1",
+    "1.2.840.10008.5.1.4.1.1.2.2",
+    "1.2.840.10008.5.1.4.1.1.4",
+    "1.2.840.10008.5.1.4.1.1.4.1",
+    "1.2.840.10008.5.1.4.1.1.4.4",
+    "1.2.840.10008.5.1.4.1.1.128",
+    "1.2.840.10008.5.1.4.1.1.128.1",
+    "1.2.840.10008.5.1.4.1.1.130",
+    "1.2.840.10008.5.1.4.1.1.13.1.1",
+    "1.2.840.10008.5.1.4.1.1.13.1.2",
+}
+
+# What is found in the name that PS3.6 gives an object (`UID.name`), and what it is called here.
+_KINDS = (
+    ("Secondary Capture", "secondary capture"),
+    ("Dose SR", "dose report"),
+    (" SR", "structured report"),
+    ("Key Object", "structured report"),
+    ("Presentation State", "presentation state"),
+    ("Segmentation", "segmentation"),
+    ("Encapsulated", "document"),
+    ("Media Storage Directory", "directory of files (DICOMDIR)"),
+    ("RT ", "radiotherapy object"),
+    ("X-Ray", "projection"),
+    ("Radiofluoroscopic", "projection"),
+    ("Radiography", "projection"),
+    ("Mammography", "projection"),
+    ("Intra-Oral", "projection"),
+    ("Ultrasound", "ultrasound pictures"),
+    ("Nuclear Medicine", "nuclear medicine image"),
+)
+
+# Parts of Image Type. A volume that was computed from another (DERIVED, SECONDARY) is still a volume.
+_TYPES = {
+    "LOCALIZER": "localiser",
+    "SCOUT": "localiser",
+    "SCREEN SAVE": "secondary capture",
+    "SCREEN SHOT": "secondary capture",
+    "SCREENSHOT": "secondary capture",
+    "POSDISP": "secondary capture",
+    "MIP": "projection: intensities of many slices in one",
+    "MINIP": "projection: intensities of many slices in one",
+    "MIN IP": "projection: intensities of many slices in one",
+    "PROJECTION IMAGE": "projection: intensities of many slices in one",
+    "MOSAIC": "mosaic: the slices of a time point tiled in one picture",
+}
+_LOCALISER_WORDS = re.compile(
+    r"(?<![a-z])(loc|localizers?|localisers?|scouts?|survey|topograms?|surview)(?![a-z])", re.IGNORECASE
+)
+
+
+def refusal(one: Slice) -> str | None:
+    """Why a file is no slice of a volume, or None where it may be one."""
+    facts = one.facts
+    if facts.sop_class not in _VOLUMES:
+        name = UID(facts.sop_class).name or "no SOP class"
+        kind = next((said for part, said in _KINDS if part in name), "not an image volume")
+        return f"{kind}: {name}"
+    parts = {part.strip().upper().replace("_", " ") for part in facts.image_type}
+    said = next((_TYPES[part] for part in _TYPES if part in parts), None)
+    if said is None and (facts.samples > 1 or not facts.photometric.upper().startswith("MONOCHROME")):
+        return f"colour pictures: {facts.photometric or f'{facts.samples} values per pixel'}"
+    return said
+
+
+def is_localiser(descriptions: Sequence[str]) -> bool:
+    """Whether a series is a localiser by what it is called."""
+    return any(_LOCALISER_WORDS.search(text) for text in descriptions)

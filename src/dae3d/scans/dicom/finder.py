@@ -1,0 +1,245 @@
+"""Find the DICOM series among files of any names and nesting."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+from nibabel.orientations import aff2axcodes
+from pydicom import Dataset
+
+from dae3d.errors import ScanError
+from dae3d.scans.dicom.contents import is_localiser, refusal
+from dae3d.scans.dicom.geometry import SAME_POSITION, geometry
+from dae3d.scans.dicom.header import Facts, Slice, read_header, read_slices
+from dae3d.scans.dicom.identity import salted
+from dae3d.scans.dicom.modality import label_by_header, read_tags
+from dae3d.scans.dicom.stacks import Stack, place, repeats, stacks
+from dae3d.scans.manifest import LeftOut
+from dae3d.scans.readers import Header
+
+DUPLICATE = "duplicate slice"
+_LOOK_AHEAD = 32  # files a thread
+_SERIES_TAGS = [
+    *read_tags,
+    *("SOPInstanceUID", "SeriesDescription", "ProtocolName", "BitsAllocated", "PixelRepresentation"),
+]
+
+
+@dataclass(frozen=True)
+class FoundSeries:
+    """A series, or one of its stacks, that can be read as a volume.
+
+    `files` are relative to `folder`, the innermost that holds them all, in slice order; `modality` is None
+    where the header leaves it uncertain; `subject`, `study` and `series` are salted hashes. `description` and
+    `protocol` are free text: for rules and the screen, never to be written down. Of `volumes` stacks that
+    differ in time or diffusion direction alone it is number `volume`, from 0.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    header: Header
+    modality: str | None
+    description: str
+    protocol: str
+    subject: str
+    study: str
+    series: str
+    volume: int
+    volumes: int
+
+
+def find_series(files: Iterable[Path], salt: bytes, workers: int = 1) -> Iterator[FoundSeries | LeftOut]:
+    """Every series that the DICOM `files` make up, and what of them is left out.
+
+    Files are taken up as they are read, by `workers` threads, so `files` can carry a progress bar; what
+    cannot be read is yielded at once, series when all files have been read. Of several files with the same
+    SOP Instance UID the first counts. The order of what is yielded follows that of `files`.
+    """
+    series: dict[tuple[str, ...], list[Slice]] = {}
+    shared = _Shared()
+    for path, answer in _read_all(files, workers):
+        if isinstance(answer, ScanError):
+            yield LeftOut(path=path, reason=str(answer))
+            continue
+        for one in map(shared.slice, answer):
+            series.setdefault(_series_key(one), []).append(one)
+    for key in list(series):
+        # Given up one by one, so that what is yielded takes the place of what it was made from.
+        yield from _decide(series.pop(key), salt)
+
+
+class _Shared:
+    """Lets slices hold the same objects where they hold equal ones, so that a file takes little memory."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, Path] = {}
+        self._facts: dict[Facts, Facts] = {}
+
+    def slice(self, one: Slice) -> Slice:
+        """The slice with shared objects."""
+        folder = self._folders.setdefault(one.folder, one.folder)
+        return replace(one, folder=folder, facts=self._facts.setdefault(one.facts, one.facts))
+
+
+def _read_all(files: Iterable[Path], workers: int) -> Iterator[tuple[Path, list[Slice] | ScanError]]:
+    """Read headers by threads, in order, a bounded number of files ahead."""
+    pending: deque[tuple[Path, Future[list[Slice] | ScanError]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for path in files:
+                if len(pending) == _LOOK_AHEAD * workers:
+                    first, future = pending.popleft()
+                    yield first, future.result()
+                pending.append((path, pool.submit(_read, path)))
+            while pending:
+                first, future = pending.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(path: Path) -> list[Slice] | ScanError:
+    try:
+        return read_slices(path)
+    except ScanError as error:
+        return error
+
+
+def _series_key(one: Slice) -> tuple[str, ...]:
+    """What slices of one series have in common; a file of many frames is a series of its own."""
+    return (one.facts.series, one.facts.patient, str(one.instance) if one.frames > 1 else "")
+
+
+def _decide(slices: list[Slice], salt: bytes) -> Iterator[FoundSeries | LeftOut]:
+    """What becomes of all slices with one series UID."""
+    kept: list[Slice] = []
+    for reason, refused in groupby(sorted(slices, key=_refusal), _refusal):
+        if reason:
+            yield _left_out(list(refused), reason)
+        else:
+            kept = list(refused)
+    kept, copies = _once_each(kept)
+    if copies:
+        yield _left_out(copies, DUPLICATE)
+    if not kept:
+        return
+    # A file of many frames is read whole or not at all.
+    frames = kept[0].frames
+    if frames > 1 and repeats(kept):
+        yield _left_out(kept, f"several volumes in one file: {frames} frames")
+        return
+    for stack in [Stack(kept)] if frames > 1 else stacks(kept):
+        yield from _decide_stack(stack, salt)
+
+
+def _refusal(one: Slice) -> str:
+    return refusal(one) or ("" if one.facts.series else "no Series Instance UID")
+
+
+def _once_each(slices: list[Slice]) -> tuple[list[Slice], list[Slice]]:
+    """The slices without copies of the same object, and the copies.
+
+    The UID alone does not tell: some anonymisers give the same one to all slices.
+    """
+    first: dict[tuple[object, ...], Slice] = {}
+    copies = []
+    for one in slices:
+        if first.setdefault((one.instance, one.frame, one.position, one.facts.stack), one) is not one:
+            copies.append(one)
+    return list(first.values()), copies
+
+
+def _decide_stack(stack: Stack, salt: bytes) -> Iterator[FoundSeries | LeftOut]:
+    slices = stack.slices
+    try:
+        if repeats(slices):
+            slices, copies = _without_equal_pixels(slices)
+            if copies:
+                yield _left_out(copies, DUPLICATE)
+        yield _found(stack, slices, salt)
+    except ScanError as error:
+        yield _left_out(slices, str(error))
+
+
+def _found(stack: Stack, slices: list[Slice], salt: bytes) -> FoundSeries:
+    """A stack as a series of its own.
+
+    Raises:
+        ScanError: with the reason, where it is none.
+    """
+    facts = slices[0].facts
+    header = read_header(slices[0].path, _SERIES_TAGS)
+    texts = [str(header.get(keyword) or "") for keyword in ("SeriesDescription", "ProtocolName")]
+    if is_localiser(texts):
+        raise ScanError("localiser: by its description")
+    grid = geometry(slices)
+    parts = [text for pair in stack.key for text in pair]
+    if slices[0].frames > 1:
+        parts.append(str(header.get("SOPInstanceUID")))
+    folder = _folder(slices)
+    ordered = dict.fromkeys(slices[number].path.relative_to(folder).as_posix() for number in grid.order)
+    return FoundSeries(
+        folder=folder,
+        files=tuple(ordered),
+        header=Header(
+            shape=grid.shape,
+            spacing=grid.spacing,
+            dtype=_dtype(header),
+            orientation="".join(aff2axcodes(grid.affine)),
+            affine=grid.affine,
+        ),
+        modality=label_by_header(header),
+        description=texts[0],
+        protocol=texts[1],
+        subject=salted(salt, "patient", facts.patient or f"of study {facts.study}"),
+        study=salted(salt, "study", facts.study),
+        series=salted(salt, "series", facts.series, *parts),
+        volume=stack.volume,
+        volumes=stack.volumes,
+    )
+
+
+def _without_equal_pixels(slices: Sequence[Slice]) -> tuple[list[Slice], list[Slice]]:
+    """The first slice at each place, and its copies.
+
+    Raises:
+        ScanError: where two at one place have different pixels.
+    """
+    there: dict[tuple[float, ...], list[Slice]] = {}
+    for one in slices:
+        there.setdefault(place(one), []).append(one)
+    for ones in there.values():
+        if len(ones) > 1 and len({_pixel_digest(one.path) for one in ones}) > 1:
+            raise ScanError(SAME_POSITION)
+    return [ones[0] for ones in there.values()], [one for ones in there.values() for one in ones[1:]]
+
+
+def _pixel_digest(path: Path) -> str:
+    header = read_header(path, ["RescaleSlope", "RescaleIntercept", "PixelData"], pixels=True)
+    scale = f"{header.get('RescaleSlope')} {header.get('RescaleIntercept')} "
+    return hashlib.sha256(scale.encode() + header.get("PixelData", b"")).hexdigest()
+
+
+def _dtype(header: Dataset) -> str:
+    bits = int(header.get("BitsAllocated") or 16)
+    # Float and double pixel data have no representation (PS3.3 C.7.6.24).
+    if "PixelRepresentation" not in header:
+        return f"float{bits}"
+    return f"{'int' if header.PixelRepresentation else 'uint'}{bits}"
+
+
+def _left_out(slices: Sequence[Slice], reason: str) -> LeftOut:
+    files = {one.path for one in slices}
+    return LeftOut(
+        path=slices[0].path if len(files) == 1 else _folder(slices), reason=reason, files=len(files)
+    )
+
+
+def _folder(slices: Sequence[Slice]) -> Path:
+    """The innermost folder that all files lie in or below."""
+    return Path(os.path.commonpath({one.folder for one in slices}))

@@ -1,0 +1,259 @@
+"""What the header of a DICOM file says of its slices; no pixels are read.
+
+An enhanced multi-frame file holds many slices, any other file one. Tags are those of DICOM PS3.6.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pydicom
+from pydicom import Dataset
+from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag, Tag
+
+from dae3d.errors import ScanError
+from dae3d.scans.readers import refuse_no_utf8
+
+Vector = tuple[float, float, float]
+
+# Headers in archives break the rules of their value types by the thousand, which is no news to the user.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+# Names that say DICOM, for the files that lack its preamble ("IMA" is Siemens').
+_SUFFIXES = (".dcm", ".ima", ".dicom")
+_MAGIC_AT = 128
+
+# By which slices at one position are told apart, in the order they are tried: name and tags. Those in numbers
+# are private: what part of a complex image it is (GE), b-value and direction (GE, Philips, Siemens).
+STACK_KEYS: dict[str, tuple[str | tuple[int, int], ...]] = {
+    "image type": ("ImageType", "ComplexImageComponent", (0x0043, 0x102F)),
+    "kernel": ("ConvolutionKernel",),
+    "echo": ("EchoTime", "EchoNumbers"),
+    "inversion time": ("InversionTime",),
+    "b-value": ("DiffusionBValue", (0x0019, 0x100C), (0x0043, 0x1039), (0x2001, 0x1003)),
+    "gradient": (
+        "DiffusionGradientOrientation",
+        (0x0019, 0x100E),
+        *((0x0019, element) for element in (0x10BB, 0x10BC, 0x10BD)),
+        *((0x2005, element) for element in (0x10B0, 0x10B1, 0x10B2)),
+    ),
+    "temporal position": ("TemporalPositionIdentifier", "TemporalPositionIndex"),
+    "trigger time": ("TriggerTime",),
+    "acquisition": ("AcquisitionNumber",),
+}
+
+_TAGS = [
+    Tag(tag)
+    for tag in (
+        "SOPInstanceUID",
+        "Modality",
+        "PatientID",
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "Rows",
+        "Columns",
+        "NumberOfFrames",
+        "SamplesPerPixel",
+        "BitsAllocated",
+        "PhotometricInterpretation",
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "SliceThickness",
+        "SharedFunctionalGroupsSequence",
+        "PerFrameFunctionalGroupsSequence",
+        *(tag for tags in STACK_KEYS.values() for tag in tags),
+    )
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the slices of a series mostly have in common.
+
+    UIDs and the patient's identifier are as read, "" where missing. `orientation` holds the directions
+    (LPS) along a row and down a column, `pixel_spacing` the distances in mm between rows and between
+    columns, `stack` the texts of the `STACK_KEYS`.
+    """
+
+    sop_class: str
+    modality: str
+    patient: str
+    study: str
+    series: str
+    rows: int
+    columns: int
+    samples: int
+    photometric: str
+    image_type: tuple[str, ...]
+    orientation: tuple[float, ...] | None
+    pixel_spacing: tuple[float, float] | None
+    thickness: float | None
+    stack: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One slice: a file, or one of its `frames`, `frame` counting from 0.
+
+    `position` is the centre of the first voxel in mm, LPS; `instance` a hash of the SOP Instance UID, by
+    which copies of a file are told.
+    """
+
+    folder: Path
+    name: str
+    instance: int
+    frame: int
+    frames: int
+    position: Vector | None
+    facts: Facts
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder / self.name
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its preamble, or by its suffix where it has none or cannot be opened."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_MAGIC_AT + 4)
+    except OSError:
+        return path.name.lower().endswith(_SUFFIXES)
+    return start[_MAGIC_AT:] == b"DICM" or path.name.lower().endswith(_SUFFIXES)
+
+
+def read_slices(path: Path) -> list[Slice]:
+    """The slices of one file: one, or as many as it has frames.
+
+    Raises:
+        ScanError: where it is no DICOM, cut short, its values are malformed, or its path is not in UTF-8.
+    """
+    refuse_no_utf8(path)
+    with _reading(), path.open("rb") as file:
+        header = _read(file, _TAGS)
+        slices = _slices(path, header)
+        there = path.stat().st_size - file.tell()
+        needed = 0 if _is_compressed(header) else _pixel_bytes(header)
+    if there < needed:
+        raise ScanError(f"truncated: {there} of {needed} bytes of pixels")
+    return slices
+
+
+def read_header(path: Path, tags: Sequence[BaseTag | str], pixels: bool = False) -> Dataset:
+    """The tags given of a file's header, and of its pixels where these are among them.
+
+    Raises:
+        ScanError: where it cannot be read.
+    """
+    with _reading(), path.open("rb") as file:
+        return _read(file, tags, pixels)
+
+
+def _read(file: BinaryIO, tags: Sequence[BaseTag | str], pixels: bool = False) -> Dataset:
+    wanted: list[Any] = ["SOPClassUID", *tags]
+    header = pydicom.dcmread(file, stop_before_pixels=not pixels, specific_tags=wanted, force=True)
+    if "SOPClassUID" not in header and "MediaStorageSOPClassUID" not in header.file_meta:
+        raise ScanError("not DICOM, whatever its name says")
+    return header
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Say what is wrong with a file in the place of any error; pydicom has many."""
+    try:
+        yield
+    except ScanError:
+        raise
+    except OSError as error:
+        raise ScanError(f"unreadable: {error.strerror or error}") from error
+    except Exception as error:
+        raise ScanError(
+            f"unreadable: {type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        ) from error
+
+
+def _slices(path: Path, header: Dataset) -> list[Slice]:
+    frames = int(header.get("NumberOfFrames") or 1)
+    shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    per_frame = header.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * frames
+    if len(per_frame) != frames:
+        raise ScanError(f"unreadable: {len(per_frame)} frames described of {frames}")
+    facts = _facts(header)
+    instance = hash(header.get("SOPInstanceUID") or path)
+    slices = []
+    for frame, groups in enumerate(per_frame):
+        position, of_frame = _placed(facts, header, [groups, shared])
+        slices.append(Slice(path.parent, path.name, instance, frame, frames, position, of_frame))
+    return slices
+
+
+def _facts(header: Dataset) -> Facts:
+    """What is said of a file as a whole."""
+    return Facts(
+        sop_class=str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or ""),
+        modality=str(header.get("Modality") or ""),
+        patient=str(header.get("PatientID") or "").strip(),
+        study=str(header.get("StudyInstanceUID") or ""),
+        series=str(header.get("SeriesInstanceUID") or ""),
+        rows=int(header.get("Rows") or 0),
+        columns=int(header.get("Columns") or 0),
+        samples=int(header.get("SamplesPerPixel") or 1),
+        photometric=str(header.get("PhotometricInterpretation") or ""),
+        image_type=tuple(_texts(header.get("ImageType"))),
+        orientation=None,
+        pixel_spacing=None,
+        thickness=None,
+        stack=tuple(_stack_text(header, tags) for tags in STACK_KEYS.values()),
+    )
+
+
+def _placed(facts: Facts, header: Dataset, groups: list[Dataset]) -> tuple[Vector | None, Facts]:
+    """Where a frame lies, and the facts with its orientation and size."""
+    position = _floats(_find(header, groups, "PlanePositionSequence", "ImagePositionPatient"))
+    orientation = _floats(_find(header, groups, "PlaneOrientationSequence", "ImageOrientationPatient"))
+    spacing = _floats(_find(header, groups, "PixelMeasuresSequence", "PixelSpacing"))
+    thickness = _floats(_find(header, groups, "PixelMeasuresSequence", "SliceThickness"))
+    of_frame = replace(
+        facts,
+        orientation=orientation if len(orientation) == 6 else None,
+        pixel_spacing=(spacing[0], spacing[1]) if len(spacing) == 2 else None,
+        thickness=thickness[0] if thickness else None,
+    )
+    return ((position[0], position[1], position[2]) if len(position) == 3 else None), of_frame
+
+
+def _find(header: Dataset, groups: list[Dataset], sequence: str, keyword: str) -> Any:
+    """A value of the frame's functional group, else of the group that all frames share, else of the file."""
+    items = [group[sequence][0] for group in groups if group.get(sequence)]
+    return next((item[keyword].value for item in [*items, header] if keyword in item), None)
+
+
+def _stack_text(header: Dataset, tags: tuple[str | tuple[int, int], ...]) -> str:
+    values = [header[tag].value for tag in tags if tag in header]
+    return " ".join("\\".join(_texts(value)) for value in values)
+
+
+def _texts(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return [str(part) for part in value] if isinstance(value, MultiValue | list | tuple) else [str(value)]
+
+
+def _floats(value: Any) -> tuple[float, ...]:
+    return tuple(float(text) for text in _texts(value))
+
+
+def _is_compressed(header: Dataset) -> bool:
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    return syntax is not None and syntax.is_private is False and (syntax.is_compressed or syntax.is_deflated)
+
+
+def _pixel_bytes(header: Dataset) -> int:
+    voxels = int(header.get("Rows") or 0) * int(header.get("Columns") or 0)
+    values = voxels * int(header.get("NumberOfFrames") or 1) * int(header.get("SamplesPerPixel") or 1)
+    return values * int(header.get("BitsAllocated") or 0) // 8

@@ -1,0 +1,71 @@
+"""Names for patients, studies and series that tell them apart and tell nothing else.
+
+A plain hash of an identifier is undone by trying all identifiers that a hospital can give. So it is keyed by
+a salt that stays with whoever indexes: the same salt gives the same names in the next manifest.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from dae3d.errors import Dae3dError
+from dae3d.files import make_folder, writing
+
+_DIGITS = 16
+_LEAST_BYTES = 16
+
+
+def salted(salt: bytes, *texts: str) -> str:
+    """16 hex digits (HMAC-SHA256) that stand for `texts`."""
+    # The length before each, so that ("ab", "c") and ("a", "bc") differ.
+    message = b"".join(len(raw).to_bytes(8, "big") + raw for raw in (text.encode() for text in texts))
+    return hmac.new(salt, message, hashlib.sha256).hexdigest()[:_DIGITS]
+
+
+def load_salt(path: Path | None) -> bytes:
+    """The salt in the file given; without one the user's own, made at random the first time.
+
+    The user's own lies in `$XDG_CONFIG_HOME/dae3d/salt`, or else `~/.config/dae3d/salt`, readable by the
+    user alone.
+
+    Raises:
+        Dae3dError: where it is missing, cannot be read or made, or is shorter than 16 bytes.
+    """
+    place = path or _own_salt()
+    if path is None and not place.exists():
+        _make(place)
+    try:
+        salt = place.read_bytes().strip()
+    except FileNotFoundError:
+        raise Dae3dError(
+            f"salt: {place}: no such file; any file of {_LEAST_BYTES} random bytes or more will do"
+        ) from None
+    except OSError as error:
+        raise Dae3dError(f"salt: {place}: cannot be read: {error.strerror}") from None
+    if len(salt) < _LEAST_BYTES:
+        raise Dae3dError(
+            f"salt: {place}: {len(salt)} bytes are too few to hide anything, {_LEAST_BYTES} needed"
+        )
+    return salt
+
+
+def _own_salt() -> Path:
+    home = os.environ.get("XDG_CONFIG_HOME")
+    return Path(home or Path.home() / ".config") / "dae3d" / "salt"
+
+
+def _make(place: Path) -> None:
+    """Write a new salt whole; where another process was first, keep that one's."""
+    make_folder(place.parent)
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    with writing(place):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_hex(32) + "\n")
+            if not place.exists():
+                temporary.replace(place)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,194 @@
+"""Modality labels from DICOM headers.
+
+What a header says for certain becomes a label; anything else is None, and the user tells it by a rule. An MR
+contrast is told by the words of the description or by the sequence's parameters, and not where they conflict.
+"""
+
+import re
+from collections.abc import Iterator
+
+from pydicom import Dataset
+from pydicom.multival import MultiValue
+
+from dae3d.scans.dicom.contrast import (
+    Acquisition,
+    agreed,
+    contrast_agent_in_words,
+    contrast_of_acquisition,
+    contrasts_in_words,
+    names_no_contrast,
+    words,
+)
+
+# Every keyword that `label_by_header` looks at: a reader needs to parse no others.
+read_tags: list[str] = [
+    "AcquisitionContrast",
+    "ContrastBolusAgent",
+    "ContrastBolusAgentSequence",
+    "CorrectedImage",
+    "DiffusionBValue",
+    "EchoPlanarPulseSequence",
+    "EchoPulseSequence",
+    "EchoTime",
+    "ImageType",
+    "InversionRecovery",
+    "InversionTime",
+    "MRAcquisitionType",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "Modality",
+    "PerFrameFunctionalGroupsSequence",
+    "ProtocolName",
+    "RepetitionTime",
+    "RescaleType",
+    "SOPClassUID",
+    "ScanningSequence",
+    "SequenceName",
+    "SeriesDescription",
+    "SharedFunctionalGroupsSequence",
+]
+
+# Acquisition Contrast of enhanced MR, and the image flavour in its Image Type (DICOM PS3.3, C.8.13.3.1).
+_ENHANCED_CONTRASTS = {
+    "DIFFUSION": "dwi",
+    "FLUID_ATTENUATED": "flair",
+    "PROTON_DENSITY": "pd",
+    "STIR": "stir",
+    "T1": "t1",
+    "T2": "t2",
+    "T2_STAR": "t2star",
+    "TOF": "angio",
+}
+# Values of an MR Image Type that name no image of a contrast: phase, real and imaginary part, maps,
+# projections, series in time, parts of Dixon.
+_NO_CONTRAST = {
+    *("P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY", "R_IR", "I_IR", "P_IR", "VELOCITY"),
+    *("MAP", "T1 MAP", "T2 MAP", "T2_STAR MAP", "QMAP", "QSM", "FIELD_MAP", "B0", "B1", "LOCALIZER"),
+    *("FA", "COLFA", "TENSOR", "EADC", "EXP", "FMRI", "MOSAIC", "T_MAP", "PERFUSION", "ASL", "TTP", "MTT"),
+    *("CBF", "CBV", "RCBF", "RCBV", "PBP", "GBP", "RELCBF", "RELCBV", "RELMTT", "SUB", "SUBTRACTION"),
+    *("MIP", "MNIP", "MIN IP", "MINIP", "MAX_IP", "MIN_IP", "PROJECTION IMAGE", "VOLUME_RENDERED"),
+    *("FAT", "OUT_PHASE", "OPP_PHASE", "OPPOSED_PHASE", "FAT_FRACTION"),
+}
+# The same for CT: projections, renderings, and maps whose values are no HU.
+_NO_HU = {
+    *("LOCALIZER", "MIP", "MINIP", "MIN_IP", "MAX_IP", "VRT", "SSD", "VOLUME_RENDERED", "PROJECTION IMAGE"),
+    *("PERFUSION", "CBF", "CBV", "MTT", "TTP", "TMAX", "MATERIAL_SPECIFIC", "ELECTRON_DENSITY"),
+}
+_NO_HU_WORDS = re.compile(
+    r"\b(?:mip|minip|vrt|ssd|topogram|scout|surview|cbf|cbv|mtt|ttp|tmax|iodine|z ?eff|dose|screen ?save)\b"
+)
+# X-Ray 3D Angiographic and X-Ray 3D Craniofacial Image Storage.
+_CONE_BEAM_CLASSES = ("1.2.840.10008.5.1.4.1.1.13.1.1", "1.2.840.10008.5.1.4.1.1.13.1.2")
+_CONE_BEAM = re.compile(
+    r"\b(?:cbct|cone ?beam|on board imager|obi|xvi|i cat|newtom|accuitomo|veraview\w*|galileos|orthophos)\b"
+)
+_NO_AGENT = ("", "no", "none", "n", "0", "without")
+
+
+def label_by_header(header: Dataset) -> str | None:
+    """The modality label of a series by the header of one of its files, or None where it is not certain.
+
+    Of an enhanced file, the functional groups shared by all frames and those of its first frame are read too.
+    """
+    if str(header.get("SOPClassUID", "")) in _CONE_BEAM_CLASSES:
+        return "cbct"
+    match str(header.get("Modality", "")):
+        case "CT":
+            return _ct_label(header)
+        case "MR":
+            return _mr_label(header)
+        case "PT":
+            return _pet_label(header)
+        case "US":
+            return "us"
+    return None
+
+
+def _ct_label(header: Dataset) -> str | None:
+    description = _description(header)
+    units = _values(header, "RescaleType") - {"US"}  # "US": unspecified
+    if _values(header, "ImageType") & _NO_HU or _NO_HU_WORDS.search(description) or units - {"HU"}:
+        return None
+    device = words(f"{header.get('Manufacturer', '')} {header.get('ManufacturerModelName', '')}")
+    return "cbct" if _CONE_BEAM.search(f"{description} {device}") else "ct"
+
+
+def _pet_label(header: Dataset) -> str | None:
+    corrections = _values(header, "CorrectedImage")
+    uncorrected = "ATTN" not in corrections if corrections else "nac" in _description(header).split()
+    return None if uncorrected else "pet"
+
+
+def _mr_label(header: Dataset) -> str | None:
+    image_type, description = _values(header, "ImageType"), _description(header)
+    if image_type & _NO_CONTRAST or names_no_contrast(description):
+        return None
+    named = contrasts_in_words(description)
+    if image_type & {"ADC", "ADC_UNSPECIFIED"}:
+        named.add("adc")
+    enhanced = _values(header, "AcquisitionContrast") | (image_type if _is_enhanced(header) else set())
+    named |= {label for value, label in _ENHANCED_CONTRASTS.items() if value in enhanced}
+    label = agreed(named, contrast_of_acquisition(_acquisition(header)))
+    return "t1ce" if label == "t1" and _has_agent(header, description) else label
+
+
+def _has_agent(header: Dataset, description: str) -> bool:
+    said = contrast_agent_in_words(description)
+    if said is None:
+        agent = str(header.get("ContrastBolusAgent", "") or "").strip().lower()
+        return agent not in _NO_AGENT or bool(header.get("ContrastBolusAgentSequence"))
+    return said
+
+
+def _acquisition(header: Dataset) -> Acquisition:
+    sequence = _values(header, "ScanningSequence")
+    echo = _values(header, "EchoPulseSequence")
+    diffusion = (_number(header, "DiffusionBValue") or 0) > 0 or "DIFFUSION" in _values(header, "ImageType")
+    return Acquisition(
+        spin_echo="SE" in sequence or bool(echo & {"SPIN", "BOTH"}),
+        gradient_echo="GR" in sequence or bool(echo & {"GRADIENT", "BOTH"}),
+        echo_planar="EP" in sequence or "YES" in _values(header, "EchoPlanarPulseSequence"),
+        inversion="IR" in sequence or "YES" in _values(header, "InversionRecovery"),
+        two_dimensional="2D" in _values(header, "MRAcquisitionType"),
+        diffusion=diffusion or bool(re.search(r"\bep_b\d", str(header.get("SequenceName", "")))),
+        echo_time=_number(header, "EchoTime", "EffectiveEchoTime"),
+        repetition_time=_number(header, "RepetitionTime"),
+        inversion_time=_number(header, "InversionTime", "InversionTimes"),
+    )
+
+
+def _is_enhanced(header: Dataset) -> bool:
+    return "PerFrameFunctionalGroupsSequence" in header
+
+
+def _description(header: Dataset) -> str:
+    """The words of the series; without any those of the protocol, which GE names after the whole visit."""
+    return words(str(header.get("SeriesDescription", "") or header.get("ProtocolName", "")))
+
+
+def _groups(header: Dataset) -> Iterator[Dataset]:
+    """The header itself, then the items of its functional groups."""
+    yield header
+    for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in header.get(keyword, [])[:1]:
+            for element in group:
+                if element.VR == "SQ" and element.value:
+                    yield element.value[0]
+
+
+def _first(header: Dataset, *keywords: str) -> list:
+    """The values of the first element found under one of `keywords`."""
+    for group in _groups(header):
+        for keyword in keywords:
+            value = group.get(keyword)
+            if value not in (None, ""):
+                return list(value) if isinstance(value, MultiValue) else [value]
+    return []
+
+
+def _values(header: Dataset, keyword: str) -> set[str]:
+    return {str(value).strip().upper() for value in _first(header, keyword)}
+
+
+def _number(header: Dataset, *keywords: str) -> float | None:
+    return next((float(value) for value in _first(header, *keywords)), None)

@@ -1,0 +1,96 @@
+"""A DICOM series as a volume.
+
+GDCM (in SimpleITK) decodes the pixels, in any compression; where they lie is told by the positions of the
+slices alone. Stacks that are no even, upright grid are resampled onto one.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from dae3d.errors import ScanError
+from dae3d.scans.dicom.geometry import geometry
+from dae3d.scans.dicom.header import Slice, read_slices
+from dae3d.scans.dicom.hounsfield import Rescale, Storage, check_hounsfield, check_stored, read_storage
+from dae3d.scans.dicom.straighten import straightened
+from dae3d.scans.readers import Volume
+
+
+def read_series(files: Sequence[Path]) -> Volume:
+    """The volume of one stack of slices, whatever the order of its files.
+
+    Axes run along a row, down a column and from slice to slice. Values are stored ones with a common slope
+    and intercept, or float32 intensities where slices are rescaled differently; see `straightened` for stacks
+    that have to be resampled.
+
+    Raises:
+        ScanError: where a file cannot be read or decoded, the slices make no stack (see `geometry`), or a CT
+            is not in HU.
+    """
+    slices = [one for path in files for one in read_slices(path)]
+    grid = geometry(slices)
+    ordered = [slices[i] for i in grid.order]
+    try:
+        stack, slope, intercept = _decoded(ordered)
+    except ScanError:
+        raise
+    except Exception as error:
+        raise ScanError(
+            f"unreadable: {type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        ) from error
+    volume = Volume(stack, grid.affine, slope, intercept)
+    return volume if grid.kind == "regular" else straightened(volume, ordered)
+
+
+def _decoded(slices: Sequence[Slice]) -> tuple[np.ndarray, float, float]:
+    """Values (X, Y, Z) of slices in their order, with the slope and intercept they have in common."""
+    planes, rescales = _planes(slices)
+    for k in {rescale: k for k, rescale in enumerate(rescales)}.values():
+        check_stored(slices[k], planes[k])
+    if slices[0].facts.modality == "CT":
+        least = min(float(p.min()) * r.slope + r.intercept for p, r in zip(planes, rescales, strict=True))
+        check_hounsfield(set(rescales), least)
+    common = {(rescale.slope, rescale.intercept) for rescale in rescales}
+    if len(common) == 1:
+        return np.stack(planes).T, *common.pop()
+    rescaled = [
+        (plane * np.float64(r.slope) + r.intercept).astype(np.float32)
+        for plane, r in zip(planes, rescales, strict=True)
+    ]
+    return np.stack(rescaled).T, 1.0, 0.0
+
+
+def _planes(slices: Sequence[Slice]) -> tuple[list[np.ndarray], list[Rescale]]:
+    """The stored values (rows, columns) of each slice, and how they are rescaled."""
+    files: dict[Path, tuple[np.ndarray, Storage]] = {}
+    planes, rescales = [], []
+    for one in slices:
+        path = one.path
+        if path not in files:
+            storage = read_storage(path)
+            files[path] = _stored(path, storage), storage
+        frames, storage = files[path]
+        planes.append(frames[one.frame])
+        rescales.append(storage.rescales[one.frame])
+    return planes, rescales
+
+
+def _stored(path: Path, storage: Storage) -> np.ndarray:
+    """The stored values (frames, rows, columns) of a file."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise ScanError(f"unreadable: {path.name}: its pixels cannot be decoded") from error
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise ScanError(f"RGB or vector: {image.GetNumberOfComponentsPerPixel()} values per voxel")
+    values = sitk.GetArrayFromImage(image)
+    first: Rescale = storage.rescales[0]
+    if (first.slope, first.intercept) == (1.0, 0.0):
+        return values
+    # GDCM has rescaled all frames as the first one says.
+    return np.rint((values - first.intercept) / first.slope).astype(storage.dtype)

@@ -1,0 +1,478 @@
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import generate_uid
+
+from dae3d.scans.dicom.finder import FoundSeries, find_series
+from dae3d.scans.dicom.header import is_dicom
+from dae3d.scans.manifest import LeftOut
+from dicom_files import (
+    SAGITTAL,
+    along_z,
+    edit,
+    evenly,
+    pixels_of,
+    series_tags,
+    tilted,
+    write_enhanced,
+    write_series,
+    write_slice,
+)
+
+SALT = b"salt of the tests"
+
+
+def find(folder: Path, salt: bytes = SALT, workers: int = 2) -> tuple[list[FoundSeries], list[LeftOut]]:
+    """What is found in a folder, and that every file of it is accounted for."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    answers = list(find_series(files, salt, workers))
+    found = [answer for answer in answers if isinstance(answer, FoundSeries)]
+    left_out = [answer for answer in answers if isinstance(answer, LeftOut)]
+    taken = [one.folder / name for one in found for name in one.files]
+    assert len(taken) == len(set(taken))
+    assert all(path in files for path in taken)
+    assert len(taken) + sum(one.files for one in left_out) == len(files)
+    return found, left_out
+
+
+def reasons(left_out: list[LeftOut]) -> dict[str, int]:
+    return {one.reason: one.files for one in left_out}
+
+
+def test_real_series(shared_data, tmp_path):
+    for archive in [*shared_data.glob("dicom/*.tar.gz"), *shared_data.glob("awkward/dicom/*.tar.gz")]:
+        with tarfile.open(archive) as tar:
+            tar.extractall(tmp_path / archive.name.removesuffix(".tar.gz"), filter="data")
+    found, left_out = find(tmp_path)
+    assert {
+        (one.folder.relative_to(tmp_path).parts[0], one.header.shape, len(one.files)) for one in found
+    } == {
+        ("mr_t1_datalad", (274, 384, 384), 384),
+        ("ct_head_ge_variable_tilt", (512, 512, 28), 28),
+        ("failing_gantrytilting", (512, 512, 4), 4),
+        ("generic_compressed_j2k", (256, 256, 4), 4),
+        ("siemens_multiframe_anatomical", (256, 256, 8), 1),
+        ("philips_enhanced_anatomical", (256, 256, 8), 1),
+    }
+    # The other three compressions hold the same four objects as the first.
+    assert reasons(left_out) == {
+        "duplicate slice": 12,
+        "missing slices: 10 mm without any where they lie 5 mm apart": 4,
+        "mixed orientations": 4,
+        "secondary capture: Secondary Capture Image Storage": 4,
+    }
+    by_name = {one.folder.relative_to(tmp_path).parts[0]: one for one in found}
+    assert by_name["mr_t1_datalad"].description == "anat-T1w"
+    assert by_name["ct_head_ge_variable_tilt"].header.dtype == "int16"
+    assert by_name["failing_gantrytilting"].header.dtype == "uint16"
+    assert by_name["generic_compressed_j2k"].header.orientation == "PIR"
+
+
+@pytest.mark.parametrize(
+    ("archive", "taken", "reason"),
+    [
+        # Slices of 7 mm, the 20th of them taken away; and of 0.667 mm.
+        ("ct_head_ge_variable_tilt", "20.dcm", "missing slices: 14 mm without any where they lie 7 mm apart"),
+        (
+            "mr_t1_datalad",
+            "N2D_0200.dcm",
+            "missing slices: 1.33 mm without any where they lie 0.667 mm apart",
+        ),
+    ],
+)
+def test_real_series_of_which_a_file_is_missing(shared_data, tmp_path, archive, taken, reason):
+    with tarfile.open(shared_data / f"dicom/{archive}.tar.gz") as tar:
+        tar.extractall(tmp_path, filter="data")
+    (path,) = tmp_path.rglob(taken)
+    path.unlink()
+    found, left_out = find(tmp_path)
+    assert (found, list(reasons(left_out))) == ([], [reason])
+
+
+def test_series_are_told_apart_whatever_their_files_are_called_and_wherever_they_lie(tmp_path):
+    first = write_series(tmp_path / "first", evenly(12), name="IM{:02d}")
+    second = write_series(tmp_path / "second", evenly(9, -3), modality="MR", name="{:02d}.x")
+    mixed = tmp_path / "export"
+    places = {}
+    for number, path in enumerate([*first, *second]):
+        folder = mixed / ("disk 1" if path in second else "disk 2") / f"ä{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        places[path] = shutil.move(path, folder / f"{(number * 8) % 21:08d}")
+    found, left_out = find(mixed)
+    assert not left_out
+    by_folder = {one.folder.name: one for one in found}
+    assert set(by_folder) == {"disk 1", "disk 2"}
+    assert [by_folder["disk 2"].folder / name for name in by_folder["disk 2"].files] == [
+        places[path] for path in first
+    ]
+    # Slices go up along their normal, from the last file written to the first.
+    assert [by_folder["disk 1"].folder / name for name in by_folder["disk 1"].files] == [
+        places[path] for path in reversed(second)
+    ]
+    assert by_folder["disk 2"].header.shape == (10, 12, 12)
+    assert by_folder["disk 2"].header.spacing == pytest.approx((0.5, 0.8, 2.5))
+    assert len({one.subject for one in found}) == 1
+    assert len({one.study for one in found}) == 2
+
+
+@pytest.mark.parametrize(
+    ("varying", "stacks"),
+    [
+        ([{"EchoTime": 12}, {"EchoTime": 90}], 2),
+        ([{"ImageType": ["ORIGINAL", "PRIMARY", part]} for part in "MPRI"], 4),
+        ([{"DiffusionBValue": b} for b in (0.0, 1000.0)], 2),
+        ([{"DiffusionBValue": 9.0, "DiffusionGradientOrientation": v} for v in ([1, 0, 0], [0, 1, 0])], 2),
+        ([{"ConvolutionKernel": "B30f"}, {"ConvolutionKernel": "B70f"}], 2),
+        ([{"EchoTime": te, "AcquisitionNumber": n} for te in (3, 9) for n in (1, 2)], 4),
+    ],
+)
+def test_series_of_several_contrasts_is_split(tmp_path, varying, stacks):
+    uids = {"SeriesInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid()}
+    for number, tags in enumerate(varying):
+        write_series(tmp_path, evenly(10), "MR", name=f"{number}-{{:02d}}.dcm", **uids, **tags)
+    found, left_out = find(tmp_path)
+    assert not left_out
+    assert sorted("".join(sorted({name[0] for name in one.files})) for one in found) == [*"0123"[:stacks]]
+    assert len({one.series for one in found}) == stacks
+    assert len({one.study for one in found}) == 1
+
+
+def test_time_points_are_volumes_of_one_series_in_the_order_of_time(tmp_path):
+    uid = generate_uid()
+    for time in (10, 9, 2):
+        write_series(
+            tmp_path,
+            evenly(8),
+            "MR",
+            name=f"t{time}-{{}}.dcm",
+            SeriesInstanceUID=uid,
+            TemporalPositionIdentifier=time,
+        )
+    found, _ = find(tmp_path)
+    assert [(one.files[0][:2], one.volume, one.volumes) for one in found] == [
+        ("t2", 0, 3),
+        ("t9", 1, 3),
+        ("t1", 2, 3),
+    ]
+
+
+def test_two_acquisitions_between_each_other_are_two_stacks(tmp_path):
+    uid = generate_uid()
+    write_series(tmp_path, evenly(20, 5, 0), name="a{}", SeriesInstanceUID=uid, AcquisitionNumber=1)
+    write_series(tmp_path, evenly(12, 5, 11.3), name="b{}", SeriesInstanceUID=uid, AcquisitionNumber=2)
+    found, left_out = find(tmp_path)
+    assert not left_out
+    assert [(one.files[0][0], len(one.files)) for one in found] == [("a", 20), ("b", 12)]
+
+
+def test_acquisitions_one_after_the_other_are_one_stack(tmp_path):
+    write_series(tmp_path, evenly(12), each=lambda number: {"AcquisitionNumber": 1 + number // 4})
+    found, _ = find(tmp_path)
+    assert [len(one.files) for one in found] == [12]
+
+
+def test_planes_of_one_series_are_stacks(tmp_path):
+    uid = generate_uid()
+    write_series(tmp_path, evenly(10), "MR", name="a{}", SeriesInstanceUID=uid)
+    across = [[x, 0.0, 0.0] for x in range(10)]
+    write_series(tmp_path, across, "MR", name="s{}", SeriesInstanceUID=uid, ImageOrientationPatient=SAGITTAL)
+    found, left_out = find(tmp_path)
+    assert not left_out
+    assert sorted(one.header.orientation for one in found) == ["LPS", "PIR"]
+
+
+def test_slices_each_of_its_own_tilt_are_left_out(tmp_path):
+    write_series(tmp_path, evenly(10), each=lambda number: {"ImageOrientationPatient": tilted(2 * number)})
+    found, left_out = find(tmp_path)
+    assert (found, reasons(left_out)) == ([], {"mixed orientations": 10})
+
+
+@pytest.mark.parametrize(
+    ("sop_class", "reason"),
+    [
+        ("SecondaryCaptureImageStorage", "secondary capture"),
+        ("MultiFrameGrayscaleWordSecondaryCaptureImageStorage", "secondary capture"),
+        ("XRayRadiationDoseSRStorage", "dose report"),
+        ("EnhancedSRStorage", "structured report"),
+        ("SegmentationStorage", "segmentation"),
+        ("SurfaceSegmentationStorage", "segmentation"),
+        ("RTStructureSetStorage", "radiotherapy object"),
+        ("RTDoseStorage", "radiotherapy object"),
+        ("RTPlanStorage", "radiotherapy object"),
+        ("GrayscaleSoftcopyPresentationStateStorage", "presentation state"),
+        ("KeyObjectSelectionDocumentStorage", "structured report"),
+        ("EncapsulatedPDFStorage", "document"),
+        ("DigitalXRayImageStorageForPresentation", "projection"),
+        ("ComputedRadiographyImageStorage", "projection"),
+        ("XRayAngiographicImageStorage", "projection"),
+        ("DigitalMammographyXRayImageStorageForPresentation", "projection"),
+        ("UltrasoundImageStorage", "ultrasound pictures"),
+        ("NuclearMedicineImageStorage", "nuclear medicine image"),
+        ("RawDataStorage", "not an image volume"),
+        ("MRSpectroscopyStorage", "not an image volume"),
+        ("MediaStorageDirectoryStorage", "directory of files (DICOMDIR)"),
+    ],
+)
+def test_objects_that_are_no_volumes(tmp_path, sop_class, reason):
+    uid = getattr(pydicom.uid, sop_class)
+    write_series(tmp_path, evenly(3), SOPClassUID=uid)
+    found, left_out = find(tmp_path)
+    assert (found, reasons(left_out)) == ([], {f"{reason}: {uid.name}": 3})
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localiser"),
+        ({"SeriesDescription": "3-plane Loc"}, "localiser: by its description"),
+        ({"ProtocolName": "Topogram_0.6_T20f"}, "localiser: by its description"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "secondary capture"),
+        (
+            {"ImageType": ["DERIVED", "SECONDARY", "PROJECTION IMAGE"]},
+            "projection: intensities of many slices in one",
+        ),
+        (
+            {"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]},
+            "mosaic: the slices of a time point tiled in one picture",
+        ),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour pictures: PALETTE COLOR"),
+        ({"SeriesInstanceUID": None}, "no Series Instance UID"),
+    ],
+)
+def test_images_that_are_no_slices(tmp_path, tags, reason):
+    write_series(tmp_path, evenly(10), "MR", **tags)
+    found, left_out = find(tmp_path)
+    assert found == []
+    assert {one.reason for one in left_out} == {reason}
+
+
+def test_colour(tmp_path):
+    def picture(number: int) -> np.ndarray:
+        return np.full((12, 10, 3), number, np.uint8)
+
+    colours = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+    write_series(tmp_path, evenly(4), pixels=picture, **colours)
+    assert reasons(find(tmp_path)[1]) == {"colour pictures: RGB": 4}
+
+
+@pytest.mark.parametrize("description", ["Location of seed", "AX T1 POST", "colloid", "Surveyor"])
+def test_words_that_only_begin_like_a_localisers(tmp_path, description):
+    write_series(tmp_path, evenly(8), "MR", SeriesDescription=description)
+    assert len(find(tmp_path)[0]) == 1
+
+
+def test_scout_within_a_series_is_left_out_alone(tmp_path):
+    uid = generate_uid()
+    write_series(tmp_path, evenly(10), SeriesInstanceUID=uid)
+    scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "ImageOrientationPatient": SAGITTAL}
+    write_series(tmp_path, evenly(1), SeriesInstanceUID=uid, name="scout.dcm", **scout)
+    found, left_out = find(tmp_path)
+    assert [len(one.files) for one in found] == [10]
+    assert left_out == [LeftOut(path=tmp_path / "scout.dcm", reason="localiser")]
+
+
+def test_copies_are_left_out(tmp_path):
+    write_series(tmp_path / "a", evenly(10))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    found, left_out = find(tmp_path)
+    assert [one.folder for one in found] == [tmp_path / "a"]
+    assert left_out == [LeftOut(path=tmp_path / "b", reason="duplicate slice", files=10)]
+
+
+def test_copies_under_new_identifiers_are_left_out(tmp_path):
+    uid = generate_uid()
+    write_series(tmp_path / "a", evenly(10), SeriesInstanceUID=uid)
+    write_series(tmp_path / "b", evenly(4), SeriesInstanceUID=uid)
+    found, left_out = find(tmp_path)
+    assert [(one.folder, len(one.files)) for one in found] == [(tmp_path / "a", 10)]
+    assert left_out == [LeftOut(path=tmp_path / "b", reason="duplicate slice", files=4)]
+
+
+def test_other_pixels_at_the_same_place_are_not_guessed_about(tmp_path):
+    uid = generate_uid()
+    write_series(tmp_path / "a", evenly(10), SeriesInstanceUID=uid)
+    write_series(tmp_path / "b", evenly(10), pixels=lambda n: pixels_of(n + 100), SeriesInstanceUID=uid)
+    found, left_out = find(tmp_path)
+    assert (found, reasons(left_out)) == ([], {"same position twice with different content": 20})
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_a_file_that_is_missing(tmp_path, modality):
+    files = write_series(tmp_path, evenly(20, 3), modality)
+    files[7].unlink()
+    assert reasons(find(tmp_path)[1]) == {"missing slices: 6 mm without any where they lie 3 mm apart": 19}
+
+
+def test_a_file_cut_short_leaves_a_gap(tmp_path):
+    files = write_series(tmp_path, evenly(20, 3))
+    files[7].write_bytes(files[7].read_bytes()[:-100])
+    found, left_out = find(tmp_path)
+    assert found == []
+    assert left_out[0].path == files[7]
+    assert left_out[0].reason.startswith("truncated: ")
+    assert left_out[1].reason.startswith("missing slices: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "not DICOM"), (b"not at all DICOM, a text", "not DICOM"), (b"\0" * 4096, "not DICOM")],
+)
+def test_a_file_that_is_dicom_by_name_alone(tmp_path, content, reason):
+    path = tmp_path / "x.dcm"
+    path.write_bytes(content)
+    assert is_dicom(path)
+    ((left_out,), _) = find(tmp_path)[::-1]
+    assert left_out.path == path
+    assert left_out.files == 1
+    assert left_out.reason.startswith(reason)
+
+
+def test_files_without_preamble(tmp_path):
+    for path in write_series(tmp_path, evenly(9)):
+        path.write_bytes(path.read_bytes()[132:])
+        assert is_dicom(path)
+    found, left_out = find(tmp_path)
+    assert (len(found), left_out) == (1, [])
+
+
+def test_is_dicom(tmp_path):
+    (slice_,) = write_series(tmp_path, evenly(1), name="no suffix {}")
+    (tmp_path / "notes").write_text("DICM")
+    assert is_dicom(slice_)
+    assert not is_dicom(tmp_path / "notes")
+    assert not is_dicom(tmp_path / "nothing here")
+
+
+def test_enhanced_files_of_one_series_are_each_a_volume(tmp_path):
+    uid = generate_uid()
+    for name in ("a", "b"):
+        write_enhanced(tmp_path / name, evenly(9, 1.5), SeriesInstanceUID=uid)
+    found, left_out = find(tmp_path)
+    assert not left_out
+    assert [(one.files, one.header.shape) for one in found] == [(("a",), (10, 12, 9)), (("b",), (10, 12, 9))]
+    assert len({one.series for one in found}) == 2
+
+
+def test_enhanced_file_of_several_volumes(tmp_path):
+    write_enhanced(tmp_path / "e", [*evenly(9), *evenly(9)])
+    assert reasons(find(tmp_path)[1]) == {"several volumes in one file: 18 frames": 1}
+
+
+def test_enhanced_localiser_of_several_planes(tmp_path):
+    path = write_enhanced(tmp_path / "e", evenly(9), shared=False)
+    header = pydicom.dcmread(path)
+    for groups in header.PerFrameFunctionalGroupsSequence[:4]:
+        groups.PlaneOrientationSequence[0].ImageOrientationPatient = SAGITTAL
+    header.save_as(path)
+    assert reasons(find(tmp_path)[1]) == {"mixed orientations": 1}
+
+
+def test_copy_of_an_enhanced_file(tmp_path):
+    shutil.copy(write_enhanced(tmp_path / "e", evenly(9)), tmp_path / "f")
+    found, left_out = find(tmp_path)
+    assert [one.files for one in found] == [("e",)]
+    assert left_out == [LeftOut(path=tmp_path / "f", reason="duplicate slice")]
+
+
+@pytest.mark.parametrize("uid", ["1.2.3", None])
+def test_slices_that_an_anonymiser_gave_no_identifiers_of_their_own(tmp_path, uid):
+    files = write_series(tmp_path, evenly(8))
+    for path in files:
+        edit(path, SOPInstanceUID=uid)
+    found, left_out = find(tmp_path)
+    assert ([len(one.files) for one in found], left_out) == ([8], [])
+
+
+def test_localiser_of_three_planes_is_called_one(tmp_path):
+    planes = [[1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1], SAGITTAL]
+    write_series(
+        tmp_path,
+        evenly(9),
+        "MR",
+        each=lambda number: {"ImageOrientationPatient": planes[number // 3]},
+        SeriesDescription="3 Plane Loc",
+    )
+    found, left_out = find(tmp_path)
+    assert not found
+    assert {one.reason for one in left_out} == {"localiser: by its description"}
+
+
+def test_slices_without_positions(tmp_path):
+    write_series(tmp_path, [None] * 9)
+    assert reasons(find(tmp_path)[1]) == {"no position in the header": 9}
+
+
+def test_uneven_mr_and_pet_are_left_out_but_ct_is_kept(tmp_path):
+    for modality in ("CT", "MR", "PT"):
+        heights = along_z(0, 4, 8, 12, 14, 18, 22, 26, 30, 34)
+        write_series(tmp_path / modality, heights, modality)
+    found, left_out = find(tmp_path)
+    assert [one.folder.name for one in found] == ["CT"]
+    assert [(one.path.name, one.reason.partition(":")[0]) for one in left_out] == [
+        ("MR", "uneven slice distances"),
+        ("PT", "uneven slice distances"),
+    ]
+
+
+def test_names_are_the_same_wherever_a_series_lies_and_tell_nothing(tmp_path):
+    tags = series_tags("MR", PatientID="4711", SeriesDescription="t1 mprage Doe")
+    shared = {key: tags[key] for key in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")}
+    write_series(tmp_path / "a", evenly(8), "MR", **shared, SeriesDescription="t1 mprage Doe")
+    (before,), _ = find(tmp_path)
+    shutil.move(tmp_path / "a", tmp_path / "z")
+    (after,), _ = find(tmp_path, workers=1)
+    assert (before.subject, before.study, before.series) == (after.subject, after.study, after.series)
+    (other,), _ = find(tmp_path, salt=b"another salt")
+    assert not {before.subject, before.study, before.series} & {other.subject, other.study, other.series}
+    told = f"{after.subject} {after.study} {after.series} {after.files} {after.header}"
+    for secret in ("4711", "Doe", "2020", shared["SeriesInstanceUID"], shared["StudyInstanceUID"]):
+        assert secret not in told
+    assert after.description == "t1 mprage Doe"
+
+
+def test_patients_without_identifier_are_told_apart_by_study(tmp_path):
+    for name in ("a", "b"):
+        write_series(tmp_path / name, evenly(8), PatientID="")
+    found, _ = find(tmp_path)
+    assert len({one.subject for one in found}) == 2
+
+
+def test_same_series_identifier_of_two_patients_is_two_series(tmp_path):
+    uid = generate_uid()
+    for name in ("a", "b"):
+        write_series(tmp_path / name, evenly(8), SeriesInstanceUID=uid, PatientID=name)
+    found, _ = find(tmp_path)
+    assert [one.folder.name for one in found] == ["a", "b"]
+
+
+def test_report_beside_a_series(tmp_path):
+    write_series(tmp_path, evenly(8))
+    report = {
+        "SOPClassUID": pydicom.uid.XRayRadiationDoseSRStorage,
+        "SOPInstanceUID": generate_uid(),
+        "Modality": "SR",
+        "PatientID": "P-0815",
+        "SeriesInstanceUID": generate_uid(),
+    }
+    write_slice(tmp_path / "report.dcm", report, None)
+    found, left_out = find(tmp_path)
+    assert len(found) == 1
+    assert left_out[0].reason == "dose report: X-Ray Radiation Dose SR Storage"
+
+
+def test_values_that_break_the_rules_of_their_type(tmp_path):
+    files = write_series(tmp_path, evenly(8))
+    for path in files:
+        edit(path, AcquisitionNumber=None)
+        content = path.read_bytes()
+        assert b"SIEMENS" in content
+        # A decimal string that is none.
+        path.write_bytes(content.replace(b"2.5 ", b"2,5 "))
+    found, left_out = find(tmp_path)
+    assert found == []
+    assert len(left_out) == 8
+    assert all(one.reason.startswith("unreadable: ValueError") for one in left_out)

@@ -1,0 +1,220 @@
+"""Labels from headers. The published ones are of series whose makers say what they are (BIDS suffixes)."""
+
+import tarfile
+from pathlib import Path
+
+import pydicom
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+
+from dae3d.scans.dicom.contrast import Acquisition, agreed, contrast_of_acquisition, contrasts_in_words, words
+from dae3d.scans.dicom.modality import label_by_header, read_tags
+
+
+def header(modality: str = "MR", **elements) -> Dataset:
+    dataset = Dataset()
+    dataset.Modality = modality
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def mr(description: str, sequence: str, te: float, tr: float, ti: float | None = None, **elements) -> Dataset:
+    times = {"EchoTime": te, "RepetitionTime": tr} | ({} if ti is None else {"InversionTime": ti})
+    return header(SeriesDescription=description, ScanningSequence=sequence.split("\\"), **times, **elements)
+
+
+ORIGINAL = ["ORIGINAL", "PRIMARY", "OTHER"]
+M = ["ORIGINAL", "PRIMARY", "M", "ND", "NORM"]
+VISIT = {"ProtocolName": "ADNI3 FMRIF Enhanced Pro", "ImageType": ORIGINAL}  # GE: one for all series
+
+PUBLISHED = [
+    # OpenNeuro ds004215 (GE MR750) and ds004605 (GE MR750); sidecars of dcm2niix, seconds turned into ms.
+    (mr("Axial T2 2D FLAIR", "SE", 121.044, 9500, 2332.63, MRAcquisitionType="2D", **VISIT), "flair"),
+    (mr("Axial T2 Star (Rx 2D FLAIR)", "GR", 20, 650, MRAcquisitionType="2D", **VISIT), "t2star"),
+    (mr("PURE MP-RAGE 1mm", "RM", 3.476, 7.636, 900, ProtocolName="FMRIF - Clinical 32Ch Br"), "t1"),
+    (mr("Axial rsfMRI (Eyes Open)", "EP\\GR", 16.9, 3000, MRAcquisitionType="2D", **VISIT), None),
+    (
+        mr(
+            "Axial 3D pCASL (Eyes Open)",
+            "RM",
+            10.528,
+            4888,
+            2025,
+            ImageType=["DERIVED", "PRIMARY", "ASL", "PERFUSION", "ASL", "REAL"],
+        ),
+        None,
+    ),
+    (mr("T2_1.7mm_fat_sat", "SE", 101.46, 7500, MRAcquisitionType="2D", ImageType=ORIGINAL), "t2"),
+    (mr("Sagittal_Anat_MP-Rage_1_mm", "RM", 3.42, 7.664, 425), "t1"),
+    (mr("edti_ssgr_cdif09_G01", "EP_RM", 79, 6751.68), "dwi"),
+    # neurolabusc/dcm_qa_trt (GE), dcm_qa_canon_61 (Canon), dcm_qa_sag (Siemens).
+    (mr("EPI mph acc1 interpPF", "EP\\GR", 17.8, 2000, ProtocolName="Brain Express 5 minute"), None),
+    (mr("SAG_DTI_PA-COR_20d", "SE\\EP", 79, 10000, ImageType=["ORIGINAL", "PRIMARY", "GDC"]), "dwi"),
+    (mr("gre_field_mapping_PMUlog", "GR", 2.46, 6.7, SequenceName="fm2d2", ImageType=M), None),
+    (
+        mr(
+            "DWI_SagAP",
+            "EP",
+            64,
+            4414,
+            SequenceName="ep_b0",
+            ImageType=["ORIGINAL", "PRIMARY", "DIFFUSION", "NONE"],
+        ),
+        "dwi",
+    ),
+    (mr("fmri_SagAP", "EP", 30, 3200, ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]), None),
+    (mr("Product EPI Sag Ascending", "EP", 30, 1500, ImageType=["ORIGINAL", "PRIMARY", "FMRI"]), None),
+    # Siemens Skyra, "dark fluid" SPACE: its words alone would be T2 (Monash Biomedical Imaging).
+    (
+        mr(
+            "t2_spc_da-fl_sag_p2_iso_1.0", "SE\\IR", 397, 5000, 1800, SequenceName="*spcir_284ns", ImageType=M
+        ),
+        "flair",
+    ),
+    # Philips Achieva, five echoes and the map made of them.
+    (mr("T2_map_5_echoes", "RM", 16, 6384.8, ImageType=["ORIGINAL", "PRIMARY", "T2", "MAP", "T2"]), None),
+]
+
+
+@pytest.mark.parametrize(("dataset", "label"), PUBLISHED)
+def test_published_headers(dataset, label):
+    assert label_by_header(dataset) == label
+
+
+@pytest.mark.parametrize(
+    ("dataset", "label"),
+    [
+        (mr("AX T1 FLAIR", "SE", 10, 2500, 900), "t1"),  # inversion for T1, whatever it is called
+        (mr("", "SE\\IR", 120, 9000, 2500), "flair"),
+        (mr("T2 FLAIR", "SE", 120, 9000), "flair"),  # inversion time not recorded
+        (mr("t2_tirm_tra", "SE\\IR", 60, 4000, 160), "stir"),
+        (mr("T1 SE", "SE", 100, 4000), None),  # words and times contradict each other
+        (mr("pd+t2_tse_tra", "SE", 90, 3000), "t2"),
+        (mr("pd+t2_tse_tra", "SE", 12, 3000), "pd"),
+        (mr("", "GR", 4, 25, MRAcquisitionType="3D"), None),  # may be angiography as well
+        (mr("TOF_3D_multi-slab", "GR", 4, 25), "angio"),
+        (mr("SWI_Images", "GR", 20, 28, ImageType=["ORIGINAL", "PRIMARY", "M", "SWI"]), "swi"),
+        (mr("mIP_Images(SW)", "GR", 20, 28), None),
+        (mr("Pha_Images", "GR", 20, 28, ImageType=["ORIGINAL", "PRIMARY", "P"]), None),
+        (
+            mr("ep2d_diff_b1000_ADC", "EP", 90, 6000, ImageType=["DERIVED", "PRIMARY", "DIFFUSION", "ADC"]),
+            "adc",
+        ),
+        (mr("ep2d_diff_FA", "EP", 90, 6000, ImageType=["DERIVED", "PRIMARY", "DIFFUSION", "FA"]), None),
+        (mr("ax", "SE\\EP", 90, 6000, DiffusionBValue=1000.0), "dwi"),
+        (mr("T2* hemo", "GR", 20, 700, MRAcquisitionType="2D"), "t2star"),
+        (mr("localizer", "GR", 4, 8), None),
+        (mr("patient_t1dataset1", "RM", 3, 8), None),  # no word of its own
+    ],
+)
+def test_mr_contrasts(dataset, label):
+    assert label_by_header(dataset) == label
+
+
+@pytest.mark.parametrize(
+    ("description", "agent", "label"),
+    [
+        ("t1_mprage_sag", None, "t1"),
+        ("t1_mprage_sag", "", "t1"),
+        ("t1_mprage_sag", "NO", "t1"),
+        ("t1_mprage_sag", "Gadovist", "t1ce"),
+        ("t1_mprage_sag_POST", None, "t1ce"),
+        ("AX T1+C", None, "t1ce"),
+        ("AX T1 C+", None, "t1ce"),
+        ("T1W pre", "Gadovist", "t1"),  # registered for the visit, not yet given
+        ("T1 w/o contrast", "Gadovist", "t1"),
+        ("T1 without contrast", None, "t1"),
+        ("T1 posterior fossa", None, "t1"),
+    ],
+)
+def test_contrast_agent(description, agent, label):
+    dataset = header(
+        SeriesDescription=description, ScanningSequence=["GR", "IR"], EchoTime=3, InversionTime=900
+    )
+    if agent is not None:
+        dataset.ContrastBolusAgent = agent
+    assert label_by_header(dataset) == label
+
+
+@pytest.mark.parametrize(
+    ("dataset", "label"),
+    [
+        (header("CT", ImageType=["ORIGINAL", "PRIMARY", "AXIAL"]), "ct"),
+        (header("CT", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), None),
+        (header("CT", ContrastBolusAgent="Omnipaque", SeriesDescription="Thorax +C"), "ct"),
+        (header("CT", ManufacturerModelName="On-Board Imager", Manufacturer="Varian"), "cbct"),
+        (header("CT", SeriesDescription="MIP coronal"), None),
+        (header("CT", RescaleType="MGML", SeriesDescription="Iodine"), None),
+        (header("XA", SOPClassUID="1.2.840.10008.5.1.4.1.1.13.1.1"), "cbct"),
+        (header("PT", CorrectedImage=["NORM", "DTIM", "ATTN", "SCAT"]), "pet"),
+        (header("PT", CorrectedImage=["NORM", "DTIM"]), None),
+        (header("PT", SeriesDescription="WB NAC"), None),
+        (header("US"), "us"),
+        (header("SR"), None),
+        (Dataset(), None),
+    ],
+)
+def test_other_modalities(dataset, label):
+    assert label_by_header(dataset) == label
+
+
+def test_enhanced_mr_is_read_out_of_its_functional_groups():
+    frame, echo, timing, modifier = Dataset(), Dataset(), Dataset(), Dataset()
+    frame.AcquisitionContrast = "UNKNOWN"
+    echo.EffectiveEchoTime = 120.0
+    timing.RepetitionTime = 9000.0
+    modifier.InversionRecovery, modifier.InversionTimes = "YES", 2500.0
+    shared, first = Dataset(), Dataset()
+    shared.MRTimingAndRelatedParametersSequence = Sequence([timing])
+    shared.MRModifierSequence = Sequence([modifier])
+    first.MREchoSequence, first.MRImageFrameTypeSequence = Sequence([echo]), Sequence([frame])
+    dataset = header(EchoPulseSequence="SPIN", ImageType=["ORIGINAL", "PRIMARY", "M", "NONE"])
+    dataset.SharedFunctionalGroupsSequence = Sequence([shared])
+    dataset.PerFrameFunctionalGroupsSequence = Sequence([first])
+    assert label_by_header(dataset) == "flair"
+    frame.AcquisitionContrast = "T1"  # against the times
+    assert label_by_header(dataset) is None
+
+
+REAL = {
+    "dicom/ct_head_ge_variable_tilt": "ct",
+    "dicom/mr_t1_datalad": "t1",  # "anat-T1w", no times
+    "awkward/dicom/failing_gantrytilting": "ct",
+    "awkward/dicom/failing_sliceincrement": "ct",
+    "awkward/dicom/failing_sliceorientation": "t2",  # spin echo, TE 90, TR 3000
+    "awkward/dicom/generic_compressed_j2k": "flair",  # inversion 2200, TE 394
+    "awkward/dicom/philips_enhanced_anatomical": "t1",  # Acquisition Contrast
+    "awkward/dicom/siemens_multiframe_anatomical": None,  # a gradient echo without a description
+}
+
+
+@pytest.mark.parametrize(("name", "label"), REAL.items())
+def test_real_headers(shared_data: Path, tmp_path: Path, name, label):
+    with tarfile.open(shared_data / f"{name}.tar.gz") as archive:
+        member = next(m for m in archive.getmembers() if m.isfile())
+        archive.extract(member, tmp_path, filter="data")
+    path = tmp_path / member.name
+    assert label_by_header(pydicom.dcmread(path, stop_before_pixels=True)) == label
+    # The keywords given are all that it needs.
+    assert label_by_header(pydicom.dcmread(path, specific_tags=list(read_tags))) == label
+
+
+@given(st.from_regex(r"[a-z0-9]{1,6}", fullmatch=True), st.sampled_from(["t1", "flair", "adc", "swi", "pd"]))
+def test_a_label_inside_another_word_does_not_count(other, label):
+    text = words(f"{other}x{label}x{other}")
+    assert label not in contrasts_in_words(text)
+
+
+TIMES = st.none() | st.floats(0, 20_000)
+
+
+@given(st.builds(Acquisition, *[st.booleans()] * 6, TIMES, TIMES, TIMES))
+def test_times_never_contradict_themselves(acquisition):
+    label = contrast_of_acquisition(acquisition)
+    assert agreed(set(), label) == label
+    if label is not None:
+        assert agreed({label}, label) == label
