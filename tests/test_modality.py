@@ -99,6 +99,30 @@ def test_globs_meet_the_name_or_the_path_from_the_folder(glob: str, expected: bo
     assert matches(glob, "site/case1/scan.nii.gz", "dataset1") is expected
 
 
+@pytest.mark.parametrize(
+    ("glob", "expected"),
+    [
+        ("case1/*", True),
+        ("*/ct", True),
+        ("*/ct/*", True),
+        ("ct", True),
+        ("hospital/case1/ct", True),
+        ("description:ax t1*", True),
+        ("description:brain protocol", True),
+        ("description:*t2*", False),
+        ("description:case1/*", False),
+        ("AX T1 POST", False),
+    ],
+)
+def test_globs_meet_the_folder_of_a_series_or_what_describes_it(glob: str, expected: bool) -> None:
+    assert matches(glob, "case1/ct/", "hospital", "AX T1 POST", "Brain Protocol") is expected
+
+
+def test_no_glob_for_descriptions_meets_what_has_none() -> None:
+    assert not matches("description:*", "case1/ct/", "hospital", "", "")
+    assert not matches("description:*", "scan.nii.gz", "hospital")
+
+
 def test_the_first_rule_counts() -> None:
     rules = [Rule("*_t1ce*", "t1ce"), Rule("*_t1*", "t1")]
     assert label_by_rules(rules, "a/x_t1ce.nii", "d") == "t1ce"

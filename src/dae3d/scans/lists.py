@@ -9,7 +9,7 @@ and `test` is not read.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from dae3d.errors import Dae3dError
+from dae3d.scans.layouts.published_lists import PUBLISHED, published_file, told_by_published
 from dae3d.scans.manifest import Split
 from dae3d.scans.modality import label_in_list
 from dae3d.scans.sources import Candidate, absolute
@@ -61,15 +62,20 @@ def bare_names(entries: Any) -> Any:
 AnyList = TypeVar("AnyList", bound=ScanList)
 
 
-def read_list(path: Path, fold: int, dataset: str | None) -> list[Candidate]:
-    """The scans that the list at `path` (absolute) names; relative names start at the list's folder.
+def read_list(
+    path: Path, fold: int, dataset: str | None, roots: Mapping[str, Path] | None = None
+) -> list[Candidate]:
+    """The scans that the list at `path` (absolute) names.
 
-    Files elsewhere have as `root` the innermost folder that holds all of them.
+    Relative names start at the folder that `roots` has under the list's file stem or, for a published list
+    (`published_lists`), its set's name; otherwise at the list's folder. Files elsewhere have as `root` the
+    innermost folder that holds all of them.
     Where entries of `training` have a `fold`, those of number `fold` are held out for validation, as are
     those of `validation`. The split of a list that holds nothing out is left open.
 
     Raises:
-        Dae3dError: naming the list and the entry, where it is no such list or has no such fold.
+        Dae3dError: naming the list and the entry, where it is no such list or has no such fold, and where
+            nothing of a published list is where its names start.
     """
     content = load_list(path, ScanList)
     if not content.training and not content.validation:
@@ -80,12 +86,41 @@ def read_list(path: Path, fold: int, dataset: str | None) -> list[Candidate]:
     split: Split | None = "train" if folds or content.validation else None
     marked = [(entry, "val" if folds and entry.fold == fold else split) for entry in content.training]
     marked += [(entry, "val") for entry in content.validation]
-    name = dataset or (content.name if isinstance(content.name, str) else "") or path.stem
-    scans = [scan for entry, side in marked for scan in _scans(path, content, entry, side, name)]
-    elsewhere = home_elsewhere(path.parent, [scan.path for scan in scans])
-    return [
-        scan if scan.path.is_relative_to(path.parent) else replace(scan, root=elsewhere) for scan in scans
-    ]
+    published = PUBLISHED.get(path.name)
+    own_name = content.name if isinstance(content.name, str) else None
+    name = dataset or own_name or published or path.stem
+    root = _root(path, published, roots or {})
+    scans = [scan for entry, side in marked for scan in _scans(path, root, content, entry, side, name)]
+    if published:
+        scans = [_as_published(published, scan) for scan in scans]
+        if not any(scan.path.exists() for scan in scans):
+            raise Dae3dError(
+                f"{path}: none of the {len(scans)} scans it names is there, as {scans[0].path}; "
+                f"say where its names start: --root {published}=FOLDER"
+            )
+    elsewhere = home_elsewhere(root, [scan.path for scan in scans])
+    return [scan if scan.path.is_relative_to(root) else replace(scan, root=elsewhere) for scan in scans]
+
+
+def _root(path: Path, published: str | None, roots: Mapping[str, Path]) -> Path:
+    root = roots.get(path.stem) or roots.get(published or "")
+    if root is None:
+        return path.parent
+    if not root.is_dir():
+        raise Dae3dError(f"root: {root}: no such folder, for {path.name}")
+    return absolute(root)
+
+
+def _as_published(published: str, scan: Candidate) -> Candidate:
+    modality, subject = told_by_published(published, scan.shown)
+    file = published_file(scan.path)
+    return replace(
+        scan,
+        path=file,
+        case=file,
+        modality=scan.modality or modality,
+        subject=scan.subject or subject,
+    )
 
 
 def home_elsewhere(folder: Path, files: Iterable[Path]) -> Path:
@@ -110,25 +145,37 @@ def load_list(path: Path, model: type[AnyList]) -> AnyList:
         raise Dae3dError(f"{path}: no list of scans: {f'{place}: ' if place else ''}{first['msg']}") from None
 
 
-def _scans(path: Path, content: ScanList, entry: Entry, split: Split | None, dataset: str) -> list[Candidate]:
-    files = [absolute(path.parent / name) for name in entry.images]
+def _scans(
+    path: Path, root: Path, content: ScanList, entry: Entry, split: Split | None, dataset: str
+) -> list[Candidate]:
+    files = [absolute(root / name) for name in entry.images]
     try:
-        labels = [text and label_in_list(text) for text in modalities_of(content, entry)]
+        said = modalities_of(content, entry)
     except ValueError as error:
         raise Dae3dError(f"{path}: entry of {entry.images[0]}: {error}") from None
+    labels = [(None, None) if text is None else read_label(text) for text in said]
     return [
         Candidate(
             path=file,
             shown=Path(os.path.normpath(name)).as_posix(),
-            root=path.parent,
+            root=root,
             dataset=dataset,
             case=files[0],
             modality=label,
             subject=None if entry.subject is None else str(entry.subject),
             split=split,
+            unread=unread,
         )
-        for file, name, label in zip(files, entry.images, labels, strict=True)
+        for file, name, (label, unread) in zip(files, entry.images, labels, strict=True)
     ]
+
+
+def read_label(text: str) -> tuple[str | None, str | None]:
+    """The label for what a list calls a modality, or, where it is none, what it calls it."""
+    try:
+        return label_in_list(text), None
+    except ValueError:
+        return None, text
 
 
 def modalities_of(content: ScanList, entry: Entry) -> list[str | None]:

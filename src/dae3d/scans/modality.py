@@ -34,7 +34,7 @@ BIDS_SUFFIXES = {
     "pet": "pet",
 }
 
-# What data sets' lists call them (Medical Segmentation Decathlon, BraTS).
+# What data sets' lists call them (Medical Segmentation Decathlon, BraTS, OpenMind).
 LIST_NAMES = BIDS_SUFFIXES | {
     "t1n": "t1",
     "t1c": "t1ce",
@@ -42,10 +42,14 @@ LIST_NAMES = BIDS_SUFFIXES | {
     "t1post": "t1ce",
     "t2f": "flair",
     "mri": "mr",
+    "unit1_denoised": "unit1",
 }
 
 _BIDS_NAME = re.compile(r"sub-[^_]+(?P<entities>(?:_[A-Za-z0-9]+-[^_]+)*)_(?P<suffix>[A-Za-z0-9]+)")
 _LABEL = re.compile(r"[a-z0-9][a-z0-9_+.-]*")
+
+# Begins a glob that is for the description of a DICOM series.
+DESCRIPTION = "description:"
 
 
 class Rule(NamedTuple):
@@ -89,19 +93,26 @@ Label = Annotated[str, AfterValidator(parse_label)]
 RuleText = Annotated[str, AfterValidator(_checked_rule)]
 
 
-def matches(glob: str, path: str, folder: str) -> bool:
+def matches(glob: str, path: str, folder: str, *descriptions: str) -> bool:
     """Whether `glob` matches a file's name, or its `path` from the folder given.
 
     Case counts, and `*` also crosses "/". The name of the `folder` given is no part of the path, so that
     `*t1*` does not take all of `dataset1`; yet a glob may begin with it and "/", to mean that folder alone.
+    A glob `description:GLOB` is for the `descriptions` of a DICOM series instead, and case does not count.
+    The path of a series is its folder's and ends in "/", which a glob may leave out.
     """
+    if glob.startswith(DESCRIPTION):
+        wanted = glob.removeprefix(DESCRIPTION).casefold()
+        return any(text and fnmatchcase(text.casefold(), wanted) for text in descriptions)
     globs = (glob, glob.removeprefix(f"{folder}/"))
-    return any(fnmatchcase(path, one) for one in globs) or fnmatchcase(path.rpartition("/")[2], glob)
+    paths = {path, path.rstrip("/")}
+    name = path.rstrip("/").rpartition("/")[2]
+    return any(fnmatchcase(one, pattern) for one in paths for pattern in globs) or fnmatchcase(name, glob)
 
 
-def label_by_rules(rules: Sequence[Rule], path: str, folder: str) -> str | None:
+def label_by_rules(rules: Sequence[Rule], path: str, folder: str, *descriptions: str) -> str | None:
     """The label of the first rule that matches."""
-    return next((rule.label for rule in rules if matches(rule.glob, path, folder)), None)
+    return next((rule.label for rule in rules if matches(rule.glob, path, folder, *descriptions)), None)
 
 
 def label_in_list(text: str) -> str:

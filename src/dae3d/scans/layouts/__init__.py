@@ -1,0 +1,1 @@
+"""Public data sets: what lies where in them, and what each file is."""
