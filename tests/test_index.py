@@ -51,7 +51,7 @@ def test_what_a_manifest_says_of_a_scan(folder: Path) -> None:
     )
     assert (scan.shape, scan.spacing, scan.dtype) == ((16, 17, 18), (1, 2, 3), "uint8")
     assert (scan.orientation, scan.split, scan.digest) == ("LPS", "train", None)
-    assert Manifest.load(folder.parent / "manifest.json") == manifest
+    assert list(Manifest.load(folder.parent / "manifest.json").scans) == [scan]
 
 
 def test_a_modality_is_never_guessed_from_part_of_a_path(folder: Path) -> None:
@@ -128,8 +128,8 @@ def test_only_scans_are_listed_and_hidden_folders_are_not_entered(folder: Path) 
     write_scan(folder / "._a.nii.gz")
     write_scan(folder / "A.NII")
     manifest = run(folder, modality="ct")
-    assert [scan.path.name for scan in manifest.scans] == ["A.NII", "b.nrrd", "c.mgz", "pair.mhd"]
-    assert manifest.left_out == ()
+    assert [scan.path.name for scan in manifest.scans] == ["A.NII", "b.nrrd", "c.mgz", "pair.hdr", "pair.mhd"]
+    assert not manifest.left_out
 
 
 def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_file_reached_twice_is_indexed_once(folder: Path) -> None:
     path = write_scan(folder / "a" / "x.nii.gz")
     manifest = run(folder, folder / "a", folder / "a" / ".." / "a", path, modality="ct")
     assert [scan.path for scan in manifest.scans] == [path]
-    assert manifest.left_out == ()
+    assert not manifest.left_out
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="needs a user whom permissions bind")
@@ -253,6 +253,8 @@ def test_unknown_scans_are_met_with_rules_that_work(folder: Path, capsys: pytest
         ({"subject": "(case"}, "subject: no regular expression"),
         ({"val_fraction": 1.0}, "val_fraction: "),
         ({"min_slices": 0}, "min_slices: "),
+        ({"root": {"luna16": "."}}, "root: 'luna16' is the name of no list given"),
+        ({"layout": "luna"}, "layout: "),
         ({"workers": 0}, "workers: "),
     ],
 )
@@ -272,6 +274,20 @@ def test_nothing_to_index_is_an_error(folder: Path) -> None:
         run(folder / "notes.txt")
     with pytest.raises(SettingsError, match="folders"):
         dae3d.index(folders=[])
-    write_scan(folder / "a.nii.gz")
+    path = write_scan(folder / "a.nii.gz")
+    with pytest.raises(Dae3dError, match="layout: luna16 is one of a folder"):
+        run(path, layout="luna16")
     with pytest.raises(Dae3dError, match=r"out: .* is a folder"):
         dae3d.index(folders=[folder], out=folder, modality="ct")
+
+
+def test_a_path_that_is_not_in_utf8_is_left_out_and_written_readably(tmp_path: Path) -> None:
+    good = write_scan(tmp_path / "in" / "ok_t1.nii.gz")
+    bad = os.fsencode(tmp_path / "in") + b"/caf\xe9_t1.nii.gz"
+    with open(bad, "wb") as file:
+        file.write(good.read_bytes())
+    manifest = dae3d.index(folders=[tmp_path / "in"], modality="t1", out=tmp_path / "manifest.jsonl")
+    (left_out,) = manifest.left_out
+    assert [scan.path for scan in manifest.scans] == [good]
+    assert left_out.path.name == r"caf\xe9_t1.nii.gz"
+    assert "UTF-8" in left_out.reason

@@ -122,6 +122,19 @@ def test_the_users_word_goes_before_a_lists(task: Path) -> None:
     }
 
 
+def test_a_word_that_is_no_label_is_told_unless_the_user_says_it(
+    task: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    venous = "CT (portal venous)"
+    path = write_list(task / "list.json", training=[entry("a", modality=venous), entry("b", modality="MRI")])
+    manifest = run(path)
+    assert modalities(manifest) == {"b.nii.gz": "mr"}
+    assert reasons(manifest) == {"a.nii.gz": f"unknown modality: called '{venous}'"}
+    assert "--rule 'task/imagesTr/*=LABEL'" in capsys.readouterr().out
+    assert modalities(run(path, rule=["*/a.*=ct"])) == {"a.nii.gz": "ct", "b.nii.gz": "mr"}
+    assert modalities(run(path, modality="ct")) == {"a.nii.gz": "ct", "b.nii.gz": "ct"}
+
+
 def test_a_subject_on_both_sides_is_held_out_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,7 +194,6 @@ def test_files_outside_the_lists_folder_keep_their_folders_apart(tmp_path: Path)
             '{"training": [{"image": ["a", "b"], "modality": ["ct"]}]}',
             "entry of a: 1 modalities for 2 images",
         ),
-        ('{"modality": "two words", "training": ["a"]}', "entry of a: 'two words' is no modality label"),
     ],
 )
 def test_what_is_no_list(tmp_path: Path, text: str, named: str) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import Field
@@ -60,13 +61,13 @@ def demo(settings: DemoSettings) -> Path:
         folders, rules = [embedded_scans(out / "scans")], _RULES
     manifest = index(
         folders=folders,
-        out=out / "manifest.json",
+        out=out / "manifest.jsonl",
         modality=settings.modality,
         rule=rules,
         exclude=settings.exclude,
         val_fraction=0.2,
     )
-    store = prepare(manifest=out / "manifest.json", out=out / "store")
+    store = prepare(manifest=out / "manifest.jsonl", out=out / "store")
     try:
         run = pretrain(
             config="small-cpu",
@@ -80,7 +81,8 @@ def demo(settings: DemoSettings) -> Path:
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt from None  # the demo goes on by itself when it is run again
-    for scan in one_of_each_modality(manifest.scans):
+    files = (scan for scan in manifest.scans if not scan.files and scan.volume is None)
+    for scan in one_of_each_modality(files):
         reconstruct(
             scans=[scan.path],
             weights=run,
@@ -117,7 +119,7 @@ def embedded_scans(folder: Path) -> Path:
     return folder
 
 
-def one_of_each_modality(scans: tuple[Scan, ...]) -> list[Scan]:
+def one_of_each_modality(scans: Iterable[Scan]) -> list[Scan]:
     """The first scan of every modality, a held-out one where there is one."""
     chosen: dict[str, Scan] = {}
     for scan in sorted(scans, key=lambda scan: scan.split != "val"):

@@ -1,8 +1,8 @@
 """The files that may be scans: those in folders, those given singly, and those that lists name."""
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dae3d.errors import Dae3dError
@@ -16,7 +16,8 @@ class Candidate:
 
     `path` is absolute; `shown` is the path relative to `root`, the folder given, or as a list writes it;
     `case` is the file whose place tells the subject: itself, or the first channel of a list's entry.
-    `modality`, `subject` and `split` are what a list says.
+    `modality`, `subject` and `split` are what a list or a layout says, `unread` its word for a modality where
+    that is no label; `volume` is which one is meant of a 4-D file, from 0.
     """
 
     path: Path
@@ -27,6 +28,8 @@ class Candidate:
     modality: str | None = None
     subject: str | None = None
     split: Split | None = None
+    volume: int | None = None
+    unread: str | None = None
 
 
 def absolute(path: Path) -> Path:
@@ -34,31 +37,32 @@ def absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))
 
 
-def scans_in_folder(folder: Path, dataset: str | None) -> tuple[list[Candidate], list[LeftOut]]:
-    """Every file with a readable suffix under `folder`, in sorted order; links are followed, hidden ones not.
+def files_in(folder: Path, visited: set[str]) -> Iterator[Path | LeftOut]:
+    """Every file under `folder`, in sorted order; links are followed, hidden files and folders are not read.
 
-    Folders that cannot be listed are returned as left out.
+    No folder of those `visited` (real paths) is entered again. One that cannot be listed is left out.
     """
-    found: list[Candidate] = []
-    left_out: list[LeftOut] = []
-
-    def note(error: OSError) -> None:
-        left_out.append(LeftOut(path=Path(error.filename), reason=f"unreadable: {error.strerror}"))
-
-    visited: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=note):
+    failed: list[OSError] = []
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=failed.append):
         real = os.path.realpath(parent)
         if real in visited:
             folders.clear()
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(parent, name)
-            if suffix(path) and not name.startswith("."):
-                shown = path.relative_to(folder).as_posix()
-                found.append(Candidate(path, shown, folder, dataset or folder.name, path))
-    return found, left_out
+        yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
+        while failed:
+            yield _unlisted(failed.pop())
+    yield from map(_unlisted, failed)
+
+
+def _unlisted(error: OSError) -> LeftOut:
+    return LeftOut(path=Path(error.filename), reason=f"unreadable: {error.strerror}")
+
+
+def scan_in_folder(path: Path, folder: Path, dataset: str | None) -> Candidate:
+    """The scan at `path` under `folder`."""
+    return Candidate(path, path.relative_to(folder).as_posix(), folder, dataset or folder.name, path)
 
 
 def scan_given(path: Path, dataset: str | None) -> Candidate:
@@ -69,26 +73,10 @@ def scan_given(path: Path, dataset: str | None) -> Candidate:
     """
     if not suffix(path):
         raise Dae3dError(
-            f"{path}: neither a folder, nor a .json list, nor a scan by its suffix ({readable_suffixes()})"
+            f"{path}: neither a folder, nor a .json list, nor a scan by its suffix ({readable_suffixes()}) "
+            "or as DICOM"
         )
     return Candidate(path, path.name, path.parent, dataset or path.parent.name, path)
-
-
-def once_each(candidates: Iterable[Candidate]) -> tuple[list[Candidate], list[LeftOut]]:
-    """Keep one of several ways to the same file, the first; another name for it (a link) is left out.
-
-    A file that any list holds out for validation is held out.
-    """
-    kept: dict[str, Candidate] = {}
-    left_out: list[LeftOut] = []
-    for candidate in candidates:
-        real = os.path.realpath(candidate.path)
-        first = kept.setdefault(real, candidate)
-        if candidate.split == "val":
-            kept[real] = replace(first, split="val")
-        if candidate.path != first.path:
-            left_out.append(LeftOut(path=candidate.path, reason=f"same file as another: {first.path}"))
-    return list(kept.values()), left_out
 
 
 def readable_suffixes(suffixes: Sequence[str] = SUFFIXES) -> str:

@@ -1,0 +1,175 @@
+"""What a file or a DICOM series is, by its header, the user's rules and what lists and layouts say of it."""
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dae3d.scans.dicom.finder import FoundSeries
+from dae3d.scans.header_cache import Facts, Grid, HeaderCache
+from dae3d.scans.index_settings import IndexSettings
+from dae3d.scans.index_tables import rule_for_file, rule_for_series
+from dae3d.scans.layouts.layout import LAYOUTS
+from dae3d.scans.manifest import LeftOut, Scan, Split
+from dae3d.scans.modality import label_by_bids, label_by_rules, matches, parse_rule
+from dae3d.scans.readers import scan_stem
+from dae3d.scans.sources import Candidate
+from dae3d.scans.subjects import subject_in_path
+
+UNKNOWN = "unknown modality"
+
+
+@dataclass(frozen=True)
+class Described:
+    """A scan that can be used, before its subject is put on a side.
+
+    `given` is the side that a list says, `remark` what a user should know of its header.
+    """
+
+    scan: Scan
+    given: Split | None
+    remark: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """What is left out; `rule` would tell its modality, where that is what is wanting."""
+
+    left_out: LeftOut
+    rule: str | None = None
+
+
+class Describer:
+    """Tells what files and series are. Threads may share it."""
+
+    def __init__(self, settings: IndexSettings, roots: Collection[Path], headers: HeaderCache) -> None:
+        self._settings = settings
+        self._rules = [parse_rule(rule) for rule in settings.rule]
+        self._layout = LAYOUTS[settings.layout] if settings.layout else None
+        self._roots = roots
+        self._headers = headers
+
+    def file(self, candidate: Candidate) -> list[Described] | Refused:
+        """The scans of a file, or why it is left out."""
+        path = candidate.path
+        reason = self._excluded(candidate.shown, candidate.root.name)
+        if reason:
+            return _refused(path, reason)
+        facts = self._facts(path)
+        if facts.grid is None:
+            return _refused(path, str(facts.reason))
+        parts = self._parts(candidate, facts.volumes)
+        reason = facts.reason if not parts else _absent(candidate, facts) or self._thin(facts.grid.shape)
+        if reason:
+            return _refused(path, reason)
+        described = []
+        for volume, modality in parts:
+            if modality is None:
+                said = f": called {candidate.unread!r}" if candidate.unread else ""
+                return Refused(LeftOut(path=path, reason=UNKNOWN + said), rule_for_file(candidate))
+            scan = self._scan(candidate, facts.grid, volume, modality)
+            described.append(Described(scan, candidate.split, facts.remark))
+        return described
+
+    def _facts(self, path: Path) -> Facts:
+        try:
+            return self._headers.facts(path)
+        except FileNotFoundError:
+            return Facts(reason="missing file")
+        except OSError as error:
+            return Facts(reason=f"unreadable: {error.strerror}")
+
+    def _parts(self, candidate: Candidate, count: int) -> Sequence[tuple[int | None, str | None]]:
+        """Which of a file's volumes are scans, and their modalities; None stands for the file as it is."""
+        modality = self._modality(candidate)
+        if count == 1:
+            return [(None, modality)]
+        if candidate.volume is not None:
+            return [(candidate.volume, modality)]
+        if count == len(self._settings.channels):
+            return list(enumerate(self._settings.channels))
+        return [(volume, modality) for volume in self._chosen(count)]
+
+    def _chosen(self, count: int) -> Sequence[int]:
+        """Which volumes of a series in time are scans."""
+        chosen = self._settings.volume
+        if isinstance(chosen, int):
+            return range(count)[chosen : chosen + 1]
+        return {"none": range(0), "first": range(1), "middle": [count // 2], "all": range(count)}[chosen]
+
+    def _modality(self, candidate: Candidate) -> str | None:
+        return (
+            label_by_rules(self._rules, candidate.shown, candidate.root.name)
+            or self._settings.modality
+            or candidate.modality
+            or label_by_bids(scan_stem(candidate.path))
+        )
+
+    def _scan(self, candidate: Candidate, grid: Grid, volume: int | None, modality: str) -> Scan:
+        subject = self._subject(candidate.shown) or candidate.subject
+        return Scan(
+            path=candidate.path,
+            modality=modality,
+            subject=subject or subject_in_path(candidate.case, self._roots),
+            dataset=candidate.dataset,
+            split=candidate.split or "train",
+            **grid.model_dump(),
+            volume=volume,
+        )
+
+    def series(self, found: FoundSeries, root: Path) -> Described | Refused:
+        """The scan that a DICOM series under `root` is, or why it is left out."""
+        shown = found.folder.relative_to(root).as_posix() + "/" if found.folder != root else ""
+        place = (shown, root.name, found.description, found.protocol)
+        reason = (
+            self._excluded(*place)
+            or self._thin(found.header.shape)
+            or (self._layout and self._layout.refuses(found.modality))
+            or self._not_chosen(found)
+        )
+        if reason:
+            return _refused(found.folder, reason, len(found.files))
+        modality = label_by_rules(self._rules, *place) or self._settings.modality or found.modality
+        if modality is None:
+            left_out = LeftOut(path=found.folder, reason=UNKNOWN, files=len(found.files))
+            return Refused(left_out, rule_for_series(shown, root, found.description or found.protocol))
+        scan = Scan(
+            path=found.folder,
+            modality=modality,
+            subject=self._subject(shown) or found.subject,
+            dataset=self._settings.dataset or self._settings.layout or root.name,
+            split="train",
+            **Grid.of(found.header).model_dump(),
+            series=found.series,
+            study=found.study,
+            files=found.files,
+        )
+        return Described(scan, None, found.header.remark)
+
+    def _not_chosen(self, found: FoundSeries) -> str | None:
+        if found.volumes == 1 or found.volume in self._chosen(found.volumes):
+            return None
+        return f"4-D: volume {found.volume} of {found.volumes} in a series"
+
+    def _excluded(self, *place: str) -> str | None:
+        glob = next((glob for glob in self._settings.exclude if matches(glob, *place)), None)
+        return None if glob is None else f"excluded: {glob}"
+
+    def _thin(self, shape: Sequence[int]) -> str | None:
+        if min(shape) >= self._settings.min_slices:
+            return None
+        return f"localiser or thin stack: shape {'x'.join(map(str, shape))}"
+
+    def _subject(self, shown: str) -> str | None:
+        match = re.search(self._settings.subject, shown) if self._settings.subject else None
+        return match[1] if match else None
+
+
+def _absent(candidate: Candidate, facts: Facts) -> str | None:
+    if candidate.volume is None or candidate.volume < facts.volumes:
+        return None
+    return f"no volume {candidate.volume}: it holds {facts.volumes}, from 0 on"
+
+
+def _refused(path: Path, reason: str, files: int = 1) -> Refused:
+    return Refused(LeftOut(path=path, reason=reason, files=files))
