@@ -19,6 +19,11 @@ def quantity(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def figure(value: float) -> str:
+    """A measured value to three figures, from 1000 on to a whole number: -1005.6 -> "-1,006"."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+
+
 def size(count: float) -> str:
     """Bytes: 2100000000 -> "2.1 GB"."""
     for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):

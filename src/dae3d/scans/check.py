@@ -1,0 +1,206 @@
+"""The voxels of all scans of a manifest, read once to find what headers do not tell: `index --check`."""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+from tqdm import tqdm
+
+from dae3d.errors import ScanError
+from dae3d.journal import Journal
+from dae3d.reporting.data_pictures import Drawn, Read, Triple, draw, levels, mid_planes
+from dae3d.reporting.data_report import PAGE, write_data_report
+from dae3d.reporting.data_survey import Surveyed, survey
+from dae3d.scans.manifest import LeftOut, Manifest, Scan
+from dae3d.scans.read import read_scan, source_files
+from dae3d.scans.readers import Volume
+from dae3d.scans.spool import Spool
+from dae3d.store.convert import conform
+from dae3d.store.fingerprint import voxel_digest
+from dae3d.store.hounsfield import refuse_no_hounsfield
+from dae3d.store.scan import Preparation
+from dae3d.store.source import Stamp, digest
+from dae3d.store.statistics import Statistics, measure
+from dae3d.store.workers import usable_cores, work_through
+
+_AS_ACQUIRED = Preparation(spacing=None, crop_foreground=False)
+
+Result = TypeVar("Result")
+
+
+class _Checked(BaseModel):
+    """What reading a scan came to while its files were as `stamp` says: surveyed, or a `reason` why not."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    modality: str
+    stamp: Stamp | None = None
+    surveyed: Surveyed | None = None
+    reason: str = ""
+
+
+class _Task(NamedTuple):
+    """A scan to read, with the number by which its result is known."""
+
+    number: int
+    scan: Scan
+
+
+class _Results:
+    """The scans of a manifest that have been read, on disk, and those that cannot be used."""
+
+    def __init__(self, count: int, folder: Path) -> None:
+        self._surveyed: Spool[Surveyed] = Spool(folder)
+        self._places = np.full(count, -1)
+        self.open = np.ones(count, bool)
+        self.left_out: list[LeftOut] = []
+
+    def add(self, number: int, scan: Scan, checked: _Checked) -> None:
+        """Keep what reading scan `number` came to, under what the manifest says of it now."""
+        self.open[number] = False
+        if checked.surveyed is None:
+            self.left_out.append(LeftOut(path=scan.path, reason=checked.reason))
+            return
+        now = scan.model_copy(update={"digest": checked.surveyed.scan.digest, "files": ()})
+        self._places[number] = self._surveyed.add(checked.surveyed.model_copy(update={"scan": now}))
+
+    @property
+    def usable(self) -> np.ndarray:
+        """The numbers, in the manifest, of the scans that can be used."""
+        return np.flatnonzero(self._places >= 0)
+
+    def at(self, number: int) -> Surveyed:
+        """A scan that can be used, by its number in the manifest."""
+        return self._surveyed.at(int(self._places[number]))
+
+
+def check_scans(manifest: Manifest, out: Path, workers: int) -> Path:
+    """Read every scan of a manifest whole and write `data-report.html` beside the manifest.
+
+    Goes on where it was stopped, and reads nothing again that has not changed since: what it has found is
+    kept in a hidden file beside the manifest.
+
+    Args:
+        manifest: whose scans are read.
+        out: the manifest's path.
+        workers: processes that read, each with one scan in memory; no more than there are processors.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        Dae3dError: where the page cannot be written, a process dies, or another one is at the same work.
+    """
+    scans = manifest.scans
+    processes = min(workers, usable_cores())
+    results = _Results(len(scans), out.parent)
+    _read_all(scans, out.with_name(f".{out.name}.checked"), results, processes)
+    usable = results.usable
+
+    def look(place: int) -> Surveyed:
+        return results.at(usable[place])
+
+    def drawn(chosen: Sequence[int]) -> Iterator[tuple[int, Drawn | None]]:
+        tasks = (_Task(place, scans[int(usable[place])]) for place in chosen)
+        with closing(_spread(tasks, _draw, min(processes, len(chosen)))) as work:
+            yield from tqdm(work, "drawing", len(chosen), unit="scan", leave=False, delay=1)
+
+    found = survey(map(look, range(len(usable))))
+    left_out = chain(manifest.left_out, sorted(results.left_out, key=lambda item: item.path))
+    return write_data_report(
+        out.with_name(PAGE), "/".join(out.absolute().parts[-2:]), found, look, drawn, left_out
+    )
+
+
+def _read_all(scans: Sequence[Scan], notes: Path, results: _Results, processes: int) -> None:
+    heading = {"checked": 1, "preparation": _AS_ACQUIRED.model_dump(mode="json")}
+    with Journal(notes, heading, anew=True) as journal:
+        for number, scan in enumerate(tqdm(scans, "unchanged", unit="scan", leave=False, delay=1)):
+            known = _known(journal, scan)
+            if known is not None:
+                results.add(number, scan, known)
+        todo = np.flatnonzero(results.open).tolist()
+        tasks = (_Task(number, scans[number]) for number in todo)
+        with (
+            tqdm(total=len(scans), initial=len(scans) - len(todo), desc="check", unit="scan") as progress,
+            closing(_spread(tasks, _check, min(processes, len(todo)))) as work,
+        ):
+            for number, checked in work:
+                # A line of text takes a fraction of the memory of what it says.
+                journal.add(scans[number].name, (), checked.model_dump_json())
+                results.add(number, scans[number], checked)
+                progress.update()
+
+
+def _known(journal: Journal, scan: Scan) -> _Checked | None:
+    """What an earlier run found of a scan, if neither its files nor its modality have changed."""
+    text = journal.find(scan.name, ())
+    if text is None:
+        return None
+    try:
+        checked = _Checked.model_validate_json(text)
+        same = checked.modality == scan.modality and checked.stamp == Stamp.of(source_files(scan))
+    except (OSError, ValidationError):
+        return None
+    return checked if same else None
+
+
+def _spread(
+    tasks: Iterable[_Task], run: Callable[[_Task], Result], processes: int
+) -> Generator[Result, None, None]:
+    return work_through(tasks, run, lambda task: task.scan.name, max(processes, 1), False, "--workers")
+
+
+def _check(task: _Task) -> tuple[int, _Checked]:
+    scan = task.scan
+    stamp = None
+    try:
+        files = source_files(scan)
+        stamp = Stamp.of(files)
+        surveyed = _survey(scan, digest(files))
+    except OSError as error:
+        reason = f"unreadable: {error.strerror}"
+        return task.number, _Checked(modality=scan.modality, stamp=stamp, reason=reason)
+    except ScanError as error:
+        return task.number, _Checked(modality=scan.modality, stamp=stamp, reason=str(error))
+    return task.number, _Checked(modality=scan.modality, stamp=stamp, surveyed=surveyed)
+
+
+def _survey(scan: Scan, content: str) -> Surveyed:
+    volume, statistics = _examine(scan)
+    return Surveyed(
+        scan=scan.model_copy(update={"digest": content, "files": ()}),
+        statistics=statistics,
+        voxel_digest=voxel_digest(volume),
+        levels=levels(mid_planes(_boxes(volume), volume.array.shape, statistics)),
+    )
+
+
+def _examine(scan: Scan) -> tuple[Volume, Statistics]:
+    """A scan in the store's form and its statistics; raises ScanError where `prepare` would reject it."""
+    volume = conform(read_scan(scan), _AS_ACQUIRED, scan.modality)
+    statistics = measure(volume, scan.modality)
+    refuse_no_hounsfield(statistics, scan.modality)
+    return volume, statistics
+
+
+def _draw(task: _Task) -> tuple[int, Drawn | None]:
+    try:
+        volume, statistics = _examine(task.scan)
+    except (OSError, ScanError):
+        return task.number, None
+    planes = mid_planes(_boxes(volume), volume.array.shape, statistics)
+    return task.number, draw(planes, volume.spacing, task.scan.modality, statistics)
+
+
+def _boxes(volume: Volume) -> Read:
+    def read(start: Triple, size: Triple) -> np.ndarray:
+        box = tuple(slice(first, first + length) for first, length in zip(start, size, strict=True))
+        return replace(volume, array=volume.array[box]).intensities()
+
+    return read
