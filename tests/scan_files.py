@@ -1,6 +1,8 @@
 """Scans on disk and manifests of them, made by hand for tests of the store."""
 
 import gzip
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -77,3 +79,11 @@ def phantom(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
 def written(store: Path) -> dict[str, int]:
     """When each stored file was written."""
     return {file.name: file.stat().st_mtime_ns for file in (store / "scans").iterdir()}
+
+
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
+    """Wait for something that another process does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.002)

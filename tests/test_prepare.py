@@ -60,9 +60,10 @@ def test_a_stored_file_says_all_there_is_to_know(tmp_path):
 
 def test_names_are_those_of_the_absolute_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert file_name(Path("a/ct.nii.gz")) == file_name(tmp_path / "a" / "ct.nii.gz")
-    assert file_name(tmp_path / "a" / "ct.nii.gz") != file_name(tmp_path / "a" / "ct.nii")
-    assert len(file_name(Path("x" * 200 + ".nii"))) < 255
+    name = file_name(undescribed(tmp_path / "a" / "ct.nii.gz"))
+    assert name == file_name(undescribed(Path("a/ct.nii.gz")))
+    assert name != file_name(undescribed(tmp_path / "a" / "ct.nii"))
+    assert len(file_name(undescribed(Path("x" * 200 + ".nii")))) < 255
 
 
 def test_again_does_nothing(manifest, tmp_path, capsys):
@@ -234,9 +235,52 @@ def test_a_manifest_that_cannot_be_used_is_refused(manifest, tmp_path):
         prepare(manifest=write_manifest(manifest, [scan]), out=manifest)
 
 
+def test_a_page_shows_the_store_unless_it_is_not_wanted(manifest, tmp_path):
+    prepare(manifest=manifest, out=tmp_path / "store", workers=1)
+    page = (tmp_path / "store" / "data-report.html").read_text()
+    assert "<svg" in page or "<img" in page
+    prepare(manifest=manifest, out=tmp_path / "other", workers=1, report=False)
+    assert not (tmp_path / "other" / "data-report.html").exists()
+
+
+def test_a_damaged_index_or_stored_file_is_made_good(manifest, tmp_path):
+    out = tmp_path / "store"
+    prepare(manifest=manifest, out=out, workers=1, report=False)
+    index, before = (out / "index.jsonl").read_bytes(), written(out)
+    (out / "index.jsonl").write_bytes(index[:-200])
+    prepare(manifest=manifest, out=out, workers=1, report=False)
+    assert (out / "index.jsonl").read_bytes() == index
+    assert written(out) == before
+    damaged = next((out / "scans").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-50])
+    prepare(manifest=manifest, out=out, workers=1, report=False)
+    assert [name for name, when in written(out).items() if when != before[name]] == [damaged.name]
+
+
+def test_the_index_is_ordered_by_the_name_of_the_source(tmp_path):
+    scans = some_scans(tmp_path / "data", 4)
+    manifest = write_manifest(tmp_path / "manifest.jsonl", [scans[i] for i in (2, 0, 3, 1)])
+    store = prepare(manifest=manifest, out=tmp_path / "store", workers=2, report=False)
+    assert [scan.path for scan in store.scans] == [scan.path for scan in scans]
+
+
 def test_the_index_is_lines_of_json(manifest, tmp_path):
     store = prepare(manifest=manifest, out=tmp_path / "store", workers=1)
     lines = (tmp_path / "store" / "index.jsonl").read_text().splitlines()
     header, *scans = map(json.loads, lines)
     assert header["scans"] == len(scans) == 3
     assert [scan["file"] for scan in scans] == [scan.file for scan in store.scans]
+
+
+def test_a_scan_that_is_now_called_ct_is_measured_as_one(tmp_path: Path) -> None:
+    array = np.full((20, 20, 20), -2000, np.int16)
+    array[2:18] = np.random.default_rng(0).integers(-1000, 1000, (16, 20, 20))
+    path = write_nifti(tmp_path / "scan.nii", array)
+    paddings = {}
+    for label in ("mr", "ct", "cbct"):
+        manifest = write_manifest(tmp_path / "manifest.jsonl", [described(path, label)])
+        store = prepare(manifest=manifest, out=tmp_path / "store", workers=1, report=False)
+        assert store.scans[0].modality == label
+        paddings[label] = store.scans[0].statistics.padding
+    # In HU everything from -1500 down is padding; elsewhere these values are too near to the others.
+    assert paddings == {"mr": None, "ct": -1500, "cbct": -1500}

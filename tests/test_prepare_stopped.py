@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -18,7 +16,7 @@ from dae3d.errors import Dae3dError
 from dae3d.store.prepare import prepare
 from dae3d.store.scan import read_metadata
 from dae3d.store.store import Store
-from scan_files import described, phantom, write_manifest, write_nifti, written
+from scan_files import described, phantom, until, write_manifest, write_nifti, written
 
 RUN = "import dae3d, sys; dae3d.prepare(manifest=sys.argv[1], out=sys.argv[2], workers=int(sys.argv[3]))"
 
@@ -29,13 +27,6 @@ def many(tmp_path: Path) -> tuple[Path, Path]:
     noise = random.integers(-1000, 1000, (96, 96, 96), dtype=np.int16)
     paths = [write_nifti(tmp_path / "data" / f"{i:02}.nii", np.roll(noise, i)) for i in range(40)]
     return write_manifest(tmp_path / "many.json", [described(path) for path in paths]), tmp_path / "store"
-
-
-def until(condition: Callable[[], object], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.002)
 
 
 def some_done(out: Path) -> bool:
@@ -74,6 +65,7 @@ def test_a_killed_run_leaves_whole_scans_and_is_gone_on_with(many, workers):
     assert len(after) == len(store.scans) == 40
     assert sorted(path.name for path in out.iterdir()) == [
         ".lock",
+        "data-report.html",
         "index.jsonl",
         "rejected.csv",
         "scans",
@@ -106,7 +98,9 @@ def test_an_interrupted_run_keeps_what_is_done(many, workers):
     assert "interrupted" in errors
     assert "Traceback" not in errors
     before = written(out)
-    assert 3 <= len(Store(out).scans) == len(before) < 40
+    assert 3 <= len(before) < 40
+    # One process may be interrupted when a scan is written and not counted yet; the next run counts it.
+    assert len(before) - len(Store(out).scans) in ((0, 1) if workers == 1 else (0,))
     prepare(manifest=manifest, out=out, workers=1)
     after = written(out)
     assert len(after) == 40

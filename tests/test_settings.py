@@ -338,7 +338,7 @@ def test_a_verb_is_a_function_of_its_settings_fields():
 
 @pytest.mark.parametrize("name", dae3d.VERBS)
 def test_every_verb_of_the_package_shows_its_settings(name):
-    function = getattr(dae3d, name)
+    function = getattr(dae3d, name.replace(" ", "_"))
     assert function is load_verb(name)
     parameters = inspect.signature(function).parameters
     assert list(parameters) == list(function.settings.model_fields)

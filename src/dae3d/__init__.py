@@ -14,6 +14,10 @@ VERBS = {
         "dae3d.store.prepare:prepare",
         "Write the scans of a manifest into a store that training reads from.",
     ),
+    "store check": (
+        "dae3d.store.check:store_check",
+        "Read a store whole, and say what in it is damaged or missing.",
+    ),
     "pretrain": (
         "dae3d.training.pretrain:pretrain",
         "Pre-train a network on a store by disruption and repair.",
@@ -40,14 +44,17 @@ VERBS = {
     "demo": ("dae3d.first_run:demo", "Run everything once, on embedded scans or on yours, in a few minutes."),
 }
 
-__all__ = ["__version__", "load", *VERBS]
+# A verb of two words, such as `store check`, is a function of one: `store_check`.
+_FUNCTIONS = {verb.replace(" ", "_"): verb for verb in VERBS}
+
+__all__ = ["__version__", "load", *_FUNCTIONS]
 
 
 def __getattr__(name: str) -> Any:
-    if name in VERBS:
+    if name in _FUNCTIONS:
         from dae3d.cli import load_verb
 
-        return load_verb(name)
+        return load_verb(_FUNCTIONS[name])
     if name == "load":
         from dae3d.models.weights import load
 

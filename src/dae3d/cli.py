@@ -20,7 +20,7 @@ from dae3d.settings import Group, Positional, Settings, resolve, shipped_configs
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0 done, 1 an error the user can mend, 130 interrupted."""
     show_messages()
-    arguments = [with_hyphens(word) for word in (sys.argv[1:] if argv is None else argv)]
+    arguments = one_word_verb([with_hyphens(word) for word in (sys.argv[1:] if argv is None else argv)])
     name = next((word for word in arguments if not word.startswith("-")), None)
     parser = argparse.ArgumentParser(
         prog="dae3d", description=(import_module("dae3d").__doc__ or "").strip(), allow_abbrev=False
@@ -45,6 +45,12 @@ def with_hyphens(word: str) -> str:
     """`--max_steps=8` as `--max-steps=8`: flags may be spelt as the fields are."""
     flag, equals, value = word.partition("=")
     return flag.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def one_word_verb(words: list[str]) -> list[str]:
+    """The words with a verb of two, such as `store check`, made one word."""
+    verb = " ".join(words[:2])
+    return [verb, *words[2:]] if verb in VERBS else words
 
 
 def show_messages() -> None:

@@ -1,9 +1,8 @@
 """The verb `prepare`: from the scans of a manifest to a store that training reads from."""
 
-import csv
-import io
-import os
-from collections.abc import Iterator
+import logging
+import shutil
+from collections.abc import Generator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -17,20 +16,23 @@ from rich.table import Table
 from tqdm import tqdm
 
 from dae3d.errors import Dae3dError
-from dae3d.files import write_text
-from dae3d.scans.manifest import Manifest, Scan
 from dae3d.settings import Positional, Settings, verb
-from dae3d.store.convert import convert, described
-from dae3d.store.index import index_line, read_index, write_index
+from dae3d.store.convert import Outcome, convert
+from dae3d.store.index import INDEX, Header, read_header
 from dae3d.store.recipe import Spacing
-from dae3d.store.scan import SCANS, Preparation, StoredScan, file_name
-from dae3d.store.source import Stamp, source_files
+from dae3d.store.scan import PARTIAL, SCANS, Preparation
+from dae3d.store.shards import PARTS, Shard, all_shards, in_words
+from dae3d.store.source import digest
 from dae3d.store.store import Store
-from dae3d.store.workers import work_through
-from dae3d.store.writer import only_writer
+from dae3d.store.tally import Tally
+from dae3d.store.wanted import Wanted
+from dae3d.store.workers import usable_cores, work_through
+from dae3d.store.writer import locked, only_writer, shard_writer
 
 REJECTED = "rejected.csv"
 _REJECTED_SHOWN = 10
+
+_log = logging.getLogger(__name__)
 
 
 class PrepareSettings(Settings):
@@ -45,10 +47,21 @@ class PrepareSettings(Settings):
         False, description="cut away the surroundings beyond 10 mm of the foreground"
     )
     workers: int = Field(
-        default_factory=lambda: os.cpu_count() or 1,
+        default_factory=usable_cores,
         ge=1,
         description="processes, each with one scan in memory",
     )
+    scheduler: str | None = Field(
+        None,
+        description="address of a Dask scheduler, such as tcp://host:8786, whose workers do it instead; they "
+        "must see scans and store under the same paths",
+    )
+    shard: str | None = Field(
+        None,
+        description="i/n, with i from 0: do every n-th scan, in a job array on a shared disk; the last shard "
+        "to finish writes the index",
+    )
+    report: bool = Field(True, description="write data-report.html, pictures and outliers of the store")
 
     @field_validator("spacing", mode="before")
     @classmethod
@@ -57,122 +70,163 @@ class PrepareSettings(Settings):
             raise ValueError("must be three numbers in mm, or none")
         return spacing
 
+    @field_validator("shard")
+    @classmethod
+    def _number_of(cls, shard: str | None) -> str | None:
+        if shard is not None:
+            Shard.parse(shard)
+        return shard
+
     @property
     def preparation(self) -> Preparation:
         """The settings that a stored scan depends on."""
         return Preparation(spacing=self.spacing, crop_foreground=self.crop_foreground)
 
 
-class Tally:
-    """What a run has come to: the index's lines, the rejected scans, and the totals for the screen."""
-
-    def __init__(self) -> None:
-        self.lines: dict[str, tuple[str, str]] = {}
-        self.rejected: list[tuple[Path, str]] = []
-        self.kept = self.prepared = self.bytes_stored = self.bytes_raw = 0
-
-    def add(self, scan: StoredScan, written: bool) -> None:
-        """Count one scan of the store, written by this run or there before."""
-        self.lines[scan.file] = index_line(scan)
-        self.bytes_stored += scan.stored_stamp.bytes if scan.stored_stamp else 0
-        self.bytes_raw += scan.voxel_bytes
-        self.prepared += written
-        self.kept += not written
-
-
 @verb
 def prepare(settings: PrepareSettings) -> Store:
     """Write the scans of a manifest into a store, in parallel, and only those it does not have as they are.
 
+    Returns:
+        The store; from a shard that others have not finished beside, with that shard's scans alone.
+
     Raises:
         Dae3dError: where the manifest or the store cannot be used, a worker died, or no scan is usable.
     """
-    scans = _wanted(settings.manifest)
-    with only_writer(settings.out, SCANS):
-        tally = Tally()
-        try:
-            _run(scans, settings, tally)
-        finally:
-            _write_results(settings, tally)
-            _show(settings.out, tally)
-    if not tally.lines:
-        raise Dae3dError(f"none of the {len(scans)} scans is usable; {settings.out / REJECTED} says why")
+    shard = Shard.parse(settings.shard) if settings.shard else None
+    wanted = Wanted(settings.manifest, shard)
+    if shard is None:
+        _prepare_whole(settings, wanted)
+    elif not _prepare_shard(settings, wanted, shard):
+        return Store(settings.out, shard.index)
+    if settings.report:
+        from dae3d.reporting.data_store import report_store
+
+        report_store(settings.out)
     return Store(settings.out)
 
 
-def _wanted(path: Path) -> dict[str, Scan]:
-    """The manifest's scans by their stored file."""
-    scans: dict[str, Scan] = {}
-    for scan in Manifest.load(path).scans:
-        name = file_name(scan.path)
-        if name in scans:
-            raise Dae3dError(f"{path}: lists {scan.path} twice")
-        scans[name] = scan.model_copy(update={"path": Path(os.path.abspath(scan.path))})
-    if not scans:
-        raise Dae3dError(f"{path}: lists no scans")
-    return scans
+def _prepare_whole(settings: PrepareSettings, wanted: Wanted) -> None:
+    out = settings.out
+    with only_writer(out, SCANS):
+        # Shards that are run again must not be put together with others that are older than this run.
+        shutil.rmtree(out / PARTS, ignore_errors=True)
+        tally = Tally(out / PARTIAL)
+        try:
+            _keep_unchanged(wanted, settings, tally, [out / INDEX])
+            _convert(wanted, settings, tally, PARTIAL)
+        finally:
+            tally.write_rejected(out / REJECTED)
+            if tally.scans:
+                tally.write_index(out / INDEX, Header(preparation=settings.preparation, scans=0))
+            _show(str(out), tally, out / REJECTED)
+    _refuse_nothing(tally, out / REJECTED)
 
 
-def _run(scans: dict[str, Scan], settings: PrepareSettings, tally: Tally) -> None:
-    for stored in _unchanged(scans, settings):
-        tally.add(stored, written=False)
-    todo = [scan for name, scan in scans.items() if name not in tally.lines]
-    if not todo:
+def _prepare_shard(settings: PrepareSettings, wanted: Wanted, shard: Shard) -> bool:
+    """Do a shard's scans; returns whether it was the last, and the store's index has been written."""
+    out = settings.out
+    header = Header(preparation=settings.preparation, scans=0, manifest=digest([settings.manifest]))
+    with shard_writer(out, SCANS, shard) as folder:
+        for part in (out / PARTS).glob("index-*.jsonl"):
+            if not (part.stem.endswith(f"-of-{shard.of}") and _goes_with(part, header)):
+                part.unlink(missing_ok=True)
+        tally = Tally(out / folder)
+        try:
+            _keep_unchanged(wanted, settings, tally, [out / shard.index, out / INDEX])
+            # Until this run has finished, what is on record of the shard is not to be relied on.
+            (out / shard.index).unlink(missing_ok=True)
+            _convert(wanted, settings, tally, folder)
+        finally:
+            _show(f"{out}, shard {settings.shard}", tally, out / shard.rejected)
+        tally.write_rejected(out / shard.rejected)
+        tally.write_index(out / shard.index, header)
+        # One after the other, so that what is written last has been made of the newest parts.
+        with locked(out / PARTS / ".lock", wait=True):
+            return _merge(out, header, shard.of, folder)
+
+
+def _merge(out: Path, header: Header, of: int, folder: str) -> bool:
+    """Make the index out of the parts of all shards, if they are there."""
+    shards = all_shards(of)
+    missing = [shard for shard in shards if not _goes_with(out / shard.index, header)]
+    if missing:
+        _log.info("%s: the index waits for %s", out, in_words(missing))
+        return False
+    tally = Tally(out / folder)
+    for shard in shards:
+        tally.add_part(out / shard.index, out / shard.rejected)
+    tally.write_rejected(out / REJECTED)
+    _refuse_nothing(tally, out / REJECTED)
+    tally.write_index(out / INDEX, header.model_copy(update={"manifest": None}))
+    _show(f"{out}, all {of} shards", tally, out / REJECTED)
+    return True
+
+
+def _goes_with(part: Path, header: Header) -> bool:
+    """Whether a shard's part is there, and made of the same manifest by the same settings."""
+    try:
+        return read_header(part).model_copy(update={"scans": header.scans}) == header
+    except (FileNotFoundError, Dae3dError):
+        return False
+
+
+def _keep_unchanged(wanted: Wanted, settings: PrepareSettings, tally: Tally, indexes: list[Path]) -> None:
+    for stored in wanted.unchanged(settings.out, indexes, settings.preparation):
+        tally.add(stored)
+
+
+def _convert(wanted: Wanted, settings: PrepareSettings, tally: Tally, folder: str) -> None:
+    if not wanted.to_do:
         return
-    workers = min(settings.workers, len(todo))
-    run = partial(convert, preparation=settings.preparation, store=settings.out)
-    resampling = settings.spacing is not None
-    work = work_through(todo, run, lambda scan: str(scan.path), workers, resampling, "--workers")
     with (
-        tqdm(total=len(scans), initial=len(tally.lines), desc="prepare", unit="scan") as progress,
-        closing(work) as outcomes,
+        tqdm(total=len(wanted), initial=tally.scans, desc="prepare", unit="scan") as progress,
+        closing(_outcomes(wanted, settings, folder)) as outcomes,
     ):
         for outcome in outcomes:
             if outcome.stored is None:
-                tally.rejected.append((outcome.path, outcome.reason))
+                tally.reject(outcome.name, outcome.reason)
             else:
                 tally.add(outcome.stored, outcome.written)
             progress.update()
 
 
-def _unchanged(scans: dict[str, Scan], settings: PrepareSettings) -> Iterator[StoredScan]:
-    """The scans that, by the index of the last run, need not even be opened."""
+def _outcomes(wanted: Wanted, settings: PrepareSettings, folder: str) -> Generator[Outcome, None, None]:
+    store = settings.out.absolute()
+    run = partial(convert, preparation=settings.preparation, store=store, partial=folder)
+    resampling = settings.spacing is not None
+    if settings.scheduler is None:
+        workers = min(settings.workers, wanted.to_do)
+        return work_through(
+            wanted.still_to_do(), run, lambda scan: scan.name, workers, resampling, "--workers"
+        )
     try:
-        index = read_index(settings.out)
-    except Dae3dError:
-        return  # the stored files say what they are, only slower
-    if index.header.preparation != settings.preparation:
-        return
-    for stored in index:
-        scan = scans.get(stored.file)
-        if scan is None:
-            continue
-        try:
-            source = Stamp.of(source_files(scan.path))
-            same = stored.source_stamp == source
-            same &= stored.stored_stamp == Stamp.of([settings.out / SCANS / stored.file])
-        except OSError:
-            continue
-        if same:
-            yield described(stored, scan, source)
+        from dae3d.store.cluster import work_on_cluster
+    except ModuleNotFoundError:
+        raise Dae3dError("--scheduler needs Dask; install it with `pip install 'dae3d[cluster]'`") from None
+    return work_on_cluster(
+        wanted.still_to_do(),
+        run,
+        lambda scan: Outcome(scan.name, reason="its workers died, most often for lack of memory"),
+        settings.scheduler,
+        store / folder,
+        resampling,
+    )
 
 
-def _write_results(settings: PrepareSettings, tally: Tally) -> None:
-    table = io.StringIO(newline="")
-    csv.writer(table, lineterminator="\n").writerows([("path", "reason"), *sorted(tally.rejected)])
-    write_text(settings.out / REJECTED, table.getvalue())
-    if tally.lines:
-        write_index(settings.out, settings.preparation, tally.lines.values())
+def _refuse_nothing(tally: Tally, rejected: Path) -> None:
+    if not tally.scans:
+        raise Dae3dError(f"none of the {tally.rejected} scans is usable; {rejected} says why")
 
 
-def _show(store: Path, tally: Tally) -> None:
-    table = Table("store", escape(str(store)))
+def _show(what: str, tally: Tally, rejected: Path) -> None:
+    table = Table("store", escape(what))
     table.add_row("prepared now", str(tally.prepared))
-    table.add_row("already there", str(tally.kept))
-    table.add_row("rejected", str(len(tally.rejected)))
-    for path, reason in sorted(tally.rejected)[:_REJECTED_SHOWN]:
-        table.add_row("", escape(f"{path.name}: {reason}"))
-    if len(tally.rejected) > _REJECTED_SHOWN:
-        table.add_row("", escape(f"and others, all in {store / REJECTED}"))
+    table.add_row("already there", str(tally.scans - tally.prepared))
+    table.add_row("rejected", str(tally.rejected))
+    for name, reason in tally.first_rejected(_REJECTED_SHOWN):
+        table.add_row("", escape(f"{Path(name).name}: {reason}"))
+    if tally.rejected > _REJECTED_SHOWN:
+        table.add_row("", escape(f"and others, all in {rejected}"))
     table.add_row("size", f"{decimal(tally.bytes_stored)} on disk, {decimal(tally.bytes_raw)} uncompressed")
     Console().print(table)

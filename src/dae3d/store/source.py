@@ -1,19 +1,10 @@
 """The files a scan comes from: have they changed, and what is their content."""
 
 import hashlib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
-
-from dae3d.scans.readers import suffix
-
-# Headers whose voxels lie in a file of their own, and the line that names it.
-_DETACHED = (".mhd", ".nhdr")
-_DATA_FILE = re.compile(
-    rb"^(?:ElementDataFile|data ?file)\s*[=:]\s*(\S.*?)\s*$", re.IGNORECASE | re.MULTILINE
-)
 
 
 class Stamp(BaseModel):
@@ -29,15 +20,6 @@ class Stamp(BaseModel):
         """The stamp of some files together: the sum of their sizes, the latest of their changes."""
         stats = [path.stat() for path in paths]
         return cls(bytes=sum(s.st_size for s in stats), mtime_ns=max(s.st_mtime_ns for s in stats))
-
-
-def source_files(path: Path) -> list[Path]:
-    """The file itself, and for a detached MetaImage or NRRD header the data file it names."""
-    if suffix(path) not in _DETACHED:
-        return [path]
-    named = _DATA_FILE.search(path.read_bytes())
-    data = path.parent / named[1].decode(errors="surrogateescape") if named else path
-    return [path, data] if data != path and data.is_file() else [path]
 
 
 def digest(paths: Iterable[Path]) -> str:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -23,8 +23,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def usable_cores() -> int:
+    """The processor cores that this process may use, which a batch system makes fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def work_through(
-    items: Sequence[Item],
+    items: Iterable[Item],
     run: Callable[[Item], Result],
     name: Callable[[Item], str],
     workers: int,
@@ -68,7 +75,7 @@ def work_through(
     except BrokenProcessPool:
         names = ", ".join(map(name, pending.values()))
         raise Dae3dError(
-            f"a worker process died, most often for lack of memory, while these were prepared: {names}. "
+            f"a worker process died, most often for lack of memory, while these were at work: {names}. "
             f"What is finished is kept: run the same command again to go on, with fewer workers ({setting})"
         ) from None
     finally:
@@ -101,6 +108,11 @@ def _starting_processes() -> Iterator[None]:
 
 def _start_worker(resampling: bool) -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    use_one_thread(resampling)
+
+
+def use_one_thread(resampling: bool) -> None:
+    """Keep the libraries from starting threads of their own; with `resampling`, PyTorch too."""
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     if resampling:
         import torch

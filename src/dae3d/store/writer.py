@@ -1,4 +1,4 @@
-"""Keeping a store whole while it is written: one writer at a time, and nothing left of a killed one."""
+"""Keeping a store whole while it is written: who may write at once, and nothing left of a killed run."""
 
 import fcntl
 import logging
@@ -9,6 +9,9 @@ from pathlib import Path
 
 from dae3d.errors import Dae3dError
 from dae3d.store.scan import PARTIAL
+from dae3d.store.shards import PARTS, Shard
+
+LOCK = ".lock"
 
 _log = logging.getLogger(__name__)
 
@@ -20,24 +23,79 @@ def only_writer(store: Path, folder: str, wait: bool = False) -> Iterator[None]:
     Raises:
         Dae3dError: where it cannot be written to, or another run is writing and this one is not to `wait`.
     """
-    try:
-        (store / folder).mkdir(parents=True, exist_ok=True)
-        lock = (store / ".lock").open("w")
-    except OSError as error:
-        raise Dae3dError(f"{store}: cannot be written to: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise Dae3dError(f"{store}: another `dae3d prepare` is writing to it") from None
-            _log.warning("%s: another process is writing to it; waiting", store)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        shutil.rmtree(store / PARTIAL, ignore_errors=True)
-        for leftover in store.glob(".*.tmp"):
-            leftover.unlink()
+    _make(store, folder)
+    with locked(store / LOCK, wait=wait):
+        for leftover in leftovers(store):
+            _remove(leftover)
         (store / PARTIAL).mkdir()
         try:
             yield
         finally:
             shutil.rmtree(store / PARTIAL, ignore_errors=True)
+
+
+@contextmanager
+def shard_writer(store: Path, folder: str, shard: Shard) -> Iterator[str]:
+    """As `only_writer` for one shard, which lets others write; gives the folder for files not yet whole.
+
+    Raises:
+        Dae3dError: where the store cannot be written to, or is being written whole or by this same shard.
+    """
+    _make(store, folder)
+    _make(store, PARTS)
+    partial = f"{PARTIAL}-{shard.name}"
+    with locked(store / LOCK, shared=True), locked(store / shard.lock):
+        shutil.rmtree(store / partial, ignore_errors=True)
+        (store / partial).mkdir()
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(store / partial, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path, shared: bool = False, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file `path`, alone or `shared` with others that share it.
+
+    Raises:
+        Dae3dError: where it cannot be made, or another run has it and this one is not to `wait`.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        file = path.open("a+b")  # NFS gives a shared lock only to readers, and the other only to writers
+    except OSError as error:
+        raise Dae3dError(f"{path.parent}: cannot be written to: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise Dae3dError(f"{path.parent}: another `dae3d prepare` is writing to it") from None
+            _log.warning("%s: another process is writing to it; waiting", path.parent)
+            fcntl.flock(file, kind)
+        except OSError as error:
+            _log.warning(
+                "%s: its disk keeps no locks (%s); let no other run write to it meanwhile",
+                path.parent,
+                error.strerror,
+            )
+        yield
+
+
+def leftovers(store: Path) -> list[Path]:
+    """What killed runs left: files that were not yet whole."""
+    return sorted([*store.glob(f"{PARTIAL}*"), *store.glob(".*.tmp"), *store.glob(f"{PARTS}/.*.tmp")])
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _make(store: Path, folder: str) -> None:
+    try:
+        (store / folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Dae3dError(f"{store}: cannot be written to: {error.strerror}") from None

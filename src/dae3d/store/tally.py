@@ -1,0 +1,86 @@
+"""What a run of `prepare` has come to, kept on disk until it is written down in order."""
+
+import csv
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from dae3d.files import whole_file, writing
+from dae3d.scans.spool import Spool
+from dae3d.store.index import Header, iterate, write_index
+from dae3d.store.scan import StoredScan
+
+
+class Ordered:
+    """Texts kept in a file of `folder` that nobody else sees, given back in the order of their names."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._texts: Spool[str] = Spool(folder)
+        self._places: list[tuple[str, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, name: str, text: str) -> None:
+        """Keep a text; raises Dae3dError where it cannot be written."""
+        with writing(self._folder):
+            self._places.append((name, self._texts.add(text)))
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        self._places.sort()
+        return ((name, self._texts.at(place)) for name, place in self._places)
+
+
+class Tally:
+    """The index's lines, the rejected scans, and the totals for the screen."""
+
+    def __init__(self, folder: Path) -> None:
+        self._lines = Ordered(folder)
+        self._rejected = Ordered(folder)
+        self.prepared = self.bytes_stored = self.bytes_raw = 0
+
+    @property
+    def scans(self) -> int:
+        """How many scans the store has."""
+        return len(self._lines)
+
+    @property
+    def rejected(self) -> int:
+        """How many scans cannot be used."""
+        return len(self._rejected)
+
+    def add(self, scan: StoredScan, written: bool = False) -> None:
+        """Count one scan of the store, written by this run or there before."""
+        self._lines.add(scan.source.name, scan.model_dump_json())
+        self.bytes_stored += scan.stored_stamp.bytes if scan.stored_stamp else 0
+        self.bytes_raw += scan.voxel_bytes
+        self.prepared += written
+
+    def reject(self, name: str, reason: str) -> None:
+        """Count one scan that cannot be used."""
+        self._rejected.add(name, reason)
+
+    def add_part(self, index: Path, rejected: Path) -> None:
+        """Count what a shard has written down."""
+        for scan in iterate(index):
+            self.add(scan)
+        with rejected.open(newline="") as file:
+            for name, reason in islice(csv.reader(file), 1, None):
+                self.reject(name, reason)
+
+    def first_rejected(self, number: int) -> list[tuple[str, str]]:
+        """Names and reasons of the first rejected scans."""
+        return list(islice(self._rejected, number))
+
+    def write_index(self, path: Path, header: Header) -> None:
+        """Write the index, ordered by the name of the source."""
+        whole = header.model_copy(update={"scans": self.scans})
+        write_index(path, whole, (line for _, line in self._lines))
+
+    def write_rejected(self, path: Path) -> None:
+        """Write the rejected scans as a table, ordered by name."""
+        with whole_file(path) as temporary, temporary.open("w", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(("path", "reason"))
+            table.writerows(self._rejected)

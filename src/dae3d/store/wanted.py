@@ -1,0 +1,100 @@
+"""The scans of a manifest that a run of `prepare` is to see to, held as a few bytes each."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from dae3d.errors import Dae3dError
+from dae3d.scans.manifest import Manifest, Scan
+from dae3d.scans.read import source_files
+from dae3d.store.convert import described, measured_alike
+from dae3d.store.index import iterate, read_header
+from dae3d.store.scan import SCANS, Preparation, StoredScan, file_name
+from dae3d.store.shards import Shard
+from dae3d.store.source import Stamp
+
+
+class Wanted:
+    """The scans of a manifest, or those of one shard, and which of them are still to be done.
+
+    Raises:
+        Dae3dError: where the manifest cannot be used, lists no scans, or one of them twice.
+    """
+
+    def __init__(self, manifest: Path, shard: Shard | None = None) -> None:
+        self._scans = Manifest.load(manifest).scans
+        if not self._scans:
+            raise Dae3dError(f"{manifest}: lists no scans")
+        listed = tqdm(self._scans, desc="manifest", unit="scan", leave=False, delay=1)
+        keys = np.fromiter(map(_key, map(file_name, listed)), np.uint64, len(self._scans))
+        self._order = np.argsort(keys, kind="stable")
+        self._keys = keys[self._order]
+        twice = np.flatnonzero(self._keys[1:] == self._keys[:-1])
+        if len(twice):
+            raise Dae3dError(f"{manifest}: lists {self._scans[int(self._order[twice[0]])].name} twice")
+        self._mine = slice(shard.number, None, shard.of) if shard else slice(None)
+        self._open = np.zeros(len(keys), bool)
+        self._open[self._mine] = True
+
+    def __len__(self) -> int:
+        """The number of scans of this run, done or not."""
+        return len(self._open[self._mine])
+
+    @property
+    def to_do(self) -> int:
+        """The number of scans that are still to be done."""
+        return int(np.count_nonzero(self._open))
+
+    def still_to_do(self) -> Iterator[Scan]:
+        """The scans that are still to be done, with absolute paths."""
+        return map(self._scan, np.flatnonzero(self._open))
+
+    def unchanged(
+        self, store: Path, indexes: Iterable[Path], preparation: Preparation
+    ) -> Iterator[StoredScan]:
+        """Those that, by the indexes of earlier runs, need not even be opened; they then count as done."""
+        for index in indexes:
+            try:
+                header = read_header(index)
+                if header.preparation == preparation:
+                    listed = tqdm(
+                        iterate(index), "unchanged", header.scans, unit="scan", leave=False, delay=1
+                    )
+                    yield from self._as_listed(listed, store)
+            except (FileNotFoundError, Dae3dError):
+                continue  # the stored files say what they are, only slower
+
+    def _as_listed(self, listed: Iterable[StoredScan], store: Path) -> Iterator[StoredScan]:
+        for stored in listed:
+            number = self._number(stored.file)
+            if number is None or not self._open[number]:
+                continue
+            scan = self._scan(number)
+            try:
+                source = Stamp.of(source_files(scan))
+                same = stored.source_stamp == source and measured_alike(stored, scan)
+                same &= stored.stored_stamp == Stamp.of([store / SCANS / stored.file])
+            except OSError:
+                continue
+            if same:
+                self._open[number] = False
+                yield described(stored, scan, source)
+
+    def _scan(self, number: int | np.integer) -> Scan:
+        scan = self._scans[int(number)]
+        return scan.model_copy(update={"path": Path(os.path.abspath(scan.path))})
+
+    def _number(self, file: str) -> int | None:
+        key = _key(file)
+        place = int(np.searchsorted(self._keys, np.uint64(key)))
+        found = place < len(self._keys) and int(self._keys[place]) == key
+        return int(self._order[place]) if found else None
+
+
+def _key(file: str) -> int:
+    """64 bits of a stored file's name, which stand for it: no two files of a store share them by chance."""
+    return int.from_bytes(hashlib.blake2b(file.encode(), digest_size=8).digest())
