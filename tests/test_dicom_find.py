@@ -1,6 +1,9 @@
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pydicom
@@ -9,6 +12,7 @@ from pydicom.uid import generate_uid
 
 from dae3d.scans.dicom.finder import FoundSeries, find_series
 from dae3d.scans.dicom.header import is_dicom
+from dae3d.scans.dicom.stacks import stacks
 from dae3d.scans.manifest import LeftOut
 from dicom_files import (
     SAGITTAL,
@@ -22,6 +26,7 @@ from dicom_files import (
     write_series,
     write_slice,
 )
+from test_dicom_find_geometry import made
 
 SALT = b"salt of the tests"
 
@@ -37,6 +42,11 @@ def find(folder: Path, salt: bytes = SALT, workers: int = 2) -> tuple[list[Found
     assert all(path in files for path in taken)
     assert len(taken) + sum(one.files for one in left_out) == len(files)
     return found, left_out
+
+
+def one_series() -> dict[str, str]:
+    """Identifiers for what is written in several calls."""
+    return {"SeriesInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid()}
 
 
 def reasons(left_out: list[LeftOut]) -> dict[str, int]:
@@ -131,7 +141,7 @@ def test_series_are_told_apart_whatever_their_files_are_called_and_wherever_they
     ],
 )
 def test_series_of_several_contrasts_is_split(tmp_path, varying, stacks):
-    uids = {"SeriesInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid()}
+    uids = one_series()
     for number, tags in enumerate(varying):
         write_series(tmp_path, evenly(10), "MR", name=f"{number}-{{:02d}}.dcm", **uids, **tags)
     found, left_out = find(tmp_path)
@@ -142,14 +152,14 @@ def test_series_of_several_contrasts_is_split(tmp_path, varying, stacks):
 
 
 def test_time_points_are_volumes_of_one_series_in_the_order_of_time(tmp_path):
-    uid = generate_uid()
+    uids = one_series()
     for time in (10, 9, 2):
         write_series(
             tmp_path,
             evenly(8),
             "MR",
             name=f"t{time}-{{}}.dcm",
-            SeriesInstanceUID=uid,
+            **uids,
             TemporalPositionIdentifier=time,
         )
     found, _ = find(tmp_path)
@@ -161,9 +171,9 @@ def test_time_points_are_volumes_of_one_series_in_the_order_of_time(tmp_path):
 
 
 def test_two_acquisitions_between_each_other_are_two_stacks(tmp_path):
-    uid = generate_uid()
-    write_series(tmp_path, evenly(20, 5, 0), name="a{}", SeriesInstanceUID=uid, AcquisitionNumber=1)
-    write_series(tmp_path, evenly(12, 5, 11.3), name="b{}", SeriesInstanceUID=uid, AcquisitionNumber=2)
+    uids = one_series()
+    write_series(tmp_path, evenly(20, 5, 0), name="a{}", **uids, AcquisitionNumber=1)
+    write_series(tmp_path, evenly(12, 5, 11.3), name="b{}", **uids, AcquisitionNumber=2)
     found, left_out = find(tmp_path)
     assert not left_out
     assert [(one.files[0][0], len(one.files)) for one in found] == [("a", 20), ("b", 12)]
@@ -176,10 +186,10 @@ def test_acquisitions_one_after_the_other_are_one_stack(tmp_path):
 
 
 def test_planes_of_one_series_are_stacks(tmp_path):
-    uid = generate_uid()
-    write_series(tmp_path, evenly(10), "MR", name="a{}", SeriesInstanceUID=uid)
+    uids = one_series()
+    write_series(tmp_path, evenly(10), "MR", name="a{}", **uids)
     across = [[x, 0.0, 0.0] for x in range(10)]
-    write_series(tmp_path, across, "MR", name="s{}", SeriesInstanceUID=uid, ImageOrientationPatient=SAGITTAL)
+    write_series(tmp_path, across, "MR", name="s{}", **uids, ImageOrientationPatient=SAGITTAL)
     found, left_out = find(tmp_path)
     assert not left_out
     assert sorted(one.header.orientation for one in found) == ["LPS", "PIR"]
@@ -266,10 +276,10 @@ def test_words_that_only_begin_like_a_localisers(tmp_path, description):
 
 
 def test_scout_within_a_series_is_left_out_alone(tmp_path):
-    uid = generate_uid()
-    write_series(tmp_path, evenly(10), SeriesInstanceUID=uid)
+    uids = one_series()
+    write_series(tmp_path, evenly(10), **uids)
     scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "ImageOrientationPatient": SAGITTAL}
-    write_series(tmp_path, evenly(1), SeriesInstanceUID=uid, name="scout.dcm", **scout)
+    write_series(tmp_path, evenly(1), **uids, name="scout.dcm", **scout)
     found, left_out = find(tmp_path)
     assert [len(one.files) for one in found] == [10]
     assert left_out == [LeftOut(path=tmp_path / "scout.dcm", reason="localiser")]
@@ -284,18 +294,18 @@ def test_copies_are_left_out(tmp_path):
 
 
 def test_copies_under_new_identifiers_are_left_out(tmp_path):
-    uid = generate_uid()
-    write_series(tmp_path / "a", evenly(10), SeriesInstanceUID=uid)
-    write_series(tmp_path / "b", evenly(4), SeriesInstanceUID=uid)
+    uids = one_series()
+    write_series(tmp_path / "a", evenly(10), **uids)
+    write_series(tmp_path / "b", evenly(4), **uids)
     found, left_out = find(tmp_path)
     assert [(one.folder, len(one.files)) for one in found] == [(tmp_path / "a", 10)]
     assert left_out == [LeftOut(path=tmp_path / "b", reason="duplicate slice", files=4)]
 
 
 def test_other_pixels_at_the_same_place_are_not_guessed_about(tmp_path):
-    uid = generate_uid()
-    write_series(tmp_path / "a", evenly(10), SeriesInstanceUID=uid)
-    write_series(tmp_path / "b", evenly(10), pixels=lambda n: pixels_of(n + 100), SeriesInstanceUID=uid)
+    uids = one_series()
+    write_series(tmp_path / "a", evenly(10), **uids)
+    write_series(tmp_path / "b", evenly(10), pixels=lambda n: pixels_of(n + 100), **uids)
     found, left_out = find(tmp_path)
     assert (found, reasons(left_out)) == ([], {"same position twice with different content": 20})
 
@@ -348,9 +358,9 @@ def test_is_dicom(tmp_path):
 
 
 def test_enhanced_files_of_one_series_are_each_a_volume(tmp_path):
-    uid = generate_uid()
+    uids = one_series()
     for name in ("a", "b"):
-        write_enhanced(tmp_path / name, evenly(9, 1.5), SeriesInstanceUID=uid)
+        write_enhanced(tmp_path / name, evenly(9, 1.5), **uids)
     found, left_out = find(tmp_path)
     assert not left_out
     assert [(one.files, one.header.shape) for one in found] == [(("a",), (10, 12, 9)), (("b",), (10, 12, 9))]
@@ -442,9 +452,9 @@ def test_patients_without_identifier_are_told_apart_by_study(tmp_path):
 
 
 def test_same_series_identifier_of_two_patients_is_two_series(tmp_path):
-    uid = generate_uid()
+    uids = one_series()
     for name in ("a", "b"):
-        write_series(tmp_path / name, evenly(8), SeriesInstanceUID=uid, PatientID=name)
+        write_series(tmp_path / name, evenly(8), **uids, PatientID=name)
     found, _ = find(tmp_path)
     assert [one.folder.name for one in found] == ["a", "b"]
 
@@ -464,15 +474,308 @@ def test_report_beside_a_series(tmp_path):
     assert left_out[0].reason == "dose report: X-Ray Radiation Dose SR Storage"
 
 
-def test_values_that_break_the_rules_of_their_type(tmp_path):
+def spoil(path: Path, content: bytes, put: bytes) -> None:
+    """Put other bytes, as many, in the place of those that a file has once."""
+    whole = path.read_bytes()
+    assert whole.count(content) == 1
+    assert len(put) == len(content)
+    path.write_bytes(whole.replace(content, put))
+
+
+# Group and element, value representation and length, as an explicit header in little-endian order has them.
+THICKNESS = b"\x18\x00\x50\x00DS\x04\x00"
+PIXEL_SPACING = b"\x28\x00\x30\x00DS\x08\x00"
+ECHO_TIME = b"\x18\x00\x81\x00DS\x04\x00"
+RESCALE_SLOPE = b"\x28\x00\x53\x10DS\x04\x00"
+SOP_CLASS = b"\x08\x00\x16\x00UI"
+
+
+def test_a_malformed_thickness_can_be_done_without(tmp_path):
+    for path in write_series(tmp_path, evenly(8)):
+        spoil(path, THICKNESS + b"2.5 ", THICKNESS + b"2,5 ")
+    found, left_out = find(tmp_path)
+    assert ([len(one.files) for one in found], left_out) == ([8], [])
+
+
+def test_reasons_quote_nothing_of_a_malformed_header(tmp_path):
+    for path in write_series(tmp_path / "spacing", evenly(8)):
+        spoil(path, PIXEL_SPACING + b"0.8\\0.5 ", PIXEL_SPACING + b"Doe^Jane")
+    write_series(tmp_path / "colours", evenly(8), PhotometricInterpretation="DOE JANE")
+    write_series(tmp_path / "class", evenly(8), SOPClassUID="1.2.826.0.1.4711")
+    assert {(one.reason, one.files) for one in find(tmp_path)[1]} == {
+        ("unreadable: PixelSpacing: ValueError", 1),
+        ("colour pictures: other", 8),
+        ("not an image volume: no SOP class of the standard", 8),
+    }
+
+
+def test_a_length_that_takes_in_other_tags(tmp_path):
+    """Half a header becomes the SOP class, names and dates among it."""
     files = write_series(tmp_path, evenly(8))
     for path in files:
-        edit(path, AcquisitionNumber=None)
         content = path.read_bytes()
-        assert b"SIEMENS" in content
-        # A decimal string that is none.
-        path.write_bytes(content.replace(b"2.5 ", b"2,5 "))
+        at = content.index(SOP_CLASS) + len(SOP_CLASS)
+        length = int.from_bytes(content[at : at + 2], "little") + 300
+        path.write_bytes(content[:at] + length.to_bytes(2, "little") + content[at + 2 :])
+    told = " ".join(reasons(find(tmp_path)[1]))
+    assert told
+    assert not any(word in told for word in ("Doe", "2020", "P-0815"))
+
+
+def test_a_header_cut_short(tmp_path):
+    (path,) = write_series(tmp_path, evenly(1))
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"Doe^Jane") + 2])
+    ((left_out,), _) = find(tmp_path)[::-1]
+    assert left_out.reason.startswith(("truncated", "unreadable"))
+    assert "-" not in left_out.reason
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_of_pydicom_is_seen(tmp_path):
+    for path in write_series(tmp_path, evenly(8), SpecificCharacterSet="ISO_IR 999"):
+        spoil(path, b"P-0815", b"P-\xd608\x1b")
+    code = (
+        "import sys; from pathlib import Path; from dae3d.scans.dicom.finder import find_series; "
+        "print(len(list(find_series(sorted(Path(sys.argv[1]).iterdir()), b'salt'))))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("1\n", "")
+
+
+def test_studies_with_one_series_identifier_are_two_series(tmp_path):
+    """The second lies between the slices of the first, the third goes on where the first ends."""
+    uid = generate_uid()
+    for name, start in (("a", -100), ("b", -98.75), ("c", -75)):
+        write_series(tmp_path / name, evenly(10, start=start), SeriesInstanceUID=uid)
     found, left_out = find(tmp_path)
-    assert found == []
-    assert len(left_out) == 8
-    assert all(one.reason.startswith("unreadable: ValueError") for one in left_out)
+    assert not left_out
+    assert {one.folder.name: len(one.files) for one in found} == {"a": 10, "b": 10, "c": 10}
+
+
+def test_series_of_one_folder_have_names_of_their_own(tmp_path):
+    uid = generate_uid()
+    for patient in "ab":
+        write_series(tmp_path, evenly(10), name=patient + "{}", SeriesInstanceUID=uid, PatientID=patient)
+    study = generate_uid()
+    write_series(tmp_path, evenly(10), name="c{}", SeriesInstanceUID=uid, StudyInstanceUID=study)
+    found, _ = find(tmp_path)
+    assert len({(one.folder, one.series) for one in found}) == len(found) == 3
+
+
+def test_frames_of_reference_are_told_apart(tmp_path):
+    uids = one_series()
+    for name, start in (("a", -100), ("b", -75)):
+        reference = f"1.2.{ord(name)}"
+        write_series(tmp_path / name, evenly(10, start=start), "MR", **uids, FrameOfReferenceUID=reference)
+    found, left_out = find(tmp_path)
+    assert not left_out
+    assert [(one.folder.name, len(one.files), one.volumes) for one in found] == [("a", 10, 1), ("b", 10, 1)]
+
+
+def test_a_frame_of_reference_for_every_slice_is_none(tmp_path):
+    write_series(tmp_path, evenly(10), each=lambda number: {"FrameOfReferenceUID": generate_uid()})
+    assert [len(one.files) for one in find(tmp_path)[0]] == [10]
+
+
+def test_folders_are_series_where_an_anonymiser_left_one_identifier_for_all(tmp_path):
+    same = dict.fromkeys(("SeriesInstanceUID", "StudyInstanceUID", "SOPInstanceUID"), "1.2")
+    for name, start in (("a", -100), ("b", -75)):
+        write_series(tmp_path / name, evenly(10, start=start), each=lambda number: same)
+    found, left_out = find(tmp_path)
+    assert not left_out
+    assert [(one.folder.name, len(one.files)) for one in found] == [("a", 10), ("b", 10)]
+
+
+def test_other_pixels_under_the_same_identifier_are_no_copies(tmp_path):
+    uids = one_series()
+    for name, seed in (("a", 0), ("b", 100), ("c", 100)):
+        write_series(
+            tmp_path / name,
+            evenly(10),
+            each=lambda number: {"SOPInstanceUID": f"1.2.{number}"},
+            pixels=lambda number, seed=seed: pixels_of(number + seed),
+            **uids,
+        )
+    found, left_out = find(tmp_path)
+    assert [one.folder.name for one in found] == ["a", "b"]
+    assert left_out == [LeftOut(path=tmp_path / "c", reason="duplicate slice", files=10)]
+
+
+def test_enhanced_files_under_the_same_identifier(tmp_path):
+    """The second has other pixels, the third lies elsewhere, the fourth is a copy."""
+    uids = one_series() | {"SOPInstanceUID": "1.2.3"}
+    first = write_enhanced(tmp_path / "a", evenly(9), "CT")
+    edit(first, **uids)
+    header = pydicom.dcmread(first)
+    header.PixelData = header.PixelData[::-1]
+    header.save_as(tmp_path / "b")
+    edit(write_enhanced(tmp_path / "c", evenly(9, start=-98.75), "CT"), **uids)
+    shutil.copy(first, tmp_path / "d")
+    found, left_out = find(tmp_path)
+    assert [(one.files, one.header.shape[2]) for one in found] == [(("a",), 9), (("b",), 9), (("c",), 9)]
+    assert len({one.series for one in found}) == 3
+    assert left_out == [LeftOut(path=tmp_path / "d", reason="duplicate slice")]
+
+
+@pytest.mark.parametrize(
+    ("modality", "first", "second"),
+    [
+        ("MR", {"EchoTime": 10}, {"EchoTime": 90}),
+        ("MR", {"DiffusionBValue": 0.0}, {"DiffusionBValue": 800.0}),
+        ("CT", {"ConvolutionKernel": "B30f"}, {"ConvolutionKernel": "B70f"}),
+        ("CT", {"ImageType": ["ORIGINAL", "PRIMARY"]}, {"ImageType": ["DERIVED", "SECONDARY"]}),
+        ("CT", {"SliceThickness": 2}, {"SliceThickness": 5}),
+        ("CT", {"KVP": 80}, {"KVP": 140}),
+    ],
+)
+@pytest.mark.parametrize("start", [-99.0, -98.7])
+def test_contrasts_between_each_others_slices_are_told_apart(tmp_path, modality, first, second, start):
+    """Halfway between them, all slices together are even; elsewhere they are not."""
+    uids = one_series()
+    write_series(tmp_path, evenly(20, 2), modality, name="a{}", **uids, **first)
+    write_series(tmp_path, evenly(20, 2, start), modality, name="b{}", **uids, **second)
+    found, left_out = find(tmp_path)
+    assert not left_out
+    assert sorted("".join(sorted({name[0] for name in one.files})) for one in found) == ["a", "b"]
+
+
+def test_thick_and_thin_slices_between_each_other(tmp_path):
+    uids = one_series()
+    write_series(tmp_path, evenly(20, 1), name="a{}", **uids, ConvolutionKernel="B30", SliceThickness=1)
+    write_series(
+        tmp_path, evenly(10, 2, -100.5), name="b{}", **uids, ConvolutionKernel="B70", SliceThickness=2
+    )
+    found, _ = find(tmp_path)
+    assert sorted((one.files[0][0], len(one.files)) for one in found) == [("a", 20), ("b", 10)]
+
+
+def test_passes_of_one_acquisition_are_one_stack(tmp_path):
+    """2-D MR is taken in passes: every second slice, then those between."""
+    write_series(tmp_path, evenly(20), "MR", each=lambda number: {"AcquisitionNumber": 1 + number % 2})
+    assert [len(one.files) for one in find(tmp_path)[0]] == [20]
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        lambda t: {"FrameReferenceTime": 1000.0 * t, "AcquisitionTime": f"10{t:02d}00"},
+        lambda t: {"AcquisitionTime": f"10{t:02d}00.5"},
+    ],
+)
+def test_time_points_by_their_times(tmp_path, time):
+    uids = one_series()
+    for t in (2, 0, 1):
+        pixels = {"pixels": lambda number, t=t: pixels_of(number + 50 * t).astype(np.int16)}
+        write_series(tmp_path, evenly(10), "PT", name=f"{t}-{{}}", **pixels, **uids, **time(t))
+    found, left_out = find(tmp_path)
+    assert not left_out
+    assert [(one.files[0][0], one.volume, one.volumes) for one in found] == [
+        ("0", 0, 3),
+        ("1", 1, 3),
+        ("2", 2, 3),
+    ]
+
+
+def test_two_tube_voltages_at_one_place_are_two_scans(tmp_path):
+    uids = one_series()
+    for kv in (80, 140):
+        pixels = {"pixels": lambda number, kv=kv: pixels_of(number + kv)}
+        write_series(tmp_path, evenly(10), name=f"{kv}-{{}}", KVP=kv, **pixels, **uids)
+    found, left_out = find(tmp_path)
+    assert not left_out
+    assert [(one.files[0][:2], one.volumes) for one in found] == [("80", 1), ("14", 1)]
+
+
+def test_echoes_a_hair_aside_of_each_other(tmp_path):
+    """Float noise, here 0.015 mm of slices that lie 2.5 mm apart."""
+    uids = one_series()
+    for echo in (10, 20, 30):
+        start = -100 + 0.015 * (echo / 10 - 2)
+        write_series(tmp_path, evenly(10, start=start), "MR", name=f"{echo}-{{}}", EchoTime=echo, **uids)
+    found, left_out = find(tmp_path)
+    assert not left_out
+    assert [(one.files[0][:2], one.header.shape[2]) for one in found] == [("10", 10), ("20", 10), ("30", 10)]
+
+
+def test_thousands_of_orientations_take_no_quadratic_time():
+    orientations = [tuple(map(float, tilted(0.05 * number))) for number in range(4000)]
+    slices = [made([0, 0, number], orientation) for number, orientation in enumerate(orientations)]
+    started = perf_counter()
+    (stack,) = stacks(slices)  # too few slices of each for planes
+    assert len(stack.slices) == 4000
+    assert perf_counter() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("tags", "slices", "kept"),
+    [
+        ({"SeriesDescription": "Bone survey 2mm"}, 40, True),
+        ({"SeriesDescription": "Bone survey 2mm"}, 10, False),
+        ({"SeriesDescription": "CHEST 1mm", "ProtocolName": "6.1 Bone Survey WB"}, 10, True),
+        ({"ProtocolName": "Scout"}, 10, False),
+    ],
+)
+def test_words_make_a_localiser_of_few_slices_only(tmp_path, tags, slices, kept):
+    write_series(tmp_path, evenly(slices), **tags)
+    assert bool(find(tmp_path)[0]) is kept
+
+
+def test_headers_that_lack_what_can_be_supplied(tmp_path):
+    for path in write_series(tmp_path, evenly(8)):
+        edit(path, PhotometricInterpretation=None, PixelRepresentation=None)
+    ((found,), left_out) = find(tmp_path)
+    assert (found.header.dtype, left_out) == ("uint16", [])
+
+
+def test_headers_without_rows(tmp_path):
+    for path in write_series(tmp_path, evenly(8)):
+        edit(path, Rows=None)
+    assert reasons(find(tmp_path)[1]) == {"no rows or columns in the header": 8}
+
+
+def test_a_malformed_time_of_the_sequence_stops_nothing(tmp_path):
+    for path in write_series(tmp_path / "bad", evenly(8), "MR"):
+        spoil(path, ECHO_TIME + b"12.0", ECHO_TIME + b"12ms")
+    write_series(tmp_path / "good", evenly(8))
+    found, left_out = find(tmp_path)
+    assert "good" in {one.folder.name for one in found}
+    assert all(one.reason.startswith("unreadable") for one in left_out)
+
+
+def test_planes_a_third_of_a_degree_apart_are_two_stacks(tmp_path):
+    """In whichever order their files are read, under the same names."""
+    uids = one_series()
+    for name, degrees in (("a", 1.0), ("b", 1.3)):
+        write_series(
+            tmp_path, evenly(10), name=f"{name}{{}}", ImageOrientationPatient=tilted(degrees), **uids
+        )
+    files = sorted(tmp_path.iterdir())
+    for order in (files, files[::-1]):
+        found = list(find_series(order, SALT))
+        assert sorted((one.files[0][0], len(one.files)) for one in found) == [("a", 10), ("b", 10)]
+        names = {one.series for one in found}
+        assert len(names) == 2
+        assert names == {one.series for one in find_series(files, SALT)}
+
+
+def test_orientations_with_noise_are_one_plane(tmp_path):
+    """A few ten-thousandths between slices, more than a plane's worth between the outermost."""
+    noise = np.random.default_rng(0).uniform(0, 9e-4, 40)
+    write_series(
+        tmp_path,
+        evenly(40),
+        each=lambda number: {"ImageOrientationPatient": [1, 0, round(float(noise[number]), 6), 0, 1, 0]},
+    )
+    assert [len(one.files) for one in find(tmp_path)[0]] == [40]
+
+
+def test_a_copy_that_cannot_be_compared(tmp_path):
+    write_series(tmp_path / "a", evenly(8))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for path in (tmp_path / "b").iterdir():
+        spoil(path, RESCALE_SLOPE + b"1.0 ", RESCALE_SLOPE + b"1,0 ")
+    found, left_out = find(tmp_path)
+    # Taken for another image under the same identifiers; `prepare` finds that it cannot be read.
+    assert [one.folder.name for one in found] == ["a", "b"]
+    assert not left_out

@@ -1,4 +1,5 @@
 import tarfile
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from dae3d.errors import ScanError
 from dae3d.scans.dicom.geometry import geometry
-from dae3d.scans.dicom.header import Facts, Slice, read_slices
+from dae3d.scans.dicom.header import STACK_KEYS, Facts, Slice, read_slices
 from dicom_files import AXIAL, SAGITTAL, along_z, edit, evenly, tilted, write_enhanced, write_series
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -94,10 +95,13 @@ def test_every_voxel_is_where_the_standard_puts_it(tmp_path_factory, turn, origi
     assert np.allclose(grid.spacing, (size[1], size[0], size[2]))
 
 
+NO_KEYS = ("",) * len(STACK_KEYS)
+
+
 def made(position, orientation=AXIAL, spacing=(0.8, 0.5), thickness=2.5, modality="MR", shape=(12, 10)):
     numbers = tuple(float(x) for x in orientation)
-    facts = Facts("", modality, "", "", "", *shape, 1, "", (), numbers, spacing, thickness, ())
-    return Slice(None, "", 0, 0, 1, None if position is None else tuple(map(float, position)), facts)
+    facts = Facts("", modality, "", "", "", "", *shape, 1, "", (), numbers, spacing, thickness)
+    return Slice(None, "", 0, 0, 1, None if position is None else tuple(map(float, position)), facts, NO_KEYS)
 
 
 def test_tilt_of_a_gantry_shears_the_affine():
@@ -123,6 +127,22 @@ def test_positions_rounded_to_a_tenth_are_even():
         geometry([made(place) for place in along_z(*(round(1.25 * k, 1) for k in range(80)))]).kind
         == "regular"
     )
+
+
+def test_fine_positions_written_to_a_tenth_are_even():
+    """CBCT: 0.45 mm is written 0, 0.5 (or 0.4), 0.9, ...; a tenth is more than a tenth of the distance."""
+    heights = [round(0.45 * k, 1) for k in range(60)]
+    assert {round(b - a, 1) for a, b in pairwise(heights)} == {0.4, 0.5}
+    assert geometry([made(place) for place in along_z(*heights)]).kind == "regular"
+
+
+@pytest.mark.parametrize("distance", [0.1, 0.2, 0.45])
+@pytest.mark.parametrize("missing", [1, 30, 58])
+def test_a_fine_slice_that_is_missing_is_not_passed_over(distance, missing):
+    heights = [round(distance * k, 1) for k in range(60)]
+    del heights[missing]
+    with pytest.raises(ScanError, match="missing slices"):
+        geometry([made(place) for place in along_z(*heights)])
 
 
 # A head: 5 mm slices at the base, 10 mm ones above.

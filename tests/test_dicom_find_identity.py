@@ -45,7 +45,7 @@ def test_two_users_have_two_salts(tmp_path, monkeypatch):
     assert len(salts) == 2
 
 
-@pytest.mark.parametrize(("content", "reason"), [(None, "no such file"), (b"short\n", "5 bytes are too few")])
+@pytest.mark.parametrize(("content", "reason"), [(None, "no such file"), (b"short\n", "6 bytes are too few")])
 def test_salt_that_cannot_be_used(tmp_path, content, reason):
     path = tmp_path / "salt"
     if content is not None:
@@ -58,3 +58,15 @@ def test_given_salt_is_not_made(tmp_path):
     with pytest.raises(Dae3dError):
         load_salt(tmp_path / "salt")
     assert not list(tmp_path.iterdir())
+
+
+def test_salt_of_any_bytes(tmp_path):
+    """An editor's newline at the end is no part of it; white space elsewhere is."""
+    path = tmp_path / "salt"
+    for content, salt in [
+        (b" \n0123456789abcd", b" \n0123456789abcd"),
+        (b"0123456789abcdef\n", b"0123456789abcdef"),
+        (b"0123456789abcd\n\n", b"0123456789abcd\n"),
+    ]:
+        path.write_bytes(content)
+        assert load_salt(path) == salt

@@ -12,6 +12,7 @@ from pydicom.sequence import Sequence
 
 from dae3d.scans.dicom.contrast import Acquisition, agreed, contrast_of_acquisition, contrasts_in_words, words
 from dae3d.scans.dicom.modality import label_by_header, read_tags
+from dicom_files import evenly, write_enhanced, write_series
 
 
 def header(modality: str = "MR", **elements) -> Dataset:
@@ -108,6 +109,10 @@ def test_published_headers(dataset, label):
         (mr("ax", "SE\\EP", 90, 6000, DiffusionBValue=1000.0), "dwi"),
         (mr("T2* hemo", "GR", 20, 700, MRAcquisitionType="2D"), "t2star"),
         (mr("localizer", "GR", 4, 8), None),
+        (mr("t1_vibe_dixon_tra_p2_bh_W", "GR", 1.3, 4), "t1"),  # water
+        (mr("t1_vibe_dixon_tra_p2_bh_F", "GR", 1.3, 4), None),
+        (mr("T1 LAVA OutPhase", "GR", 1.3, 4), None),
+        (mr("T1 rho", "GR", 4, 8), None),
         (mr("patient_t1dataset1", "RM", 3, 8), None),  # no word of its own
     ],
 )
@@ -129,6 +134,20 @@ def test_mr_contrasts(dataset, label):
         ("T1 w/o contrast", "Gadovist", "t1"),
         ("T1 without contrast", None, "t1"),
         ("T1 posterior fossa", None, "t1"),
+        ("T1 POST FOSSA", None, "t1"),  # a place, and events other than the agent: silent
+        ("T1 MPRAGE post-RT", None, "t1"),
+        ("t1 post op", "Gadovist", "t1ce"),
+        ("T1 PRE OP", "Gadovist", "t1ce"),
+        ("T1 PRE OP POST GD", None, "t1ce"),
+        ("T1 w/o", "Gadovist", "t1"),
+        ("T1 PRE + POST GD", None, None),
+        ("T1", "NO CONTRAST", "t1"),
+        ("T1", "N/A", "t1"),
+        ("T1", "NON", "t1"),
+        ("T1", "-", "t1"),
+        ("T1", "No contrast given", "t1"),
+        ("T1", "0.1 mmol/kg Gadovist", "t1ce"),
+        ("T1", "NON-IONIC", "t1ce"),
     ],
 )
 def test_contrast_agent(description, agent, label):
@@ -148,6 +167,12 @@ def test_contrast_agent(description, agent, label):
         (header("CT", ContrastBolusAgent="Omnipaque", SeriesDescription="Thorax +C"), "ct"),
         (header("CT", ManufacturerModelName="On-Board Imager", Manufacturer="Varian"), "cbct"),
         (header("CT", SeriesDescription="MIP coronal"), None),
+        (header("CT", SeriesDescription="tMIP"), None),
+        (header("CT", SeriesDescription="topo"), None),
+        (header("CT", SeriesDescription="CT perfusion"), None),
+        (header("CT", SeriesDescription="Dose Report"), None),
+        (header("CT", SeriesDescription="Low Dose Lung"), "ct"),
+        (header("CT", SeriesDescription="AC CT low-dose"), "ct"),
         (header("CT", RescaleType="MGML", SeriesDescription="Iodine"), None),
         (header("XA", SOPClassUID="1.2.840.10008.5.1.4.1.1.13.1.1"), "cbct"),
         (header("PT", CorrectedImage=["NORM", "DTIM", "ATTN", "SCAT"]), "pet"),
@@ -178,6 +203,33 @@ def test_enhanced_mr_is_read_out_of_its_functional_groups():
     assert label_by_header(dataset) == "flair"
     frame.AcquisitionContrast = "T1"  # against the times
     assert label_by_header(dataset) is None
+
+
+def write_as_text(dataset: Dataset, keyword: str, text: str) -> None:
+    """Give an element characters that make no number."""
+    dataset.add_new(keyword, "LO", text)
+    dataset[keyword].VR = "DS"
+
+
+@pytest.mark.parametrize("keyword", ["EchoTime", "RepetitionTime", "InversionTime", "DiffusionBValue"])
+def test_a_malformed_number_is_as_good_as_none(tmp_path, keyword):
+    times = {"EchoTime": 120, "RepetitionTime": 9000, "InversionTime": 2500}
+    (path,) = write_series(tmp_path, evenly(1), "MR", SeriesDescription="T2 FLAIR", **times)
+    dataset = pydicom.dcmread(path)
+    write_as_text(dataset, keyword, "1,2 ms")
+    dataset.save_as(path)
+    assert label_by_header(pydicom.dcmread(path)) == "flair"
+
+
+def test_a_malformed_number_among_functional_groups(tmp_path):
+    path = write_enhanced(tmp_path / "enhanced.dcm", evenly(3), SeriesDescription="t2 tse", EchoTime=None)
+    dataset, echo = pydicom.dcmread(path), Dataset()
+    write_as_text(echo, "EffectiveEchoTime", "n/a")
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    shared.MREchoSequence = Sequence([echo])
+    write_as_text(shared, "FlipAngle", "n/a")
+    dataset.save_as(path)
+    assert label_by_header(pydicom.dcmread(path)) == "t2"
 
 
 REAL = {

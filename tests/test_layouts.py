@@ -123,15 +123,17 @@ def test_sets_of_dicom_series_take_ct(tmp_path: Path, name: LayoutName) -> None:
     assert layout.dicom
     plant(tmp_path, "LICENSE", "manifest-1/metadata.csv")
     assert list(layout.candidates(tmp_path, None)) == []
-    assert layout.refuses("ct") is None
-    # Nothing is said of a series whose modality nobody knows: a rule may tell it.
-    assert layout.refuses(None) is None
-    assert layout.refuses("pet") == f"pet: of {layout.title} the ct series are taken"
+    assert layout.refuses("ct", "CT") is None
+    # A rule may tell what a CT series is.
+    assert layout.refuses(None, "CT") is None
+    assert layout.refuses("pet", "PT") == f"pet: of {layout.title} the ct series are taken"
+    for scanner in ("MR", "", "Doe^Jane"):
+        assert layout.refuses(None, scanner) == f"unknown modality: of {layout.title} the ct series are taken"
     assert "LICENSE" in str(layout.mismatch(tmp_path))
 
 
 def test_only_dicom_sets_refuse_modalities() -> None:
-    assert [name for name, layout in LAYOUTS.items() if layout.refuses("us")] == [
+    assert [name for name, layout in LAYOUTS.items() if layout.refuses("us", "US")] == [
         name for name, layout in LAYOUTS.items() if layout.dicom
     ]
 

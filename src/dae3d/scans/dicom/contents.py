@@ -1,7 +1,6 @@
 """Which DICOM objects can be volumes, and in words what the others are."""
 
 import re
-from collections.abc import Sequence
 
 from pydicom.uid import UID
 
@@ -59,22 +58,35 @@ _TYPES = {
 _LOCALISER_WORDS = re.compile(
     r"(?<![a-z])(loc|localizers?|localisers?|scouts?|survey|topograms?|surview)(?![a-z])", re.IGNORECASE
 )
+# Slices: a "bone survey" of more is a scan.
+_LOCALISER_SLICES = 16
+
+_GREY = ("", "MONOCHROME1", "MONOCHROME2")
+_COLOURS = (
+    *("RGB", "PALETTE COLOR", "HSV", "ARGB", "CMYK", "XYB"),
+    *("YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "YBR_ICT", "YBR_RCT"),
+)
 
 
 def refusal(one: Slice) -> str | None:
-    """Why a file is no slice of a volume, or None where it may be one."""
+    """Why a file is no slice of a volume, or None where it may be one.
+
+    Of what the header says, only what is in the standard's own lists is quoted.
+    """
     facts = one.facts
     if facts.sop_class not in _VOLUMES:
-        name = UID(facts.sop_class).name or "no SOP class"
+        name = UID(facts.sop_class).name
+        if name == facts.sop_class:
+            return "not an image volume: no SOP class of the standard"
         kind = next((said for part, said in _KINDS if part in name), "not an image volume")
         return f"{kind}: {name}"
     parts = {part.strip().upper().replace("_", " ") for part in facts.image_type}
     said = next((_TYPES[part] for part in _TYPES if part in parts), None)
-    if said is None and (facts.samples > 1 or not facts.photometric.upper().startswith("MONOCHROME")):
-        return f"colour pictures: {facts.photometric or f'{facts.samples} values per pixel'}"
+    if said is None and (facts.samples > 1 or facts.photometric.upper() not in _GREY):
+        return f"colour pictures: {facts.photometric if facts.photometric in _COLOURS else 'other'}"
     return said
 
 
-def is_localiser(descriptions: Sequence[str]) -> bool:
-    """Whether a series is a localiser by what it is called."""
-    return any(_LOCALISER_WORDS.search(text) for text in descriptions)
+def is_localiser(description: str, slices: int) -> bool:
+    """Whether a stack of so many slices is a localiser by what it is called."""
+    return slices < _LOCALISER_SLICES and bool(_LOCALISER_WORDS.search(description))

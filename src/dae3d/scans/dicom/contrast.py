@@ -31,13 +31,19 @@ _NO_CONTRAST = _word(
     r"|mip|minip|sub|subtraction|eadc|exp|exponential|fa|colfa|tensor"
     r"|perf|perfusion|pwi|dsc|dce|p?c?asl|r?cbf|r?cbv|mtt|ttp|ktrans"
     r"|bold|(?:rs ?)?fmri|rest|resting|task|sbref|cine|svs|csi|mrs|spectroscopy|mre|mrcp"
-    r"|inv ?[12]|dir|psir|fat(?! ?(?:sat|sup))|opp|opposed phase|out of phase"
+    r"|inv ?[12]|dir|psir|t1 ?rho|fat(?! ?(?:sat|sup))|dixon(?: [^ ]+)* f"
+    r"|opp|opposed phase|out ?(?:of )?phase"
 )
 _AGENT = r"contrast|gd|gado?|gadolinium|ce|km"
+# "Pre" and "post" are also said of other events, and "post fossa" of a place.
+_ELSE = r"(?! ?(?:op|operative|surg\w*|fossa|rt|rtx|radi\w*|chemo\w*|treat\w*|therapy|tx|biopsy|resect\w*)\b)"
 _BEFORE_AGENT = _word(
-    rf"pre|pre ?contrast|plain|native?|unenhanced|(?:no|non|without|wo|w o) (?:iv )?(?:{_AGENT}|c)"
+    rf"pre(?: ?contrast| (?:{_AGENT}))?{_ELSE}|plain|native?|unenhanced"
+    rf"|(?:no|non|without|wo|w o) (?:iv )?(?:{_AGENT}|c)|(?:without|wo|w o)$"
 )
-_AFTER_AGENT = re.compile(rf"{_START}(?:post|post ?contrast|{_AGENT}){_END}|{_START}c ?\+|\+ ?(?:c|gd){_END}")
+_AFTER_AGENT = re.compile(
+    rf"{_START}(?:post(?: ?contrast)?{_ELSE}|{_AGENT}){_END}|{_START}c ?\+|\+ ?(?:c|gd){_END}"
+)
 
 # What a word or an acquisition of one kind may turn out to be, once the other tells more.
 _FINER = {"t2": ("flair", "stir", "t2star"), "t2star": ("swi",)}
@@ -75,11 +81,10 @@ def contrasts_in_words(text: str) -> set[str]:
     return {label for label, pattern in _WORDS.items() if pattern.search(text)}
 
 
-def contrast_agent_in_words(text: str) -> bool | None:
-    """Whether `words` say that a contrast agent was given; None where they are silent."""
-    if _BEFORE_AGENT.search(text):
-        return False
-    return True if _AFTER_AGENT.search(text) else None
+def contrast_agent_in_words(text: str) -> set[bool]:
+    """Whether `words` say that a contrast agent was given: empty where they are silent, or both."""
+    rest, before = _BEFORE_AGENT.subn(" ", text)
+    return ({False} if before else set()) | ({True} if _AFTER_AGENT.search(rest) else set())
 
 
 def contrast_of_acquisition(acquisition: Acquisition) -> str | None:

@@ -15,10 +15,10 @@ from pydicom import Dataset
 from dae3d.errors import ScanError
 from dae3d.scans.dicom.contents import is_localiser, refusal
 from dae3d.scans.dicom.geometry import SAME_POSITION, geometry
-from dae3d.scans.dicom.header import Facts, Slice, read_header, read_slices
+from dae3d.scans.dicom.header import Facts, Slice, read_header, read_slices, reading
 from dae3d.scans.dicom.identity import salted
 from dae3d.scans.dicom.modality import label_by_header, read_tags
-from dae3d.scans.dicom.stacks import Stack, place, repeats, stacks
+from dae3d.scans.dicom.stacks import Stack, places, repeats, stacks
 from dae3d.scans.manifest import LeftOut
 from dae3d.scans.readers import Header
 
@@ -35,15 +35,17 @@ class FoundSeries:
     """A series, or one of its stacks, that can be read as a volume.
 
     `files` are relative to `folder`, the innermost that holds them all, in slice order; `modality` is None
-    where the header leaves it uncertain; `subject`, `study` and `series` are salted hashes. `description` and
-    `protocol` are free text: for rules and the screen, never to be written down. Of `volumes` stacks that
-    differ in time or diffusion direction alone it is number `volume`, from 0.
+    where the header leaves it uncertain; `subject`, `study` and `series` are salted hashes. `scanner`, the
+    header's Modality, is to be compared only, `description` and `protocol` are free text for rules and the
+    screen: none of them is to be written down. Of `volumes` stacks that differ in time or diffusion direction
+    alone it is number `volume`, from 0.
     """
 
     folder: Path
     files: tuple[str, ...]
     header: Header
     modality: str | None
+    scanner: str
     description: str
     protocol: str
     subject: str
@@ -57,8 +59,8 @@ def find_series(files: Iterable[Path], salt: bytes, workers: int = 1) -> Iterato
     """Every series that the DICOM `files` make up, and what of them is left out.
 
     Files are taken up as they are read, by `workers` threads, so `files` can carry a progress bar; what
-    cannot be read is yielded at once, series when all files have been read. Of several files with the same
-    SOP Instance UID the first counts. The order of what is yielded follows that of `files`.
+    cannot be read is yielded at once, series when all files have been read. Of copies of a file the first
+    counts. The order of what is yielded follows that of `files`.
     """
     series: dict[tuple[str, ...], list[Slice]] = {}
     shared = _Shared()
@@ -79,11 +81,16 @@ class _Shared:
     def __init__(self) -> None:
         self._folders: dict[Path, Path] = {}
         self._facts: dict[Facts, Facts] = {}
+        self._stacks: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def slice(self, one: Slice) -> Slice:
         """The slice with shared objects."""
-        folder = self._folders.setdefault(one.folder, one.folder)
-        return replace(one, folder=folder, facts=self._facts.setdefault(one.facts, one.facts))
+        return replace(
+            one,
+            folder=self._folders.setdefault(one.folder, one.folder),
+            facts=self._facts.setdefault(one.facts, one.facts),
+            stack=self._stacks.setdefault(one.stack, one.stack),
+        )
 
 
 def _read_all(files: Iterable[Path], workers: int) -> Iterator[tuple[Path, list[Slice] | ScanError]]:
@@ -112,7 +119,8 @@ def _read(path: Path) -> list[Slice] | ScanError:
 
 def _series_key(one: Slice) -> tuple[str, ...]:
     """What slices of one series have in common; a file of many frames is a series of its own."""
-    return (one.facts.series, one.facts.patient, str(one.instance) if one.frames > 1 else "")
+    facts = one.facts
+    return (facts.study, facts.series, facts.patient, str(one.instance) if one.frames > 1 else "")
 
 
 def _decide(slices: list[Slice], salt: bytes) -> Iterator[FoundSeries | LeftOut]:
@@ -126,15 +134,14 @@ def _decide(slices: list[Slice], salt: bytes) -> Iterator[FoundSeries | LeftOut]
     kept, copies = _once_each(kept)
     if copies:
         yield _left_out(copies, DUPLICATE)
-    if not kept:
-        return
-    # A file of many frames is read whole or not at all.
-    frames = kept[0].frames
-    if frames > 1 and repeats(kept):
-        yield _left_out(kept, f"several volumes in one file: {frames} frames")
-        return
-    for stack in [Stack(kept)] if frames > 1 else stacks(kept):
-        yield from _decide_stack(stack, salt)
+    for part in _apart(kept):
+        # A file of many frames is read whole or not at all.
+        frames = part[0].frames
+        if frames > 1 and repeats(part):
+            yield _left_out(part, f"several volumes in one file: {frames} frames")
+            continue
+        for stack in [Stack(part)] if frames > 1 else stacks(part):
+            yield from _decide_stack(stack, salt)
 
 
 def _refusal(one: Slice) -> str:
@@ -142,16 +149,54 @@ def _refusal(one: Slice) -> str:
 
 
 def _once_each(slices: list[Slice]) -> tuple[list[Slice], list[Slice]]:
-    """The slices without copies of the same object, and the copies.
+    """The slices without those of files that are copies, and those of the copies.
 
-    The UID alone does not tell: some anonymisers give the same one to all slices.
+    The SOP Instance UID alone does not tell: some anonymisers give the same one to all slices.
     """
-    first: dict[tuple[object, ...], Slice] = {}
-    copies = []
+    files: dict[Path, list[Slice]] = {}
     for one in slices:
-        if first.setdefault((one.instance, one.frame, one.position, one.facts.stack), one) is not one:
-            copies.append(one)
-    return list(first.values()), copies
+        files.setdefault(one.path, []).append(one)
+    alike: dict[tuple[object, ...], list[Path]] = {}
+    for path, ones in files.items():
+        key = (ones[0].instance, ones[0].stack, *(one.position for one in ones))
+        alike.setdefault(key, []).append(path)
+    copies = {path for paths in alike.values() if len(paths) > 1 for path in _copies(paths)}
+    return (
+        [one for path, ones in files.items() if path not in copies for one in ones],
+        [one for path in files if path in copies for one in files[path]],
+    )
+
+
+def _copies(paths: Sequence[Path]) -> Iterator[Path]:
+    """Which of an object's files, all at one place, repeat another: with equal pixels, or compressed anew."""
+    digests: dict[str, set[str]] = {}
+    for path in paths:
+        try:
+            syntax, digest = _pixels(path)
+        except ScanError:
+            continue  # it can be no copy
+        if digests and digest in digests.get(syntax, {digest}):
+            yield path
+        digests.setdefault(syntax, set()).add(digest)
+
+
+def _apart(slices: list[Slice]) -> list[list[Slice]]:
+    """Files of many frames one by one; and by folder where slices share a SOP Instance UID.
+
+    It is an anonymiser who gives one UID to several slices; then those of the series tell no more.
+    """
+    if slices and slices[0].frames > 1:
+        return _by([one.path for one in slices], slices)
+    if len({one.instance for one in slices}) < len(slices):
+        return _by([one.folder for one in slices], slices)
+    return [slices] if slices else []
+
+
+def _by(keys: Sequence[Path], slices: Sequence[Slice]) -> list[list[Slice]]:
+    parts: dict[Path, list[Slice]] = {}
+    for key, one in zip(keys, slices, strict=True):
+        parts.setdefault(key, []).append(one)
+    return list(parts.values())
 
 
 def _decide_stack(stack: Stack, salt: bytes) -> Iterator[FoundSeries | LeftOut]:
@@ -173,14 +218,19 @@ def _found(stack: Stack, slices: list[Slice], salt: bytes) -> FoundSeries:
         ScanError: with the reason, where it is none.
     """
     facts = slices[0].facts
-    header = read_header(slices[0].path, _SERIES_TAGS)
-    texts = [str(header.get(keyword) or "") for keyword in ("SeriesDescription", "ProtocolName")]
-    if is_localiser(texts):
+    with reading():
+        header = read_header(slices[0].path, _SERIES_TAGS)
+        description, protocol = (
+            str(header.get(name) or "") for name in ("SeriesDescription", "ProtocolName")
+        )
+        modality, dtype = label_by_header(header), _dtype(header)
+        instance = str(header.get("SOPInstanceUID"))
+    if is_localiser(description or protocol, len(slices)):
         raise ScanError("localiser: by its description")
     grid = geometry(slices)
-    parts = [text for pair in stack.key for text in pair]
+    parts = [facts.study, facts.patient, *(text for pair in stack.key for text in pair)]
     if slices[0].frames > 1:
-        parts.append(str(header.get("SOPInstanceUID")))
+        parts += [instance, slices[0].name]
     folder = _folder(slices)
     ordered = dict.fromkeys(slices[number].path.relative_to(folder).as_posix() for number in grid.order)
     return FoundSeries(
@@ -189,13 +239,14 @@ def _found(stack: Stack, slices: list[Slice], salt: bytes) -> FoundSeries:
         header=Header(
             shape=grid.shape,
             spacing=grid.spacing,
-            dtype=_dtype(header),
+            dtype=dtype,
             orientation="".join(aff2axcodes(grid.affine)),
             affine=grid.affine,
         ),
-        modality=label_by_header(header),
-        description=texts[0],
-        protocol=texts[1],
+        modality=modality,
+        scanner=facts.modality,
+        description=description,
+        protocol=protocol,
         subject=salted(salt, "patient", facts.patient or f"of study {facts.study}"),
         study=salted(salt, "study", facts.study),
         series=salted(salt, "series", facts.series, *parts),
@@ -210,27 +261,30 @@ def _without_equal_pixels(slices: Sequence[Slice]) -> tuple[list[Slice], list[Sl
     Raises:
         ScanError: where two at one place have different pixels.
     """
-    there: dict[tuple[float, ...], list[Slice]] = {}
-    for one in slices:
-        there.setdefault(place(one), []).append(one)
+    there: dict[int, list[Slice]] = {}
+    for number, one in zip(places(slices), slices, strict=True):
+        there.setdefault(number, []).append(one)
     for ones in there.values():
-        if len(ones) > 1 and len({_pixel_digest(one.path) for one in ones}) > 1:
+        if len(ones) > 1 and len({_pixels(one.path) for one in ones}) > 1:
             raise ScanError(SAME_POSITION)
     return [ones[0] for ones in there.values()], [one for ones in there.values() for one in ones[1:]]
 
 
-def _pixel_digest(path: Path) -> str:
-    header = read_header(path, ["RescaleSlope", "RescaleIntercept", "PixelData"], pixels=True)
-    scale = f"{header.get('RescaleSlope')} {header.get('RescaleIntercept')} "
-    return hashlib.sha256(scale.encode() + header.get("PixelData", b"")).hexdigest()
+def _pixels(path: Path) -> tuple[str, str]:
+    """The transfer syntax of a file, and a digest of its pixels as they are stored and of their rescaling."""
+    with reading():
+        header = read_header(path, ["RescaleSlope", "RescaleIntercept", "PixelData"], pixels=True)
+        scale = f"{header.get('RescaleSlope')} {header.get('RescaleIntercept')} "
+        digest = hashlib.sha256(scale.encode() + (header.get("PixelData") or b"")).hexdigest()
+        return str(header.file_meta.get("TransferSyntaxUID", "")), digest
 
 
 def _dtype(header: Dataset) -> str:
     bits = int(header.get("BitsAllocated") or 16)
     # Float and double pixel data have no representation (PS3.3 C.7.6.24).
-    if "PixelRepresentation" not in header:
+    if "PixelRepresentation" not in header and bits > 16:
         return f"float{bits}"
-    return f"{'int' if header.PixelRepresentation else 'uint'}{bits}"
+    return f"{'int' if header.get('PixelRepresentation') else 'uint'}{bits}"
 
 
 def _left_out(slices: Sequence[Slice], reason: str) -> LeftOut:

@@ -14,22 +14,22 @@ from typing import Literal
 import numpy as np
 
 from dae3d.errors import ScanError
-from dae3d.scans.dicom.header import Facts, Slice
+from dae3d.scans.dicom.header import Slice
 
 SAME_POSITION = "same position twice with different content"
 
 # Degrees. Rounded direction cosines reach a tenth; gantries are set in halves.
 _TILT = 0.2
-# Of the slice distance: how far from its place on an even grid a slice may lie. Positions rounded to 0.1 mm
-# are off by a twentieth where slices are 1 mm apart.
+# Of the slice distance: how far from its place on an even grid a slice may lie.
 _UNEVEN = 0.1
+# mm: positions written to a tenth may be off by a half of it, and so may the ends that the grid hangs on. Of
+# the slice distance at most so much, or a grid could pass over a missing slice.
+_WRITTEN, _WRITTEN_AT_MOST = 0.1, 0.3
 # Of the usual slice distance: where slices are missing between two, and where two are at one position.
 _MISSING = 1.5
 _SAME = 0.01
-# Direction cosines that differ by more belong to stacks of different orientation (0.06 degrees).
-_ORIENTATION = 1e-3
-# mm: pixel sizes that differ by more are different.
-_SIZE = 1e-3
+# Direction cosines (0.06 degrees) and pixel sizes (mm) that differ by more are different.
+ALIKE = 1e-3
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -108,12 +108,19 @@ def _stacked(
         raise ScanError(f"slices not in one row: up to {aside:.3g} mm aside")
     tilt = float(np.degrees(np.arctan2(np.linalg.norm(np.cross(step, normal)), step @ normal)))
     even = along[0] + np.arange(len(along)) * (step @ normal)
-    if np.abs(along - even).max() <= _UNEVEN * (step @ normal):
+    if np.abs(along - even).max() <= _slack(positions, float(step @ normal)):
         return ("tilted" if tilt > _TILT else "regular"), step, tilt
     _refuse_missing(distances, thicknesses)
     if modality != "CT":
         raise ScanError(f"uneven slice distances: {distances.min():.3g} to {distances.max():.3g} mm")
     return "uneven", step, tilt
+
+
+def _slack(positions: np.ndarray, distance: float) -> float:
+    """How far (mm) from its place on an even grid a slice may lie."""
+    written_to_tenths = np.allclose(positions, positions.round(1), rtol=0, atol=1e-6)
+    rounded = min(_WRITTEN, _WRITTEN_AT_MOST * distance) if written_to_tenths else 0.0
+    return max(_UNEVEN * distance, rounded)
 
 
 def _refuse_same_position(distances: np.ndarray) -> None:
@@ -138,22 +145,11 @@ def _refuse_missing(distances: np.ndarray, thicknesses: Sequence[float | None]) 
             )
 
 
-def same_size(one: Facts, other: Facts) -> bool:
-    """Whether slices have the same numbers of rows and columns, at the same distances."""
-    if (one.rows, one.columns) != (other.rows, other.columns):
-        return False
-    return _close(one.pixel_spacing, other.pixel_spacing, _SIZE)
-
-
-def same_orientation(one: Facts, other: Facts) -> bool:
-    """Whether slices are parallel, and turned the same way."""
-    return _close(one.orientation, other.orientation, _ORIENTATION)
-
-
-def _close(ones: tuple[float, ...] | None, others: tuple[float, ...] | None, within: float) -> bool:
+def _close(ones: tuple[float, ...] | None, others: tuple[float, ...] | None) -> bool:
+    """Whether no number differs from its counterpart by more than `ALIKE`."""
     if ones is None or others is None:
         return ones is others
-    return all(abs(one - other) <= within for one, other in zip(ones, others, strict=True))
+    return all(abs(one - other) <= ALIKE for one, other in zip(ones, others, strict=True))
 
 
 def _directions(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray]:
@@ -161,19 +157,23 @@ def _directions(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray]:
     cosines = slices[0].facts.orientation
     if cosines is None:
         raise ScanError("no orientation in the header")
-    if not all(same_orientation(slices[0].facts, one.facts) for one in slices):
+    if not all(_close(cosines, one.facts.orientation) for one in slices):
         raise ScanError("mixed orientations")
     row, column = np.array(cosines[:3]), np.array(cosines[3:])
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if not np.allclose([*lengths, 1 + row @ column], 1, atol=0.01):
-        raise ScanError(f"no orientation: direction cosines {cosines}")
+        raise ScanError("no orientation: direction cosines at no right angle")
     return row / lengths[0], column / lengths[1]
 
 
 def _pixel_spacing(slices: Sequence[Slice]) -> tuple[float, float]:
-    if not all(same_size(slices[0].facts, one.facts) for one in slices):
+    first = slices[0].facts
+    if not (first.rows and first.columns):
+        raise ScanError("no rows or columns in the header")
+    sizes = {(one.facts.rows, one.facts.columns) for one in slices}
+    spacing = first.pixel_spacing
+    if len(sizes) > 1 or not all(_close(spacing, one.facts.pixel_spacing) for one in slices):
         raise ScanError("mixed sizes of slices")
-    spacing = slices[0].facts.pixel_spacing
     if spacing is None or not (min(spacing) > 0 and np.isfinite(spacing).all()):
         raise ScanError(f"zero or non-finite spacing: {spacing or 'none in the header'}")
     return spacing

@@ -3,8 +3,11 @@
 An enhanced multi-frame file holds many slices, any other file one. Tags are those of DICOM PS3.6.
 """
 
+import logging
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,8 +22,11 @@ from dae3d.scans.readers import refuse_no_utf8
 
 Vector = tuple[float, float, float]
 
-# Headers in archives break the rules of their value types by the thousand, which is no news to the user.
+# Headers in archives break the rules of their value types by the thousand, which is no news to the user; the
+# warnings quote what headers hold.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", module="pydicom")
 
 # Names that say DICOM, for the files that lack its preamble ("IMA" is Siemens').
 _SUFFIXES = (".dcm", ".ima", ".dicom")
@@ -31,6 +37,8 @@ _MAGIC_AT = 128
 STACK_KEYS: dict[str, tuple[str | tuple[int, int], ...]] = {
     "image type": ("ImageType", "ComplexImageComponent", (0x0043, 0x102F)),
     "kernel": ("ConvolutionKernel",),
+    "slice thickness": ("SliceThickness",),
+    "tube voltage": ("KVP",),
     "echo": ("EchoTime", "EchoNumbers"),
     "inversion time": ("InversionTime",),
     "b-value": ("DiffusionBValue", (0x0019, 0x100C), (0x0043, 0x1039), (0x2001, 0x1003)),
@@ -42,7 +50,9 @@ STACK_KEYS: dict[str, tuple[str | tuple[int, int], ...]] = {
     ),
     "temporal position": ("TemporalPositionIdentifier", "TemporalPositionIndex"),
     "trigger time": ("TriggerTime",),
+    "frame reference time": ("FrameReferenceTime",),
     "acquisition": ("AcquisitionNumber",),
+    "acquisition time": ("AcquisitionTime",),
 }
 
 _TAGS = [
@@ -53,6 +63,7 @@ _TAGS = [
         "PatientID",
         "StudyInstanceUID",
         "SeriesInstanceUID",
+        "FrameOfReferenceUID",
         "Rows",
         "Columns",
         "NumberOfFrames",
@@ -76,7 +87,7 @@ class Facts:
 
     UIDs and the patient's identifier are as read, "" where missing. `orientation` holds the directions
     (LPS) along a row and down a column, `pixel_spacing` the distances in mm between rows and between
-    columns, `stack` the texts of the `STACK_KEYS`.
+    columns.
     """
 
     sop_class: str
@@ -84,6 +95,7 @@ class Facts:
     patient: str
     study: str
     series: str
+    frame_of_reference: str
     rows: int
     columns: int
     samples: int
@@ -92,7 +104,6 @@ class Facts:
     orientation: tuple[float, ...] | None
     pixel_spacing: tuple[float, float] | None
     thickness: float | None
-    stack: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +111,7 @@ class Slice:
     """One slice: a file, or one of its `frames`, `frame` counting from 0.
 
     `position` is the centre of the first voxel in mm, LPS; `instance` a hash of the SOP Instance UID, by
-    which copies of a file are told.
+    which copies of a file are told; `stack` holds the texts of the `STACK_KEYS`.
     """
 
     folder: Path
@@ -110,6 +121,7 @@ class Slice:
     frames: int
     position: Vector | None
     facts: Facts
+    stack: tuple[str, ...]
 
     @property
     def path(self) -> Path:
@@ -119,12 +131,16 @@ class Slice:
 
 def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM by its preamble, or by its suffix where it has none or cannot be opened."""
+    return path.name.lower().endswith(_SUFFIXES) or has_preamble(path)
+
+
+def has_preamble(path: Path) -> bool:
+    """Whether a file begins as DICOM files do; False where it cannot be opened."""
     try:
         with path.open("rb") as file:
-            start = file.read(_MAGIC_AT + 4)
+            return file.read(_MAGIC_AT + 4)[_MAGIC_AT:] == b"DICM"
     except OSError:
-        return path.name.lower().endswith(_SUFFIXES)
-    return start[_MAGIC_AT:] == b"DICM" or path.name.lower().endswith(_SUFFIXES)
+        return False
 
 
 def read_slices(path: Path) -> list[Slice]:
@@ -134,11 +150,13 @@ def read_slices(path: Path) -> list[Slice]:
         ScanError: where it is no DICOM, cut short, its values are malformed, or its path is not in UTF-8.
     """
     refuse_no_utf8(path)
-    with _reading(), path.open("rb") as file:
+    with reading(), path.open("rb") as file:
         header = _read(file, _TAGS)
         slices = _slices(path, header)
         there = path.stat().st_size - file.tell()
         needed = 0 if _is_compressed(header) else _pixel_bytes(header)
+    if there < 0:
+        raise ScanError("truncated: within its header")
     if there < needed:
         raise ScanError(f"truncated: {there} of {needed} bytes of pixels")
     return slices
@@ -150,7 +168,7 @@ def read_header(path: Path, tags: Sequence[BaseTag | str], pixels: bool = False)
     Raises:
         ScanError: where it cannot be read.
     """
-    with _reading(), path.open("rb") as file:
+    with reading(), path.open("rb") as file:
         return _read(file, tags, pixels)
 
 
@@ -163,32 +181,38 @@ def _read(file: BinaryIO, tags: Sequence[BaseTag | str], pixels: bool = False) -
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
-    """Say what is wrong with a file in the place of any error; pydicom has many."""
+def reading(keyword: str = "") -> Iterator[None]:
+    """Say that a file, or what it has under `keyword`, is malformed in the place of any error of pydicom's.
+
+    Errors' own words are not passed on: they quote what the header holds.
+
+    Raises:
+        ScanError: in the place of any error.
+    """
     try:
         yield
     except ScanError:
         raise
     except OSError as error:
-        raise ScanError(f"unreadable: {error.strerror or error}") from error
+        raise ScanError(f"unreadable: {error.strerror or type(error).__name__}") from error
     except Exception as error:
-        raise ScanError(
-            f"unreadable: {type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        ) from error
+        place = f"{keyword}: " if keyword else ""
+        raise ScanError(f"unreadable: {place}{type(error).__name__}") from error
 
 
 def _slices(path: Path, header: Dataset) -> list[Slice]:
-    frames = int(header.get("NumberOfFrames") or 1)
+    frames = _count(header, "NumberOfFrames") or 1
     shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * frames
     if len(per_frame) != frames:
         raise ScanError(f"unreadable: {len(per_frame)} frames described of {frames}")
     facts = _facts(header)
+    stack = tuple(sys.intern(_stack_text(header, tags)) for tags in STACK_KEYS.values())
     instance = hash(header.get("SOPInstanceUID") or path)
     slices = []
     for frame, groups in enumerate(per_frame):
         position, of_frame = _placed(facts, header, [groups, shared])
-        slices.append(Slice(path.parent, path.name, instance, frame, frames, position, of_frame))
+        slices.append(Slice(path.parent, path.name, instance, frame, frames, position, of_frame, stack))
     return slices
 
 
@@ -200,24 +224,26 @@ def _facts(header: Dataset) -> Facts:
         patient=str(header.get("PatientID") or "").strip(),
         study=str(header.get("StudyInstanceUID") or ""),
         series=str(header.get("SeriesInstanceUID") or ""),
-        rows=int(header.get("Rows") or 0),
-        columns=int(header.get("Columns") or 0),
-        samples=int(header.get("SamplesPerPixel") or 1),
+        frame_of_reference=str(header.get("FrameOfReferenceUID") or ""),
+        rows=_count(header, "Rows"),
+        columns=_count(header, "Columns"),
+        samples=_count(header, "SamplesPerPixel") or 1,
         photometric=str(header.get("PhotometricInterpretation") or ""),
-        image_type=tuple(_texts(header.get("ImageType"))),
+        image_type=tuple(_optional(header, "ImageType")),
         orientation=None,
         pixel_spacing=None,
         thickness=None,
-        stack=tuple(_stack_text(header, tags) for tags in STACK_KEYS.values()),
     )
 
 
 def _placed(facts: Facts, header: Dataset, groups: list[Dataset]) -> tuple[Vector | None, Facts]:
     """Where a frame lies, and the facts with its orientation and size."""
-    position = _floats(_find(header, groups, "PlanePositionSequence", "ImagePositionPatient"))
-    orientation = _floats(_find(header, groups, "PlaneOrientationSequence", "ImageOrientationPatient"))
-    spacing = _floats(_find(header, groups, "PixelMeasuresSequence", "PixelSpacing"))
-    thickness = _floats(_find(header, groups, "PixelMeasuresSequence", "SliceThickness"))
+    position = _floats(header, groups, "PlanePositionSequence", "ImagePositionPatient")
+    orientation = _floats(header, groups, "PlaneOrientationSequence", "ImageOrientationPatient")
+    spacing = _floats(header, groups, "PixelMeasuresSequence", "PixelSpacing")
+    thickness: tuple[float, ...] = ()
+    with suppress(ScanError):  # can be done without
+        thickness = _floats(header, groups, "PixelMeasuresSequence", "SliceThickness")
     of_frame = replace(
         facts,
         orientation=orientation if len(orientation) == 6 else None,
@@ -227,15 +253,29 @@ def _placed(facts: Facts, header: Dataset, groups: list[Dataset]) -> tuple[Vecto
     return ((position[0], position[1], position[2]) if len(position) == 3 else None), of_frame
 
 
-def _find(header: Dataset, groups: list[Dataset], sequence: str, keyword: str) -> Any:
-    """A value of the frame's functional group, else of the group that all frames share, else of the file."""
+def _floats(header: Dataset, groups: list[Dataset], sequence: str, keyword: str) -> tuple[float, ...]:
+    """Numbers of the frame's functional group, else of the group that all frames share, else of the file."""
     items = [group[sequence][0] for group in groups if group.get(sequence)]
-    return next((item[keyword].value for item in [*items, header] if keyword in item), None)
+    with reading(keyword):
+        value = next((item[keyword].value for item in [*items, header] if keyword in item), None)
+        return tuple(float(text) for text in _texts(value))
+
+
+def _count(header: Dataset, keyword: str) -> int:
+    with reading(keyword):
+        return int(header.get(keyword) or 0)
+
+
+def _optional(header: Dataset, tag: str | tuple[int, int]) -> list[str]:
+    """The texts of a value that can be done without: none where it is malformed."""
+    if tag in header:
+        with suppress(ScanError), reading():
+            return _texts(header[tag].value)
+    return []
 
 
 def _stack_text(header: Dataset, tags: tuple[str | tuple[int, int], ...]) -> str:
-    values = [header[tag].value for tag in tags if tag in header]
-    return " ".join("\\".join(_texts(value)) for value in values)
+    return " ".join("\\".join(texts) for texts in (_optional(header, tag) for tag in tags) if texts)
 
 
 def _texts(value: Any) -> list[str]:
@@ -244,16 +284,11 @@ def _texts(value: Any) -> list[str]:
     return [str(part) for part in value] if isinstance(value, MultiValue | list | tuple) else [str(value)]
 
 
-def _floats(value: Any) -> tuple[float, ...]:
-    return tuple(float(text) for text in _texts(value))
-
-
 def _is_compressed(header: Dataset) -> bool:
     syntax = header.file_meta.get("TransferSyntaxUID")
     return syntax is not None and syntax.is_private is False and (syntax.is_compressed or syntax.is_deflated)
 
 
 def _pixel_bytes(header: Dataset) -> int:
-    voxels = int(header.get("Rows") or 0) * int(header.get("Columns") or 0)
-    values = voxels * int(header.get("NumberOfFrames") or 1) * int(header.get("SamplesPerPixel") or 1)
-    return values * int(header.get("BitsAllocated") or 0) // 8
+    voxels = _count(header, "Rows") * _count(header, "Columns") * (_count(header, "NumberOfFrames") or 1)
+    return voxels * (_count(header, "SamplesPerPixel") or 1) * _count(header, "BitsAllocated") // 8

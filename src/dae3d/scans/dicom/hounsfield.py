@@ -1,21 +1,25 @@
 """From stored values to intensities: the rescaling of every slice, checked by a second decoder."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from pydicom import Dataset
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import RLELossless
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from dae3d.errors import ScanError
-from dae3d.scans.dicom.header import Slice
+from dae3d.scans.dicom.header import Slice, read_header, reading
 
 _TAGS = [
     "BitsAllocated",
+    "BitsStored",
     "NumberOfFrames",
     "PerFrameFunctionalGroupsSequence",
+    "PhotometricInterpretation",
+    "PixelPaddingRangeLimit",
+    "PixelPaddingValue",
     "PixelRepresentation",
     "RescaleIntercept",
     "RescaleSlope",
@@ -24,6 +28,10 @@ _TAGS = [
 ]
 # A CT with air in it has values below; stored values that still await their intercept have not.
 _AIR = -500.0
+# Rescale Types other than HU (PS3.3 C.11.1.1.2), the only ones that a reason may quote: it is free text.
+_UNITS = ("OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT")
+# What pydicom decodes by itself, a frame at a time.
+_COMPARED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless)
 
 
 @dataclass(frozen=True)
@@ -38,36 +46,73 @@ class Rescale:
 
 @dataclass(frozen=True)
 class Storage:
-    """How the pixels of a file are stored: the type of its values, and the rescaling of each frame."""
+    """How the pixels of a file are stored: in which compression and type, and rescaled how in each frame.
 
+    `bits` of each value are used. `inverted` says that the least is shown white (MONOCHROME1). `padding` is
+    the least and greatest stored value that stand for "not imaged", by Pixel Padding Value.
+    """
+
+    syntax: UID | None
     dtype: np.dtype
+    bits: int
+    inverted: bool
+    padding: tuple[int, int] | None
     rescales: tuple[Rescale, ...]
 
 
 def read_storage(path: Path) -> Storage:
-    """How the pixels of a DICOM file are stored."""
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
-    kind = "i" if header.get("PixelRepresentation") == 1 else "u"
-    dtype = np.dtype(f"{kind}{max(1, int(header.get('BitsAllocated', 16)) // 8)}")
+    """How the pixels of a DICOM file are stored.
+
+    Raises:
+        ScanError: where its header does not say it.
+    """
+    header = read_header(path, _TAGS)
+    if header.get("PixelRepresentation") not in (0, 1):
+        raise ScanError("no PixelRepresentation, which says whether values are signed")
+    allocated = int(header.get("BitsAllocated") or 16)
+    dtype = np.dtype(f"{'i' if header.PixelRepresentation else 'u'}{max(1, allocated // 8)}")
     frames = int(header.get("NumberOfFrames") or 1)
     shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     each = header.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * frames
-    return Storage(dtype, tuple(_rescale(group, shared, header) for group in each))
+    return Storage(
+        syntax=header.file_meta.get("TransferSyntaxUID"),
+        dtype=dtype,
+        bits=int(header.get("BitsStored") or allocated),
+        inverted=header.get("PhotometricInterpretation") == "MONOCHROME1",
+        padding=_padding(header, dtype),
+        rescales=tuple(_rescale(group, shared, header) for group in each),
+    )
+
+
+def _padding(header: Dataset, dtype: np.dtype) -> tuple[int, int] | None:
+    values = [header.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    # Often written as 63536 in place of -2000, or the other way round.
+    ends = [int(np.int64(value).astype(dtype)) for value in values if isinstance(value, int)]
+    return (min(ends), max(ends)) if ends else None
 
 
 def _rescale(frame: Dataset, shared: Dataset, header: Dataset) -> Rescale:
     """The frame's own rescaling, else that of all frames, else the file's."""
     groups = [group.get("PixelValueTransformationSequence") for group in (frame, shared)]
     for item in [*(group[0] for group in groups if group), header]:
-        if item.get("RescaleIntercept") is not None or item.get("RescaleSlope") is not None:
+        slope, intercept = _number(item, "RescaleSlope"), _number(item, "RescaleIntercept")
+        if slope is not None or intercept is not None:
             # Zero would leave nothing of the image; some writers put it for "none".
-            slope = float(item.get("RescaleSlope") or 1.0)
-            intercept = float(item.get("RescaleIntercept") or 0.0)
-            return Rescale(slope, intercept, str(item.get("RescaleType") or "").upper(), given=True)
+            units = str(item.get("RescaleType") or "").strip().upper()
+            return Rescale(slope or 1.0, intercept or 0.0, units, given=True)
     return Rescale()
 
 
-def check_stored(one: Slice, plane: np.ndarray) -> None:
+def _number(item: Dataset, keyword: str) -> float | None:
+    with reading(keyword):
+        value = item.get(keyword)
+        number = None if value is None else float(value)
+    if number is not None and not math.isfinite(number):
+        raise ScanError(f"unreadable: {keyword}: not finite")
+    return number
+
+
+def check_stored(one: Slice, plane: np.ndarray, storage: Storage) -> None:
     """Compare a slice as decoded by GDCM, (rows, columns) of stored values, with what pydicom decodes.
 
     Slices in a compression that pydicom alone cannot read are not compared.
@@ -75,15 +120,13 @@ def check_stored(one: Slice, plane: np.ndarray) -> None:
     Raises:
         ScanError: where they differ, so that neither can be trusted.
     """
-    header = pydicom.dcmread(one.path, specific_tags=["BitsStored", "PixelRepresentation"], force=True)
-    syntax = header.file_meta.get("TransferSyntaxUID")
-    if syntax is None or (syntax.is_compressed and syntax != RLELossless):
+    if storage.syntax not in _COMPARED:
         return
-    bits = int(header.BitsStored)
-    expected = pixel_array(one.path, index=one.frame, raw=True).astype(np.int64)
-    expected &= (1 << bits) - 1  # the bits above may hold an overlay
-    if header.PixelRepresentation == 1:
-        expected -= (expected >> (bits - 1)) << bits
+    decoded = pixel_array(one.path, index=one.frame, raw=True, photometric_interpretation="MONOCHROME2")
+    expected = decoded.astype(np.int64)
+    expected &= (1 << storage.bits) - 1  # the bits above may hold an overlay
+    if storage.dtype.kind == "i":
+        expected -= (expected >> (storage.bits - 1)) << storage.bits
     if not np.array_equal(plane, expected):
         raise ScanError(f"{one.name}: its pixels come out differently from two decoders")
 
@@ -96,6 +139,7 @@ def check_hounsfield(rescales: set[Rescale], least: float) -> None:
     """
     for rescale in rescales:
         if rescale.units not in ("", "HU", "US"):  # "US": unspecified
-            raise ScanError(f"CT in units of {rescale.units}, not HU")
+            units = rescale.units if rescale.units in _UNITS else "its own"
+            raise ScanError(f"CT in units of {units}, not HU")
         if not rescale.given and least > _AIR:
             raise ScanError(f"CT without RescaleIntercept whose values cannot be HU: none is below {least:g}")

@@ -37,18 +37,18 @@ def load_salt(path: Path | None) -> bytes:
     if path is None and not place.exists():
         _make(place)
     try:
-        salt = place.read_bytes().strip()
+        content = place.read_bytes()
     except FileNotFoundError:
         raise Dae3dError(
             f"salt: {place}: no such file; any file of {_LEAST_BYTES} random bytes or more will do"
         ) from None
     except OSError as error:
         raise Dae3dError(f"salt: {place}: cannot be read: {error.strerror}") from None
-    if len(salt) < _LEAST_BYTES:
+    if len(content) < _LEAST_BYTES:
         raise Dae3dError(
-            f"salt: {place}: {len(salt)} bytes are too few to hide anything, {_LEAST_BYTES} needed"
+            f"salt: {place}: {len(content)} bytes are too few to hide anything, {_LEAST_BYTES} needed"
         )
-    return salt
+    return content.removesuffix(b"\n")  # an editor's
 
 
 def _own_salt() -> Path:

@@ -6,9 +6,11 @@ contrast is told by the words of the description or by the sequence's parameters
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
-from pydicom import Dataset
+from pydicom import Dataset, Sequence
 from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag
 
 from dae3d.scans.dicom.contrast import (
     Acquisition,
@@ -75,14 +77,16 @@ _NO_HU = {
     *("PERFUSION", "CBF", "CBV", "MTT", "TTP", "TMAX", "MATERIAL_SPECIFIC", "ELECTRON_DENSITY"),
 }
 _NO_HU_WORDS = re.compile(
-    r"\b(?:mip|minip|vrt|ssd|topogram|scout|surview|cbf|cbv|mtt|ttp|tmax|iodine|z ?eff|dose|screen ?save)\b"
+    r"\b(?:t?mip|min ?ip|max ?ip|mnip|vrt|ssd|topo|topogram|scout|surview|perfusion|cbf|cbv|mtt|ttp|tmax"
+    r"|iodine|z ?eff|dose (?:report|info\w*|record|summary)|screen ?save)\b"
 )
 # X-Ray 3D Angiographic and X-Ray 3D Craniofacial Image Storage.
 _CONE_BEAM_CLASSES = ("1.2.840.10008.5.1.4.1.1.13.1.1", "1.2.840.10008.5.1.4.1.1.13.1.2")
 _CONE_BEAM = re.compile(
     r"\b(?:cbct|cone ?beam|on board imager|obi|xvi|i cat|newtom|accuitomo|veraview\w*|galileos|orthophos)\b"
 )
-_NO_AGENT = ("", "no", "none", "n", "0", "without")
+# Words that stand in Contrast/Bolus Agent where none was given; "non-ionic" is one that was.
+_NO_AGENT = re.compile(r"$|[n0]$|(?:no|non(?! ?ionic)|none|not|nil|na|n a|native?|w o|without)\b")
 
 
 def label_by_header(header: Dataset) -> str | None:
@@ -90,9 +94,9 @@ def label_by_header(header: Dataset) -> str | None:
 
     Of an enhanced file, the functional groups shared by all frames and those of its first frame are read too.
     """
-    if str(header.get("SOPClassUID", "")) in _CONE_BEAM_CLASSES:
+    if _text(header, "SOPClassUID") in _CONE_BEAM_CLASSES:
         return "cbct"
-    match str(header.get("Modality", "")):
+    match _text(header, "Modality"):
         case "CT":
             return _ct_label(header)
         case "MR":
@@ -109,7 +113,7 @@ def _ct_label(header: Dataset) -> str | None:
     units = _values(header, "RescaleType") - {"US"}  # "US": unspecified
     if _values(header, "ImageType") & _NO_HU or _NO_HU_WORDS.search(description) or units - {"HU"}:
         return None
-    device = words(f"{header.get('Manufacturer', '')} {header.get('ManufacturerModelName', '')}")
+    device = words(f"{_text(header, 'Manufacturer')} {_text(header, 'ManufacturerModelName')}")
     return "cbct" if _CONE_BEAM.search(f"{description} {device}") else "ct"
 
 
@@ -129,15 +133,17 @@ def _mr_label(header: Dataset) -> str | None:
     enhanced = _values(header, "AcquisitionContrast") | (image_type if _is_enhanced(header) else set())
     named |= {label for value, label in _ENHANCED_CONTRASTS.items() if value in enhanced}
     label = agreed(named, contrast_of_acquisition(_acquisition(header)))
-    return "t1ce" if label == "t1" and _has_agent(header, description) else label
+    return _t1_label(header, description) if label == "t1" else label
 
 
-def _has_agent(header: Dataset, description: str) -> bool:
-    said = contrast_agent_in_words(description)
-    if said is None:
-        agent = str(header.get("ContrastBolusAgent", "") or "").strip().lower()
-        return agent not in _NO_AGENT or bool(header.get("ContrastBolusAgentSequence"))
-    return said
+def _t1_label(header: Dataset, description: str) -> str | None:
+    given = contrast_agent_in_words(description)
+    if not given:
+        agent = words(_text(header, "ContrastBolusAgent"))
+        given = {not _NO_AGENT.match(agent) or bool(_value(header, "ContrastBolusAgentSequence"))}
+    if len(given) > 1:
+        return None
+    return "t1ce" if True in given else "t1"
 
 
 def _acquisition(header: Dataset) -> Acquisition:
@@ -150,7 +156,7 @@ def _acquisition(header: Dataset) -> Acquisition:
         echo_planar="EP" in sequence or "YES" in _values(header, "EchoPlanarPulseSequence"),
         inversion="IR" in sequence or "YES" in _values(header, "InversionRecovery"),
         two_dimensional="2D" in _values(header, "MRAcquisitionType"),
-        diffusion=diffusion or bool(re.search(r"\bep_b\d", str(header.get("SequenceName", "")))),
+        diffusion=diffusion or bool(re.search(r"\bep_b\d", _text(header, "SequenceName"))),
         echo_time=_number(header, "EchoTime", "EffectiveEchoTime"),
         repetition_time=_number(header, "RepetitionTime"),
         inversion_time=_number(header, "InversionTime", "InversionTimes"),
@@ -163,24 +169,23 @@ def _is_enhanced(header: Dataset) -> bool:
 
 def _description(header: Dataset) -> str:
     """The words of the series; without any those of the protocol, which GE names after the whole visit."""
-    return words(str(header.get("SeriesDescription", "") or header.get("ProtocolName", "")))
+    return words(_text(header, "SeriesDescription") or _text(header, "ProtocolName"))
 
 
 def _groups(header: Dataset) -> Iterator[Dataset]:
     """The header itself, then the items of its functional groups."""
     yield header
     for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        for group in header.get(keyword, [])[:1]:
-            for element in group:
-                if element.VR == "SQ" and element.value:
-                    yield element.value[0]
+        for group in (_value(header, keyword) or [])[:1]:
+            items = (_value(group, tag) for tag in sorted(group.keys()))
+            yield from (item[0] for item in items if item and isinstance(item, Sequence))
 
 
 def _first(header: Dataset, *keywords: str) -> list:
     """The values of the first element found under one of `keywords`."""
     for group in _groups(header):
         for keyword in keywords:
-            value = group.get(keyword)
+            value = _value(group, keyword)
             if value not in (None, ""):
                 return list(value) if isinstance(value, MultiValue) else [value]
     return []
@@ -191,4 +196,22 @@ def _values(header: Dataset, keyword: str) -> set[str]:
 
 
 def _number(header: Dataset, *keywords: str) -> float | None:
-    return next((float(value) for value in _first(header, *keywords)), None)
+    try:
+        return next((float(value) for value in _first(header, *keywords)), None)
+    except (TypeError, ValueError):
+        return None
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    return str(_value(header, keyword) or "")
+
+
+def _value(group: Dataset, key: str | BaseTag) -> Any:
+    """The value of an element, None where there is none.
+
+    A malformed one is as good as none: a typing error in an echo time ought not to cost the series.
+    """
+    try:
+        return group[key].value if key in group else None
+    except Exception:  # pydicom raises many
+        return None

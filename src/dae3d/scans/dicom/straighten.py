@@ -6,10 +6,10 @@ import numpy as np
 
 from dae3d.scans.dicom.header import Slice
 from dae3d.scans.readers import Volume
+from dae3d.store.padding import BELOW_AIR
 
 # HU. Below air, as scanners fill the corners outside their field of view: nothing was imaged there.
 PADDING = -2000.0
-_AIR = -1024.0
 # Voxels: positions are rounded in headers, and a shift so near to a whole one needs no interpolation.
 _SHIFT = 0.01
 # Of the slice distance: a slice as near is taken as it is, as in any even stack.
@@ -61,7 +61,7 @@ def straightened(volume: Volume, slices: Sequence[Slice]) -> Volume:
 def _plane(volume: Volume, k: int, is_ct: bool) -> np.ndarray:
     """Slice `k` in acquired units, (columns, rows), not a number where nothing was imaged."""
     plane = (volume.array[:, :, k] * np.float64(volume.slope) + volume.intercept).astype(np.float32)
-    return np.where(plane < _AIR, np.float32(np.nan), plane) if is_ct else plane
+    return np.where(plane <= BELOW_AIR, np.float32(np.nan), plane) if is_ct else plane
 
 
 def _shifted(plane: np.ndarray, shift: np.ndarray, extra: np.ndarray) -> np.ndarray:

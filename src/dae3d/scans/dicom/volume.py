@@ -12,9 +12,9 @@ import SimpleITK as sitk
 
 from dae3d.errors import ScanError
 from dae3d.scans.dicom.geometry import geometry
-from dae3d.scans.dicom.header import Slice, read_slices
+from dae3d.scans.dicom.header import Slice, read_slices, reading
 from dae3d.scans.dicom.hounsfield import Rescale, Storage, check_hounsfield, check_stored, read_storage
-from dae3d.scans.dicom.straighten import straightened
+from dae3d.scans.dicom.straighten import PADDING, straightened
 from dae3d.scans.readers import Volume
 
 
@@ -22,8 +22,8 @@ def read_series(files: Sequence[Path]) -> Volume:
     """The volume of one stack of slices, whatever the order of its files.
 
     Axes run along a row, down a column and from slice to slice. Values are stored ones with a common slope
-    and intercept, or float32 intensities where slices are rescaled differently; see `straightened` for stacks
-    that have to be resampled.
+    and intercept, or float32 intensities where slices are rescaled differently or hold padding above all
+    else; see `straightened` for stacks that have to be resampled.
 
     Raises:
         ScanError: where a file cannot be read or decoded, the slices make no stack (see `geometry`), or a CT
@@ -32,40 +32,54 @@ def read_series(files: Sequence[Path]) -> Volume:
     slices = [one for path in files for one in read_slices(path)]
     grid = geometry(slices)
     ordered = [slices[i] for i in grid.order]
-    try:
+    with reading():
         stack, slope, intercept = _decoded(ordered)
-    except ScanError:
-        raise
-    except Exception as error:
-        raise ScanError(
-            f"unreadable: {type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        ) from error
     volume = Volume(stack, grid.affine, slope, intercept)
     return volume if grid.kind == "regular" else straightened(volume, ordered)
 
 
 def _decoded(slices: Sequence[Slice]) -> tuple[np.ndarray, float, float]:
     """Values (X, Y, Z) of slices in their order, with the slope and intercept they have in common."""
-    planes, rescales = _planes(slices)
+    planes, storages = _planes(slices)
+    rescales = [storage.rescales[one.frame] for one, storage in zip(slices, storages, strict=True)]
     for k in {rescale: k for k, rescale in enumerate(rescales)}.values():
-        check_stored(slices[k], planes[k])
-    if slices[0].facts.modality == "CT":
+        check_stored(slices[k], planes[k], storages[k])
+    is_ct = slices[0].facts.modality == "CT"
+    if is_ct:
         least = min(float(p.min()) * r.slope + r.intercept for p, r in zip(planes, rescales, strict=True))
         check_hounsfield(set(rescales), least)
     common = {(rescale.slope, rescale.intercept) for rescale in rescales}
-    if len(common) == 1:
+    above = _padding_above(planes, storages)
+    if len(common) == 1 and above is None:
         return np.stack(planes).T, *common.pop()
     rescaled = [
         (plane * np.float64(r.slope) + r.intercept).astype(np.float32)
         for plane, r in zip(planes, rescales, strict=True)
     ]
+    if above is not None:
+        for plane, values in zip(planes, rescaled, strict=True):
+            values[plane >= above] = PADDING if is_ct else 0.0
     return np.stack(rescaled).T, 1.0, 0.0
 
 
-def _planes(slices: Sequence[Slice]) -> tuple[list[np.ndarray], list[Rescale]]:
-    """The stored values (rows, columns) of each slice, and how they are rescaled."""
+def _padding_above(planes: Sequence[np.ndarray], storages: Sequence[Storage]) -> int | None:
+    """The stored value from which on nothing was imaged: declared padding that is above all else.
+
+    Padding below all else stays, known by its intensity like any (see `dae3d.store.padding`). A value amid
+    others is none, whatever the header says: some declare 0, and have it for water.
+    """
+    declared = {storage.padding for storage in storages}
+    padding = declared.pop()
+    if declared or padding is None:
+        return None
+    least, greatest = padding
+    return least if least <= max(int(plane.max()) for plane in planes) <= greatest else None
+
+
+def _planes(slices: Sequence[Slice]) -> tuple[list[np.ndarray], list[Storage]]:
+    """The stored values (rows, columns) of each slice, and how its file stores them."""
     files: dict[Path, tuple[np.ndarray, Storage]] = {}
-    planes, rescales = [], []
+    planes, storages = [], []
     for one in slices:
         path = one.path
         if path not in files:
@@ -73,8 +87,8 @@ def _planes(slices: Sequence[Slice]) -> tuple[list[np.ndarray], list[Rescale]]:
             files[path] = _stored(path, storage), storage
         frames, storage = files[path]
         planes.append(frames[one.frame])
-        rescales.append(storage.rescales[one.frame])
-    return planes, rescales
+        storages.append(storage)
+    return planes, storages
 
 
 def _stored(path: Path, storage: Storage) -> np.ndarray:
@@ -90,7 +104,10 @@ def _stored(path: Path, storage: Storage) -> np.ndarray:
         raise ScanError(f"RGB or vector: {image.GetNumberOfComponentsPerPixel()} values per voxel")
     values = sitk.GetArrayFromImage(image)
     first: Rescale = storage.rescales[0]
-    if (first.slope, first.intercept) == (1.0, 0.0):
-        return values
-    # GDCM has rescaled all frames as the first one says.
-    return np.rint((values - first.intercept) / first.slope).astype(storage.dtype)
+    if (first.slope, first.intercept) != (1.0, 0.0):
+        # GDCM has rescaled all frames as the first one says,
+        values = np.rint((values - first.intercept) / first.slope).astype(storage.dtype)
+    if storage.inverted:
+        # and made MONOCHROME2 of MONOCHROME1, for which it turns the bits over.
+        values = (-1 if storage.dtype.kind == "i" else (1 << storage.bits) - 1) - values
+    return values

@@ -66,11 +66,16 @@ class Layout:
         if not found:
             raise self.mismatch(root)
 
-    def refuses(self, found_modality: str | None) -> str | None:
-        """Why a DICOM series of that modality (None: unknown) is left out, or None where it belongs here."""
-        if self.modality is None or found_modality in (None, self.modality):
+    def refuses(self, label: str | None, scanner: str) -> str | None:
+        """Why a DICOM series is left out, or None where it belongs here.
+
+        `label` is its modality label, None where that is uncertain; then its header's Modality counts.
+        """
+        if self.modality is None or label == self.modality:
             return None
-        return f"{found_modality}: of {self.title} the {self.modality} series are taken"
+        if label is None and scanner == self.modality.upper():
+            return None
+        return f"{label or 'unknown modality'}: of {self.title} the {self.modality} series are taken"
 
     def mismatch(self, root: Path) -> Dae3dError:
         """The error for a folder in which nothing of the set was found."""

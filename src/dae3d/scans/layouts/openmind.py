@@ -80,13 +80,13 @@ def candidates_in_openmind(root: Path, dataset: str | None) -> Iterator[Candidat
 
 
 def _rows(root: Path) -> Iterator[_Row]:
-    try:
-        if (root / COLLECTION).is_file():
-            yield from _rows_of_collection(root / COLLECTION)
-        elif (root / TABLE).is_file():
-            yield from _rows_of_table(root / TABLE)
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise Dae3dError(f"{root}: its list of images cannot be read: {error}") from None
+    for name, rows in ((COLLECTION, _rows_of_collection), (TABLE, _rows_of_table)):
+        if (root / name).is_file():
+            try:
+                yield from rows(root / name)
+            except (OSError, UnicodeError, csv.Error) as error:
+                raise Dae3dError(f"{root / name}: cannot be read: {error}") from None
+            return
 
 
 def _rows_of_collection(path: Path) -> Iterator[_Row]:
@@ -94,8 +94,8 @@ def _rows_of_collection(path: Path) -> Iterator[_Row]:
         collection = _Collection.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise Dae3dError(f"{path}: no collection of nnssl: {place}: {first['msg']}") from None
+        place = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+        raise Dae3dError(f"{path}: no collection of nnssl: {place}{first['msg']}") from None
     for dataset, content in collection.datasets.items():
         for subject, sessions in content.subjects.items():
             for image in (image for session in sessions.sessions.values() for image in session.images):
