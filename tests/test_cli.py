@@ -235,3 +235,14 @@ def test_importing_and_indexing_do_not_wait_for_pytorch():
     done = run("-c", script)
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_ctrl_c_while_a_verb_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dae3d.cli.load_verb", interrupted)
+    assert main(["index", "somewhere"]) == 130
+    assert capsys.readouterr().err == "\ndae3d: interrupted; run the same command again to go on\n"

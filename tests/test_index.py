@@ -106,7 +106,7 @@ def test_what_is_left_out_and_why(folder: Path) -> None:
     assert found == {
         "four.nii.gz": "4-D: shape 16x16x16x2",
         "two.nii.gz": "2-D: shape 16x16",
-        "localiser.nii.gz": "localiser or thin stack: shape 256x256x3",
+        "localiser.nii.gz": "fewer than 8 voxels along an axis (--min-slices): shape 256x256x3",
         "mask.nii.gz": "excluded: seg/*",
         "gone.nii.gz": "missing file",
         "zlink.nii.gz": f"same file as another: {folder / 'good.nii.gz'}",
@@ -291,3 +291,21 @@ def test_a_path_that_is_not_in_utf8_is_left_out_and_written_readably(tmp_path: P
     assert [scan.path for scan in manifest.scans] == [good]
     assert left_out.path.name == r"caf\xe9_t1.nii.gz"
     assert "UTF-8" in left_out.reason
+
+
+@pytest.mark.parametrize("name", ["list.json", "scan.nii.gz", "notes.md"])
+def test_what_is_no_manifest_is_not_written_over(tmp_path: Path, name: str) -> None:
+    write_scan(tmp_path / "in" / "a.nii.gz")
+    there = tmp_path / name
+    there.write_text('{"training": []}')
+    with pytest.raises(Dae3dError, match=f"{name} is there, and is no manifest"):
+        dae3d.index(folders=[tmp_path / "in"], modality="t1", out=there)
+    assert there.read_text() == '{"training": []}'
+
+
+def test_a_manifest_is_written_over_an_earlier_version_s_too(tmp_path: Path) -> None:
+    write_scan(tmp_path / "in" / "a.nii.gz")
+    there = tmp_path / "manifest.json"
+    there.write_text('{\n "version": 1,\n "scans": [],\n "left_out": []\n}\n')
+    for _ in range(2):
+        assert len(dae3d.index(folders=[tmp_path / "in"], modality="t1", out=there).scans) == 1

@@ -1,6 +1,8 @@
 """The verb `index` on DICOM series: found beside files, told by header or rule, named by no identifier."""
 
 import json
+import os
+import shlex
 import tarfile
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import dae3d
 from dae3d.cli import main
 from dae3d.errors import Dae3dError
 from dae3d.scans.manifest import Manifest
-from dicom_files import evenly, write_series
+from dicom_files import evenly, write_enhanced, write_series
 from test_index import reasons, run, write_scan
 
 SLICES = 9
@@ -90,7 +92,10 @@ def test_the_users_word_goes_before_the_header(folder: Path) -> None:
     assert labels(run(folder, modality="cbct"))["ct"] == "cbct"
     assert labels(run(folder, exclude=["description:thor*"])) == {"sub-c_T1w.nii.gz": "t1"}
     assert reasons(run(folder, exclude=["a/ct"]))["ct"] == "excluded: a/ct"
-    assert reasons(run(folder, min_slices=10))["ct"] == "localiser or thin stack: shape 10x12x9"
+    assert (
+        reasons(run(folder, min_slices=10))["ct"]
+        == "fewer than 10 voxels along an axis (--min-slices): shape 10x12x9"
+    )
 
 
 def test_the_folder_given_can_be_the_series(folder: Path) -> None:
@@ -200,3 +205,75 @@ def test_real_series(shared_data: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "manifest.json").read_text().splitlines()[0])["scans"] == len(
         manifest.scans
     )
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.nii", "pipe.dcm"])
+def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
+    os.mkfifo(folder / name)
+    assert reasons(run(folder))[name] == "no file: a pipe, socket or device"
+    with pytest.raises(Dae3dError, match="no such folder or file"):
+        run(folder / name)
+
+
+@pytest.mark.parametrize("name", ["{:03d}.nii", "{:03d}.mhd", "{:03d}.nii.gz", "{:03d}.hdr"])
+def test_dicom_under_the_name_of_another_format(tmp_path: Path, name: str) -> None:
+    write_series(tmp_path / "d" / "x", evenly(SLICES), name=name)
+    for _ in range(2):  # the second time by what is written down of headers
+        manifest = run(tmp_path / "d")
+        assert labels(manifest) == {"x": "ct"}
+        assert not manifest.left_out
+
+
+def test_an_enhanced_file_under_the_name_of_another_format_goes_through_the_same_checks(
+    tmp_path: Path,
+) -> None:
+    write_enhanced(tmp_path / "d" / "a.mhd", evenly(SLICES), "CT")
+    write_enhanced(tmp_path / "d" / "b.mha", [*evenly(SLICES), *evenly(SLICES)], "CT")
+    manifest = run(tmp_path / "d", modality="ct")
+    assert [scan.files for scan in manifest.scans] == [("a.mhd",)]
+    assert reasons(manifest) == {"b.mha": f"several volumes in one file: {2 * SLICES} frames"}
+
+
+def test_a_list_names_no_dicom_files(tmp_path: Path) -> None:
+    write_series(tmp_path / "d", evenly(1), name="a{}.nii")
+    write_scan(tmp_path / "d" / "b.nii.gz")
+    images = [{"image": "d/a0.nii"}, {"image": "d/b.nii.gz"}]
+    (tmp_path / "l.json").write_text(json.dumps({"modality": {"0": "CT"}, "training": images}))
+    assert reasons(run(tmp_path / "l.json")) == {"a0.nii": "DICOM, whatever its name says; index its folder"}
+
+
+def test_series_of_one_folder_and_identifier_are_all_prepared(tmp_path: Path) -> None:
+    for patient in "ab":
+        write_series(
+            tmp_path / "d", evenly(SLICES), name=patient + "{}", SeriesInstanceUID="1.2", PatientID=patient
+        )
+    run(tmp_path / "d")
+    store = dae3d.prepare(manifest=tmp_path / "manifest.json", out=tmp_path / "store", workers=1)
+    assert len({scan.subject for scan in store.scans}) == len(store.scans) == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_rule_is_one_line_whatever_a_description_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    description = "odd\r\nseries \x1b[31m"
+    write_series(tmp_path / "d", evenly(SLICES), "MR", **(ODD | {"SeriesDescription": description}))
+    with pytest.raises(Dae3dError):
+        run(tmp_path / "d")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "--rule" in line]
+    rule = shlex.split(line)[1].replace("LABEL", "x")
+    assert "\x1b" not in rule
+    assert labels(run(tmp_path / "d", rule=[rule])) == {"d": "x"}
+
+
+def test_a_layout_of_ct_without_any(tmp_path: Path) -> None:
+    """Its MR series has no contrast that the header tells, and the user says that all is CT."""
+    write_series(tmp_path / "d", evenly(SLICES), "MR", **ODD)
+    with pytest.raises(Dae3dError, match=r"(?s)no scan of LIDC-IDRI is there.*expected.*found:.*000\.dcm"):
+        run(tmp_path / "d", layout="lidc-idri", modality="ct")
+
+
+def test_each_folder_of_a_layout_has_to_hold_it(folder: Path) -> None:
+    (folder.parent / "other").mkdir()
+    with pytest.raises(Dae3dError, match=r"other: no scan of LIDC-IDRI is there"):
+        run(folder / "a", folder.parent / "other", layout="lidc-idri")

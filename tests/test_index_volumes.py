@@ -53,7 +53,7 @@ def test_volumes_of_a_time_series(folder: Path, volume: str | int, bold: list, m
 def test_a_volume_that_only_some_have(folder: Path) -> None:
     manifest = run(folder, modality="mr", volume=4)
     assert volumes(manifest) == {"bold.nii.gz": [4], "plain.nii.gz": [None]}
-    assert reasons(manifest) == {"multi.nii.gz": "4-D: shape 16x17x18x3"}
+    assert reasons(manifest) == {"multi.nii.gz": "no volume 4: it holds 3, from 0 on"}
 
 
 def test_channels_are_scans_of_their_labels(folder: Path) -> None:
@@ -65,7 +65,7 @@ def test_channels_are_scans_of_their_labels(folder: Path) -> None:
         ("multi.nii.gz", 2, "flair", "data/case2/multi"),
         ("plain.nii.gz", None, "ct", "data/case3/plain"),
     ]
-    assert reasons(manifest) == {"bold.nii.gz": "4-D: shape 16x17x18x5"}
+    assert reasons(manifest) == {"bold.nii.gz": "4-D: 5 volumes, where --channels names 3"}
 
 
 def test_a_time_series_of_unknown_modality_is_left_out_once(folder: Path) -> None:

@@ -19,6 +19,14 @@ from dae3d.settings import Group, Positional, Settings, resolve, shipped_configs
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0 done, 1 an error the user can mend, 130 interrupted."""
+    try:
+        return parse_and_run(argv)
+    except KeyboardInterrupt as interrupt:  # while a verb is imported
+        return say_interrupted(interrupt)
+
+
+def parse_and_run(argv: Sequence[str] | None) -> int:
+    """Run the verb that the words of the command line name."""
     show_messages()
     arguments = one_word_verb([with_hyphens(word) for word in (sys.argv[1:] if argv is None else argv)])
     name = next((word for word in arguments if not word.startswith("-")), None)
@@ -77,10 +85,15 @@ def run_verb(function: Any, fields: dict[str, Any]) -> int:
         print(f"dae3d: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
-        how = str(interrupt) or "run the same command again to go on"
-        print(f"\ndae3d: interrupted; {how}", file=sys.stderr)
-        return 130
+        return say_interrupted(interrupt)
     return 0
+
+
+def say_interrupted(interrupt: KeyboardInterrupt) -> int:
+    """Print how to go on, and return the exit status."""
+    how = str(interrupt) or "run the same command again to go on"
+    print(f"\ndae3d: interrupted; {how}", file=sys.stderr)
+    return 130
 
 
 def add_settings_arguments(parser: argparse.ArgumentParser, model: type[Settings]) -> None:

@@ -49,17 +49,20 @@ class Describer:
         self._roots = roots
         self._headers = headers
 
-    def file(self, candidate: Candidate) -> list[Described] | Refused:
-        """The scans of a file, or why it is left out."""
+    def file(self, candidate: Candidate) -> list[Described] | Refused | None:
+        """The scans of a file, or why it is left out; None where it is a DICOM file under another's name."""
         path = candidate.path
         reason = self._excluded(candidate.shown, candidate.root.name)
         if reason:
             return _refused(path, reason)
         facts = self._facts(path)
+        if facts.dicom:
+            listed = candidate.modality or candidate.subject or candidate.split
+            return _refused(path, "DICOM, whatever its name says; index its folder") if listed else None
         if facts.grid is None:
             return _refused(path, str(facts.reason))
         parts = self._parts(candidate, facts.volumes)
-        reason = facts.reason if not parts else _absent(candidate, facts) or self._thin(facts.grid.shape)
+        reason = self._absent(candidate, facts) or (self._thin(facts.grid.shape) if parts else facts.reason)
         if reason:
             return _refused(path, reason)
         described = []
@@ -124,7 +127,7 @@ class Describer:
         reason = (
             self._excluded(*place)
             or self._thin(found.header.shape)
-            or (self._layout and self._layout.refuses(found.modality))
+            or (self._layout and self._layout.refuses(found.modality, found.scanner))
             or self._not_chosen(found)
         )
         if reason:
@@ -151,6 +154,18 @@ class Describer:
             return None
         return f"4-D: volume {found.volume} of {found.volumes} in a series"
 
+    def _absent(self, candidate: Candidate, facts: Facts) -> str | None:
+        """Why a 4-D file has not the volumes that are asked of it."""
+        count, channels = facts.volumes, self._settings.channels
+        asked = self._settings.volume if candidate.volume is None else candidate.volume
+        if count == 1 and candidate.volume is None:
+            return None
+        if isinstance(asked, int) and asked >= count:
+            return f"no volume {asked}: it holds {count}, from 0 on"
+        if channels and asked == "none" and count != len(channels):
+            return f"4-D: {count} volumes, where --channels names {len(channels)}"
+        return None
+
     def _excluded(self, *place: str) -> str | None:
         glob = next((glob for glob in self._settings.exclude if matches(glob, *place)), None)
         return None if glob is None else f"excluded: {glob}"
@@ -158,17 +173,12 @@ class Describer:
     def _thin(self, shape: Sequence[int]) -> str | None:
         if min(shape) >= self._settings.min_slices:
             return None
-        return f"localiser or thin stack: shape {'x'.join(map(str, shape))}"
+        times = "x".join(map(str, shape))
+        return f"fewer than {self._settings.min_slices} voxels along an axis (--min-slices): shape {times}"
 
     def _subject(self, shown: str) -> str | None:
         match = re.search(self._settings.subject, shown) if self._settings.subject else None
         return match[1] if match else None
-
-
-def _absent(candidate: Candidate, facts: Facts) -> str | None:
-    if candidate.volume is None or candidate.volume < facts.volumes:
-        return None
-    return f"no volume {candidate.volume}: it holds {facts.volumes}, from 0 on"
 
 
 def _refused(path: Path, reason: str, files: int = 1) -> Refused:

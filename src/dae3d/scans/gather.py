@@ -122,7 +122,7 @@ def gather(settings: IndexSettings, scratch: Path) -> Gathered:
     """
     sources = [absolute(source) for source in settings.folders]
     for source in sources:
-        if not source.exists():
+        if not (source.is_file() or source.is_dir()):
             raise Dae3dError(f"{source}: no such folder or file")
     folders = [source for source in sources if source.is_dir()]
     lists = [source for source in sources if source.suffix.lower() == ".json" and source not in folders]
@@ -142,8 +142,10 @@ def gather(settings: IndexSettings, scratch: Path) -> Gathered:
         elif source not in lists:
             found.add_given(source, settings.dataset)
     found.look_for_dicom(settings.workers)
-    if layout and layout.dicom and not found.dicom:
-        raise layout.mismatch(folders[0])
+    if layout and layout.dicom:
+        for folder in folders:
+            if not any(path.is_relative_to(folder) for path in found.dicom):
+                raise layout.mismatch(folder)
     return found
 
 

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from dae3d.errors import ScanError
 from dae3d.files import make_folder, writing
-from dae3d.scans.readers import Header, read_header, volume_count
+from dae3d.scans.dicom.header import has_preamble
+from dae3d.scans.readers import ITK_SUFFIXES, Header, read_header, suffix, volume_count
 
 _KEY = 32  # hexadecimal digits at the start of a line
 
@@ -36,7 +37,8 @@ class Grid(BaseModel):
 class Facts(BaseModel):
     """The grid of a file's volume or `volumes`, and why the file as it is makes no scan.
 
-    A 4-D file has both a reason and a grid. `remark` is `readers.Header.remark`.
+    A 4-D file has both a reason and a grid, one that is `dicom`, whatever its name says, neither. `remark` is
+    `readers.Header.remark`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -45,6 +47,7 @@ class Facts(BaseModel):
     volumes: int = 1
     reason: str | None = None
     remark: str = ""
+    dicom: bool = False
 
 
 class HeaderCache:
@@ -116,6 +119,9 @@ class HeaderCache:
 
 def read_facts(path: Path) -> Facts:
     """What a file's header says; a file that cannot be a scan has a reason and no grid."""
+    # ITK goes by content: it would read a single DICOM file as a scan.
+    if suffix(path) in ITK_SUFFIXES and has_preamble(path):
+        return Facts(dicom=True)
     try:
         header = read_header(path)
         return Facts(grid=Grid.of(header), remark=header.remark)
@@ -125,7 +131,7 @@ def read_facts(path: Path) -> Facts:
         volumes = volume_count(path)
         header = read_header(path, 0)
     except ScanError:
-        return Facts(reason=reason)
+        return Facts(dicom=True) if has_preamble(path) else Facts(reason=reason)
     return Facts(grid=Grid.of(header), volumes=volumes, reason=reason, remark=header.remark)
 
 

@@ -6,6 +6,7 @@ grows by little more than a subject's name with every scan.
 
 import sys
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -19,8 +20,9 @@ from dae3d.scans.gather import Gathered, gather
 from dae3d.scans.header_cache import HeaderCache
 from dae3d.scans.index_settings import IndexSettings
 from dae3d.scans.index_tables import Tally, print_tables, short
-from dae3d.scans.manifest import LeftOut, Manifest, Scan, Split, write_manifest
-from dae3d.scans.sources import readable_suffixes
+from dae3d.scans.layouts.layout import LAYOUTS
+from dae3d.scans.manifest import LeftOut, Manifest, Scan, Split, is_manifest, write_manifest
+from dae3d.scans.sources import absolute, readable_suffixes
 from dae3d.scans.splits import Member, split_subjects, straddling
 from dae3d.scans.spool import Spool
 from dae3d.settings import verb
@@ -37,8 +39,7 @@ def index(settings: IndexSettings) -> Manifest:
     Raises:
         Dae3dError: where a folder is missing, a list is none, or no scan is found that can be used.
     """
-    if settings.out.is_dir():
-        raise Dae3dError(f"out: {settings.out} is a folder; name the manifest's file")
+    _refuse_other_file(settings.out)
     folder = settings.out.parent
     make_folder(folder)
     found = gather(settings, folder)
@@ -54,13 +55,26 @@ def index(settings: IndexSettings) -> Manifest:
     manifest = Manifest.load(settings.out)
     if settings.check:
         # Takes half a second to import, with what draws its pictures.
-        from dae3d.scans.check import check_scans
+        from dae3d.reporting.data_check import check_scans
 
         print(f"report: {check_scans(manifest, settings.out, settings.workers)}")
     return manifest
 
 
+def _refuse_other_file(out: Path) -> None:
+    """Refuse to write over what is no manifest: a list, a scan."""
+    if out.is_dir():
+        raise Dae3dError(f"out: {out} is a folder; name the manifest's file")
+    if out.exists() and not is_manifest(out):
+        raise Dae3dError(
+            f"out: {out} is there, and is no manifest; name another file, such as manifest.jsonl"
+        )
+
+
 def _nothing_found(tally: Tally, settings: IndexSettings) -> Dae3dError:
+    layout = LAYOUTS[settings.layout] if settings.layout else None
+    if layout and layout.dicom:
+        return layout.mismatch(absolute(next(filter(Path.is_dir, settings.folders))))
     if tally.left_out:
         return Dae3dError(
             "none of the files found can be used, for the reasons above; no manifest is written"
@@ -99,9 +113,13 @@ def _answers(found: Gathered, settings: IndexSettings) -> Iterator[Described | R
     cache = settings.out.with_name(f".{settings.out.name}.headers")
     with HeaderCache(cache) as headers:
         describer = Describer(settings, found.roots, headers)
-        files = in_threads(describer.file, found, settings.workers)
-        for _, answer in tqdm(files, "reading headers", len(found), unit="file", leave=False, delay=1):
-            yield from [answer] if isinstance(answer, Refused) else answer
+        answers = in_threads(describer.file, found, settings.workers)
+        files = tqdm(answers, "reading headers", len(found), unit="file", leave=False, delay=1)
+        for candidate, answer in files:
+            if answer is None:
+                found.dicom.add(candidate.path)
+            else:
+                yield from [answer] if isinstance(answer, Refused) else answer
     if not found.dicom:
         return
     slices = tqdm(found.dicom, "reading DICOM headers", unit="file", leave=False, delay=1)

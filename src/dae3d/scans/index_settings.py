@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -10,6 +10,8 @@ from dae3d.scans.layouts.layout import LayoutName
 from dae3d.scans.layouts.published_lists import PUBLISHED
 from dae3d.scans.modality import Label, RuleText
 from dae3d.settings import Positional, Settings
+
+_Volumes = Literal["none", "first", "middle", "all"]
 
 
 class IndexSettings(Settings):
@@ -48,7 +50,7 @@ class IndexSettings(Settings):
         "its subject; otherwise lists, layouts, DICOM headers, BIDS names and the names of files and folders "
         "tell it",
     )
-    volume: Literal["none", "first", "middle", "all"] | Annotated[int, Field(ge=0)] = Field(
+    volume: _Volumes | int = Field(
         "none", description="which volumes of a 4-D file (a time series) are scans; a number counts from 0"
     )
     channels: list[Label] = Field(
@@ -95,6 +97,13 @@ class IndexSettings(Settings):
                 "the regular expression needs a group around the subject, such as '(case[0-9]+)'"
             )
         return subject
+
+    @field_validator("volume", mode="before")
+    @classmethod
+    def _from_0(cls, volume: Any) -> Any:
+        if volume in get_args(_Volumes) or (str(volume).isdecimal() and not isinstance(volume, bool)):
+            return volume
+        raise ValueError(f"must be {', '.join(get_args(_Volumes))}, or a number from 0 on")
 
     @field_validator("channels")
     @classmethod

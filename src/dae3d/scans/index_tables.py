@@ -86,7 +86,9 @@ def rule_for_file(candidate: Candidate) -> str:
 def rule_for_series(shown: str, root: Path, description: str) -> str:
     """A rule that names a DICOM series by its description, or where it has none by its folder."""
     if description:
-        return f"{DESCRIPTION}{glob.escape(description)}=LABEL"
+        # Line breaks and what commands a terminal: "?" is any character.
+        shown_safely = "".join(c if c.isprintable() else "?" for c in glob.escape(description))
+        return f"{DESCRIPTION}{shown_safely}=LABEL"
     return _rule_for_folder(shown.rstrip("/"), root)
 
 

@@ -1,10 +1,9 @@
 """The manifest: which scans there are, what each one is, and what was left out and why.
 
-A file of JSON lines: what it is, then a line for each scan, then one for each file that was left out. It is
-mapped into memory, and a line is parsed when it is asked for, so that a manifest of any length can be used.
+A file of JSON lines: what it is, then a line for each scan, then one for each file that was left out. A line
+is read when it is asked for, so that a manifest of any length can be used.
 """
 
-import mmap
 import os
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -16,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, field_serializer
 from dae3d.errors import Dae3dError
 from dae3d.files import whole_file
 from dae3d.lines import Lines, Parsed
+
+_INDEX = "`dae3d index FOLDER --out manifest.jsonl`"
 
 Split = Literal["train", "val"]
 
@@ -95,8 +96,7 @@ class Manifest:
             Dae3dError: where `path` is missing or is not a manifest.
         """
         try:
-            with path.open("rb") as file:
-                lines = Lines(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            lines = Lines(path)
             header = Header.model_validate_json(lines[0] if len(lines) else b"")
         except FileNotFoundError:
             raise Dae3dError(
@@ -105,15 +105,22 @@ class Manifest:
         except OSError as error:
             raise Dae3dError(f"{path}: cannot be read: {error.strerror}") from None
         except ValueError:
-            raise Dae3dError(
-                f"{path}: not a manifest of this dae3d; make it anew with `dae3d index FOLDER --out {path}`"
-            ) from None
+            advice = f"`dae3d index {path} --out manifest.jsonl`" if path.suffix == ".json" else _INDEX
+            raise Dae3dError(f"{path}: no manifest of this dae3d; make one with {advice}") from None
+        remedy = f"make the manifest anew with `dae3d index FOLDER --out {path}`"
         if len(lines) <= header.scans:
             raise Dae3dError(f"{path}: cut short: {len(lines) - 1} of {header.scans} scans are there")
         return cls(
-            Parsed(lines, Scan, 1, header.scans),
-            Parsed(lines, LeftOut, 1 + header.scans, len(lines) - 1 - header.scans),
+            Parsed(lines, Scan, 1, header.scans, path, remedy),
+            Parsed(lines, LeftOut, 1 + header.scans, len(lines) - 1 - header.scans, path, remedy),
         )
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a file is a manifest, of this or an earlier version."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    return start.startswith((b'{"manifest":', b'{\n "version": 1,\n "scans": ['))
 
 
 def write_manifest(path: Path, count: int, scans: Iterable[Scan], left_out: Iterable[LeftOut]) -> None:

@@ -11,6 +11,8 @@ from nibabel.orientations import aff2axcodes
 from dae3d.errors import ScanError
 
 _SAME_SPACING = 0.01  # relative
+# Of the units that a NIfTI header may name, those that are not mm: the code, the word, and mm in one of them.
+_UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}
 
 
 def affine_of(image: Any) -> tuple[np.ndarray, str]:
@@ -18,7 +20,7 @@ def affine_of(image: Any) -> tuple[np.ndarray, str]:
 
     The sform counts, else the qform, else the voxel size alone, with axes as Analyze has them (LAS). A form
     marked as unknown (code 0) is taken for absent, and so is an sform that spans no volume where there is a
-    qform.
+    qform. Metres and micrometres become mm; a unit that is not said is taken for mm.
 
     Raises:
         ScanError: where there is no sform, and the voxel size is zero.
@@ -28,6 +30,22 @@ def affine_of(image: Any) -> tuple[np.ndarray, str]:
     if not isinstance(image.header, nibabel.Nifti1Header):
         _refuse_zero_pixdim(image)
         return np.asarray(image.affine), "Analyze, which does not tell left from right: read as LAS"
+    affine, remark = _as_written(image)
+    word, mm = unit_of(image.header)
+    if mm == 1:
+        return affine, remark
+    in_mm = np.diag([mm, mm, mm, 1.0]) @ affine
+    converted = f"its unit is {word}, taken times {mm:g} for mm"
+    return in_mm, "; ".join(filter(None, [remark, converted]))
+
+
+def unit_of(header: nibabel.Nifti1Header) -> tuple[str, float]:
+    """The unit of length that a header names, and how many mm it has; one that is unknown is taken for mm."""
+    return _UNITS.get(int(header["xyzt_units"]) & 7, ("millimetres", 1.0))
+
+
+def _as_written(image: Any) -> tuple[np.ndarray, str]:
+    """The affine and the remark, in the header's own unit."""
     sform, code = image.header.get_sform(coded=True)
     qform = _qform(image)
     if code > 0 and (qform is None or _spans_a_volume(sform)):

@@ -1,7 +1,9 @@
 """The files that may be scans: those in folders, those given singly, and those that lists name."""
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +42,8 @@ def absolute(path: Path) -> Path:
 def files_in(folder: Path, visited: set[str]) -> Iterator[Path | LeftOut]:
     """Every file under `folder`, in sorted order; links are followed, hidden files and folders are not read.
 
-    No folder of those `visited` (real paths) is entered again. One that cannot be listed is left out.
+    No folder of those `visited` (real paths) is entered again. One that cannot be listed is left out, and so
+    is what is no file: a pipe would be waited for, for ever.
     """
     failed: list[OSError] = []
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=failed.append):
@@ -50,10 +53,17 @@ def files_in(folder: Path, visited: set[str]) -> Iterator[Path | LeftOut]:
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
+        yield from (_checked(Path(parent, name)) for name in sorted(files) if not name.startswith("."))
         while failed:
             yield _unlisted(failed.pop())
     yield from map(_unlisted, failed)
+
+
+def _checked(path: Path) -> Path | LeftOut:
+    with suppress(OSError):  # whoever reads it says why
+        if not stat.S_ISREG(path.stat().st_mode):
+            return LeftOut(path=path, reason="no file: a pipe, socket or device")
+    return path
 
 
 def _unlisted(error: OSError) -> LeftOut:
