@@ -1,12 +1,15 @@
 """Scans on disk and manifests of them, made by hand for tests of the store."""
 
 import gzip
+import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel
 import numpy as np
+import pytest
 
 from dae3d.scans.manifest import Manifest, Scan
 from dae3d.scans.readers import read_header
@@ -79,6 +82,16 @@ def phantom(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
 def written(store: Path) -> dict[str, int]:
     """When each stored file was written."""
     return {file.name: file.stat().st_mtime_ns for file in (store / "scans").iterdir()}
+
+
+def without_privilege(command: Sequence[object]) -> list[str]:
+    """A command as one without root's leave to read and write what file modes forbid."""
+    if os.geteuid():
+        return list(map(str, command))
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv, or not to be root")
+    drop = "-dac_override,-dac_read_search"
+    return list(map(str, ["setpriv", f"--bounding-set={drop}", f"--inh-caps={drop}", *command]))
 
 
 def until(condition: Callable[[], object], seconds: float = 30) -> None:

@@ -17,13 +17,14 @@ import dae3d
 from dae3d.errors import ScanError
 from dae3d.inference.nifti import write_nifti
 from dae3d.scans.readers import files_read, read_header, read_volume, volume_count
-from dae3d.store.convert import conform
+from dae3d.store.examine import conform
 from dae3d.store.scan import Preparation
 from dae3d.store.statistics import measure
 
 VOXELS = np.random.default_rng(0).integers(0, 3000, (9, 10, 11), dtype=np.int16)
 AFFINE = np.array([[-0.8, 0, 0, 90], [0, 0, 1.2, -110], [0, 2.5, 0, -70], [0, 0, 0, 1]])
 PIXDIM_1, PIXDIM_2, QFORM_CODE, SFORM_CODE, QUATERN_B, SROW_Y = 80, 84, 252, 254, 256, 296
+XYZT_UNITS = 123
 
 
 def nifti(voxels: np.ndarray = VOXELS, *fields: tuple[int, str, float]) -> bytes:
@@ -295,6 +296,34 @@ def test_values_that_float32_cannot_hold_are_refused(tmp_path: Path, value: floa
     volume = read_volume(written(tmp_path / "scan.nii", nifti(voxels)))
     with pytest.raises(ScanError, match="not finite: 2 of 990 voxels"):
         conform(volume, AS_ACQUIRED)
+
+
+@pytest.mark.parametrize(
+    ("code", "word", "mm"), [(1, "metres", 1000.0), (2, "", 1.0), (3, "micrometres", 0.001), (0, "", 1.0)]
+)
+@pytest.mark.parametrize("forms", [(1, 1), (0, 1), (1, 0), (0, 0)])
+def test_the_unit_of_length_counts(
+    tmp_path: Path, code: int, word: str, mm: float, forms: tuple[int, int]
+) -> None:
+    plain = [(QFORM_CODE, "h", forms[0]), (SFORM_CODE, "h", forms[1])]
+    in_mm = read_header(written(tmp_path / "mm.nii", nifti(VOXELS, *plain)))
+    path = written(tmp_path / "scan.nii", nifti(VOXELS, *plain, (XYZT_UNITS, "B", code | 8)))
+    header = read_header(path)
+    np.testing.assert_allclose(header.affine[:3], in_mm.affine[:3] * mm, rtol=1e-6)
+    np.testing.assert_allclose(read_volume(path).affine, header.affine)
+    assert header.orientation == in_mm.orientation
+    assert ("its unit is" in header.remark) == bool(word)
+    assert word in header.remark
+    assert header.remark.startswith(in_mm.remark)
+    # ITK, too, knows the units.
+    np.testing.assert_allclose(header.spacing, sitk.ReadImage(str(path)).GetSpacing(), rtol=1e-5)
+
+
+def test_predictions_lie_where_a_scan_in_micrometres_does(tmp_path: Path) -> None:
+    scan = written(tmp_path / "scan.nii", nifti(VOXELS, (XYZT_UNITS, "B", 3)))
+    write_nifti(tmp_path / "out.nii.gz", VOXELS, scan, read_volume(scan).affine)
+    np.testing.assert_allclose(nibabel.load(tmp_path / "out.nii.gz").affine[:3], AFFINE[:3] / 1000, rtol=1e-6)
+    assert nibabel.load(tmp_path / "out.nii.gz").header.get_xyzt_units()[0] == "mm"
 
 
 def test_a_scale_factor_beyond_float32_is_refused(tmp_path: Path) -> None:

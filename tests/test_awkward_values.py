@@ -1,5 +1,7 @@
 """Padding outside the field of view, CT that is not in HU, and values at the ends of float32."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,10 +11,10 @@ from hypothesis.extra.numpy import arrays
 from dae3d.errors import ScanError
 from dae3d.scans.manifest import Scan
 from dae3d.scans.readers import Volume, read_volume
-from dae3d.store.convert import conform, convert
+from dae3d.store.convert import convert
+from dae3d.store.examine import conform
 from dae3d.store.hounsfield import refuse_no_hounsfield
 from dae3d.store.intensity import normalise
-from dae3d.store.padding import fill_padding
 from dae3d.store.scan import PARTIAL, SCANS, Preparation
 from dae3d.store.statistics import PERCENTILES, Statistics, measure, refuse_non_finite
 from scan_files import described, phantom, write_nifti
@@ -96,29 +98,131 @@ def test_padding_does_not_bleed_into_what_is_resampled(modality: str, background
     preparation = Preparation(spacing=(1.7, 1.7, 1.7), crop_foreground=False)
     resampled = conform(volume(padded), preparation, modality)
     filled = conform(volume(np.where(INSIDE, scan, np.int16(background))), preparation, modality)
-    np.testing.assert_array_equal(resampled.array, filled.array)
-    assert measure(resampled, modality).padding is None
-    assert fill_padding(volume(scan), modality).array is scan
+    found = measure(resampled, modality)
+    imaged = resampled.array > found.padding
+    np.testing.assert_array_equal(resampled.array[imaged], filled.array[imaged])
+    # A voxel is of the field of view where the nearest of the acquired ones is.
+    nearest = [np.rint(1.7 * np.arange(n)).astype(int) for n in resampled.array.shape]
+    np.testing.assert_array_equal(imaged, INSIDE[np.ix_(*nearest)])
+    np.testing.assert_allclose(
+        found.percentiles, np.percentile(filled.array[imaged], PERCENTILES), rtol=1e-5, atol=1e-3
+    )
+    assert found.mean == pytest.approx(filled.array[imaged].mean(dtype=np.float64), rel=1e-5)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (-1.0, 100.0)])
+def test_strays_do_not_hide_padding(slope: float, intercept: float) -> None:
+    wanted = np.where(INSIDE, mr(), np.int16(-3024))
+    wanted[20, 20, :3] = -1600, -2900, -1700  # 3 of 23,880
+    found = measure(volume(((wanted - intercept) / slope).astype(np.int16), slope, intercept), "t1")
+    assert found.padding == -3024
+    imaged = wanted[wanted > -3024].astype(np.float64)
+    assert found.mean == pytest.approx(imaged.mean())
+    wanted[20, :, :] = -1600  # 3 % is no stray
+    assert measure(volume(wanted), "t1").padding is None
+
+
+def test_a_few_voxels_of_padding_that_cropping_left_do_not_count() -> None:
+    scan = mr()
+    expected = measure(volume(np.where(np.arange(20) < 19, scan, np.int16(0))), "t1")
+    scan[..., 19] = 0
+    scan[0, :3, 0] = -32768
+    found = measure(volume(scan), "t1")
+    assert found.padding == -32768
+    # Three of 30,000 voxels of noise are missing; as intensities they would make the deviation 280.
+    assert found.mean == pytest.approx(expected.mean, rel=1e-3)
+    assert found.std == pytest.approx(expected.std, rel=1e-3)
+
+
+@pytest.mark.parametrize("padding", [None, -2000, -32768])
+def test_measuring_holds_one_more_copy_at_most(padding: int | None) -> None:
+    scan = np.random.default_rng(0).integers(-900, 1000, (150, 100, 100)).astype(np.int16)
+    if padding is not None:
+        scan[:40] = padding
+    modality = "t1" if padding == -32768 else "ct"
+    tracemalloc.start()
+    try:
+        found = measure(volume(scan), modality)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (found.padding is None) == (padding is None)
+    assert peak < 1.25 * scan.nbytes  # a quarter for planes and histograms
 
 
 @pytest.mark.parametrize("modality", ["ct", "cbct", "ct-phantom"])
 def test_a_ct_without_its_rescale_intercept_is_refused(modality: str) -> None:
     raw = (phantom(SHAPE).astype(np.int32) + 1024).astype(np.uint16)
-    with pytest.raises(ScanError, match=f"is the rescale intercept, often -1024, lost.*{modality}-raw"):
+    with pytest.raises(ScanError, match=f"is the rescale intercept, often -1024, lost.*ct-raw"):
         refuse_no_hounsfield(measure(volume(raw), modality), modality)
     padded = np.where(INSIDE, raw.astype(np.int16), np.int16(-2000))
     with pytest.raises(ScanError, match="rescale intercept"):
         refuse_no_hounsfield(measure(volume(padded), modality), modality)
     refuse_no_hounsfield(measure(volume(raw, 1.0, -1024.0), modality), modality)
-    for other in (f"{modality}-raw", "t1"):
+    for other in ("ct-raw", "t1"):
         refuse_no_hounsfield(measure(volume(raw), other), other)
 
 
-@pytest.mark.parametrize("brightest", [1, 255])
-def test_grey_values_are_no_ct(brightest: int) -> None:
-    scan = (phantom(SHAPE).astype(np.float32).clip(-160, 240) + 160) / 400 * brightest
-    with pytest.raises(ScanError, match="grey values of a picture"):
-        refuse_no_hounsfield(measure(volume(scan), "ct"), "ct")
+HEAD = np.linalg.norm(np.stack(np.indices((48, 48, 48))) - 23.5, axis=0) < 17
+
+
+def tissue(mean: float, deviation: float) -> np.ndarray:
+    return np.random.default_rng(0).normal(mean, deviation, HEAD.shape)
+
+
+@pytest.mark.parametrize(
+    ("scan", "why"),
+    [
+        # Displayed from -160 to 240 HU, then 0 to 1, 0 to 255, -1 to 1.
+        (
+            (np.where(HEAD, tissue(40, 20), -1000).clip(-160, 240) + 160) / 400,
+            "normalised, or is a label map",
+        ),
+        (
+            (np.where(HEAD, tissue(40, 90), -1000).clip(-160, 240) + 160) / 400 * 255,
+            "grey values of a picture",
+        ),
+        (np.where(HEAD, tissue(40, 20), -1000).clip(-1000, 1000) / 1000, "normalised"),
+        (np.where(HEAD, 3, 0), "a label map"),
+        # Without -1024: a small head in much air, a head in air that was set to 0, padding around it.
+        (
+            np.where(HEAD & (np.indices(HEAD.shape)[0] < 12), tissue(1064, 20), tissue(24, 8).clip(0)),
+            "intercept",
+        ),
+        (np.where(HEAD, tissue(1064, 20), 0), "intercept"),
+        (np.where(np.roll(HEAD, 9, 0) | HEAD, np.where(HEAD, tissue(1064, 20), 24), -2000), "intercept"),
+    ],
+)
+def test_what_cannot_be_in_hounsfield_units(scan: np.ndarray, why: str) -> None:
+    whole = scan if scan.max() < 10 else scan.astype(np.int16)
+    with pytest.raises(ScanError, match=f"not in HU: .*{why}.*ct-raw"):
+        refuse_no_hounsfield(measure(volume(whole.astype(np.float32)), "ct"), "ct")
+
+
+@pytest.mark.parametrize(
+    "scan",
+    [
+        np.where(HEAD, tissue(40, 10).clip(0, 80), 0),  # a brain without its skull
+        np.where(HEAD, tissue(35, 8), 0).clip(0, 100),  # brain window
+        tissue(110, 15),  # cut out of a liver with contrast
+        np.where(HEAD, tissue(60, 20), -160).clip(-160, 240),
+        np.where(HEAD, tissue(500, 150).clip(200), 0),  # bone
+        np.where(HEAD, tissue(-850, 60), 40),
+    ],
+)
+def test_parts_of_a_ct_are_accepted(scan: np.ndarray) -> None:
+    refuse_no_hounsfield(measure(volume(scan.astype(np.int16)), "ct"), "ct")
+
+
+def test_real_bone_is_accepted_and_real_ct_without_its_intercept_is_not(shared_data) -> None:
+    for name in ("aorta_report", "pulmonary_report"):
+        path = shared_data / "labelled" / "totalsegmentator" / name / "ct_cropped.nii.gz"
+        scan = read_volume(path).intensities()[::2, ::2, ::2]
+        for threshold in (200, 400):
+            bone = np.where(scan > threshold, scan, 0)
+            refuse_no_hounsfield(measure(volume(bone), "ct"), "ct")
+        with pytest.raises(ScanError, match="intercept"):
+            refuse_no_hounsfield(measure(volume(scan.clip(-1024) + 1024), "ct"), "ct")
 
 
 def test_real_grey_values_and_real_hu(shared_data) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from dae3d.errors import Dae3dError
+from dae3d.scans.manifest import Manifest
 from dae3d.store.prepare import prepare
 from scan_files import described, phantom, until, write_manifest, write_nifti
 
@@ -35,15 +36,15 @@ class Cluster:
         until(lambda: file.is_file() and file.read_text().endswith("}"))
         self.address: str = json.loads(file.read_text())["address"]
 
-    def worker(self) -> subprocess.Popen:
+    def worker(self, working_folder: Path | None = None) -> subprocess.Popen:
         options = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", self.folder)
-        self.processes.append(self._start("dask_worker", self.address, *options))
+        self.processes.append(self._start("dask_worker", self.address, *options, cwd=working_folder))
         return self.processes[-1]
 
-    def _start(self, program: str, *words: object) -> subprocess.Popen:
+    def _start(self, program: str, *words: object, cwd: Path | None = None) -> subprocess.Popen:
         log = (self.folder / f"{program}.log").open("a")
         command = [sys.executable, "-m", f"distributed.cli.{program}", "--host", "127.0.0.1", *words]
-        return subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
+        return subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, cwd=cwd)
 
 
 @contextmanager
@@ -146,6 +147,36 @@ def test_a_scan_that_workers_die_of_is_rejected_and_the_rest_go_on(cluster, tmp_
     killer.join()
     assert [scan.path.name for scan in store.scans] == ["00.nii", "02.nii"]
     assert '01.nii,"its workers died' in (out / "rejected.csv").read_text()
+
+
+@pytest.mark.parametrize("out", ["store", "/proc/self/cwd/store"])
+def test_a_worker_that_sees_not_all_is_told_of_whenever_it_joins(cluster, tmp_path, monkeypatch, out):
+    """A path below the working folder stands in for a disk that one machine has not mounted."""
+    if not Path("/proc/self/cwd").exists():
+        pytest.skip("needs /proc")
+    some_scans(tmp_path, 40, 96)
+    (tmp_path / "data" / "03.nii").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    scans = Manifest.load(tmp_path / "manifest.jsonl").scans
+    here = Path("/proc/self/cwd/data") if out == "store" else tmp_path / "data"
+    moved = [scan.model_copy(update={"path": here / scan.path.name}) for scan in scans]
+    manifest = write_manifest(tmp_path / "here.jsonl", moved)
+    stored = tmp_path / "store" / "scans"
+    cluster.worker(tmp_path)
+
+    def join_late() -> None:
+        until(lambda: stored.is_dir() and len(list(stored.iterdir())) >= 5, 60)
+        cluster.worker(tmp_path / "elsewhere")
+
+    joining = threading.Thread(target=join_late)
+    joining.start()
+    unseen = "data" if out == "store" else "store"
+    with pytest.raises(Dae3dError, match=rf"worker tcp://.* does not see /proc/self/cwd/{unseen}.*same path"):
+        prepare(manifest=manifest, out=out, scheduler=cluster.address, report=False)
+    joining.join()
+    assert 5 <= len(list(stored.iterdir())) < 39
+    assert len(prepare(manifest=manifest, out=out, workers=1, report=False).scans) == 39
 
 
 def test_no_scheduler_is_an_error_that_says_so(tmp_path, monkeypatch):

@@ -15,13 +15,14 @@ from dae3d.scans.readers import Volume, read_volume
 from dae3d.store.case_files import read_case
 from dae3d.store.conform_case import ConformedCase, conform_case, labels_at, upright_label
 from dae3d.store.recipe import CaseRecipe
+from scan_files import phantom, write_nifti
 
 SHAPE = (22, 25, 18)
 
 
 def recipe(*modalities: str, **changes) -> CaseRecipe:
     labels = {0: "background", 1: "a", 2: "b", 7: "c"}
-    return CaseRecipe(**{"modalities": modalities or ("ct",), "labels": labels} | changes)
+    return CaseRecipe(**{"modalities": modalities or ("t1",), "labels": labels} | changes)
 
 
 def conform_label(label: Volume, case: ConformedCase, made: CaseRecipe) -> np.ndarray:
@@ -222,6 +223,16 @@ def test_the_bad_channel_is_named(broken, why):
     good = np.arange(np.prod(SHAPE), dtype=float).reshape(SHAPE)
     with pytest.raises(ScanError, match=why):
         conform_case([Volume(good, np.eye(4)), Volume(broken, np.eye(4))], recipe("t1", "t2"))
+
+
+def test_a_ct_without_its_intercept_is_refused_and_its_file_is_named(tmp_path):
+    lost = phantom((40, 40, 20)).astype(np.int16) + 1024
+    path = write_nifti(tmp_path / "sub-1_ct.nii.gz", lost)
+    with pytest.raises(ScanError, match=r"sub-1_ct\.nii\.gz: not in HU: .*intercept"):
+        read_case([path], recipe("ct"))
+    with pytest.raises(ScanError, match="channel 2: not in HU"):
+        conform_case([Volume(lost, np.eye(4))] * 2, recipe("t1", "ct"))
+    conform_case([Volume(lost, np.eye(4), intercept=-1024.0)], recipe("ct"))
 
 
 def test_the_number_of_channels_is_the_recipes():

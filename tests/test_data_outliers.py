@@ -79,6 +79,20 @@ def test_lost_hounsfield_offset_is_flagged() -> None:
     assert flagged(scans)[5][0].startswith("mean 7")
 
 
+def test_hounsfield_units_halved_and_moved_are_flagged() -> None:
+    random = np.random.default_rng(1)
+    near = np.linalg.norm(np.stack(np.indices((24, 24, 24))) - 11.5, axis=0)
+    bodies = [
+        np.where(near < 8 + 0.2 * random.random(), 40, -1000) + random.normal(0, 20, near.shape)
+        for _ in range(20)
+    ]
+    scans = [surveyed(i, body, modality="ct") for i, body in enumerate(bodies)]
+    assert flagged(scans) == {}
+    scans[6] = surveyed(6, bodies[6] / 2 - 300, modality="ct")
+    assert list(flagged(scans)) == [6]
+    assert any(reason.startswith("99.5th percentile -2") for reason in flagged(scans)[6])
+
+
 @given(st.lists(st.integers(-800, 800), min_size=12, max_size=40), st.data())
 def test_the_farthest_few_in_robust_deviations(means: list[int], data: st.DataObject) -> None:
     base = NOISE - NOISE.mean() + 0.123

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import errno
 import io
 import shutil
 from html.parser import HTMLParser
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import dae3d
+from dae3d.errors import ScanError
+from dae3d.reporting import data_check as check
+from dae3d.reporting.data_check import check_scans
 from dae3d.reporting.data_pictures import HEIGHT, SIDE, WIDTH, draw, levels, mid_planes
 from dae3d.reporting.data_store import report_store
 from dae3d.reporting.words import figure
-from dae3d.scans import check
-from dae3d.scans.check import check_scans
 from dae3d.scans.manifest import LeftOut, Manifest, Scan
 from dae3d.scans.readers import Volume
 from dae3d.store.statistics import Statistics, measure
@@ -258,15 +260,37 @@ def test_check_goes_on_where_it_was_stopped(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(check, "_check", counting)
     check_page(Page(check_scans(Manifest(scans), out, 1)))
     assert sorted([*first, *read]) == sorted(scan.path.name for scan in scans)
-    # Another split is not read for; another modality or content is.
+    # Another split is not read for; another modality or content is, and what could not be read.
     read.clear()
     scans[0] = scans[0].model_copy(update={"split": "val"})
     scans[1] = scans[1].model_copy(update={"modality": "cbct"})
     shutil.copy(folder / "ct5.nii.gz", folder / "ct6.nii.gz")
     page = Page(check_scans(Manifest(scans), out, 1))
-    assert read == ["ct1.nii.gz", "ct6.nii.gz"]
+    assert read == ["ct1.nii.gz", "ct6.nii.gz", "broken.nii.gz"]
     assert "11 to train on and 2 to validate on" in page.text
     assert "1 scan is there more than once, on one side of the split" in page.text
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [OSError(errno.EIO, "Input/output error"), MemoryError(), ScanError("unreadable: MemoryError: ")],
+)
+def test_what_may_pass_is_not_remembered(folder: Path, failure: Exception, monkeypatch) -> None:
+    out, scans = folder / "manifest.jsonl", list(entries(folder))
+    whole = check.read_scan
+
+    def failing(scan: Any) -> Any:
+        if scan.path.name == "ct5.nii.gz":
+            raise failure
+        return whole(scan)
+
+    monkeypatch.setattr(check, "read_scan", failing)
+    first = Page(check_scans(Manifest(scans), out, 1))
+    assert "unreadable" in first.text
+    monkeypatch.setattr(check, "read_scan", whole)
+    again = Page(check_scans(Manifest(scans), out, 1))
+    assert "ct5.nii.gz" in again.text
+    check_page(again)
 
 
 def test_a_manifest_without_a_usable_scan_has_a_page(folder: Path) -> None:

@@ -15,9 +15,11 @@ import dae3d
 from conftest import smooth_volume
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.inference import embed as module
+from dae3d.inference import prepared
 from dae3d.inference.embed import window_corners
 from dae3d.models.swin_unetr import Architecture, FeatureEncoder, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
+from dae3d.store.examine import AS_ACQUIRED
 
 SIZES = {"embed_dim": 4, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
 WIDTH = 16 * 4
@@ -61,7 +63,7 @@ def test_features_are_the_mean_over_windows_of_the_normalised_last_map(weights, 
     # Bright voxels lie in the first 38 planes: two windows of 32 along x and y, and z is 36 deep.
     image = torch.from_numpy(z_scored(scan))[None, None]
     windows = []
-    bright = module._read(module._Case(str(scan), (scan,), "t1"), None)[1]
+    bright = module._read(module._Case(str(scan), (scan,), "t1"), None, AS_ACQUIRED, None)[1]
     (x0, y0, z0), (x1, y1, z1) = bright
     assert x1 <= 38
     assert min(x1 - x0, y1 - y0, z1 - z0) > 32
@@ -172,7 +174,7 @@ def test_scans_that_are_all_bad_are_an_error(weights, tmp_path):
 def test_an_unknown_modality_stops_before_any_work(weights, scan, tmp_path, monkeypatch):
     plain = tmp_path / "scan.nii.gz"
     plain.write_bytes(scan.read_bytes())
-    monkeypatch.setattr(module, "read_volume", lambda path: pytest.fail("read a scan"))
+    monkeypatch.setattr(prepared, "read_volume", lambda path: pytest.fail("read a scan"))
     with pytest.raises(Dae3dError, match=r"scan\.nii\.gz: unknown modality"):
         dae3d.embed(scans=[str(scan), str(plain)], weights=weights, out=tmp_path / "e.npz")
 
@@ -240,7 +242,7 @@ def three_scans(tmp_path) -> list[str]:
 def reads(monkeypatch) -> list[str]:
     """The names of the scans that are read, and Ctrl-C at one called sub-1 while there is none after it."""
     names: list[str] = []
-    read = module.read_volume
+    read = prepared.read_volume
 
     def noted(path):
         names.append(path.name)
@@ -248,7 +250,7 @@ def reads(monkeypatch) -> list[str]:
             raise KeyboardInterrupt
         return read(path)
 
-    monkeypatch.setattr(module, "read_volume", noted)
+    monkeypatch.setattr(prepared, "read_volume", noted)
     return names
 
 

@@ -1,5 +1,7 @@
 """Journals: what is in them is found again, and never lost to a crash, other settings or another process."""
 
+import errno
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +11,19 @@ import pytest
 from dae3d.errors import Dae3dError
 from dae3d.files import make_folder, whole_file, write_text
 from dae3d.journal import Journal
+from dae3d.locks import lock
 
 HEADING = {"weights": "abc", "overlap": 0.5}
+
+
+# A result whose bytes went bad, and which is JSON all the same.
+LINES = [
+    b'{"name": "c", "filgs": [], "result": 3}\n',
+    b'{"name": "c", "files": [["x", 1]], "result": 3}\n',
+    b'{"name": "c", "files": {}, "result": 3}\n',
+    b'{"name": "c", "files": [], "resumt": 3}\n',
+    b'{"name": ["c"], "files": [], "result": 3}\n',
+]
 
 
 @pytest.fixture
@@ -36,7 +49,7 @@ def test_a_line_cut_short_is_dropped_and_the_next_one_is_whole(path: Path) -> No
     assert found(path) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("line", [b"\0\0\0\n", b"[1, 2]\n", b"\xff\xfe\n", b"\n"])
+@pytest.mark.parametrize("line", [b"\0\0\0\n", b"[1, 2]\n", b"\xff\xfe\n", b"\n", *LINES])
 def test_lines_that_mean_nothing_are_passed_over(path: Path, line: bytes) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], line, *lines[2:]]))
@@ -87,6 +100,27 @@ def test_two_processes_do_not_share_one(path: Path) -> None:
         )
     assert "another dae3d is writing to it" in second.stderr
     assert found(path) == [1, 2, None]
+
+
+def test_a_disk_without_locks_is_said_once(path: Path, caplog, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for _ in range(2):
+        assert found(path) == [1, 2, None]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path.parent}: its disk keeps no locks (No locks available); let no other run write to it meanwhile"
+    ]
+
+
+def test_a_lock_is_shared_or_not(tmp_path: Path) -> None:
+    with (tmp_path / "l").open("a+b") as one, (tmp_path / "l").open("a+b") as two:
+        assert lock(one, tmp_path / "l", shared=True)
+        assert lock(two, tmp_path / "l", shared=True)
+        assert not lock(two, tmp_path / "l")
+    with (tmp_path / "l").open("a+b") as three:
+        assert lock(three, tmp_path / "l", wait=True)
 
 
 # Files

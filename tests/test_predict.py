@@ -256,7 +256,8 @@ def test_a_thresholded_real_scan_lies_over_the_scan(name, shared_data, threshold
     low = voxels.min()
     threshold = (low + voxels[voxels > low].mean()) / 2
     window = f"window:{low}:{2 * threshold - low}"
-    recipe = {"spacing": REAL[name], "intensity": {"ct": window}, "crop_foreground": bool(REAL[name])}
+    recipe = {"spacing": REAL[name], "crop_foreground": bool(REAL[name])}
+    recipe |= {"modalities": ("t1",), "intensity": {"t1": window}}
     thresholding(0.5, roi=64, **recipe)
     (path,) = dae3d.predict(
         scans=[shared_data / name], weights=[Path("w")], out=tmp_path, overlap=0.1, device="cpu"

@@ -16,6 +16,7 @@ import dae3d
 from dae3d.errors import Dae3dError
 from dae3d.metrics import read_metrics
 from dae3d.models.weights import load
+from dae3d.store.examine import AS_ACQUIRED
 from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.pretraining import Pretraining
 from dae3d.training.settings import PretrainSettings
@@ -266,7 +267,7 @@ def test_a_data_set_can_be_chosen_and_a_wrong_one_is_named(tiny_store, tiny_sett
 @pytest.mark.parametrize("decay", [0.9, 0.9999])
 def test_averaging_leaves_position_indices_as_they_are(tmp_path, tiny_settings, decay):
     settings = PretrainSettings(data="s", out="r", max_steps=9, ema_decay=decay, **tiny_settings)
-    module = Pretraining(settings, ["ct"], tmp_path)
+    module = Pretraining(settings, ["ct"], AS_ACQUIRED, tmp_path)
     for _ in range(20):
         module.average.update_parameters(module.network)
     theirs = dict(module.network.named_buffers())

@@ -14,6 +14,7 @@ import pytest
 
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.scans.manifest import Manifest
+from dae3d.store.check import store_check
 from dae3d.store.prepare import prepare
 from dae3d.store.shards import Shard
 from dae3d.store.store import Store
@@ -120,7 +121,35 @@ def test_a_whole_run_takes_over_and_its_store_is_not_mixed_with_older_parts(mani
     run(manifest, out, spacing=(2, 2, 2))
     run(manifest, out, "1/2")
     assert not (out / "parts" / "index-0-of-2.jsonl").exists()
-    assert {scan.preparation.spacing for scan in Store(out).scans} == {(2, 2, 2)}
+    # The index of the whole run lists files that the shards are replacing.
+    with pytest.raises(Dae3dError, match="waits for shard 0 of 2"):
+        Store(out)
+    assert {scan.preparation.spacing for scan in run(manifest, out, "0/2").scans} == {None}
+
+
+def test_an_unfinished_array_of_the_same_settings_leaves_the_index_and_is_not_repaired(manifest, tmp_path):
+    out = tmp_path / "store"
+    run(manifest, out)
+    before = (out / "index.jsonl").read_bytes()
+    run(manifest, out, "0/3")
+    run(manifest, out, "2/3")
+    assert (out / "index.jsonl").read_bytes() == before
+    with pytest.raises(Dae3dError, match="waits for shard 1 of 3"):
+        store_check(store=out, repair=True, workers=1)
+    assert sorted(path.name for path in (out / "parts").glob("index*")) == [
+        "index-0-of-3.jsonl",
+        "index-2-of-3.jsonl",
+    ]
+
+
+def test_what_a_shard_left_may_be_damaged(manifest, tmp_path):
+    out = tmp_path / "store"
+    run(manifest, out, "0/2")
+    for damage in (Path.unlink, lambda path: path.write_bytes(b"path,reason\n\xff\n")):
+        damage(out / "parts" / "rejected-0-of-2.csv")
+        with pytest.raises(Dae3dError, match=r"rejected-0-of-2.csv: cannot be read .* run its shard again"):
+            run(manifest, out, "1/2")
+        assert len(run(manifest, out, "0/2").scans) == 6
 
 
 def test_parts_of_other_settings_manifests_or_numbers_are_not_put_together(manifest, tmp_path):
@@ -154,9 +183,9 @@ def test_who_may_write_at_once(manifest, tmp_path):
     out = tmp_path / "store"
     with shard_writer(out, "scans", Shard(0, 3)):
         run(manifest, out, "1/3")
-        with pytest.raises(Dae3dError, match="another `dae3d prepare` is writing"):
+        with pytest.raises(Dae3dError, match="another run of dae3d is writing"):
             run(manifest, out, "0/3")
-        with pytest.raises(Dae3dError, match="another `dae3d prepare` is writing"):
+        with pytest.raises(Dae3dError, match="another run of dae3d is writing"):
             run(manifest, out)
 
 

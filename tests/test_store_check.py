@@ -211,7 +211,7 @@ def test_a_store_that_is_being_written_is_left_alone(store, capsys):
     with locked(store / ".lock"):
         for repair in ((), ("--repair",)):
             status, _, err = shown(capsys, store, *repair)
-            assert (status, "another `dae3d prepare` is writing" in err) == (1, True)
+            assert (status, "another run of dae3d is writing" in err) == (1, True)
 
 
 def test_one_word_of_the_verb_alone_says_what_there_is(capsys):

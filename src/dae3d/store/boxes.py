@@ -20,11 +20,16 @@ def read_box(path: Path, size_on_disk: int | None, verb: str, start: Triple, sto
     """
     try:
         # A file of another size has been prepared anew, or cut short, since the index was written.
-        if size_on_disk is not None and path.stat().st_size != size_on_disk:
-            raise RuntimeError("not the file that the index describes")
-        return read_voxels(path, start, stop)
-    except (OSError, RuntimeError) as error:
-        raise Dae3dError(f"{path}: {error}; run `dae3d {verb}` again") from error
+        if size_on_disk in (None, path.stat().st_size):
+            return read_voxels(path, start, stop)
+    except MemoryError:
+        raise
+    except OSError as error:
+        raise Dae3dError(f"{path}: {error.strerror or error}; run `dae3d {verb}` again") from error
+    except Exception as error:  # whatever the decoder makes of damaged bytes
+        words = str(error).splitlines() or [type(error).__name__]
+        raise Dae3dError(f"{path}: damaged ({words[0]}); delete it and run `dae3d {verb}` again") from error
+    raise Dae3dError(f"{path}: not the file that the index describes; run `dae3d {verb}` again")
 
 
 def padded(read: Read, shape: Triple, start: Triple, size: Triple, dtype: type) -> np.ndarray:

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distributed import Client, Future, KilledWorker, as_completed
+from distributed import Client, Future, KilledWorker, as_completed, get_worker
 
 from dae3d.errors import Dae3dError
 from dae3d.store.workers import use_one_thread
@@ -24,6 +24,7 @@ def work_on_cluster(
     items: Iterable[Item],
     run: Callable[[Item], Result],
     died: Callable[[Item], Result],
+    unseen: Callable[[Item, Result], Path | None],
     address: str,
     shared: Path,
     resampling: bool,
@@ -32,13 +33,16 @@ def work_on_cluster(
 
     The items of a worker that dies are given to others. `died` makes the result of an item that too many
     workers died of (the scheduler's `allowed-failures`). Workers may come and go. `shared` is a folder that
-    all must be able to write to. Interrupted, it yields what is at work, then raises KeyboardInterrupt.
+    all must be able to write to, and `unseen` gives what a worker, by its result, did not see although it is
+    seen from here. Interrupted, it yields what is at work, then raises KeyboardInterrupt.
 
     Raises:
-        Dae3dError: where there is no scheduler, or it is lost, or a worker cannot see the folder.
+        Dae3dError: where there is no scheduler, or it is lost, or a worker does not see what it must.
     """
     with _connected(address) as client:
-        _wait_for_workers(client, shared)
+        if not client.nthreads():
+            _log.info("waiting for Dask workers: start them with `dask worker ADDRESS --nthreads 1`")
+            client.wait_for_workers(1)
         pending: dict[Future, Item] = {}
         done = as_completed(loop=client.loop, raise_errors=False)
         source = iter(items)
@@ -47,17 +51,17 @@ def work_on_cluster(
                 # One for each thread and none in waiting, which would count as suspect when a worker dies.
                 room = max(1, sum(client.nthreads().values())) - len(pending)
                 for item in islice(source, max(0, room)):
-                    future = client.submit(_alone, run, item, resampling, pure=False)
+                    future = client.submit(_alone, run, item, shared, resampling, pure=False)
                     pending[future] = item
                     done.add(future)
                 if not pending:
                     return
                 for future in done.next_batch():
-                    yield _result(future, pending, died)
+                    yield _result(future, pending, died, unseen)
         except KeyboardInterrupt:
             _log.warning("finishing the %d scans at work", len(pending))
             while pending:
-                yield _result(next(done), pending, died)
+                yield _result(next(done), pending, died, unseen)
             raise
         except (CancelledError, OSError):
             raise Dae3dError(
@@ -78,27 +82,34 @@ def _connected(address: str) -> Client:
         ) from None
 
 
-def _wait_for_workers(client: Client, shared: Path) -> None:
-    if not client.nthreads():
-        _log.info("waiting for Dask workers: start them with `dask worker ADDRESS --nthreads 1`")
-        client.wait_for_workers(1)
-    blind = [worker for worker, sees in client.run(shared.is_dir).items() if not sees]
-    if blind:
-        raise Dae3dError(
-            f"worker {blind[0]} does not see {shared.parent}: scans and store must lie on a disk that all "
-            "machines have under the same path"
-        )
-
-
-def _alone(run: Callable[[Item], Result], item: Item, resampling: bool) -> Result:
+def _alone(run: Callable[[Item], Result], item: Item, shared: Path, resampling: bool) -> tuple[str, Result]:
+    """On a worker, which may have joined at any time: its address, and what came of the item."""
+    address = get_worker().address
+    if not shared.is_dir():
+        raise _blindness(address, shared.parent)
     use_one_thread(resampling)
-    return run(item)
+    return address, run(item)
 
 
-def _result(future: Any, pending: dict[Future, Item], died: Callable[[Item], Result]) -> Result:
+def _blindness(address: str, path: Path) -> Dae3dError:
+    return Dae3dError(
+        f"worker {address} does not see {path}: scans and store must lie on a disk that all machines have "
+        "under the same path"
+    )
+
+
+def _result(
+    future: Any,
+    pending: dict[Future, Item],
+    died: Callable[[Item], Result],
+    unseen: Callable[[Item, Result], Path | None],
+) -> Result:
     item = pending.pop(future)
     try:
-        result: Result = future.result()
+        address, result = future.result()
     except KilledWorker:
         return died(item)
+    path = unseen(item, result)
+    if path is not None:
+        raise _blindness(address, path)
     return result

@@ -10,7 +10,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from dae3d.errors import ScanError
 from dae3d.scans.readers import Volume
-from dae3d.store.padding import fill_padding, planes
+from dae3d.store.padding import fill_padding, find_padding, planes
 from dae3d.store.statistics import Box, measure
 
 FOREGROUND_MARGIN_MM = 10.0
@@ -44,20 +44,31 @@ def scaled(volume: Volume) -> Volume:
 def resample(volume: Volume, spacing: tuple[float, float, float], modality: str = "") -> Volume:
     """Trilinear resampling to `spacing` (mm), as MONAI's `Spacing`; a volume that has it stays as it is.
 
-    Padding becomes background first. The slope and intercept stay, for they commute with interpolation; the
-    array becomes float32.
+    Padding is background meanwhile, lest it blends with the scan, and padding again afterwards, where the
+    nearest voxel was. The array becomes float32; without padding the slope and intercept stay, for they
+    commute with interpolation.
     """
     if np.allclose(volume.spacing, spacing, rtol=_SAME_SPACING, atol=0):
         return volume
+    padding = find_padding(volume, modality)
+    if padding is None:
+        return _interpolated(volume, spacing, "bilinear")
+    resampled = _interpolated(fill_padding(volume, padding, modality), spacing, "bilinear")
+    outside = np.stack([plane <= padding for plane in planes(volume)])
+    nearest = _interpolated(Volume(outside, volume.affine), spacing, "nearest")
+    resampled.array[nearest.array != 0] = padding
+    return resampled
+
+
+def _interpolated(volume: Volume, spacing: tuple[float, float, float], mode: str) -> Volume:
     # MONAI and PyTorch take seconds to import, and only resampling needs them.
     import torch
     from monai.data.meta_tensor import MetaTensor
     from monai.transforms.spatial.array import Spacing
 
-    volume = fill_padding(volume, modality)
     array = np.ascontiguousarray(volume.array, dtype=np.float32)
     image = MetaTensor(torch.from_numpy(array)[None], affine=torch.from_numpy(volume.affine))
-    resampled: Any = Spacing(pixdim=spacing, mode="bilinear", dtype=np.float32)(image)
+    resampled: Any = Spacing(pixdim=spacing, mode=mode, dtype=np.float32)(image)
     return replace(volume, array=resampled.numpy()[0], affine=resampled.affine.numpy())
 
 

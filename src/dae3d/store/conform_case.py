@@ -10,6 +10,7 @@ from dae3d.errors import ScanError
 from dae3d.scans.grids import Grid, grid_difference
 from dae3d.scans.readers import Volume
 from dae3d.store.conform import crop, foreground_box, narrowed, resample, scaled, to_ras, union
+from dae3d.store.hounsfield import refuse_no_hounsfield
 from dae3d.store.intensity import normalise
 from dae3d.store.recipe import CaseRecipe
 from dae3d.store.statistics import Box, Statistics, measure, refuse_non_finite
@@ -67,7 +68,8 @@ def conform_case(volumes: Sequence[Volume], recipe: CaseRecipe) -> ConformedCase
 
     Raises:
         ScanError: where the number of channels is not the recipe's, a channel lies on another grid than the
-            first, or is constant, not finite, or of singular affine, or axes are too sheared to be resampled.
+            first, or is constant, not finite, of singular affine, or a CT not in HU, or axes are too sheared
+            to be resampled.
     """
     if len(volumes) != len(recipe.modalities):
         wanted = f"{len(recipe.modalities)} ({', '.join(recipe.modalities)})"
@@ -94,7 +96,9 @@ def conform_case(volumes: Sequence[Volume], recipe: CaseRecipe) -> ConformedCase
     statistics = []
     for channel, (volume, modality) in enumerate(zip(conformed, recipe.modalities, strict=True), 1):
         with _naming(channel, volumes):
-            statistics.append(measure(volume, modality))
+            found = measure(volume, modality)
+            refuse_no_hounsfield(found, modality)
+            statistics.append(found)
     return ConformedCase(volumes=tuple(conformed), statistics=tuple(statistics), native=native)
 
 

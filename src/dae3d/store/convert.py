@@ -1,29 +1,49 @@
 """One scan from its source file into the store, in one call that any process can make."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from dae3d.errors import ScanError
 from dae3d.scans.manifest import Scan
 from dae3d.scans.read import read_scan, source_files
 from dae3d.scans.readers import Volume
-from dae3d.store.conform import crop_to_foreground, narrowed, resample, scaled, to_ras
+from dae3d.store.examine import examine
 from dae3d.store.fingerprint import voxel_digest
-from dae3d.store.hounsfield import refuse_no_hounsfield
 from dae3d.store.padding import HOUNSFIELD
 from dae3d.store.scan import PARTIAL, SCANS, Preparation, StoredScan, file_name, read_metadata, write_scan
 from dae3d.store.source import Stamp, digest
-from dae3d.store.statistics import measure, refuse_non_finite
+from dae3d.store.whole import read_whole
+
+_TOO_MUCH = "needs more memory than there is, which fewer workers may leave"
+_NO_MEMORY = "can't allocate memory"  # PyTorch's words
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one scan: stored, newly `written` or there already, or else rejected for a `reason`."""
+    """What became of one scan: stored, newly `written` or there already, or else rejected for a `reason`.
+
+    `file` is its stored file's name, whether it is there or not. `unseen` says that its source could not be
+    seen from where it was looked for; what is stored of it is then kept.
+    """
 
     name: str
+    file: str
     stored: StoredScan | None = None
     written: bool = False
     reason: str = ""
+    unseen: bool = False
+
+    @classmethod
+    def kept(cls, stored: StoredScan, unseen: bool = False) -> "Outcome":
+        """The store has the scan already."""
+        return cls(stored.source.name, stored.file, stored, unseen=unseen)
+
+    @classmethod
+    def rejected(cls, scan: Scan, reason: str, unseen: bool = False) -> "Outcome":
+        """The scan cannot be used."""
+        return cls(scan.name, file_name(scan), reason=reason, unseen=unseen)
 
 
 def convert(scan: Scan, preparation: Preparation, store: Path, partial: str = PARTIAL) -> Outcome:
@@ -32,28 +52,41 @@ def convert(scan: Scan, preparation: Preparation, store: Path, partial: str = PA
     Raises:
         Dae3dError: where the store cannot be written to.
     """
+    old = read_metadata(store / SCANS / file_name(scan))
+    if old is not None and not (old.preparation == preparation and measured_alike(old, scan)):
+        old = None
     try:
         files = source_files(scan)
         stamp = Stamp.of(files)
     except OSError as error:
-        return Outcome(scan.name, reason=f"unreadable: {error.strerror}")
-    old = read_metadata(store / SCANS / file_name(scan))
-    if old is not None and old.preparation == preparation:
-        content = old.source.digest if old.source_stamp == stamp else digest(files)
-        if content == old.source.digest and measured_alike(old, scan):
-            return Outcome(scan.name, described(old, scan, stamp))
+        if old is not None and _is_whole(store / SCANS / old.file):
+            return Outcome.kept(described(old, scan, old.source_stamp), unseen=True)
+        return Outcome.rejected(scan, f"unreadable: {error.strerror}", unseen=True)
     try:
-        volume = read_scan(scan)
-        refuse_non_finite(volume)
-        voxels = voxel_digest(volume)
-        volume = conform(volume, preparation, scan.modality)
-        statistics = measure(volume, scan.modality)
-        refuse_no_hounsfield(statistics, scan.modality)
+        if old is not None and old.source_stamp == stamp:
+            return Outcome.kept(described(old, scan, stamp))
+        content = digest(files)
+        if old is not None and old.source.digest == content:
+            return Outcome.kept(described(old, scan, stamp))
+        with _enough_memory():
+            volume, new = _converted(scan, stamp, content, preparation)
+            if Stamp.of(source_files(scan)) != stamp:
+                return Outcome.rejected(scan, "changed while it was read; run the same command again")
+            return Outcome(scan.name, new.file, write_scan(store, volume.array, new, partial), written=True)
+    except OSError as error:
+        return Outcome.rejected(scan, f"unreadable: {error.strerror}", unseen=True)
     except ScanError as error:
-        return Outcome(scan.name, reason=str(error))
+        return Outcome.rejected(scan, str(error))
+
+
+def _converted(scan: Scan, stamp: Stamp, content: str, preparation: Preparation) -> tuple[Volume, StoredScan]:
+    """A scan in the store's form, and what is to be said of it."""
+    volume = read_scan(scan)
+    voxels = voxel_digest(volume)
+    volume, statistics = examine(volume, preparation, scan.modality)
     stored = StoredScan(
         file=file_name(scan),
-        source=scan.model_copy(update={"digest": digest(files), "files": ()}),
+        source=scan.model_copy(update={"digest": content, "files": ()}),
         source_stamp=stamp,
         preparation=preparation,
         shape=volume.array.shape,
@@ -65,7 +98,28 @@ def convert(scan: Scan, preparation: Preparation, store: Path, partial: str = PA
         statistics=statistics,
         voxel_digest=voxels,
     )
-    return Outcome(scan.name, write_scan(store, volume.array, stored, partial), written=True)
+    return volume, stored
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Reject the scan that needs more memory than there is, rather than end the run at it."""
+    try:
+        yield
+    except MemoryError:
+        raise ScanError(_TOO_MUCH) from None
+    except RuntimeError as error:
+        if _NO_MEMORY not in str(error):
+            raise
+        raise ScanError(_TOO_MUCH) from None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_whole(path)
+    except (OSError, MemoryError, ValueError):
+        return False
+    return True
 
 
 def measured_alike(stored: StoredScan, scan: Scan) -> bool:
@@ -77,18 +131,3 @@ def described(stored: StoredScan, scan: Scan, stamp: Stamp) -> StoredScan:
     """A scan that is in the store, with what the manifest says of it now."""
     source = scan.model_copy(update={"digest": stored.source.digest, "files": ()})
     return stored.model_copy(update={"source": source, "source_stamp": stamp})
-
-
-def conform(volume: Volume, preparation: Preparation, modality: str = "") -> Volume:
-    """Bring a scan into the store's form.
-
-    Raises:
-        ScanError: where it has non-finite voxels, a singular affine, or one value only.
-    """
-    refuse_non_finite(volume)
-    volume = scaled(to_ras(volume))
-    if preparation.spacing is not None:
-        volume = resample(volume, preparation.spacing, modality)
-    if preparation.crop_foreground:
-        volume = crop_to_foreground(volume, modality)
-    return replace(volume, array=narrowed(volume.array))

@@ -4,25 +4,31 @@ from dae3d.errors import ScanError
 from dae3d.store.padding import HOUNSFIELD
 from dae3d.store.statistics import Statistics
 
-# HU that a twentieth of a scan cannot reach: soft tissue stored with an offset of 1024 does.
-_DENSE = 900.0
-_GREY = 255.0  # the brightest grey value of a picture
+# Mean of the foreground where nothing is below 0: soft tissue stored with an offset of 1024 lies at 1000 to
+# 1200, a mask of bone at 250 to 700 HU.
+_DENSE = 800.0
+_SPAN = 10.0  # less than the noise of any scanner
+_WHITE = (250.0, 255.0)  # the brightest grey value of a picture
 
 
 def refuse_no_hounsfield(statistics: Statistics, modality: str) -> None:
-    """Raise ScanError where a scan labelled as CT has neither air, fat nor noise below 0 HU, and looks wrong.
+    """Raise ScanError where a scan labelled as CT has lost its rescale intercept, or was never in HU.
 
-    It does where soft tissue is as dense as bone, or with the grey values of a picture, 0 to 1 or 0 to 255.
+    The intercept is lost where nothing is below 0 and the foreground is denser than bone; a scan that spans
+    less than 10 was normalised; one from 0 to 250 or 255 has the grey values of a picture. What was cut out
+    of a CT, such as a brain of 0 to 80 HU, is none of these.
     """
-    if modality not in HOUNSFIELD or statistics.percentile(0.5) < 0:
+    if modality not in HOUNSFIELD:
         return
-    low, high = statistics.percentile(0.5), statistics.percentile(99.5)
-    found = f"not in HU: its voxels lie between {low:g} and {high:g}"
-    remedy = f"; give it a label of its own, such as {modality}-raw"
-    if statistics.percentile(95.0) > _DENSE:
-        raise ScanError(
-            f"{found}, none near air (-1000); is the rescale intercept, often -1024, lost? Write it into the "
-            f"file{remedy}"
-        )
-    if high <= _GREY:
-        raise ScanError(f"{found}, grey values of a picture; find the original{remedy}")
+    low, high = statistics.minimum, statistics.maximum
+    if statistics.percentile(0.5) >= 0 and statistics.foreground_mean > _DENSE:
+        why = "is the rescale intercept, often -1024, lost? Write it into the file"
+    elif high - low < _SPAN:
+        why = "it was normalised, or is a label map; find the original, or exclude it"
+    elif low == 0 and _WHITE[0] <= high <= _WHITE[1]:
+        why = "grey values of a picture, or a label map; find the original, or exclude it"
+    else:
+        return
+    usual = f"{statistics.percentile(0.5):g} and {statistics.percentile(99.5):g}"
+    remedy = "or give it a label of its own, such as ct-raw"
+    raise ScanError(f"not in HU: nearly all voxels lie between {usual}; {why}, {remedy}")

@@ -1,13 +1,14 @@
 """The store's index: the metadata of all its scans in one file, so that opening a store opens no scan.
 
-`index.jsonl` holds one JSON object a line: first what the file is, then one line a scan. It is kept as the
-bytes it is read as, 1.5 KB a scan, and a line is parsed when its scan is asked for: as objects, the scans of
-a large store would fill gigabytes in every loader process.
+`index.jsonl` holds one JSON object a line: first what the file is, then one line a scan, 1.5 KB. A line is
+read when its scan is asked for: as objects, the scans of a large store would fill gigabytes in every loader
+process.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,9 +16,11 @@ from dae3d.errors import Dae3dError
 from dae3d.files import whole_file
 from dae3d.lines import Lines, Parsed
 from dae3d.store.scan import Preparation, StoredScan
-from dae3d.store.shards import in_words, unfinished
+from dae3d.store.shards import Shard, in_words, unfinished
 
 INDEX = "index.jsonl"
+_REMEDY = "run `dae3d prepare` again"
+_FILE = re.compile(rb'"file":"([^"/]+)"')
 
 
 class Header(BaseModel):
@@ -34,13 +37,28 @@ class Header(BaseModel):
     manifest: str | None = None
 
 
+class _Version(BaseModel):
+    version: int
+
+
+class _AnyHeader(_Version):
+    """What the index of any version of dae3d begins with."""
+
+    preparation: _Version
+
+
+class OtherVersion(Dae3dError):
+    """A store that another version of dae3d made."""
+
+
 class Index(Parsed[StoredScan]):
     """The scans of an index, in its order."""
 
-    def __init__(self, text: bytes) -> None:
-        lines = Lines(text)
-        self.header = Header.model_validate_json(lines[0] if len(lines) else text)
-        super().__init__(lines, StoredScan, 1, len(lines) - 1)
+    def __init__(self, path: Path) -> None:
+        with _opened(path):
+            lines = Lines(path)
+        self.header = _header(lines[0] if len(lines) else b"", path)
+        super().__init__(lines, StoredScan, 1, len(lines) - 1, path, _REMEDY)
         if len(self) != self.header.scans:
             raise ValueError(f"{len(self)} scans where there should be {self.header.scans}")
 
@@ -52,10 +70,10 @@ def read_index(store: Path, name: str = INDEX) -> Index:
         Dae3dError: where there is none, or it is not one.
     """
     try:
-        return Index((store / name).read_bytes())
+        return Index(store / name)
     except (FileNotFoundError, NotADirectoryError):
         raise Dae3dError(_why_none(store)) from None
-    except (ValidationError, ValueError) as error:
+    except ValueError as error:
         raise Dae3dError(_damaged(store / name, error)) from None
 
 
@@ -64,13 +82,11 @@ def read_header(path: Path) -> Header:
 
     Raises:
         FileNotFoundError: where there is none.
+        OtherVersion: where another version of dae3d made it.
         Dae3dError: where it is not one.
     """
-    with path.open("rb") as file:
-        try:
-            return Header.model_validate_json(file.readline())
-        except ValidationError as error:
-            raise Dae3dError(_damaged(path, error)) from None
+    with _opened(path) as file:
+        return _header(file.readline(), path)
 
 
 def iterate(path: Path) -> Iterator[StoredScan]:
@@ -79,15 +95,27 @@ def iterate(path: Path) -> Iterator[StoredScan]:
     Raises:
         Dae3dError: where they are not as many as it says, or a line is not one.
     """
-    with path.open("rb") as file:
+    with _opened(path) as file:
+        header = _header(file.readline(), path)
         try:
-            header = Header.model_validate_json(file.readline())
             for _ in range(header.scans):
                 yield StoredScan.model_validate_json(file.readline())
             if file.readline():
                 raise ValueError(f"more than the {header.scans} scans that there should be")
         except ValueError as error:  # pydantic's own is one
             raise Dae3dError(_damaged(path, error)) from None
+
+
+def readable(path: Path) -> Iterator[StoredScan | str]:
+    """The scans on the sound lines of an index; of other lines the stored file, where that can be read."""
+    with _opened(path) as file:
+        file.readline()
+        for line in file:
+            try:
+                yield StoredScan.model_validate_json(line)
+            except ValidationError:
+                if name := _FILE.search(line):
+                    yield name[1].decode(errors="replace")
 
 
 def write_index(path: Path, header: Header, scans: Iterable[StoredScan | str]) -> None:
@@ -98,12 +126,53 @@ def write_index(path: Path, header: Header, scans: Iterable[StoredScan | str]) -
             file.write((scan if isinstance(scan, str) else scan.model_dump_json()) + "\n")
 
 
+def refuse_unfinished(store: Path) -> None:
+    """Raise Dae3dError where a job array is at work on the store, or was given up."""
+    missing = unfinished(store)
+    if missing:
+        raise Dae3dError(_waits_for(store, missing))
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise Dae3dError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _header(line: bytes, path: Path) -> Header:
+    try:
+        return Header.model_validate_json(line)
+    except ValidationError as error:
+        if _of_another_version(line):
+            raise OtherVersion(
+                f"{path.parent}: made by another version of dae3d; prepare it anew with "
+                f"`dae3d prepare MANIFEST --out {path.parent}`"
+            ) from None
+        raise Dae3dError(_damaged(path, error)) from None
+
+
+def _of_another_version(line: bytes) -> bool:
+    try:
+        told = _AnyHeader.model_validate_json(line)
+    except ValidationError:
+        return False
+    ours = (Header.model_fields["version"].default, Preparation.model_fields["version"].default)
+    return (told.version, told.preparation.version) != ours
+
+
+def _waits_for(store: Path, missing: list[Shard]) -> str:
+    return f"{store}: not whole yet: waits for {in_words(missing)} (`dae3d prepare --shard`)"
+
+
 def _why_none(store: Path) -> str:
     missing = unfinished(store)
     if missing:
-        return f"{store}: not whole yet: waits for {in_words(missing)} (`dae3d prepare --shard`)"
+        return _waits_for(store, missing)
     return f"{store}: no store here; make one with `dae3d prepare MANIFEST --out {store}`"
 
 
 def _damaged(path: Path, error: ValueError) -> str:
-    return f"{path}: damaged ({str(error).splitlines()[0]}); run `dae3d prepare` again"
+    return f"{path}: damaged ({str(error).splitlines()[0]}); {_REMEDY}"

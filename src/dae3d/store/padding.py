@@ -11,11 +11,12 @@ from dae3d.scans.readers import Volume
 # Labels of scans in Hounsfield units.
 HOUNSFIELD = frozenset({"ct", "ct-phantom", "cbct"})
 _AIR = -1024.0  # HU, the lowest value of a 12-bit scanner
-_BELOW_AIR = -1500.0  # HU, which the noise of air does not reach
-# Elsewhere, a filling is at least this low and takes at least this share of the voxels, and nothing else lies
-# between it and its half, nor as near to it as half of what the scan spans.
+BELOW_AIR = -1500.0  # HU, which the noise of air does not reach
+# Elsewhere, a filling is at least this low, and, but for a few strays, nothing lies between it and its half,
+# nor as near to it as half of what the scan spans. It may be a few voxels that cropping has left: they would
+# spoil any mean.
 _FILLING = -1000.0
-_SHARE = 0.001
+_STRAYS = 0.001  # of the other voxels
 _HALF = 0.5
 
 
@@ -29,17 +30,22 @@ def find_padding(volume: Volume, modality: str) -> float | None:
     """The intensity at and below which voxels of a scan are padding, or None where it has none.
 
     In Hounsfield units, all that is below the noise of air; elsewhere the lowest intensity, where it is far
-    below zero and nothing is near it.
+    below zero and next to nothing is near it.
+
+    Raises:
+        ScanError: where, not in Hounsfield units, there is nothing else.
     """
-    array, slope, intercept = volume.array, volume.slope, volume.intercept
-    lowest = array.min() if slope > 0 else array.max()
+    slope, intercept = volume.slope, volume.intercept
+    lowest = volume.array.min() if slope > 0 else volume.array.max()
     minimum = float(lowest) * slope + intercept
     if modality in HOUNSFIELD:
-        return _BELOW_AIR if minimum <= _BELOW_AIR else None
-    if minimum > _FILLING or np.count_nonzero(array == lowest) < _SHARE * array.size:
+        return BELOW_AIR if minimum <= BELOW_AIR else None
+    if minimum > _FILLING:
         return None
-    rest = np.concatenate([plane[plane > minimum] for plane in planes(volume)])
-    low, high = float(rest.min()), float(np.percentile(rest, 99.5))
+    rest = imaged(volume, minimum)
+    strays = 100 * _STRAYS
+    ends = np.percentile(rest, (strays, 0.5, 99.5, 100 - strays), overwrite_input=True) * slope + intercept
+    low, _, high, _ = sorted(ends.tolist())  # a negative slope reverses the order
     isolated = low > minimum * _HALF and low - minimum > (high - low) * _HALF
     return minimum if isolated and low < high else None
 
@@ -49,11 +55,8 @@ def background(modality: str) -> float:
     return _AIR if modality in HOUNSFIELD else 0.0
 
 
-def fill_padding(volume: Volume, modality: str) -> Volume:
+def fill_padding(volume: Volume, padding: float, modality: str) -> Volume:
     """Replace padding by background, float32, so that resampling does not blend it with the scan."""
-    padding = find_padding(volume, modality)
-    if padding is None:
-        return volume
     array = np.empty(volume.array.shape, np.float32)
     for x, plane in enumerate(planes(volume)):
         array[x] = np.where(plane <= padding, background(modality), plane)
@@ -67,15 +70,20 @@ def imaged_planes(volume: Volume, padding: float | None) -> Iterator[np.ndarray]
 
 
 def imaged(volume: Volume, padding: float | None) -> np.ndarray:
-    """The voxels that are no padding, as stored, in any shape.
+    """The voxels that are no padding, as stored, in any shape; a copy of them where there is padding.
 
     Raises:
         ScanError: where there are none.
     """
     if padding is None:
         return volume.array
-    pairs = zip(volume.array, planes(volume), strict=True)
-    kept = np.concatenate([stored[plane > padding] for stored, plane in pairs])
-    if not kept.size:
+    count = sum(np.count_nonzero(plane > padding) for plane in planes(volume))
+    if not count:
         raise ScanError(f"no voxel is above {padding:g}, which is outside the field of view")
+    kept = np.empty(count, volume.array.dtype)
+    end = 0
+    for stored, plane in zip(volume.array, planes(volume), strict=True):
+        chosen = stored[plane > padding]
+        kept[end : end + chosen.size] = chosen
+        end += chosen.size
     return kept

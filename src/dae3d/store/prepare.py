@@ -1,9 +1,10 @@
 """The verb `prepare`: from the scans of a manifest to a store that training reads from."""
 
 import logging
+import os
 import shutil
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from dae3d.errors import Dae3dError
+from dae3d.scans.manifest import Scan
+from dae3d.scans.read import source_files
 from dae3d.settings import Positional, Settings, verb
 from dae3d.store.convert import Outcome, convert
 from dae3d.store.index import INDEX, Header, read_header
@@ -111,16 +114,37 @@ def _prepare_whole(settings: PrepareSettings, wanted: Wanted) -> None:
     with only_writer(out, SCANS):
         # Shards that are run again must not be put together with others that are older than this run.
         shutil.rmtree(out / PARTS, ignore_errors=True)
+        header = Header(preparation=settings.preparation, scans=0)
         tally = Tally(out / PARTIAL)
+        # Before all of it has been looked at, the index that is there says more than this run could.
+        _keep_unchanged(wanted, settings, tally, [out / INDEX])
+        _retire_other(out / INDEX, header)
         try:
-            _keep_unchanged(wanted, settings, tally, [out / INDEX])
             _convert(wanted, settings, tally, PARTIAL)
-        finally:
-            tally.write_rejected(out / REJECTED)
-            if tally.scans:
-                tally.write_index(out / INDEX, Header(preparation=settings.preparation, scans=0))
-            _show(str(out), tally, out / REJECTED)
+        except BaseException:
+            # What ended the run is to be told of, not what that also keeps from being written.
+            with _told():
+                for kept in wanted.not_looked_at(out, [out / INDEX], settings.preparation):
+                    tally.count(kept)
+                _write_down(tally, out, header)
+            raise
+        _write_down(tally, out, header)
     _refuse_nothing(tally, out / REJECTED)
+
+
+def _write_down(tally: Tally, out: Path, header: Header) -> None:
+    _show(str(out), tally, out / REJECTED)
+    if tally.scans:
+        tally.write_index(out / INDEX, header)
+    tally.write_rejected(out / REJECTED)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except Dae3dError as error:
+        _log.warning("%s", error)
 
 
 def _prepare_shard(settings: PrepareSettings, wanted: Wanted, shard: Shard) -> bool:
@@ -134,6 +158,7 @@ def _prepare_shard(settings: PrepareSettings, wanted: Wanted, shard: Shard) -> b
         tally = Tally(out / folder)
         try:
             _keep_unchanged(wanted, settings, tally, [out / shard.index, out / INDEX])
+            _retire_other(out / INDEX, header.model_copy(update={"manifest": None}))
             # Until this run has finished, what is on record of the shard is not to be relied on.
             (out / shard.index).unlink(missing_ok=True)
             _convert(wanted, settings, tally, folder)
@@ -171,9 +196,15 @@ def _goes_with(part: Path, header: Header) -> bool:
         return False
 
 
+def _retire_other(index: Path, header: Header) -> None:
+    """Remove an index of another preparation: the files that it lists are about to be replaced."""
+    if not _goes_with(index, header):
+        index.unlink(missing_ok=True)
+
+
 def _keep_unchanged(wanted: Wanted, settings: PrepareSettings, tally: Tally, indexes: list[Path]) -> None:
-    for stored in wanted.unchanged(settings.out, indexes, settings.preparation):
-        tally.add(stored)
+    for outcome in wanted.unchanged(settings.out, indexes, settings.preparation):
+        tally.count(outcome)
 
 
 def _convert(wanted: Wanted, settings: PrepareSettings, tally: Tally, folder: str) -> None:
@@ -183,12 +214,22 @@ def _convert(wanted: Wanted, settings: PrepareSettings, tally: Tally, folder: st
         tqdm(total=len(wanted), initial=tally.scans, desc="prepare", unit="scan") as progress,
         closing(_outcomes(wanted, settings, folder)) as outcomes,
     ):
-        for outcome in outcomes:
-            if outcome.stored is None:
-                tally.reject(outcome.name, outcome.reason)
-            else:
-                tally.add(outcome.stored, outcome.written)
+
+        def count(outcome: Outcome) -> None:
+            wanted.done(outcome.file)
+            tally.count(outcome)
             progress.update()
+
+        try:
+            for outcome in outcomes:
+                count(outcome)
+        except KeyboardInterrupt as interrupt:
+            # Where it came between two outcomes, what is at work is yet to be finished.
+            with suppress(KeyboardInterrupt):
+                count(outcomes.throw(interrupt))
+                for outcome in outcomes:
+                    count(outcome)
+            raise
 
 
 def _outcomes(wanted: Wanted, settings: PrepareSettings, folder: str) -> Generator[Outcome, None, None]:
@@ -207,11 +248,20 @@ def _outcomes(wanted: Wanted, settings: PrepareSettings, folder: str) -> Generat
     return work_on_cluster(
         wanted.still_to_do(),
         run,
-        lambda scan: Outcome(scan.name, reason="its workers died, most often for lack of memory"),
+        lambda scan: Outcome.rejected(scan, "its workers died, most often for lack of memory"),
+        lambda scan, outcome: scan.path if outcome.unseen and _seen(scan) else None,
         settings.scheduler,
         store / folder,
         resampling,
     )
+
+
+def _seen(scan: Scan) -> bool:
+    """Whether the files of a scan can be read from here."""
+    try:
+        return all(os.access(file, os.R_OK) for file in source_files(scan))
+    except OSError:
+        return False
 
 
 def _refuse_nothing(tally: Tally, rejected: Path) -> None:
@@ -230,3 +280,5 @@ def _show(what: str, tally: Tally, rejected: Path) -> None:
         table.add_row("", escape(f"and others, all in {rejected}"))
     table.add_row("size", f"{decimal(tally.bytes_stored)} on disk, {decimal(tally.bytes_raw)} uncompressed")
     Console().print(table)
+    if tally.unseen:
+        _log.warning("%s: %d sources are missing: kept as they were stored", what, tally.unseen)

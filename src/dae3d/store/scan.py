@@ -5,6 +5,7 @@ import math
 import os
 import re
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from secrets import token_hex
 from typing import Literal
@@ -148,18 +149,23 @@ def write_scan(store: Path, array: np.ndarray, scan: StoredScan, partial: str = 
     return scan.model_copy(update={"stored_stamp": Stamp.of([final])})
 
 
-def checksum(array: np.ndarray, metadata: str) -> int:
-    """Crc32 of voxels and metadata: Blosc2 itself decodes most flipped bits into other voxels, unnoticed."""
+def checksum(planes: Iterable[np.ndarray], metadata: str) -> int:
+    """Crc32 of the planes of an array, and of metadata.
+
+    Blosc2 itself decodes most flipped bits into other voxels, unnoticed.
+    """
     total = 0
-    for plane in array:
+    for plane in planes:
         total = zlib.crc32(np.ascontiguousarray(plane).data, total)
     return zlib.crc32(metadata.encode(), total)
 
 
 def read_metadata(path: Path) -> StoredScan | None:
-    """What a stored file says of its scan, or None where there is no such file or it is not whole."""
+    """What a stored file says of its scan; None where there is no such file of this version and form."""
     try:
         array = blosc2.open(str(path), mode="r")
+        if CHECKSUM not in array.schunk.vlmeta:
+            return None  # nobody could tell whether it is whole
         scan = StoredScan.model_validate_json(array.schunk.vlmeta[METADATA])
         return scan.model_copy(update={"stored_stamp": Stamp.of([path])})
     except Exception:  # Blosc2 raises whatever it comes to in damaged bytes, SyntaxError among it

@@ -68,8 +68,9 @@ def measure(volume: Volume, modality: str = "") -> Statistics:
     array = imaged(volume, padding)
     low, high = _extremes(replace(volume, array=array))
     _refuse_constant(low, high)
+    ranked = np.percentile(array, PERCENTILES, overwrite_input=array is not volume.array)
     # Interpolating and scaling commute; a negative slope reverses the order.
-    percentiles = sorted(float(v) * slope + intercept for v in np.percentile(array, PERCENTILES))
+    percentiles = sorted(float(v) * slope + intercept for v in ranked)
     mean, std = _non_zero_mean_and_std(volume, padding)
     # A map that is empty nearly everywhere has no range between its percentiles.
     if told_apart(percentiles[0], percentiles[-1]):

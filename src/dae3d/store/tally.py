@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from dae3d.errors import Dae3dError
 from dae3d.files import whole_file, writing
 from dae3d.scans.spool import Spool
+from dae3d.store.convert import Outcome
 from dae3d.store.index import Header, iterate, write_index
 from dae3d.store.scan import StoredScan
 
@@ -38,7 +40,7 @@ class Tally:
     def __init__(self, folder: Path) -> None:
         self._lines = Ordered(folder)
         self._rejected = Ordered(folder)
-        self.prepared = self.bytes_stored = self.bytes_raw = 0
+        self.prepared = self.unseen = self.bytes_stored = self.bytes_raw = 0
 
     @property
     def scans(self) -> int:
@@ -50,24 +52,35 @@ class Tally:
         """How many scans cannot be used."""
         return len(self._rejected)
 
-    def add(self, scan: StoredScan, written: bool = False) -> None:
-        """Count one scan of the store, written by this run or there before."""
+    def count(self, outcome: Outcome) -> None:
+        """Count what became of one scan; `unseen` are those kept without their source."""
+        if outcome.stored is None:
+            self.reject(outcome.name, outcome.reason)
+        else:
+            self.add(outcome.stored)
+            self.prepared += outcome.written
+            self.unseen += outcome.unseen
+
+    def add(self, scan: StoredScan) -> None:
+        """Count one scan of the store."""
         self._lines.add(scan.source.name, scan.model_dump_json())
         self.bytes_stored += scan.stored_stamp.bytes if scan.stored_stamp else 0
         self.bytes_raw += scan.voxel_bytes
-        self.prepared += written
 
     def reject(self, name: str, reason: str) -> None:
         """Count one scan that cannot be used."""
         self._rejected.add(name, reason)
 
     def add_part(self, index: Path, rejected: Path) -> None:
-        """Count what a shard has written down."""
+        """Count what a shard has written down; raises Dae3dError where that is missing or damaged."""
         for scan in iterate(index):
             self.add(scan)
-        with rejected.open(newline="") as file:
-            for name, reason in islice(csv.reader(file), 1, None):
-                self.reject(name, reason)
+        try:
+            with rejected.open(newline="") as file:
+                for name, reason in islice(csv.reader(file), 1, None):
+                    self.reject(name, reason)
+        except (OSError, ValueError, csv.Error) as error:
+            raise Dae3dError(f"{rejected}: cannot be read ({error}); run its shard again") from None
 
     def first_rejected(self, number: int) -> list[tuple[str, str]]:
         """Names and reasons of the first rejected scans."""

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from dae3d.errors import Dae3dError
 from dae3d.scans.manifest import Manifest, Scan
 from dae3d.scans.read import source_files
-from dae3d.store.convert import described, measured_alike
+from dae3d.store.convert import Outcome, described, measured_alike
 from dae3d.store.index import iterate, read_header
 from dae3d.store.scan import SCANS, Preparation, StoredScan, file_name
 from dae3d.store.shards import Shard
@@ -53,36 +53,50 @@ class Wanted:
         """The scans that are still to be done, with absolute paths."""
         return map(self._scan, np.flatnonzero(self._open))
 
-    def unchanged(
-        self, store: Path, indexes: Iterable[Path], preparation: Preparation
-    ) -> Iterator[StoredScan]:
+    def unchanged(self, store: Path, indexes: Iterable[Path], preparation: Preparation) -> Iterator[Outcome]:
         """Those that, by the indexes of earlier runs, need not even be opened; they then count as done."""
+        for scan, stored in self._as_listed(store, indexes, preparation):
+            try:
+                source: Stamp | None = Stamp.of(source_files(scan))
+            except OSError:
+                source = None
+            if source in (None, stored.source_stamp):
+                self.done(stored.file)
+                yield Outcome.kept(described(stored, scan, stored.source_stamp), unseen=source is None)
+
+    def not_looked_at(
+        self, store: Path, indexes: Iterable[Path], preparation: Preparation
+    ) -> Iterator[Outcome]:
+        """Those still to be done as the store has them by the indexes, whatever their sources are now."""
+        for scan, stored in self._as_listed(store, indexes, preparation):
+            self.done(stored.file)
+            yield Outcome.kept(described(stored, scan, stored.source_stamp))
+
+    def done(self, file: str) -> None:
+        """Count the scan with that stored file as done."""
+        number = self._number(file)
+        if number is not None:
+            self._open[number] = False
+
+    def _as_listed(
+        self, store: Path, indexes: Iterable[Path], preparation: Preparation
+    ) -> Iterator[tuple[Scan, StoredScan]]:
+        """Scans still to be done, with what the indexes say of those whose stored file is as it says."""
         for index in indexes:
             try:
                 header = read_header(index)
-                if header.preparation == preparation:
-                    listed = tqdm(
-                        iterate(index), "unchanged", header.scans, unit="scan", leave=False, delay=1
-                    )
-                    yield from self._as_listed(listed, store)
+                if header.preparation != preparation:
+                    continue
+                listed = iterate(index)
+                for stored in tqdm(listed, "unchanged", header.scans, unit="scan", leave=False, delay=1):
+                    number = self._number(stored.file)
+                    if number is None or not self._open[number]:
+                        continue
+                    scan = self._scan(number)
+                    if measured_alike(stored, scan) and _there(store / SCANS / stored.file, stored):
+                        yield scan, stored
             except (FileNotFoundError, Dae3dError):
                 continue  # the stored files say what they are, only slower
-
-    def _as_listed(self, listed: Iterable[StoredScan], store: Path) -> Iterator[StoredScan]:
-        for stored in listed:
-            number = self._number(stored.file)
-            if number is None or not self._open[number]:
-                continue
-            scan = self._scan(number)
-            try:
-                source = Stamp.of(source_files(scan))
-                same = stored.source_stamp == source and measured_alike(stored, scan)
-                same &= stored.stored_stamp == Stamp.of([store / SCANS / stored.file])
-            except OSError:
-                continue
-            if same:
-                self._open[number] = False
-                yield described(stored, scan, source)
 
     def _scan(self, number: int | np.integer) -> Scan:
         scan = self._scans[int(number)]
@@ -93,6 +107,14 @@ class Wanted:
         place = int(np.searchsorted(self._keys, np.uint64(key)))
         found = place < len(self._keys) and int(self._keys[place]) == key
         return int(self._order[place]) if found else None
+
+
+def _there(file: Path, stored: StoredScan) -> bool:
+    """Whether a stored file has not been touched since the index was written."""
+    try:
+        return Stamp.of([file]) == stored.stored_stamp
+    except OSError:
+        return False
 
 
 def _key(file: str) -> int:

@@ -1,13 +1,14 @@
 """Keeping a store whole while it is written: who may write at once, and nothing left of a killed run."""
 
-import fcntl
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dae3d.errors import Dae3dError
+from dae3d.locks import lock
 from dae3d.store.scan import PARTIAL
 from dae3d.store.shards import PARTS, Shard
 
@@ -27,7 +28,7 @@ def only_writer(store: Path, folder: str, wait: bool = False) -> Iterator[None]:
     with locked(store / LOCK, wait=wait):
         for leftover in leftovers(store):
             _remove(leftover)
-        (store / PARTIAL).mkdir()
+        _make(store, PARTIAL)
         try:
             yield
         finally:
@@ -46,11 +47,18 @@ def shard_writer(store: Path, folder: str, shard: Shard) -> Iterator[str]:
     partial = f"{PARTIAL}-{shard.name}"
     with locked(store / LOCK, shared=True), locked(store / shard.lock):
         shutil.rmtree(store / partial, ignore_errors=True)
-        (store / partial).mkdir()
+        _make(store, partial)
         try:
             yield partial
         finally:
             shutil.rmtree(store / partial, ignore_errors=True)
+
+
+def refuse_writing(store: Path) -> None:
+    """Raise Dae3dError where a run is writing to the store; keeps nobody from beginning to."""
+    if os.access(store, os.W_OK):
+        with locked(store / LOCK, shared=True):
+            pass
 
 
 @contextmanager
@@ -60,25 +68,16 @@ def locked(path: Path, shared: bool = False, wait: bool = False) -> Iterator[Non
     Raises:
         Dae3dError: where it cannot be made, or another run has it and this one is not to `wait`.
     """
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        file = path.open("a+b")  # NFS gives a shared lock only to readers, and the other only to writers
+        file = path.open("a+b")
     except OSError as error:
         raise Dae3dError(f"{path.parent}: cannot be written to: {error.strerror}") from None
     with file:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(file, path, shared):
             if not wait:
-                raise Dae3dError(f"{path.parent}: another `dae3d prepare` is writing to it") from None
+                raise Dae3dError(f"{path.parent}: another run of dae3d is writing to it")
             _log.warning("%s: another process is writing to it; waiting", path.parent)
-            fcntl.flock(file, kind)
-        except OSError as error:
-            _log.warning(
-                "%s: its disk keeps no locks (%s); let no other run write to it meanwhile",
-                path.parent,
-                error.strerror,
-            )
+            lock(file, path, shared, wait=True)
         yield
 
 
