@@ -1,14 +1,14 @@
 """What a long piece of work has finished so far, so that the same command goes on where it was stopped."""
 
-import fcntl
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from dae3d.errors import Dae3dError
 from dae3d.files import make_folder, writing
+from dae3d.locks import lock
 
 _SHORT = 40  # characters of a value in a message
 
@@ -35,31 +35,40 @@ class Journal:
         with writing(path):
             self._file = path.open("a+b")
         try:
+            if not lock(self._file, path):
+                raise Dae3dError(f"{path}: another dae3d is writing to it; wait, or name another --out")
             with writing(path):
-                _lock(self._file, path)
                 self._known = self._read(anew)
         except BaseException:
             self._file.close()
             raise
 
-    def _read(self, anew: bool) -> dict[str, dict[str, Any]]:
+    def _read(self, anew: bool) -> dict[str, int]:
+        """Where the line of each result begins; the last one of a name counts."""
+        places: dict[str, int] = {}
         self._file.seek(0)
-        lines = self._file.read().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):
-            # A crash cut it short, and the next line would go on from it.
-            del lines[-1]
-            self._file.truncate(sum(map(len, lines)))
-        found = list(map(_parsed, lines))
-        if found and found[0] != self._heading:
+        end, heading = 0, None
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
+            entry = _parsed(line)
+            if heading is None:
+                heading = entry
+            elif _is_result(entry):
+                places[entry["name"]] = end
+            end += len(line)
+        # A crash may have cut the last line short, and the next would go on from it.
+        self._file.truncate(end)
+        if heading is not None and heading != self._heading:
             if not anew:
                 raise Dae3dError(
-                    f"{self.path}: of other weights or settings ({_differences(found[0], self._heading)}); "
+                    f"{self.path}: of other weights or settings ({_differences(heading, self._heading)}); "
                     "name another --out"
                 )
             self._file.truncate(0)
-            found = []
-        self._is_new = not found
-        return {entry["name"]: entry for entry in found[1:] if entry and "name" in entry}
+            heading, places = None, {}
+        self._is_new = heading is None
+        return places
 
     def __enter__(self) -> Self:
         return self
@@ -73,13 +82,19 @@ class Journal:
 
     def find(self, name: str, files: Iterable[Path]) -> Any:
         """The result of that name, or None where there is none, or its files have changed."""
-        entry = self._known.get(name)
+        entry = self._entry(name)
         return entry["result"] if entry and entry["files"] == _fingerprint(files) else None
 
     def made_from(self, name: str) -> list[Path]:
         """The files that the result of that name was made from, whether changed since or not."""
-        entry = self._known.get(name)
+        entry = self._entry(name)
         return [Path(path) for path, _, _ in entry["files"]] if entry else []
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        if name not in self._known:
+            return {}
+        self._file.seek(self._known[name])
+        return _parsed(self._file.readline())
 
     def add(self, name: str, files: Iterable[Path], result: Any) -> None:
         """Write down a result, which must be plain JSON and not None."""
@@ -94,14 +109,6 @@ class Journal:
         self._file.flush()
 
 
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Keep other processes out until the file is closed."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Dae3dError(f"{path}: another dae3d is writing to it; wait, or name another --out") from None
-
-
 def _parsed(line: bytes) -> dict[str, Any]:
     """The content of a line; nothing where it is no JSON object, as after a crash of the machine."""
     try:
@@ -109,6 +116,17 @@ def _parsed(line: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _is_result(entry: Mapping[str, Any]) -> bool:
+    """Whether a line has all that `add` writes; bytes that went bad may leave it JSON."""
+    files = entry.get("files")
+    return (
+        isinstance(entry.get("name"), str)
+        and "result" in entry
+        and isinstance(files, list)
+        and all(isinstance(file, list) and len(file) == 3 and isinstance(file[0], str) for file in files)
+    )
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

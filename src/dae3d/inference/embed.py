@@ -17,19 +17,19 @@ from tqdm import tqdm
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.files import whole_file
 from dae3d.inference.device import pick_device
+from dae3d.inference.prepared import preparation_of, read_prepared
 from dae3d.inference.reconstruct import modality_of
 from dae3d.journal import Journal
 from dae3d.models.weights import load
 from dae3d.scans.channels import ScanText, channel_files
 from dae3d.scans.modality import Label, RuleText
-from dae3d.scans.readers import read_volume
 from dae3d.settings import Positional, Settings, verb
 from dae3d.store.case_files import read_case
-from dae3d.store.conform import to_ras
 from dae3d.store.intensity import normalise
 from dae3d.store.recipe import CaseRecipe
+from dae3d.store.scan import Preparation
 from dae3d.store.source import digest
-from dae3d.store.statistics import Box, measure, refuse_non_finite
+from dae3d.store.statistics import Box
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +101,8 @@ def embed(settings: EmbedSettings) -> Embeddings:
 
     Windows cover the scan's foreground box. A window's features are those of the encoder's last stage, each
     token normalised over its channels, as in fine-tuning; the vector is their mean over tokens and windows.
-    Scans are oriented to RAS and their intensities scaled as in training. With fine-tuned weights they are
-    resampled and cropped as these want it; pre-trained weights see the scan's own spacing.
+    Scans are oriented to RAS, resampled and cropped, and their intensities scaled, as those that the weights
+    were trained on; weights that do not say how see them as acquired.
 
     An .npz file holds the arrays `features` (N, F) float32, `scans` and `modalities` (N,); a .parquet file
     has these as the columns `scan`, `modality` and `features`. Where the work was stopped, the same command
@@ -122,6 +122,7 @@ def embed(settings: EmbedSettings) -> Embeddings:
         )
     roi = settings.roi or encoder.info.get("settings", {}).get("roi", PUBLISHED_ROI)
     intensity = encoder.info.get("settings", {}).get("intensity")
+    preparation = preparation_of(encoder)
     cases = _cases(settings, recipe)
     heading = {
         "weights": digest([encoder.weights]),
@@ -131,7 +132,7 @@ def embed(settings: EmbedSettings) -> Embeddings:
     }
 
     def features_of(case: _Case) -> list[float]:
-        image, foreground = _read(case, recipe, intensity)
+        image, foreground = _read(case, recipe, preparation, intensity)
         batch, overlap = settings.window_batch, settings.overlap
         return pooled_features(encoder, image, foreground, roi, overlap, batch, device).tolist()
 
@@ -251,17 +252,17 @@ def _embed_all(
 
 
 def _read(
-    case: _Case, recipe: CaseRecipe | None, intensity: Mapping[str, str] | None = None
+    case: _Case,
+    recipe: CaseRecipe | None,
+    preparation: Preparation,
+    intensity: Mapping[str, str] | None,
 ) -> tuple[np.ndarray, Box]:
     """A scan as the network sees it, (C, X, Y, Z) float32, and its foreground box."""
     if recipe is not None:
         conformed = read_case(case.files, recipe)
         return conformed.normalised(recipe), conformed.foreground
-    volume = read_volume(case.files[0])
-    refuse_non_finite(volume)
-    ras = to_ras(volume)
-    statistics = measure(ras, case.modality)
-    image = normalise(ras.intensities(), case.modality, statistics, intensity)
+    _, volume, statistics = read_prepared(case.files[0], preparation, case.modality)
+    image = normalise(volume.intensities(), case.modality, statistics, intensity)
     return image[None], statistics.foreground
 
 

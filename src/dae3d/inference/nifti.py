@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
+from dae3d.scans.nifti_affine import unit_of
 from dae3d.scans.readers import load_nifti, suffix
 
 _SPATIAL_FIELDS = (
@@ -18,7 +19,7 @@ _SCANNER = 1
 def write_nifti(path: Path, array: np.ndarray, scan: Path, affine: np.ndarray) -> None:
     """Write `array` in the grid of `scan`.
 
-    Of a NIfTI scan qform, sform, their codes and the units are taken over as they are; other formats say no
+    Of a NIfTI scan in mm, qform, sform, their codes and the units are taken over as they are; others say no
     more than `affine`, which then becomes both, in scanner coordinates.
 
     Args:
@@ -40,7 +41,7 @@ def write_nifti(path: Path, array: np.ndarray, scan: Path, affine: np.ndarray) -
 def _spatial_header(scan: Path, affine: np.ndarray) -> tuple[type[nibabel.Nifti1Image], nibabel.Nifti1Header]:
     """A header that says where voxels lie, and nothing of whom they are."""
     source = load_nifti(scan) if suffix(scan) else None
-    if not isinstance(source, nibabel.Nifti1Image):
+    if not isinstance(source, nibabel.Nifti1Image) or unit_of(source.header)[1] != 1:
         header = nibabel.Nifti1Header()
         header.set_qform(affine, _SCANNER)
         header.set_sform(affine, _SCANNER)

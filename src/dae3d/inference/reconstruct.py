@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import nibabel
-import numpy as np
 import torch
 from monai.inferers.utils import sliding_window_inference
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
 from pydantic import Field, ValidationError
 from rich.console import Console
 from rich.markup import escape
@@ -27,15 +32,14 @@ from dae3d.errors import Dae3dError, ScanError
 from dae3d.evaluation.quality import image_quality
 from dae3d.files import write_text
 from dae3d.inference.device import pick_device
+from dae3d.inference.prepared import Prepared, preparation_of, read_prepared
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.models.weights import load
 from dae3d.reporting.pictures import triptych
 from dae3d.scans.modality import Label, RuleText, label_by_bids, label_by_rules, parse_rule
-from dae3d.scans.readers import read_volume, scan_stem
+from dae3d.scans.readers import scan_stem
 from dae3d.settings import Positional, Settings, verb
-from dae3d.store.conform import to_ras
 from dae3d.store.intensity import normalise
-from dae3d.store.statistics import measure, refuse_non_finite
 from dae3d.training.settings import DisruptionName, PretrainSettings
 
 log = logging.getLogger(__name__)
@@ -80,9 +84,10 @@ class Repair:
 def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     """Disrupt whole scans, repair them with sliding windows, and write and measure the result.
 
-    For each scan, in the scan's own grid and with its own affine: `<name>/clean.nii.gz`,
-    `disrupted.nii.gz`, `repaired.nii.gz` and `error.nii.gz` (absolute), in normalised intensities as the
-    network sees them, and `triptych.png`. All figures go to `metrics.csv`.
+    For each scan: `<name>/clean.nii.gz`, `disrupted.nii.gz`, `repaired.nii.gz` and `error.nii.gz` (absolute),
+    in normalised intensities as the network sees them, and `triptych.png`. They lie in the scan's own grid,
+    or, where the weights were trained on resampled or cropped scans, in the grid that these steps lead to,
+    with its affine and the scan's order of axes. All figures go to `metrics.csv`.
 
     Returns:
         The rows of `metrics.csv`: scan, modality, image ("disrupted" or "repaired"), l1, psnr (dB), ssim.
@@ -99,6 +104,7 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     trained = _trained_with(network)
     roi = settings.roi or trained.roi
     disruption = settings.disruption or trained.disruption
+    preparation = preparation_of(network)
     if network.encoder.axes == "reference" and roi != 2 * trained.embed_dim:
         raise Dae3dError(f"roi: with reference axes it must be {2 * trained.embed_dim}, not {roi}")
     log.info("%s, windows of %d^3", disruption, roi)
@@ -106,11 +112,9 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for number, (path, name) in enumerate(_named(settings.scans)):
         try:
-            volume = read_volume(path)
-            refuse_non_finite(volume)
             label = modality_of(path, settings.rule, settings.modality)
-            ras = to_ras(volume)
-            clean = normalise(ras.intensities(), label, measure(ras, label), trained.intensity)
+            scan = read_prepared(path, preparation, label)
+            clean = normalise(scan.volume.intensities(), label, scan.statistics, trained.intensity)
         except ScanError as error:
             log.warning("%s: left out: %s", path, error)
             continue
@@ -119,7 +123,7 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
         strengths = trained.disruption_settings()
         repair = repair_scan(network, image, disruption, strengths, keys, roi, settings.overlap)
         folder = settings.out / name
-        _write(folder, repair, volume.affine, f"{path.name} ({label}), {disruption}", ras.spacing)
+        _write(folder, repair, scan, f"{path.name} ({label}), {disruption}")
         rows += [
             {"scan": str(path), "modality": label, "image": which, **_figures(result, repair.clean)}
             for which, result in (("disrupted", repair.disrupted), ("repaired", repair.repaired))
@@ -234,8 +238,8 @@ def _named(scans: list[Path]) -> list[tuple[Path, str]]:
     return list(zip(scans, names, strict=True))
 
 
-def _write(folder: Path, repair: Repair, affine: np.ndarray, title: str, spacing: tuple[float, ...]) -> None:
-    """NIfTI files in the scan's own grid, and a picture."""
+def _write(folder: Path, repair: Repair, scan: Prepared, title: str) -> None:
+    """NIfTI files with the scan's own order of axes, and a picture."""
     folder.mkdir(parents=True, exist_ok=True)
     images = {
         "clean": repair.clean,
@@ -244,10 +248,11 @@ def _write(folder: Path, repair: Repair, affine: np.ndarray, title: str, spacing
         "error": (repair.repaired - repair.clean).abs(),
     }
     volumes = {name: image[0, 0].cpu().numpy() for name, image in images.items()}
-    back = ornt_transform(axcodes2ornt("RAS"), io_orientation(affine))
+    back = ornt_transform(axcodes2ornt("RAS"), io_orientation(scan.acquired))
+    affine = scan.volume.affine @ inv_ornt_aff(back, scan.volume.array.shape)
     for name, volume in volumes.items():
         nibabel.Nifti1Image(apply_orientation(volume, back), affine).to_filename(folder / f"{name}.nii.gz")
-    triptych(volumes, title, folder / "triptych.png", spacing)
+    triptych(volumes, title, folder / "triptych.png", scan.volume.spacing)
 
 
 def _figures(image: Tensor, clean: Tensor) -> dict[str, float]:

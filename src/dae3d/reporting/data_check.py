@@ -20,21 +20,20 @@ from dae3d.scans.manifest import LeftOut, Manifest, Scan
 from dae3d.scans.read import read_scan, source_files
 from dae3d.scans.readers import Volume
 from dae3d.scans.spool import Spool
-from dae3d.store.convert import conform
+from dae3d.store.examine import AS_ACQUIRED, examine
 from dae3d.store.fingerprint import voxel_digest
-from dae3d.store.hounsfield import refuse_no_hounsfield
-from dae3d.store.scan import Preparation
 from dae3d.store.source import Stamp, digest
-from dae3d.store.statistics import Statistics, measure
+from dae3d.store.statistics import Statistics
 from dae3d.store.workers import usable_cores, work_through
-
-_AS_ACQUIRED = Preparation(spacing=None, crop_foreground=False)
 
 Result = TypeVar("Result")
 
 
 class _Checked(BaseModel):
-    """What reading a scan came to while its files were as `stamp` says: surveyed, or a `reason` why not."""
+    """What reading a scan came to while its files were as `stamp` says: surveyed, or a `reason` why not.
+
+    Without a stamp, it may come to something else next time, though nothing has changed.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -118,7 +117,7 @@ def check_scans(manifest: Manifest, out: Path, workers: int) -> Path:
 
 
 def _read_all(scans: Sequence[Scan], notes: Path, results: _Results, processes: int) -> None:
-    heading = {"checked": 1, "preparation": _AS_ACQUIRED.model_dump(mode="json")}
+    heading = {"checked": 2, "preparation": AS_ACQUIRED.model_dump(mode="json")}
     with Journal(notes, heading, anew=True) as journal:
         for number, scan in enumerate(tqdm(scans, "unchanged", unit="scan", leave=False, delay=1)):
             known = _known(journal, scan)
@@ -131,8 +130,9 @@ def _read_all(scans: Sequence[Scan], notes: Path, results: _Results, processes: 
             closing(_spread(tasks, _check, min(processes, len(todo)))) as work,
         ):
             for number, checked in work:
-                # A line of text takes a fraction of the memory of what it says.
-                journal.add(scans[number].name, (), checked.model_dump_json())
+                if checked.stamp is not None:
+                    # A line of text takes a fraction of the memory of what it says.
+                    journal.add(scans[number].name, (), checked.model_dump_json())
                 results.add(number, scans[number], checked)
                 progress.update()
 
@@ -158,17 +158,22 @@ def _spread(
 
 def _check(task: _Task) -> tuple[int, _Checked]:
     scan = task.scan
-    stamp = None
     try:
         files = source_files(scan)
         stamp = Stamp.of(files)
         surveyed = _survey(scan, digest(files))
     except OSError as error:
         reason = f"unreadable: {error.strerror}"
-        return task.number, _Checked(modality=scan.modality, stamp=stamp, reason=reason)
+    except MemoryError:
+        reason = "unreadable: it needs more memory than there is"
     except ScanError as error:
-        return task.number, _Checked(modality=scan.modality, stamp=stamp, reason=str(error))
-    return task.number, _Checked(modality=scan.modality, stamp=stamp, surveyed=surveyed)
+        reason = str(error)
+        if not reason.startswith("unreadable"):
+            return task.number, _Checked(modality=scan.modality, stamp=stamp, reason=reason)
+    else:
+        return task.number, _Checked(modality=scan.modality, stamp=stamp, surveyed=surveyed)
+    # Disks and memory may be well again next time.
+    return task.number, _Checked(modality=scan.modality, reason=reason)
 
 
 def _survey(scan: Scan, content: str) -> Surveyed:
@@ -183,16 +188,13 @@ def _survey(scan: Scan, content: str) -> Surveyed:
 
 def _examine(scan: Scan) -> tuple[Volume, Statistics]:
     """A scan in the store's form and its statistics; raises ScanError where `prepare` would reject it."""
-    volume = conform(read_scan(scan), _AS_ACQUIRED, scan.modality)
-    statistics = measure(volume, scan.modality)
-    refuse_no_hounsfield(statistics, scan.modality)
-    return volume, statistics
+    return examine(read_scan(scan), AS_ACQUIRED, scan.modality)
 
 
 def _draw(task: _Task) -> tuple[int, Drawn | None]:
     try:
         volume, statistics = _examine(task.scan)
-    except (OSError, ScanError):
+    except (OSError, MemoryError, ScanError):
         return task.number, None
     planes = mid_planes(_boxes(volume), volume.array.shape, statistics)
     return task.number, draw(planes, volume.spacing, task.scan.modality, statistics)

@@ -73,8 +73,8 @@ _GRID = (
 # Of intensities with a unit (HU), and of those without, which differ from scanner to scanner.
 _PHYSICAL = (
     _Measure("mean", "", lambda rows: rows["mean"], False, 30.0),
-    _Measure("0.5th percentile", "", lambda rows: rows["percentiles"][:, 0], False, 50.0),
-    _Measure("99.5th percentile", "", lambda rows: rows["percentiles"][:, -1], False, 100.0),
+    _Measure("0.5th percentile", "", lambda rows: rows["percentiles"][:, 0], False, 30.0),
+    _Measure("99.5th percentile", "", lambda rows: rows["percentiles"][:, -1], False, 50.0),
 )
 _ARBITRARY = (
     _Measure("99.5th percentile", "", lambda rows: rows["percentiles"][:, -1], True, 0.1),

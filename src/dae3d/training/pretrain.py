@@ -40,7 +40,8 @@ def pretrain(settings: PretrainSettings) -> Path:
     with log_to(settings.out / "log.txt"):
         _announce(settings, data)
         lightning.seed_everything(settings.seed, verbose=False)
-        module = Pretraining(settings, data.modalities, settings.out / "pictures")
+        preparation = data.store.scans.header.preparation
+        module = Pretraining(settings, data.modalities, preparation, settings.out / "pictures")
         about = {"kind": "pretrain", "disruption": settings.disruption, **data.about()}
         train(settings, module, CropLoaders(data, settings), checkpoint, about, data.scans_of, "pretrain")
     return settings.out

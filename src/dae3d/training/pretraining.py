@@ -15,6 +15,7 @@ from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.objectives.contrastive import contrastive_loss
 from dae3d.objectives.reconstruction import reconstruction_loss
 from dae3d.reporting.pictures import triptych_array
+from dae3d.store.scan import Preparation
 from dae3d.training.data import Sample
 from dae3d.training.module import TrainingModule
 from dae3d.training.settings import PretrainSettings
@@ -26,25 +27,29 @@ class Pretraining(TrainingModule):
     Args:
         settings: with every duration in steps.
         modalities: labels, by modality number.
+        preparation: of the store's scans.
         pictures: folder for reconstructions of validation crops, `<modality>/<step>.png`.
     """
 
     validates_first = True
 
-    def __init__(self, settings: PretrainSettings, modalities: list[str], pictures: Path) -> None:
+    def __init__(
+        self, settings: PretrainSettings, modalities: list[str], preparation: Preparation, pictures: Path
+    ) -> None:
         network: Any = SwinUNETR(settings.architecture(), settings.checkpoint_activations)
         network.encoder.mask_token.requires_grad_(block_mask in DISRUPTIONS[settings.disruption])
         if settings.freeze != "none":
             getattr(network, settings.freeze).requires_grad_(False)
         # 3^3 convolutions are up to twice as fast with the channels innermost.
         super().__init__(settings, network.to(memory_format=torch.channels_last_3d), pictures)
-        self.settings, self.modalities = settings, modalities
+        self.settings, self.modalities, self.preparation = settings, modalities, preparation
         self.strengths = settings.disruption_settings()
         self._validated: list[dict[str, Tensor]] = []
 
     def header(self) -> dict[str, Any]:
-        """The modalities, by number."""
-        return {"task": "pretrain", "modalities": self.modalities}
+        """The modalities, by number, and how scans were prepared."""
+        preparation = self.preparation.model_dump(mode="json", exclude={"version"})
+        return {"task": "pretrain", "modalities": self.modalities, "preparation": preparation}
 
     # Training
 
