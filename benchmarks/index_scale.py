@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the files are made; otherwise a temporary folder")
     arguments = parser.parse_args()
     print("| scans | what | seconds | peak RSS (MB) |\n|---:|---|---:|---:|")
+    if arguments.folder:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         data, out = Path(name, "data"), Path(name, "manifest.jsonl")
         write_headers(data, arguments.scans)

@@ -109,7 +109,7 @@ def stand_in(scan: Scan, preparation: Preparation, store: Path, partial: str) ->
         statistics=STATISTICS,
         voxel_digest="0" * 32,
     )
-    return Outcome(scan.name, stored, written=True)
+    return Outcome(scan.name, file.name, stored, written=True)
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def test_measuring_holds_one_more_copy_at_most(padding: int | None) -> None:
 @pytest.mark.parametrize("modality", ["ct", "cbct", "ct-phantom"])
 def test_a_ct_without_its_rescale_intercept_is_refused(modality: str) -> None:
     raw = (phantom(SHAPE).astype(np.int32) + 1024).astype(np.uint16)
-    with pytest.raises(ScanError, match=f"is the rescale intercept, often -1024, lost.*ct-raw"):
+    with pytest.raises(ScanError, match=r"is the rescale intercept, often -1024, lost.*ct-raw"):
         refuse_no_hounsfield(measure(volume(raw), modality), modality)
     padded = np.where(INSIDE, raw.astype(np.int16), np.int16(-2000))
     with pytest.raises(ScanError, match="rescale intercept"):

@@ -64,7 +64,7 @@ def test_an_unknown_flag_is_refused_and_none_is_guessed(words, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["pretrain", "--data", "store", "--out", "run", *words])
     assert exit_.value.code == 2
-    assert "unrecognized arguments" in capsys.readouterr().err
+    assert "no such setting" in capsys.readouterr().err
 
 
 def test_hyphens_and_underscores_are_the_same(capsys):
@@ -246,3 +246,9 @@ def test_ctrl_c_while_a_verb_is_imported(
     monkeypatch.setattr("dae3d.cli.load_verb", interrupted)
     assert main(["index", "somewhere"]) == 130
     assert capsys.readouterr().err == "\ndae3d: interrupted; run the same command again to go on\n"
+
+
+def test_a_misspelt_setting_is_named_with_what_may_be_meant(capsys):
+    with pytest.raises(SystemExit):
+        main(["index", "folder", "--modalty", "ct"])
+    assert "no such setting: --modalty; did you mean --modality?" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dae3d.errors import Dae3dError
+from dae3d.errors import Dae3dError, SettingsError
 from dae3d.scans.manifest import Manifest
 from dae3d.store.prepare import prepare
 from scan_files import described, phantom, until, write_manifest, write_nifti
@@ -214,3 +214,21 @@ def test_without_dask_it_says_what_to_install(tmp_path, monkeypatch):
     manifest = write_manifest(tmp_path / "manifest.jsonl", [described(path)])
     with pytest.raises(Dae3dError, match=r"pip install 'dae3d\[cluster\]'"):
         prepare(manifest=manifest, out=tmp_path / "store", scheduler="tcp://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("address", ["localhost", "tcp://host", "host:8786"])
+def test_an_address_that_is_none_is_refused_at_once(tmp_path, address):
+    with pytest.raises(SettingsError, match="scheduler: must be PROTOCOL://HOST:PORT"):
+        prepare(manifest=tmp_path / "manifest.jsonl", out=tmp_path / "store", scheduler=address)
+
+
+def test_a_run_that_cannot_start_leaves_the_list_of_rejected_scans(tmp_path):
+    paths = [write_nifti(tmp_path / f"{i}" / "ct.nii", phantom((16, 16, 16), i)) for i in range(2)]
+    manifest = write_manifest(tmp_path / "manifest.jsonl", [described(path) for path in paths])
+    out = tmp_path / "store"
+    prepare(manifest=manifest, out=out, workers=1, report=False)
+    (out / "rejected.csv").write_text("path,reason\nother,constant\n")
+    next((out / "scans").iterdir()).unlink()
+    with pytest.raises(Dae3dError, match="no Dask scheduler answers"):
+        prepare(manifest=manifest, out=out, scheduler="tcp://127.0.0.1:9")
+    assert (out / "rejected.csv").read_text() == "path,reason\nother,constant\n"

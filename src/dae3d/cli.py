@@ -6,6 +6,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -45,8 +46,18 @@ def parse_and_run(argv: Sequence[str] | None) -> int:
         )
         if verb == name:
             add_settings_arguments(command, load_verb(verb).settings)
-    options = vars(parser.parse_args(arguments))
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        _refuse(unknown[0], commands.choices[known.verb])
+    options = vars(known)
     return run_verb(load_verb(options.pop("verb")), options)
+
+
+def _refuse(word: str, command: argparse.ArgumentParser) -> None:
+    """End with an error for a word that the verb does not know, and what may have been meant."""
+    flags = [flag for action in command._actions for flag in action.option_strings]
+    near = get_close_matches(word.partition("=")[0], flags, 1)
+    command.error(f"no such setting: {word}" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def with_hyphens(word: str) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -66,6 +67,13 @@ class PrepareSettings(Settings):
     )
     report: bool = Field(True, description="write data-report.html, pictures and outliers of the store")
 
+    @field_validator("scheduler")
+    @classmethod
+    def _address(cls, scheduler: str | None) -> str | None:
+        if scheduler is not None and not re.fullmatch(r"\w+://\S+:\d+", scheduler):
+            raise ValueError("must be PROTOCOL://HOST:PORT, as `dask scheduler` prints it: tcp://host:8786")
+        return scheduler
+
     @field_validator("spacing", mode="before")
     @classmethod
     def _three(cls, spacing: Any) -> Any:
@@ -126,7 +134,8 @@ def _prepare_whole(settings: PrepareSettings, wanted: Wanted) -> None:
             with _told():
                 for kept in wanted.not_looked_at(out, [out / INDEX], settings.preparation):
                     tally.count(kept)
-                _write_down(tally, out, header)
+                if tally.prepared or tally.rejected:
+                    _write_down(tally, out, header)
             raise
         _write_down(tally, out, header)
     _refuse_nothing(tally, out / REJECTED)
