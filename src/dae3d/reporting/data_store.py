@@ -14,8 +14,7 @@ from dae3d.reporting.data_pictures import Drawn, draw, levels, mid_planes
 from dae3d.reporting.data_report import PAGE, write_data_report
 from dae3d.reporting.data_survey import Surveyed, survey
 from dae3d.scans.manifest import LeftOut
-from dae3d.store.prepare import REJECTED
-from dae3d.store.scan import StoredScan
+from dae3d.store.scan import REJECTED, StoredScan
 from dae3d.store.store import Store
 
 

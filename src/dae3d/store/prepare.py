@@ -24,7 +24,7 @@ from dae3d.settings import Positional, Settings, verb
 from dae3d.store.convert import Outcome, convert
 from dae3d.store.index import INDEX, Header, read_header
 from dae3d.store.recipe import Spacing
-from dae3d.store.scan import PARTIAL, SCANS, Preparation
+from dae3d.store.scan import PARTIAL, REJECTED, SCANS, Preparation
 from dae3d.store.shards import PARTS, Shard, all_shards, in_words
 from dae3d.store.source import digest
 from dae3d.store.store import Store
@@ -33,7 +33,6 @@ from dae3d.store.wanted import Wanted
 from dae3d.store.workers import usable_cores, work_through
 from dae3d.store.writer import locked, only_writer, shard_writer
 
-REJECTED = "rejected.csv"
 _REJECTED_SHOWN = 10
 
 _log = logging.getLogger(__name__)

@@ -21,6 +21,8 @@ from dae3d.store.statistics import Statistics
 
 # Folders of a store: the stored files, and those being written.
 SCANS, PARTIAL = "scans", "partial"
+# The table of scans that could not be prepared.
+REJECTED = "rejected.csv"
 CHUNK, BLOCK = 64, 32
 # Measured on CT and MR: level 9 makes files 1 to 6 % smaller than level 1, takes 30 to 300 times as long to
 # write, and reads no faster.
