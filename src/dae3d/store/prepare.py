@@ -133,7 +133,7 @@ def _prepare_whole(settings: PrepareSettings, wanted: Wanted) -> None:
             with _told():
                 for kept in wanted.not_looked_at(out, [out / INDEX], settings.preparation):
                     tally.count(kept)
-                if tally.prepared or tally.rejected:
+                if tally.scans or tally.rejected:
                     _write_down(tally, out, header)
             raise
         _write_down(tally, out, header)
