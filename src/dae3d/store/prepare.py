@@ -126,14 +126,16 @@ def _prepare_whole(settings: PrepareSettings, wanted: Wanted) -> None:
         # Before all of it has been looked at, the index that is there says more than this run could.
         _keep_unchanged(wanted, settings, tally, [out / INDEX])
         _retire_other(out / INDEX, header)
+        to_do = wanted.to_do
         try:
             _convert(wanted, settings, tally, PARTIAL)
         except BaseException:
+            begun = wanted.to_do < to_do
             # What ended the run is to be told of, not what that also keeps from being written.
             with _told():
                 for kept in wanted.not_looked_at(out, [out / INDEX], settings.preparation):
                     tally.count(kept)
-                if tally.scans or tally.rejected:
+                if begun:
                     _write_down(tally, out, header)
             raise
         _write_down(tally, out, header)
