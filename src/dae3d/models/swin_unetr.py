@@ -12,11 +12,13 @@ from typing import Any, Literal
 import torch
 from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
-from monai.networks.nets.swin_unetr import BasicLayer, PatchMergingV2
+from monai.networks.nets.swin_unetr import PatchMergingV2
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dae3d.errors import Dae3dError
+from dae3d.models.norm import InstanceNorm
+from dae3d.models.swin import SwinStage
 
 Axes = Literal["straight", "reference"]
 PatchMergingOrder = Literal["straight", "reference"]
@@ -194,17 +196,10 @@ class SwinEncoder(nn.Module):
         if mask_token:
             self.mask_token = nn.Parameter(torch.empty(1, dim, 1, 1, 1))
             nn.init.trunc_normal_(self.mask_token, std=0.02)
-        merging: Any = PatchMergingV2 if architecture.patch_merging == "straight" else ReferencePatchMerging
+        merging = PatchMergingV2 if architecture.patch_merging == "straight" else ReferencePatchMerging
         self.stages = nn.ModuleList(
-            BasicLayer(
-                dim=dim * 2**i,
-                depth=depth,
-                num_heads=heads,
-                window_size=(architecture.window,) * 3,
-                drop_path=[0.0] * depth,
-                qkv_bias=True,
-                downsample=merging,
-                use_checkpoint=checkpoint_activations,
+            SwinStage(
+                dim * 2**i, depth, heads, architecture.window, merging(dim * 2**i), checkpoint_activations
             )
             for i, (depth, heads) in enumerate(zip(architecture.depths, architecture.heads, strict=True))
         )
@@ -243,7 +238,7 @@ def _patch_embedding(architecture: Architecture) -> nn.Module:
     if architecture.patch_embed == "linear":
         return nn.Conv3d(channels, dim, kernel_size=2, stride=2)
     norm = ("instance", {"affine": True})
-    return UnetBasicBlock(3, channels, dim, kernel_size=3, stride=2, norm_name=norm)
+    return _with_our_norms(UnetBasicBlock(3, channels, dim, kernel_size=3, stride=2, norm_name=norm))
 
 
 def _sides(image: Tensor) -> str:
@@ -278,12 +273,12 @@ class UnetrDecoder(nn.Module):
                 (4 * dim, 4 * dim),
             ]
         )
+        # With a 32^3 input it is one voxel.
         self.bottleneck = _residual_block(16 * dim, 16 * dim)
-        # With a 32^3 input the bottleneck is one voxel.
-        self.bottleneck.layer.norm1 = _InstanceNormOfAnySize(16 * dim)
-        self.bottleneck.layer.norm2 = _InstanceNormOfAnySize(16 * dim)
         self.ups = nn.ModuleList(
-            UnetrUpBlock(3, channels_in, channels_out, 3, 2, norm_name="instance", res_block=True)
+            _with_our_norms(
+                UnetrUpBlock(3, channels_in, channels_out, 3, 2, norm_name="instance", res_block=True)
+            )
             for channels_in, channels_out in [
                 (16 * dim, 8 * dim),
                 (8 * dim, 4 * dim),
@@ -316,12 +311,15 @@ class UnetrDecoder(nn.Module):
         return block(*inputs)
 
 
-class _InstanceNormOfAnySize(nn.InstanceNorm3d):
-    """Instance norm that takes a single voxel too, whose deviation from its own mean is zero."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return input * 0 if input[0, 0].numel() == 1 else super().forward(input)
+def _with_our_norms(block: nn.Module) -> Any:
+    for name, module in block.named_modules():
+        if isinstance(module, nn.InstanceNorm3d):
+            ours = InstanceNorm(module.num_features, module.eps, affine=module.affine)
+            block.set_submodule(name, ours)
+    return block
 
 
 def _residual_block(channels_in: int, channels_out: int) -> UnetrBasicBlock:
-    return UnetrBasicBlock(3, channels_in, channels_out, 3, 1, norm_name="instance", res_block=True)
+    return _with_our_norms(
+        UnetrBasicBlock(3, channels_in, channels_out, 3, 1, norm_name="instance", res_block=True)
+    )

@@ -128,9 +128,10 @@ def _strategy(settings: RunSettings, world_size: int) -> Strategy | str:
         if settings.accelerator == "cpu" or not torch.cuda.is_available():
             raise Dae3dError("strategy: fsdp needs GPUs; use ddp")
         from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
-        from monai.networks.nets.swin_unetr import BasicLayer
 
-        units = {BasicLayer, UnetrBasicBlock, UnetrUpBlock}
+        from dae3d.models.swin import SwinStage
+
+        units = {SwinStage, UnetrBasicBlock, UnetrUpBlock}
         return FSDPStrategy(auto_wrap_policy=units, state_dict_type="full", use_orig_params=True)
     if settings.strategy == "ddp" or world_size > 1:
         return DDPStrategy(gradient_as_bucket_view=True)

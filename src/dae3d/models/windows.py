@@ -1,0 +1,134 @@
+"""Which token lies in which window: padding, shifting and partitioning a volume of tokens in one gather."""
+
+from functools import lru_cache
+from itertools import pairwise
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Sides = tuple[int, int, int]
+
+# What is added to the scores of tokens that share a window and do not lie side by side in the volume, as
+# published.
+_APART = -100.0
+
+
+class Group(NamedTuple):
+    """Windows `start` to `stop`, whose tokens are kept apart by one `mask` (n, n), or not at all."""
+
+    start: int
+    stop: int
+    mask: Tensor | None
+
+
+class Windows(NamedTuple):
+    """How the tokens of a batch lie in windows of `tokens` tokens each.
+
+    `source` (windows * tokens) is the number of the token at each place, that of any token at the places in
+    `padding`; `place` (B * D * H * W) is where each token went. Windows with the same mask lie side by side.
+    """
+
+    source: Tensor
+    padding: Tensor
+    place: Tensor
+    groups: tuple[Group, ...]
+    tokens: int
+
+
+@lru_cache(maxsize=64)
+def windows(batch: int, sides: Sides, window: int, shifted: bool, device: torch.device) -> Windows:
+    """The windows of a batch of volumes with `sides` tokens, those `shifted` by half a window or not.
+
+    A window is no larger than the volume, and not shifted along sides that it fills. Volumes are padded at
+    their ends to whole windows.
+    """
+    sizes = tuple(min(side, window) for side in sides)
+    shifts = tuple(window // 2 if shifted and side > window else 0 for side in sides)
+    counts = tuple(-(-side // size) for side, size in zip(sides, sizes, strict=True))
+    places = [np.arange(count * size) for count, size in zip(counts, sizes, strict=True)]
+    numbers = np.pad(
+        np.arange(prod(sides)).reshape(sides),
+        [(0, len(axis) - side) for axis, side in zip(places, sides, strict=True)],
+        constant_values=-1,
+    )
+    numbers = np.roll(numbers, [-shift for shift in shifts], (0, 1, 2))
+    # Along each axis the last window holds, once shifted, tokens of both ends.
+    ends = [axis >= len(axis) - shift for axis, shift in zip(places, shifts, strict=True)]
+    regions = ends[0][:, None, None] * 4 + ends[1][:, None] * 2 + ends[2]
+    members = _partitioned(numbers, counts, sizes)
+    kinds, kind_of = np.unique(_partitioned(regions, counts, sizes), axis=0, return_inverse=True)
+    order = np.argsort(kind_of, kind="stable")
+    bounds = np.searchsorted(kind_of[order], np.arange(len(kinds) + 1))
+    groups = tuple(
+        Group(start * batch, stop * batch, _mask(kind, device))
+        for kind, (start, stop) in zip(kinds, pairwise(bounds.tolist()), strict=True)
+    )
+    # Window by window, and of each window those of the whole batch: groups then lie side by side.
+    offsets = np.arange(batch)[:, None] * prod(sides)
+    source = np.where(members[order, None] < 0, -1, members[order, None] + offsets).reshape(-1)
+    place = np.empty(batch * prod(sides), np.int64)
+    taken = np.flatnonzero(source >= 0)
+    place[source[taken]] = taken
+    return Windows(
+        torch.from_numpy(source.clip(0)).to(device),
+        torch.from_numpy(np.flatnonzero(source < 0)).to(device),
+        torch.from_numpy(place).to(device),
+        groups,
+        prod(sizes),
+    )
+
+
+def _partitioned(volume: np.ndarray, counts: tuple[int, ...], sizes: tuple[int, ...]) -> np.ndarray:
+    """(D, H, W) to (windows, tokens of a window)."""
+    parts = volume.reshape(counts[0], sizes[0], counts[1], sizes[1], counts[2], sizes[2])
+    return parts.transpose(0, 2, 4, 1, 3, 5).reshape(prod(counts), prod(sizes))
+
+
+def _mask(regions: np.ndarray, device: torch.device) -> Tensor | None:
+    if (regions == regions[0]).all():
+        return None
+    apart = np.where(regions[:, None] == regions, 0, _APART)
+    return torch.from_numpy(apart.astype(np.float32)).to(device)
+
+
+def into_windows(rows: Tensor, padding_row: Tensor, where: Windows) -> Tensor:
+    """Rows of tokens (B * D * H * W, C) to (windows * tokens, C), `padding_row` (C) where no token is."""
+    return _IntoWindows.apply(rows, padding_row, where)
+
+
+def out_of_windows(placed: Tensor, where: Windows) -> Tensor:
+    """Rows (windows * tokens, C) back to (B * D * H * W, C)."""
+    return _OutOfWindows.apply(placed, where)
+
+
+# A token has one place, so that the way back is a gather too, where autograd would add up.
+class _IntoWindows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, padding_row: Tensor, where: Windows) -> Tensor:
+        ctx.where = where
+        placed = rows.index_select(0, where.source)
+        if len(where.padding):
+            placed[where.padding] = padding_row.to(rows.dtype)
+        return placed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        padding = gradient.index_select(0, ctx.where.padding).sum(0)
+        return gradient.index_select(0, ctx.where.place), padding, None
+
+
+class _OutOfWindows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, placed: Tensor, where: Windows) -> Tensor:
+        ctx.where = where
+        return placed.index_select(0, where.place)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        placed = gradient.index_select(0, ctx.where.source)
+        if len(ctx.where.padding):
+            placed[ctx.where.padding] = 0
+        return placed, None
