@@ -41,6 +41,10 @@ VERBS = {
         "Write weights in another layout: MONAI's, or the published one.",
     ),
     "report": ("dae3d.reporting.page:report", "Write one self-contained page about a training run."),
+    "bench": (
+        "dae3d.benchmarking.bench:bench",
+        "Measure a training step, the loader and a prediction, against MONAI's if asked.",
+    ),
     "demo": ("dae3d.first_run:demo", "Run everything once, on embedded scans or on yours, in a few minutes."),
 }
 

@@ -157,7 +157,7 @@ def _add_argument(parser: Any, name: str, field: FieldInfo) -> None:
     many = any(typing.get_origin(kind) in (list, tuple, dict) for kind in kinds)
     options: dict[str, Any] = {"help": help_text, "default": argparse.SUPPRESS}
     if _is_positional(field):
-        count = ("+" if field.is_required() else "*") if many else None
+        count = ("+" if field.is_required() else "*") if many else (None if field.is_required() else "?")
         parser.add_argument(
             name, nargs=count, metavar=name.upper(), help=help_text, default=argparse.SUPPRESS
         )

@@ -6,9 +6,7 @@ import json
 import logging
 import os
 import platform
-import resource
 import statistics
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ from lightning.pytorch.loggers import Logger
 
 from dae3d import __version__
 from dae3d.files import write_text
+from dae3d.memory import peak_memory
 from dae3d.metrics import HEADER, read_metrics
 from dae3d.training.run_settings import RunSettings
 
@@ -84,7 +83,7 @@ class RunRecord:
         self.contents: dict[str, Any] = {
             "dae3d": __version__,
             "versions": versions(),
-            "device": torch.cuda.get_device_name() if self.gpu else _cpu(),
+            "device": torch.cuda.get_device_name() if self.gpu else cpu_name(),
             "precision": trainer.precision,
             "world_size": trainer.world_size,
             "parameters": sum(p.numel() for p in network.parameters()),
@@ -97,7 +96,7 @@ class RunRecord:
         rates = [
             value for _, name, value in read_metrics(self.metrics)[0] if name == "train/samples_per_second"
         ]
-        peak = torch.cuda.max_memory_allocated() if self.gpu else _peak_rss()
+        peak = torch.cuda.max_memory_allocated() if self.gpu else peak_memory()
         self.contents |= {
             "step": step,
             "finished": finished,
@@ -135,10 +134,6 @@ def log_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """The processor and the number of its cores."""
     return f"{platform.processor() or platform.machine()} CPU, {os.cpu_count()} cores"
-
-
-def _peak_rss() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,1 @@
+"""`dae3d bench`: how fast it is, and against what."""

@@ -1,0 +1,98 @@
+"""The time and memory of a training step."""
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dae3d.memory import peak_memory
+from dae3d.models.swin_unetr import Architecture, SwinUNETR
+from dae3d.training.cpu import keep_freed_memory
+
+_WARM_UP = 2  # steps that are not counted: memory is found, kernels are chosen
+
+
+def training_step(
+    network: str,
+    device: str,
+    embed_dim: int,
+    heads: tuple[int, int, int, int],
+    window: int,
+    roi: int,
+    batch_size: int,
+    steps: int,
+    bf16: bool,
+    checkpoint_activations: bool,
+    compiled: bool,
+) -> dict[str, float]:
+    """Measure one step: forward, L1 loss, backward, AdamW.
+
+    Args:
+        network: "dae3d" as `pretrain` trains it; "monai" as MONAI's documentation has it trained, where
+            `bf16` adds autocast and channels-last layout.
+        device: where it runs.
+        embed_dim: channels of a token.
+        heads: attention heads of each stage.
+        window: side of a window in tokens.
+        roi: side of a crop in voxels.
+        batch_size: crops a step.
+        steps: steps counted.
+        bf16: autocast to bfloat16.
+        checkpoint_activations: recompute activations.
+        compiled: by `torch.compile`.
+
+    Returns:
+        Seconds a step (median), samples/s, peak memory in bytes, and seconds until the first step is done.
+    """
+    torch.manual_seed(0)
+    ours = network == "dae3d"
+    if ours and device == "cpu":
+        keep_freed_memory()
+    made = (_ours if ours else _monais)(embed_dim, heads, window, checkpoint_activations)
+    model = made.to(device)
+    if ours or bf16:
+        model = model.to(memory_format=torch.channels_last_3d)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=ours and device != "cpu")
+    image = torch.rand(batch_size, 1, roi, roi, roi, device=device)
+    step: Any = torch.compile(model) if compiled else model
+    seconds: list[float] = []
+    for _ in range(_WARM_UP + steps):
+        start = time.perf_counter()
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+            loss = _l1(step(image), image)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds[_WARM_UP:])
+    return {
+        "seconds": median,
+        "samples_per_second": batch_size / median,
+        "peak_bytes": peak_memory() if device == "cpu" else torch.cuda.max_memory_allocated(),
+        "first_step_seconds": seconds[0],
+    }
+
+
+def _l1(repaired: Tensor, image: Tensor) -> Tensor:
+    return nn.functional.l1_loss(repaired.float(), image)
+
+
+def _ours(embed_dim: int, heads: tuple[int, int, int, int], window: int, thrifty: bool) -> Any:
+    return SwinUNETR(Architecture(embed_dim=embed_dim, heads=heads, window=window), thrifty)
+
+
+def _monais(embed_dim: int, heads: tuple[int, int, int, int], window: int, thrifty: bool) -> Any:
+    from monai.networks.nets.swin_unetr import SwinUNETR as Theirs
+
+    return Theirs(
+        in_channels=1,
+        out_channels=1,
+        feature_size=embed_dim,
+        num_heads=heads,
+        window_size=window,
+        use_checkpoint=thrifty,
+    )

@@ -1,0 +1,67 @@
+"""The verb `bench`, with the smallest sizes: what it measures, not how fast that is."""
+
+import json
+import math
+
+import pytest
+
+import dae3d
+from dae3d.benchmarking.predict import segmentation
+from dae3d.benchmarking.process import in_new_process
+from dae3d.errors import Dae3dError
+
+SMALL = {"embed_dim": 12, "heads": (1, 1, 2, 2), "window": 2, "roi": 64, "batch_size": 1, "steps": 1}
+
+
+def rows_of(tmp_path, what, against):
+    out = dae3d.bench(
+        what=what,
+        against=against,
+        device="cpu",
+        crops=2,
+        scan=(72, 64, 64),
+        out=tmp_path / "bench.json",
+        **SMALL,
+    )
+    contents = json.loads(out.read_text())
+    assert contents["versions"]["torch"]
+    for row in contents["rows"]:
+        assert all(math.isfinite(value) and value > 0 for value in row["figures"].values())
+    return {row["way"]: row for row in contents["rows"]}
+
+
+def test_training_steps(tmp_path, capsys):
+    rows = rows_of(tmp_path, "model", "none")
+    assert list(rows) == ["dae3d, float32", "dae3d, bf16 autocast"]
+    rates = [row["figures"]["samples_per_second"] for row in rows.values()]
+    assert rows["dae3d, bf16 autocast"]["ratio"] == pytest.approx(rates[1] / rates[0])
+    assert "times as fast" in capsys.readouterr().out
+
+
+def test_crops_of_a_store(tmp_path):
+    assert list(rows_of(tmp_path, "loader", "none")) == ["dae3d store"]
+
+
+def test_the_same_weights_give_the_same_labels_with_monai(tmp_path):
+    rows = rows_of(tmp_path, "predict", "monai")
+    assert list(rows) == ["monai", "dae3d"]
+    assert rows["dae3d"]["figures"]["same_labels"] > 0.999
+    seconds = [row["figures"]["seconds"] for row in rows.values()]
+    assert rows["dae3d"]["ratio"] == pytest.approx(seconds[0] / seconds[1])
+
+
+def test_a_measurement_that_fails_says_why(tmp_path):
+    with pytest.raises(Dae3dError, match=r"segmentation .*roi.*multiples of 32"):
+        in_new_process(
+            segmentation,
+            network="dae3d",
+            device="cpu",
+            embed_dim=12,
+            heads=(1, 1, 2, 2),
+            window=2,
+            roi=40,
+            overlap=0.5,
+            scan=(40, 40, 40),
+            bf16=False,
+            labels=str(tmp_path / "labels.npy"),
+        )
