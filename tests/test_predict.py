@@ -64,7 +64,7 @@ def dice(a, b):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return fine_tuned(tmp_path_factory.mktemp("weights") / "a.safetensors")
+    return fine_tuned(tmp_path_factory.mktemp("weights") / "a.safetensors", seed=2)
 
 
 class Above(torch.nn.Module):

@@ -26,7 +26,7 @@ def attention(qkv: Tensor, bias: Tensor, groups: Sequence[Group]) -> Tensor:
     Returns:
         (windows, n, heads, channels of a head).
     """
-    if qkv.device.type == "cpu" and qkv.dtype == torch.float32 and torch.is_grad_enabled():
+    if qkv.device.type == "cpu" and qkv.dtype != torch.float64 and torch.is_grad_enabled():
         return _CpuAttention.apply(qkv, bias, groups)
     parts = []
     for group in groups:
@@ -49,10 +49,10 @@ class _CpuAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, bias: Tensor, groups: Sequence[Group]) -> Tensor:
         out = torch.empty_like(qkv[:, :, 0])
-        sums = qkv.new_empty(qkv.shape[0], qkv.shape[3], qkv.shape[1])
+        sums = bias.new_empty(qkv.shape[0], qkv.shape[3], qkv.shape[1])
         for group in groups:
             part = slice(group.start, group.stop)
-            q, k, v = qkv[part].permute(2, 0, 3, 1, 4).unbind(0)
+            q, k, v = qkv[part].float().permute(2, 0, 3, 1, 4).unbind(0)
             mask = _masked(bias, group)[None]
             attended, sums[part] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 q, k, v, attn_mask=mask
@@ -66,14 +66,14 @@ class _CpuAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         qkv, bias, out, sums = ctx.saved_tensors
         grad_qkv, grad_bias = torch.empty_like(qkv), torch.zeros_like(bias)
-        delta = (gradient * out).sum(-1).transpose(1, 2)
+        delta = (gradient * out).sum(-1, dtype=torch.float32).transpose(1, 2)
         step = max(1, _CACHED // bias.numel())
         for group in ctx.groups:
             masked = _masked(bias, group)
             for start in range(group.start, group.stop, step):
                 part = slice(start, min(start + step, group.stop))
                 grad_bias += _backward(
-                    qkv[part], masked, sums[part], delta[part], gradient[part], grad_qkv[part]
+                    qkv[part].float(), masked, sums[part], delta[part], gradient[part].float(), grad_qkv[part]
                 )
         return grad_qkv, grad_bias, None
 
