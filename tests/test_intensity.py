@@ -22,6 +22,7 @@ from dae3d.store.intensity import (
     scaling,
 )
 from dae3d.store.statistics import PERCENTILES, measure, refuse_non_finite
+from dae3d.training.batch import pack, unpack
 from dae3d.training.data import CropLoaders, training_data
 from dae3d.training.settings import PretrainSettings
 
@@ -250,7 +251,8 @@ def test_pretraining_scales_by_its_own_rules(tiny_store):
     )
     loaders = CropLoaders(training_data(settings, 1), settings)
     data = loaders.data
-    for crop, sample in zip(data.validation, loaders.val_dataloader().dataset, strict=True):
+    samples = [unpack(pack([crop]), 32) for crop in loaders.val_dataloader().dataset]
+    for crop, sample in zip(data.validation, samples, strict=True):
         scan = data.store.scans[crop.scan]
         size = tuple(min(32, side) for side in scan.shape)
         acquired = data.store.read(crop.scan, crop.start, size)
@@ -258,7 +260,7 @@ def test_pretraining_scales_by_its_own_rules(tiny_store):
             expected = ((acquired + 200) / 500).clip(0, 1)
         else:
             expected = (acquired - scan.statistics.foreground_mean) / scan.statistics.foreground_std
-        found = sample["image"].numpy()[0][tuple(slice(side) for side in size)]
+        found = sample["image"].numpy()[0, 0][tuple(slice(side) for side in size)]
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 import dae3d
 from conftest import smooth_volume
 from dae3d.errors import Dae3dError
+from dae3d.training.batch import pack, unpack
 from dae3d.training.data import CropDataset, training_data
 from dae3d.training.sampling import (
     LAST_SAMPLE,
@@ -305,7 +306,8 @@ def test_loader_processes_read_the_same_tensors(tiny_store, tmp_path, fixed):
     for workers in (0, 2):
         dataset = CropDataset(data.store, crops, 32, LAST_SAMPLE if fixed else None)
         numbers = [[0, 1, 2], [5, 4, 3], [7, 6, 0]]
-        batches.append(list(DataLoader(dataset, batch_sampler=numbers, num_workers=workers)))
+        loader = DataLoader(dataset, batch_sampler=numbers, num_workers=workers, collate_fn=pack)
+        batches.append([unpack(batch, 32) for batch in loader])
     for ours, theirs in zip(*batches, strict=True):
         assert ours["image"].shape == (3, 1, 32, 32, 32)
         assert ours["image"].dtype == torch.float32
@@ -329,7 +331,7 @@ def test_a_crop_is_the_scan_scaled_for_the_network(tiny_store, tmp_path):
             scaled = (voxels - voxels.mean()) / voxels.std()  # no voxel of these is zero
         padded = np.pad(scaled, 32)
         box = padded[tuple(slice(s + 32, s + 64) for s in crop.start)]
-        np.testing.assert_allclose(dataset[number]["image"][0].numpy(), box, atol=1e-5)
+        np.testing.assert_allclose(unpack(pack([dataset[number]]), 32)["image"][0, 0].numpy(), box, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -344,12 +346,15 @@ def store_without_validation(tmp_path_factory):
 
 def test_a_modality_without_validation_scans_lends_training_scans(store_without_validation, tmp_path):
     data = training_data(settings_for(store_without_validation, tmp_path, val_crops=3), 1)
-    assert data.held_out == {}
+    assert data.scans.held_out == {}
     assert [crop.scan for crop in data.validation] == [0, 1, 0]
 
 
 def test_a_store_with_nothing_to_train_on_is_an_error(tiny_store, tmp_path, monkeypatch):
-    held_out = [SimpleNamespace(modality="ct", dataset="d", split="val")]
-    monkeypatch.setattr("dae3d.training.data.Store", lambda path: SimpleNamespace(scans=held_out))
+    held_out = SimpleNamespace(
+        source=SimpleNamespace(modality="ct", dataset="d", split="val"), shape=(32, 32, 32)
+    )
+    scans = SimpleNamespace(outlines=[held_out])
+    monkeypatch.setattr("dae3d.training.data.Store", lambda path: SimpleNamespace(scans=scans))
     with pytest.raises(Dae3dError, match="no training scans"):
         training_data(settings_for(tiny_store, tmp_path), 1)

@@ -37,9 +37,8 @@ def padded(read: Read, shape: Triple, start: Triple, size: Triple, dtype: type) 
 
     `read` gives the box [start, stop) within the array, and is not called for a box wholly beyond it.
     """
-    first = _triple(max(s, 0) for s in start)
-    last = _triple(min(s + n, end) for s, n, end in zip(start, size, shape, strict=True))
-    if any(a >= b for a, b in zip(first, last, strict=True)):
+    first, last = overlap(shape, start, size)
+    if first == last:
         return np.zeros(size, dtype)
     inside = read(first, last)
     if inside.shape == size:
@@ -47,6 +46,13 @@ def padded(read: Read, shape: Triple, start: Triple, size: Triple, dtype: type) 
     box: np.ndarray = np.zeros(size, dtype)
     box[tuple(slice(a - s, b - s) for a, b, s in zip(first, last, start, strict=True))] = inside
     return box
+
+
+def overlap(shape: Triple, start: Triple, size: Triple) -> tuple[Triple, Triple]:
+    """First and last corner of what a box has in common with an array; the same where that is nothing."""
+    first = _triple(min(max(s, 0), end) for s, end in zip(start, shape, strict=True))
+    last = _triple(min(s + n, end) for s, n, end in zip(start, size, shape, strict=True))
+    return first, last if all(a < b for a, b in zip(first, last, strict=True)) else first
 
 
 def _triple(numbers: Iterable[int]) -> Triple:

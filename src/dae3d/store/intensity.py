@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import AfterValidator
@@ -15,75 +15,66 @@ from dae3d.store.statistics import LARGEST, PERCENTILES, SMALLEST_RANGE, Statist
 _LEAST_DEVIATION = 1e-12  # of the range
 
 
+class Figures(NamedTuple):
+    """What scales a scan: `(intensity - shift) / scale`, clipped to [0, 1], or with zeros that stay zeros."""
+
+    shift: float
+    scale: float
+    clips: bool
+
+
 @dataclass(frozen=True)
 class Window:
-    """Fixed bounds in acquired units, clipped and scaled to [0, 1]: for intensities with a physical unit."""
+    """Fixed bounds in acquired units, clipped and scaled to [0, 1]: for intensities with a physical unit.
+
+    As MONAI's `ScaleIntensityRange(low, high, 0, 1, clip=True)`.
+    """
 
     low: float
     high: float
 
-    def normalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
-        """As MONAI's `ScaleIntensityRange(low, high, 0, 1, clip=True)`."""
-        return _to_unit(crop, self.low, self.high)
-
-    def denormalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
-        """The inverse within the window; what was clipped stays at the window's bounds."""
-        return _from_unit(crop, self.low, self.high)
+    def figures(self, statistics: Statistics) -> Figures:
+        """From bound to bound."""
+        return Figures(self.low, self.high - self.low, clips=True)
 
 
 @dataclass(frozen=True)
 class ZScore:
     """Mean 0 and standard deviation 1 over the scan's non-zero, or foreground, voxels; zeros stay zeros.
 
-    For MR, whose intensities have no unit. Non-zero voxels are right where the background was removed, the
-    foreground where it is noise.
+    As MONAI's `NormalizeIntensity(nonzero=True)` on the whole scan. For MR, whose intensities have no unit.
+    Non-zero voxels are right where the background was removed, the foreground where it is noise.
     """
 
     over_foreground: bool = False
 
-    def normalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
-        """As MONAI's `NormalizeIntensity(nonzero=True)` on the whole scan."""
-        mean, std = self._mean_and_std(statistics)
-        scaled = np.subtract(crop, mean, dtype=np.float32)
-        scaled /= np.float32(std)
-        scaled[crop == 0] = 0
-        return scaled
-
-    def denormalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
-        """The inverse: exact 0 is taken for background, so a voxel equal to the mean comes back as 0."""
-        mean, std = self._mean_and_std(statistics)
-        acquired = np.multiply(crop, std, dtype=np.float32)
-        acquired += np.float32(mean)
-        acquired[crop == 0] = 0
-        return acquired
-
-    def _mean_and_std(self, statistics: Statistics) -> tuple[float, float]:
+    def figures(self, statistics: Statistics) -> Figures:
+        """Mean and standard deviation."""
         mean, std = statistics.mean, statistics.std
         if self.over_foreground:
             mean, std = statistics.foreground_mean, statistics.foreground_std
         # A mask has no deviation but what rounding leaves.
-        return mean, max(std, (statistics.maximum - statistics.minimum) * _LEAST_DEVIATION)
+        std = max(std, (statistics.maximum - statistics.minimum) * _LEAST_DEVIATION)
+        return Figures(mean, std, clips=False)
 
 
 @dataclass(frozen=True)
 class PercentileRange:
-    """The scan's own range between two percentiles, clipped and scaled to [0, 1]."""
+    """The scan's own range between two percentiles, clipped and scaled to [0, 1].
+
+    As MONAI's `ScaleIntensityRangePercentiles(low, high, 0, 1, clip=True)` on the whole scan.
+    """
 
     low: float = 0.5
     high: float = 99.5
 
-    def normalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
-        """As MONAI's `ScaleIntensityRangePercentiles(low, high, 0, 1, clip=True)` on the whole scan."""
-        return _to_unit(crop, *self._bounds(statistics))
-
-    def denormalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
-        """The inverse within the range; what was clipped stays at the range's bounds."""
-        return _from_unit(crop, *self._bounds(statistics))
-
-    def _bounds(self, statistics: Statistics) -> tuple[float, float]:
+    def figures(self, statistics: Statistics) -> Figures:
+        """From percentile to percentile."""
         low, high = statistics.percentile(self.low), statistics.percentile(self.high)
-        # A map that is empty nearly everywhere has no range between its percentiles.
-        return (low, high) if told_apart(low, high) else (statistics.minimum, statistics.maximum)
+        if not told_apart(low, high):
+            # A map that is empty nearly everywhere has no range between its percentiles.
+            low, high = statistics.minimum, statistics.maximum
+        return Figures(low, high - low, clips=True)
 
 
 @dataclass(frozen=True)
@@ -96,17 +87,10 @@ class UptakeRatio:
 
     high: float = 10.0
 
-    def normalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
-        """Divide by the mean of the body and by `high`, and clip."""
-        return _to_unit(crop, 0.0, self._bound(statistics))
-
-    def denormalise(self, crop: np.ndarray, statistics: Statistics) -> np.ndarray:
-        """The inverse within the bounds; what was clipped stays at them."""
-        return _from_unit(crop, 0.0, self._bound(statistics))
-
-    def _bound(self, statistics: Statistics) -> float:
+    def figures(self, statistics: Statistics) -> Figures:
+        """From 0 to a multiple of the body's mean."""
         # Maps of differences may be below zero nearly everywhere.
-        return self.high * max(statistics.body_mean, SMALLEST_RANGE)
+        return Figures(0.0, self.high * max(statistics.body_mean, SMALLEST_RANGE), clips=True)
 
 
 Scaling = Window | ZScore | PercentileRange | UptakeRatio
@@ -184,24 +168,26 @@ def normalise(
     """
     if statistics.padding is not None:
         crop = np.where(crop <= statistics.padding, np.float32(background(modality)), crop)
-    return scaling(modality, rules).normalise(crop, statistics)
+    shift, scale, clips = scaling(modality, rules).figures(statistics)
+    scaled = np.subtract(crop, shift, dtype=np.float32)
+    with np.errstate(over="ignore"):  # where it is clipped just below
+        scaled /= np.float32(scale)
+    if clips:
+        return np.clip(scaled, 0, 1, out=scaled)
+    scaled[crop == 0] = 0
+    return scaled
 
 
 def denormalise(
     crop: np.ndarray, modality: str, statistics: Statistics, rules: Mapping[str, str] | None = None
 ) -> np.ndarray:
-    """Turn what `normalise` made back into acquired units, as far as it was kept; float32, in a new array."""
-    return scaling(modality, rules).denormalise(crop, statistics)
+    """Turn what `normalise` made back into acquired units, as far as it was kept; float32, in a new array.
 
-
-def _to_unit(crop: np.ndarray, low: float, high: float) -> np.ndarray:
-    scaled = np.subtract(crop, low, dtype=np.float32)
-    with np.errstate(over="ignore"):  # clipped just below
-        scaled /= np.float32(high - low)
-    return np.clip(scaled, 0, 1, out=scaled)
-
-
-def _from_unit(crop: np.ndarray, low: float, high: float) -> np.ndarray:
-    acquired = np.multiply(crop, high - low, dtype=np.float32)
-    acquired += np.float32(low)
+    What was clipped stays at the bounds. Where zeros stayed zeros, an intensity equal to the mean becomes 0.
+    """
+    shift, scale, clips = scaling(modality, rules).figures(statistics)
+    acquired = np.multiply(crop, scale, dtype=np.float32)
+    acquired += np.float32(shift)
+    if not clips:
+        acquired[crop == 0] = 0
     return acquired

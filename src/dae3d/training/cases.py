@@ -14,8 +14,9 @@ from dae3d.scans.task import TaskCase, read_task
 from dae3d.store.cases import CaseStore, prepare_cases
 from dae3d.store.recipe import CaseRecipe
 from dae3d.training.augment import Augmentation
+from dae3d.training.batch import Sample
 from dae3d.training.case_sampling import CaseStream
-from dae3d.training.data import Sample, endless_loader
+from dae3d.training.data import endless_loader
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.sampling import philox
 

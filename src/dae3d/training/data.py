@@ -1,17 +1,18 @@
 """Crops from the store to the network: the dataset and the loaders."""
 
+import gc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightning
-import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dae3d.errors import Dae3dError
+from dae3d.store.index import Outline
 from dae3d.store.store import Store
+from dae3d.training.batch import NumberedCrop, Packed, Sample, pack, unpack
 from dae3d.training.run_settings import RunSettings
 from dae3d.training.sampling import (
     LAST_SAMPLE,
@@ -22,11 +23,9 @@ from dae3d.training.sampling import (
 )
 from dae3d.training.settings import PretrainSettings
 
-Sample = dict[str, torch.Tensor]
 
-
-class CropDataset(Dataset[Sample]):
-    """Crops by number: normalised image (1, D, H, W) float32, modality and sample number as int64 scalars."""
+class CropDataset(Dataset[NumberedCrop]):
+    """Crops by number, as stored where that is smaller; the last of fixed ones has sample number `last`."""
 
     def __init__(
         self,
@@ -38,15 +37,10 @@ class CropDataset(Dataset[Sample]):
     ) -> None:
         self.store, self.crops, self.roi, self.last, self.intensity = store, crops, roi, last, intensity
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> NumberedCrop:
         crop = self.crops[index]
-        image = self.store.read_padded(crop.scan, crop.start, (self.roi,) * 3, self.intensity)
-        sample = index if self.last is None else self.last - index
-        return {
-            "image": torch.from_numpy(np.ascontiguousarray(image))[None],
-            "modality": torch.tensor(crop.modality),
-            "sample": torch.tensor(sample),
-        }
+        voxels = self.store.read_native(crop.scan, crop.start, (self.roi,) * 3, self.intensity)
+        return NumberedCrop(voxels, crop.modality, index if self.last is None else self.last - index)
 
     def __len__(self) -> int:
         """Number of crops; of fixed ones only, a stream has no end."""
@@ -56,13 +50,12 @@ class CropDataset(Dataset[Sample]):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """A store as one run sees it: its stream of crops, its fixed validation crops, its scans by modality."""
+    """A store as one run sees it: its stream of crops, its fixed validation crops, its scans."""
 
     store: Store
     stream: SampleStream
     validation: list[Crop]
-    training: dict[str, list[int]]
-    held_out: dict[str, list[int]]
+    scans: "Scans"
 
     @property
     def modalities(self) -> list[str]:
@@ -72,7 +65,7 @@ class TrainingData:
     @property
     def batches_per_epoch(self) -> int:
         """Global batches in which as many crops are drawn as there are training scans."""
-        return -(-sum(map(len, self.training.values())) // self.stream.global_batch)
+        return -(-sum(map(len, self.scans.training.values())) // self.stream.global_batch)
 
     def scans_of(self, sample: int) -> list[str]:
         """The files in the global batch that a sample is of."""
@@ -84,21 +77,9 @@ class TrainingData:
     def about(self) -> dict[str, Any]:
         """For `run.json`: the scans by modality and data set, and the validation crops."""
         return {
-            "data": {"store": str(self.store.path), "rows": self._rows()},
+            "data": {"store": str(self.store.path), "rows": self.scans.rows()},
             "validation": self._validation(),
         }
-
-    def _rows(self) -> list[dict[str, Any]]:
-        rows: dict[tuple[str, str], dict[str, Any]] = {}
-        for numbers in (*self.training.values(), *self.held_out.values()):
-            for scan in (self.store.scans[number] for number in numbers):
-                row = rows.setdefault(
-                    (scan.modality, scan.dataset),
-                    {"modality": scan.modality, "dataset": scan.dataset, "train": 0, "val": 0, "voxels": 0},
-                )
-                row[scan.split] += 1
-                row["voxels"] += scan.shape[0] * scan.shape[1] * scan.shape[2]
-        return [rows[key] for key in sorted(rows)]
 
     def _validation(self) -> dict[str, Any]:
         described: dict[str, Any] = {}
@@ -112,6 +93,29 @@ class TrainingData:
         return described
 
 
+class Scans:
+    """The scans that a run uses, by modality, as numbers in the store: to train on and held out."""
+
+    def __init__(self) -> None:
+        self.training: dict[str, list[int]] = {}
+        self.held_out: dict[str, list[int]] = {}
+        self._rows: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def add(self, number: int, scan: Outline) -> None:
+        """Use a scan."""
+        modality, dataset, split = scan.source.modality, scan.source.dataset, scan.source.split
+        (self.training if split == "train" else self.held_out).setdefault(modality, []).append(number)
+        row = self._rows.setdefault(
+            (modality, dataset), {"modality": modality, "dataset": dataset, "train": 0, "val": 0, "voxels": 0}
+        )
+        row[split] += 1
+        row["voxels"] += scan.shape[0] * scan.shape[1] * scan.shape[2]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """How many there are of each modality and data set."""
+        return [self._rows[key] for key in sorted(self._rows)]
+
+
 def training_data(settings: PretrainSettings, world_size: int) -> TrainingData:
     """Open the store and choose what the run trains and validates on.
 
@@ -119,28 +123,10 @@ def training_data(settings: PretrainSettings, world_size: int) -> TrainingData:
         Dae3dError: where the store has no training scan, or a named data set or modality is not in it.
     """
     store = Store(settings.data)
-    labels = [(scan.modality, scan.dataset, scan.split) for scan in store.scans]
-    present = {dataset for _, dataset, _ in labels}
-    for name in settings.datasets or []:
-        if name not in present:
-            raise Dae3dError(
-                f"datasets: {settings.data} has no {name!r}; it has {', '.join(sorted(present))}"
-            )
-    strangers = sorted(set(settings.intensity) - {modality for modality, _, _ in labels})
-    if strangers:
-        modalities = ", ".join(sorted({modality for modality, _, _ in labels}))
-        raise Dae3dError(f"intensity: {settings.data} has no {', '.join(strangers)}; it has {modalities}")
-    wanted = present if settings.datasets is None else set(settings.datasets)
-    training: dict[str, list[int]] = {}
-    held_out: dict[str, list[int]] = {}
-    for number, (modality, dataset, split) in enumerate(labels):
-        if dataset in wanted:
-            (training if split == "train" else held_out).setdefault(modality, []).append(number)
-    if not training:
-        raise Dae3dError(f"{settings.data}: no training scans; prepare some with split train")
+    scans = _choose(store, settings)
     stream = SampleStream(
         store.scans,
-        training,
+        scans.training,
         settings.roi,
         settings.batch_size * world_size,
         settings.seed,
@@ -148,9 +134,31 @@ def training_data(settings: PretrainSettings, world_size: int) -> TrainingData:
         settings.modality_weights,
     )
     # A modality without a validation scan lends its training scans.
-    candidates = [held_out.get(name, training[name]) for name in stream.modalities]
+    candidates = [scans.held_out.get(name, scans.training[name]) for name in stream.modalities]
     crops = validation_crops(store.scans, candidates, settings.roi, settings.val_crops)
-    return TrainingData(store, stream, crops, training, held_out)
+    return TrainingData(store, stream, crops, scans)
+
+
+def _choose(store: Store, settings: PretrainSettings) -> Scans:
+    """Go once through the index, which may be long."""
+    scans, modalities, datasets = Scans(), set(), set()
+    for number, scan in enumerate(store.scans.outlines):
+        modalities.add(scan.source.modality)
+        datasets.add(scan.source.dataset)
+        if settings.datasets is None or scan.source.dataset in settings.datasets:
+            scans.add(number, scan)
+    for name in settings.datasets or []:
+        if name not in datasets:
+            raise Dae3dError(
+                f"datasets: {settings.data} has no {name!r}; it has {', '.join(sorted(datasets))}"
+            )
+    strangers = ", ".join(sorted(set(settings.intensity) - modalities))
+    if strangers:
+        known = ", ".join(sorted(modalities))
+        raise Dae3dError(f"intensity: {settings.data} has no {strangers}; it has {known}")
+    if not scans.training:
+        raise Dae3dError(f"{settings.data}: no training scans; prepare some with split train")
+    return scans
 
 
 class CropLoaders(lightning.LightningDataModule):
@@ -160,21 +168,26 @@ class CropLoaders(lightning.LightningDataModule):
         super().__init__()
         self.data, self.settings = data, settings
 
-    def train_dataloader(self) -> DataLoader[Sample]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Endless batches of this rank's crops."""
-        crops = self._crops(self.data.stream)
-        return endless_loader(crops, self.settings, self.trainer)
+        return endless_loader(self._crops(self.data.stream), self.settings, self.trainer, pack)
 
-    def val_dataloader(self) -> DataLoader[Sample]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """All fixed crops, on every rank alike: there are few, and so no rank waits or disagrees."""
         crops = self._crops(self.data.validation, LAST_SAMPLE)
-        return DataLoader(crops, batch_size=self.settings.batch_size, shuffle=False)
+        return DataLoader(crops, batch_size=self.settings.batch_size, shuffle=False, collate_fn=pack)
+
+    def on_after_batch_transfer(self, batch: Packed, dataloader_idx: int) -> Sample:
+        """Scale the batch where it has arrived."""
+        return unpack(batch, self.settings.roi)
 
     def _crops(self, crops: SampleStream | Sequence[Crop], last: int | None = None) -> CropDataset:
         return CropDataset(self.data.store, crops, self.settings.roi, last, self.settings.intensity)
 
 
-def endless_loader(crops: Dataset[Sample], settings: RunSettings, trainer: Any) -> DataLoader[Sample]:
+def endless_loader(
+    crops: Dataset[Any], settings: RunSettings, trainer: Any, collate: Callable[[Any], Any] | None = None
+) -> DataLoader[Any]:
     """Batches of this rank's samples from the trainer's step on, without end."""
     on_cpu = trainer.strategy.root_device.type == "cpu"
     workers = settings.workers
@@ -185,7 +198,14 @@ def endless_loader(crops: Dataset[Sample], settings: RunSettings, trainer: Any) 
         crops,
         batch_sampler=BatchSampler(first, settings.batch_size, trainer.global_rank, trainer.world_size),
         num_workers=workers,
+        collate_fn=collate,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         pin_memory=not on_cpu,
+        worker_init_fn=_start_worker,
     )
+
+
+def _start_worker(number: int) -> None:
+    # What the process was forked with stays shared with its parent: collecting garbage would write to it.
+    gc.freeze()

@@ -16,7 +16,7 @@ from dae3d.objectives.contrastive import contrastive_loss
 from dae3d.objectives.reconstruction import reconstruction_loss
 from dae3d.reporting.pictures import triptych_array
 from dae3d.store.scan import Preparation
-from dae3d.training.data import Sample
+from dae3d.training.batch import Sample
 from dae3d.training.module import TrainingModule
 from dae3d.training.settings import PretrainSettings
 

@@ -12,8 +12,8 @@ from dae3d.inference.sliding import segment
 from dae3d.reporting.case_view import view_case
 from dae3d.reporting.overlay import draw_case
 from dae3d.scans.readers import Volume
+from dae3d.training.batch import Sample
 from dae3d.training.cases import LabelledData
-from dae3d.training.data import Sample
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.module import TrainingModule
 from dae3d.training.optimiser import parameter_groups
