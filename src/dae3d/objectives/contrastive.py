@@ -40,13 +40,15 @@ def _of_all_ranks(unit: Tensor, modalities: Tensor) -> tuple[Tensor, Tensor]:
     Every rank computes the loss of all anchors, so its own gradient is whole without further communication;
     it is multiplied by the number of ranks because DDP divides by it.
     """
-    ranks = dist.get_world_size()
-    features = [torch.empty_like(unit) for _ in range(ranks)]
-    labels = [torch.empty_like(modalities) for _ in range(ranks)]
-    dist.all_gather(features, unit.detach())
-    dist.all_gather(labels, modalities)
-    features[dist.get_rank()] = unit.detach() + ranks * (unit - unit.detach())
-    return torch.cat(features), torch.cat(labels)
+    # One message: with many ranks a gather takes as long as its latency. A float32 holds any label exactly.
+    own = torch.cat([unit.detach(), modalities[:, None].to(unit.dtype)], dim=1)
+    ranks, count = dist.get_world_size(), len(own)
+    everyone = own.new_empty(ranks * count, own.shape[1])
+    dist.all_gather_into_tensor(everyone, own)
+    features, labels = everyone[:, :-1].contiguous(), everyone[:, -1].to(modalities.dtype)
+    first = dist.get_rank() * count
+    features[first : first + count] = unit.detach() + ranks * (unit - unit.detach())
+    return features, labels
 
 
 def _supervised_contrastive(unit: Tensor, labels: Tensor, temperature: float) -> Tensor:

@@ -1,5 +1,6 @@
 """What happens around the steps: stopping at a bad loss, saving, Ctrl-C, the progress bar."""
 
+import functools
 import logging
 import re
 import signal
@@ -11,13 +12,18 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
+from safetensors import SafetensorError
 
 from dae3d.errors import Dae3dError
+from dae3d.files import whole_file
 from dae3d.models.weights import save_weights
+from dae3d.training.background import Background, Snapshots, on_cpu
 from dae3d.training.record import RunRecord, versions
 from dae3d.training.run_settings import RunSettings
 
 log = logging.getLogger(__name__)
+
+_ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopAtNonFiniteLoss(lightning.Callback):
@@ -87,15 +93,24 @@ class Rows(lightning.Callback):
 class Saver(lightning.Callback):
     """Checkpoints to resume from, weights to use: last, and best by validation loss.
 
-    A checkpoint that is due with a validation is written after it, so that a resumed run finds both done.
-    Ctrl-C ends the run at the next row of metrics with everything saved; a second one ends it at once.
+    Training stops for a copy alone, and goes on while that is written. A checkpoint that is due with a
+    validation is taken after it, so that a resumed run finds both done.
+    Ctrl-C or SIGTERM ends the run at the next row of metrics with everything saved; a second one ends it at
+    once.
+
+    Args:
+        settings: of the run.
+        about: what `run.json` and the weights say of the data.
+        snapshots: the trainer's way to save a checkpoint.
     """
 
-    def __init__(self, settings: RunSettings, about: dict[str, Any]) -> None:
+    def __init__(self, settings: RunSettings, about: dict[str, Any], snapshots: Snapshots) -> None:
         self.checkpoints, self.weights = settings.out / "checkpoints", settings.out / "weights"
-        self.settings, self.about = settings, about
+        self.settings, self.about, self.snapshots = settings, about, snapshots
         self.best: dict[str, Any] = {"step": None, "loss": sys.float_info.max}
         self.interrupted = False
+        self._previous: dict[int, Any] = {}
+        self._background = Background()
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation so far, kept in checkpoints."""
@@ -106,13 +121,19 @@ class Saver(lightning.Callback):
         self.best = state_dict["best"]
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        """Listen for Ctrl-C."""
+        """Listen for Ctrl-C, and for the SIGTERM of a launcher or a queue."""
         self.record = RunRecord(self.settings, self.about, trainer, module.network)
-        self._write_record(trainer)
-        self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
+        if trainer.is_global_zero:
+            self.record.write(trainer.global_step, finished=False)
+        self._previous = {number: signal.signal(number, self._interrupt) for number in _ENDS}
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save when it is time."""
+        """Save when it is time.
+
+        Raises:
+            Dae3dError: where what was being saved cannot be written.
+        """
+        self._background.check()
         step = trainer.global_step
         if (batch_idx + 1) % self.settings.accumulate:
             return
@@ -123,25 +144,35 @@ class Saver(lightning.Callback):
         # A run that stops is validated first.
         validates = trainer.should_stop or step % int(self.settings.val_every) == 0
         if step % int(self.settings.save_every) == 0 and not validates:
-            self._save(trainer, module)
+            self._save(trainer, module, best=False, checkpoint=True)
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
         """Keep the best, and save what was due."""
         if trainer.sanity_checking:
             return
-        if module.val_loss < self.best["loss"]:
+        better = module.val_loss < self.best["loss"]
+        if better:
             self.best = {"step": trainer.global_step, "loss": module.val_loss}
-            self._export(trainer, module, "best")
-        if trainer.should_stop or trainer.global_step % int(self.settings.save_every) == 0:
-            self._save(trainer, module)
+        due = trainer.should_stop or trainer.global_step % int(self.settings.save_every) == 0
+        if better or due:
+            self._save(trainer, module, better, due)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        """Stop listening for Ctrl-C."""
-        signal.signal(signal.SIGINT, self._previous_handler)
+        """Stop listening for Ctrl-C once everything is written."""
+        self._background.wait()
+        self._stop_listening()
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        """Stop listening for Ctrl-C."""
-        signal.signal(signal.SIGINT, getattr(self, "_previous_handler", signal.default_int_handler))
+        """Finish what is being written, and stop listening for Ctrl-C."""
+        try:
+            self._background.wait()
+        except Dae3dError as error:
+            log.error("%s", error)
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _interrupt(self, *_: Any) -> None:
         if self.interrupted:
@@ -149,24 +180,49 @@ class Saver(lightning.Callback):
         self.interrupted = True
         log.info("\nstopping after the next row of metrics; press Ctrl-C again to stop at once")
 
-    def _save(self, trainer: Any, module: Any) -> None:
-        trainer.save_checkpoint(self.checkpoints / f"step-{trainer.global_step:08d}.ckpt")
-        self._export(trainer, module, "last")
-        self._write_record(trainer)
+    def _save(self, trainer: Any, module: Any, best: bool, checkpoint: bool) -> None:
+        """Copy what is to be saved of this step, and start to write it."""
+        self._background.wait()  # so that there is one copy in memory at most
+        if checkpoint:
+            trainer.save_checkpoint(self.checkpoints)
+            whole = self.snapshots.take()
+            state = whole.get("state_dict", {})
+        else:
+            whole, state = {}, on_cpu(trainer.strategy.lightning_module_state_dict())
         if trainer.is_global_zero:
-            for old in find_checkpoints(self.checkpoints)[self.settings.keep :]:
-                old.unlink()
+            prefix = "average.module." if module.average is not None else "network."
+            network = {n.removeprefix(prefix): tensor for n, tensor in state.items() if n.startswith(prefix)}
+            weights = functools.partial(
+                save_weights,
+                state=network,
+                architecture=module.network.architecture,
+                info=self._info(trainer, module),
+            )
+            finished = trainer.global_step >= trainer.max_steps
+            self._background.start(lambda: self._write(weights, best, whole, finished))
 
-    def _write_record(self, trainer: Any) -> None:
-        if trainer.is_global_zero:
-            self.record.write(trainer.global_step, finished=trainer.global_step >= trainer.max_steps)
+    def _write(
+        self, weights: Callable[[Path], None], best: bool, checkpoint: dict[str, Any], finished: bool
+    ) -> None:
+        try:
+            # A checkpoint knows which weights are best, and so does not come before them.
+            if best:
+                weights(self.weights / "best.safetensors")
+            if checkpoint:
+                step = checkpoint["global_step"]
+                with whole_file(self.checkpoints / f"step-{step:08d}.ckpt") as temporary:
+                    torch.save(checkpoint, temporary)
+                weights(self.weights / "last.safetensors")
+                self.record.write(step, finished)
+                for old in find_checkpoints(self.checkpoints)[self.settings.keep :]:
+                    old.unlink()
+        except (RuntimeError, SafetensorError) as error:
+            # What PyTorch and safetensors raise where a disk is full.
+            reason = str(error).splitlines()[0]
+            raise Dae3dError(f"{self.settings.out}: cannot be written: {reason}") from error
 
-    def _export(self, trainer: Any, module: Any, name: str) -> None:
-        prefix = "average.module." if module.average is not None else "network."
-        state = trainer.strategy.lightning_module_state_dict()
-        if not trainer.is_global_zero:
-            return
-        info = {
+    def _info(self, trainer: Any, module: Any) -> dict[str, Any]:
+        return {
             "step": trainer.global_step,
             "best_validation": self.best,
             **module.header(),
@@ -174,8 +230,6 @@ class Saver(lightning.Callback):
             "versions": versions(),
             "data": self.about["data"]["rows"],
         }
-        network = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        save_weights(self.weights / f"{name}.safetensors", network, module.network.architecture, info)
 
 
 class Progress(TQDMProgressBar):

@@ -87,12 +87,23 @@ class TrainingModule(lightning.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """AdamW, and a learning rate that follows the step."""
-        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.run_settings.lr)
+        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.run_settings.lr, fused=self._fused)
         factors: list[Callable[[int], float]] = [
             functools.partial(self._factor, group) for group in optimizer.param_groups
         ]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def _fused(self) -> bool:
+        """Whether AdamW takes one pass over a tensor; fp16's gradients are unscaled, and clipped, before."""
+        return self.run_settings.precision != "16-mixed"
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A run goes on with the optimiser's implementation that it would begin with."""
+        for state in checkpoint["optimizer_states"]:
+            for group in state["param_groups"]:
+                group["fused"] = self._fused
 
     def on_train_start(self) -> None:
         """Start the clock of the first row."""

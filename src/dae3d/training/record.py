@@ -117,11 +117,11 @@ def versions() -> dict[str, str]:
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Copy the first process's messages to a file as well."""
-    if os.environ.get("LOCAL_RANK", "0") != "0" or os.environ.get("RANK", "0") != "0":
+    handler = _log_file(path)
+    if handler is None:
         yield
         return
     logger = logging.getLogger("dae3d")
-    handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     level = logger.level
     logger.setLevel(logging.INFO)
@@ -132,6 +132,11 @@ def log_to(path: Path) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         handler.close()
+
+
+@rank_zero_only
+def _log_file(path: Path) -> logging.Handler:
+    return logging.FileHandler(path)
 
 
 def cpu_name() -> str:

@@ -17,7 +17,9 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 
 from dae3d.errors import Dae3dError
 from dae3d.files import write_text
+from dae3d.training.background import Snapshots
 from dae3d.training.callbacks import Progress, Rows, Saver, StopAtNonFiniteLoss, find_checkpoints
+from dae3d.training.compiling import CompiledBlocks
 from dae3d.training.cpu import keep_freed_memory
 from dae3d.training.module import TrainingModule
 from dae3d.training.record import MetricsFile
@@ -52,17 +54,24 @@ def train(
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     resumed_at = step_of(checkpoint)
+    snapshots = Snapshots()
     # The order matters: a bad step is found before anything of it is recorded or saved.
-    callbacks = [
+    callbacks: list[lightning.Callback] = [
         StopAtNonFiniteLoss(scans_of, settings.out),
         Rows(),
         Progress(settings, what),
-        Saver(settings, about),
+        Saver(settings, about, snapshots),
     ]
+    if settings.compile == "on":
+        callbacks.append(CompiledBlocks())
     try:
-        trainer = _trainer(settings, callbacks, resumed_at, module.validates_first)
+        trainer = _trainer(settings, callbacks, snapshots, resumed_at, module.validates_first)
     except MisconfigurationException as error:
         raise Dae3dError(f"accelerator, devices, nodes or strategy: {error}") from error
+    # Before every step Lightning asks rank 0 whether to end, and waits for the device to answer. `Saver` asks
+    # all ranks, with every row of metrics.
+    loop: Any = trainer.fit_loop.epoch_loop
+    loop._broadcast_sigterm_tensor = lambda: None
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     _announce(settings, resumed_at, trainer)
@@ -80,12 +89,18 @@ def step_of(checkpoint: Path | None) -> int | None:
 
 
 def _trainer(
-    settings: RunSettings, callbacks: list[lightning.Callback], resumed_at: int | None, validate_first: bool
+    settings: RunSettings,
+    callbacks: list[lightning.Callback],
+    snapshots: Snapshots,
+    resumed_at: int | None,
+    validate_first: bool,
 ) -> lightning.Trainer:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
     warnings.filterwarnings("ignore", message=".*Grad strides do not match.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+    # Their successors are not in every PyTorch that will do.
+    warnings.filterwarnings("ignore", message=".*(broadcast_buffers|gather_into_tensor).* is deprecated.*")
     loggers = [
         MetricsFile(settings.out / "metrics.csv", resumed_at),
         TensorBoardLogger(settings.out, name="", version="tensorboard", purge_step=resumed_at),
@@ -107,6 +122,7 @@ def _trainer(
         log_every_n_steps=settings.log_every,
         logger=loggers,
         callbacks=callbacks,
+        plugins=[snapshots],
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -134,7 +150,8 @@ def _strategy(settings: RunSettings, world_size: int) -> Strategy | str:
         units = {SwinStage, UnetrBasicBlock, UnetrUpBlock}
         return FSDPStrategy(auto_wrap_policy=units, state_dict_type="full", use_orig_params=True)
     if settings.strategy == "ddp" or world_size > 1:
-        return DDPStrategy(gradient_as_bucket_view=True)
+        # Buffers are tables of positions, the same in every process from the start.
+        return DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)
     return "auto"
 
 
@@ -162,6 +179,7 @@ def prepare_run_folder(settings: RunSettings) -> Path | None:
     found = find_checkpoints(settings.out / "checkpoints")
     checkpoint = next((path for path in found if _readable(path)), None)
     _write_settings(settings)
+    _remove_unfinished(settings.out)
     return checkpoint
 
 
@@ -174,6 +192,14 @@ def _write_settings(settings: RunSettings) -> None:
         changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
         log.info("settings changed since the run began: %s", "; ".join(changed))
     write_text(saved, text)
+
+
+@rank_zero_only
+def _remove_unfinished(out: Path) -> None:
+    """Remove what a process that was killed was about to write: a checkpoint may be gigabytes."""
+    for folder in ("checkpoints", "weights"):
+        for part in (out / folder).glob(".*.tmp"):
+            part.unlink(missing_ok=True)
 
 
 def _readable(checkpoint: Path) -> bool:

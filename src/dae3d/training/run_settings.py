@@ -79,6 +79,11 @@ class RunSettings(Settings):
     precision: Annotated[Literal["auto", "32-true", "bf16-mixed", "16-mixed"], HARDWARE] = Field(
         "auto", description="auto: bf16-mixed where there is hardware for it, else 32-true"
     )
+    compile: Annotated[Literal["auto", "on", "off"], HARDWARE] = Field(
+        "auto",
+        description="torch.compile the transformer's perceptrons; auto: off, for it gains nothing on a CPU, "
+        "and on a GPU has not been measured",
+    )
     accelerator: Annotated[Literal["auto", "cpu", "gpu"], HARDWARE] = Field(
         "auto", description="where to run"
     )
