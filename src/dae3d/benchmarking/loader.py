@@ -1,4 +1,4 @@
-"""Crops a second on one core: out of a store, and as MONAI's data sets load them."""
+"""Crops a second on one core: as training reads them, and as MONAI's and nnU-Net's data sets do."""
 
 import os
 import time
@@ -8,29 +8,32 @@ from typing import Any
 
 import numpy as np
 
+from dae3d.benchmarking.nnunet import NnunetFiles
 from dae3d.memory import peak_memory
-from dae3d.store.boxes import Triple
-from dae3d.store.store import Store
 
 
 def crops_from_store(store: str, roi: int, crops: int) -> dict[str, float]:
-    """Read random crops, scaled for the network, from anywhere in anything in a store."""
-    opened = Store(store)
+    """Read the crops that training draws from a store, all the way to scaled tensors."""
+    from dae3d.training.batch import pack, unpack
+    from dae3d.training.data import CropDataset, training_data
+    from dae3d.training.settings import PretrainSettings
+
+    data = training_data(PretrainSettings(data=Path(store), out=Path(store), roi=roi), 1)
+    dataset = CropDataset(data.store, data.stream, roi)
+    return _measured(lambda number: unpack(pack([dataset[number]]), roi), crops)
+
+
+def crops_by_nnunet(folder: str, roi: int, crops: int) -> dict[str, float]:
+    """Read random crops as nnU-Net v2 does from what it has preprocessed."""
+    files = NnunetFiles(Path(folder))
     random = np.random.default_rng(0)
-
-    def crop(_: int) -> object:
-        number = int(random.integers(len(opened.scans)))
-        start = [int(random.integers(max(1, side - roi + 1))) for side in opened.scans[number].shape]
-        box: Triple = (start[0], start[1], start[2])
-        return opened.read_padded(number, box, (roi, roi, roi))
-
-    return _measured(crop, crops)
+    return _measured(lambda _: files.crop(int(random.integers(len(files.paths))), roi, random), crops)
 
 
 def crops_by_monai(kind: str, files: list[str], folder: str, roi: int, crops: int) -> dict[str, float]:
-    """Load crops by MONAI's `Dataset`, `PersistentDataset` or `CacheDataset`, with usual transforms for CT.
+    """Load crops by MONAI's `Dataset`, `PersistentDataset` or `CacheDataset`, by the published transforms.
 
-    What the last two keep is made before, and not counted.
+    They are those for CT. What the last two keep is made before, and not counted.
     """
     from monai.data.dataset import CacheDataset, Dataset, PersistentDataset
     from monai.transforms.compose import Compose

@@ -24,14 +24,14 @@ def training_step(
     batch_size: int,
     steps: int,
     bf16: bool,
+    tuned: bool,
     checkpoint_activations: bool,
     compiled: bool,
 ) -> dict[str, float]:
     """Measure one step: forward, L1 loss, backward, AdamW.
 
     Args:
-        network: "dae3d" as `pretrain` trains it; "monai" as MONAI's documentation has it trained, where
-            `bf16` adds autocast and channels-last layout.
+        network: "dae3d" or "monai", the SwinUNETR of each.
         device: where it runs.
         embed_dim: channels of a token.
         heads: attention heads of each stage.
@@ -40,6 +40,8 @@ def training_step(
         batch_size: crops a step.
         steps: steps counted.
         bf16: autocast to bfloat16.
+        tuned: with all that `pretrain` does around the network: channels-last layout, freed memory kept (on a
+            CPU), fused AdamW. MONAI's documentation has none of these.
         checkpoint_activations: recompute activations.
         compiled: by `torch.compile`.
 
@@ -47,14 +49,13 @@ def training_step(
         Seconds a step (median), samples/s, peak memory in bytes, and seconds until the first step is done.
     """
     torch.manual_seed(0)
-    ours = network == "dae3d"
-    if ours and device == "cpu":
+    if tuned and device == "cpu":
         keep_freed_memory()
-    made = (_ours if ours else _monais)(embed_dim, heads, window, checkpoint_activations)
+    made = (_ours if network == "dae3d" else _monais)(embed_dim, heads, window, checkpoint_activations)
     model = made.to(device)
-    if ours or bf16:
+    if tuned:
         model = model.to(memory_format=torch.channels_last_3d)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=ours and device != "cpu")
+    optimizer = torch.optim.AdamW(model.parameters(), fused=tuned)
     image = torch.rand(batch_size, 1, roi, roi, roi, device=device)
     step: Any = torch.compile(model) if compiled else model
     seconds: list[float] = []

@@ -28,7 +28,7 @@ def segmentation(
     roi: int,
     overlap: float,
     scan: tuple[int, int, int],
-    bf16: bool,
+    tuned: bool,
     labels: str,
 ) -> dict[str, float]:
     """Segment a scan with Gaussian blending, and write its labels to the file `labels`.
@@ -42,7 +42,8 @@ def segmentation(
         roi: side of a sliding window in voxels.
         overlap: share of a window that the next one covers too.
         scan: voxels of the scan.
-        bf16: autocast to bfloat16.
+        tuned: bf16 on a GPU, channels-last layout and freed memory kept on a CPU; for MONAI also flash
+            attention, four windows at a time, and blending where the network runs.
         labels: .npy file.
 
     Returns:
@@ -54,14 +55,16 @@ def segmentation(
     )
     ours = Segmenter(architecture).eval()
     image = torch.from_numpy(np.resize(phantom(0), scan).astype(np.float32) / 1000)[None]
-    model: Any = ours if network == "dae3d" else _monais(ours)
-    if network == "dae3d":
-        keep_freed_memory()
+    model: Any = ours if network == "dae3d" else _monais(ours, tuned)
+    on_gpu = device != "cpu"
+    if tuned:
         model = model.to(memory_format=torch.channels_last_3d)
+        if not on_gpu:
+            keep_freed_memory()
     model = model.to(device)
 
     def logits(windows: Tensor) -> Tensor:
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=tuned and on_gpu):
             return model(windows).float()
 
     start = time.perf_counter()
@@ -71,24 +74,36 @@ def segmentation(
         from monai.inferers.utils import sliding_window_inference
 
         scores: Any = sliding_window_inference(
-            image[None], roi, 1, logits, overlap, mode="gaussian", sw_device=device, device="cpu"
+            image[None],
+            roi,
+            4 if tuned else 1,
+            logits,
+            overlap,
+            mode="gaussian",
+            sw_device=device,
+            device=device if tuned else "cpu",
         )
-        classes = scores[0].argmax(0).to(torch.uint8)
+        classes = scores[0].argmax(0).to(torch.uint8).cpu()
     seconds = time.perf_counter() - start
     np.save(Path(labels), classes.numpy())
-    on_gpu = device != "cpu"
     return {
         "seconds": seconds,
         "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_memory(),
     }
 
 
-def _monais(network: Segmenter) -> nn.Module:
+def _monais(network: Segmenter, flash: bool) -> nn.Module:
     from monai.networks.nets.swin_unetr import SwinUNETR
 
     a = network.architecture
     theirs = SwinUNETR(
-        1, CLASSES, feature_size=a.embed_dim, num_heads=a.heads, window_size=a.window, downsample="mergingv2"
+        1,
+        CLASSES,
+        feature_size=a.embed_dim,
+        num_heads=a.heads,
+        window_size=a.window,
+        downsample="mergingv2",
+        use_flash_attention=flash,
     )
     theirs.load_state_dict(to_layout(network.state_dict(), FINETUNING).state)
     return theirs.eval()

@@ -1,0 +1,74 @@
+"""Files as nnU-Net v2 preprocesses them: scaled float32 in Blosc2, laid out for a patch size."""
+
+import math
+from pathlib import Path
+
+import blosc2
+import numpy as np
+
+from dae3d.store.store import Store
+
+# The caches that nnU-Net reckons with, and how much of them it fills.
+_L1, _L3, _SHARE = 32_768, 1_441_792, 0.8
+_LARGEST_CHUNK = 1.5  # of the patch, on average over the axes
+_LEVEL = 8
+
+
+def write_nnunet_files(store: str, folder: str, roi: int) -> dict[str, float]:
+    """Write the scans of a store as nnU-Net would have them."""
+    opened = Store(store)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    written = 0
+    for number, scan in enumerate(opened.scans):
+        image = opened.read_padded(number, (0, 0, 0), scan.shape)
+        blocks, chunks = layout(scan.shape, roi)
+        path = Path(folder, f"{number}.b2nd")
+        cparams = {"codec": blosc2.Codec.ZSTD, "clevel": _LEVEL, "nthreads": 1}
+        blosc2.asarray(
+            image[None],
+            urlpath=str(path),
+            mode="w",
+            chunks=(1, *chunks),
+            blocks=(1, *blocks),
+            cparams=cparams,
+        )
+        written += path.stat().st_size
+    return {"bytes": written}
+
+
+class NnunetFiles:
+    """A folder of such files; a crop maps its file into memory, and reads the box."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(folder.glob("*.b2nd"))
+
+    def crop(self, number: int, roi: int, random: np.random.Generator) -> np.ndarray:
+        """A random crop (1, roi, roi, roi) float32; a scan that is smaller is padded."""
+        array = blosc2.open(str(self.paths[number]), mode="r", dparams={"nthreads": 1}, mmap_mode="r")
+        starts = [int(random.integers(max(1, side - roi + 1))) for side in array.shape[1:]]
+        image = array[(slice(None), *(slice(start, start + roi) for start in starts))]
+        return np.pad(image, [(0, 0), *((0, roi - side) for side in image.shape[1:])])
+
+
+def layout(shape: tuple[int, int, int], roi: int) -> tuple[list[int], list[int]]:
+    """Blocks and chunks for cubic patches: blocks that fit into L1, chunks of them that fit into L3.
+
+    After `nnUNetDatasetBlosc2.comp_blosc2_params` of nnU-Net v2.
+    """
+    block = [2 ** math.ceil(math.log2(roi))] * 3
+    while math.prod(block) * 4 > _L1 * _SHARE:
+        axis = max(range(3), key=lambda a: (block[a], a))
+        block[axis] = min(block[axis] // 2, shape[axis])
+    block = [min(side, whole) for side, whole in zip(block, shape, strict=True)]
+    chunk = list(block)
+    while math.prod(chunk) * 4 < _L3 * _SHARE:
+        growing = [a for a in range(3) if chunk[a] < shape[a]]
+        if not growing:
+            break
+        axis = min(growing, key=lambda a: (chunk[a] / block[a], a))
+        before = chunk[axis]
+        chunk[axis] = min(before + block[axis], shape[axis])
+        if sum(chunk) / (3 * roi) > _LARGEST_CHUNK:
+            chunk[axis] = before
+            break
+    return block, chunk
