@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dae3d.benchmarking.nnunet import NnunetFiles
 from dae3d.memory import peak_memory
@@ -68,6 +69,7 @@ def crops_by_monai(kind: str, files: list[str], folder: str, roi: int, crops: in
 def _measured(crop: Callable[[int], object], crops: int) -> dict[str, float]:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)  # as loader processes have it
     crop(0)
     start, worked = time.perf_counter(), time.process_time()
     for number in range(crops):

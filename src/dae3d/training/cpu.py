@@ -10,7 +10,7 @@ def keep_freed_memory() -> None:
     """Let the C library keep freed memory for the next step.
 
     By default glibc returns every large activation to the operating system and asks for it again a step
-    later, page by page. Keeping it halves the time of a step of the small network (benchmarks/step.py).
+    later, page by page. Keeping it halves the time of a step of the small network (benchmarks/NOTES.md).
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
