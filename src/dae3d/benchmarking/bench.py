@@ -125,9 +125,13 @@ def _model(settings: BenchSettings, device: str) -> Iterator[Row]:
             compiled=compiled,
         )
         first = first or figures["samples_per_second"]
-        way = f"{network}, {'bf16 autocast' if bf16 else 'float32'}"
-        way += f"{', tuned' if tuned and network != 'dae3d' else ''}{', compiled' if compiled else ''}"
+        precision = "bf16 autocast" if bf16 else "float32"
+        way = f"{_name(network, tuned)}, {precision}{', compiled' if compiled else ''}"
         yield Row("training step", way, figures, figures["samples_per_second"] / first)
+
+
+def _name(network: str, tuned: bool) -> str:
+    return "monai, tuned" if network == "monai" and tuned else network
 
 
 def _sizes(settings: BenchSettings) -> dict[str, Any]:
@@ -195,8 +199,7 @@ def _predict(settings: BenchSettings, device: str) -> Iterator[Row]:
             labels = found if labels is None else labels
             figures["same_labels"] = float((found == labels).mean())
             first = first or figures
-            way = f"{network}{', tuned' if tuned and network != 'dae3d' else ''}"
-            yield Row("prediction", way, figures, first["seconds"] / figures["seconds"])
+            yield Row("prediction", _name(network, tuned), figures, first["seconds"] / figures["seconds"])
 
 
 def _show(rows: list[Row], about: dict[str, Any]) -> None:
