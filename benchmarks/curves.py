@@ -2,7 +2,7 @@
 
 The real `pretrain` of the `small-cpu` network, each path a process of its own:
 
-    plain    MONAI's Swin stages and PyTorch's instance norm, in the contiguous layout
+    plain    MONAI's Swin stages and convolution blocks, in the contiguous layout
     nudged   the same, and every weight larger by one unit in its last place: how far rounding alone leads
     fast     dae3d as it is
 
@@ -16,18 +16,17 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import matplotlib
 import numpy as np
 import torch
 from monai.networks.nets.swin_unetr import BasicLayer, PatchMergingV2
-from torch import nn
 
 import dae3d
 from dae3d.metrics import read_metrics
-from dae3d.models.norm import InstanceNorm
+from dae3d.models import swin_unetr
 from dae3d.models.swin import SwinStage
-from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.store.store import Store
 from dae3d.training import pretraining
 
@@ -42,20 +41,19 @@ SMOOTHED = 15  # steps
 Curve = tuple[np.ndarray, np.ndarray]
 
 
-class PlainSwinUNETR(SwinUNETR):
+class PlainSwinUNETR(swin_unetr.SwinUNETR):
     """With the parameters that ours has, in MONAI's and PyTorch's modules and the contiguous layout."""
 
     nudge = 0.0
 
     def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+        with mock.patch.object(swin_unetr, "with_our_layers", lambda block: block):
+            super().__init__(*arguments)
         # What is made only to be filled anew must draw no random numbers that ours would not draw.
         with torch.random.fork_rng():
             for name, module in list(self.named_modules()):
                 if isinstance(module, SwinStage):
                     self.set_submodule(name, monai_stage(module))
-                elif isinstance(module, InstanceNorm):
-                    self.set_submodule(name, torch_norm(module))
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.mul_(1 + self.nudge)
@@ -75,12 +73,6 @@ def monai_stage(ours: SwinStage) -> BasicLayer:
         qkv_bias=True,
         downsample=PatchMergingV2,
     )
-    theirs.load_state_dict(ours.state_dict())
-    return theirs
-
-
-def torch_norm(ours: InstanceNorm) -> nn.InstanceNorm3d:
-    theirs = nn.InstanceNorm3d(ours.num_features, ours.eps, affine=ours.affine)
     theirs.load_state_dict(ours.state_dict())
     return theirs
 

@@ -54,7 +54,7 @@ NAMED = {
 SCORES = "attention: softmax, bias, mask"
 SURROUNDINGS = {
     SCORES: (swin.WindowAttention, monai_swin.WindowAttention),
-    NORMS: (norm.InstanceNorm,),
+    NORMS: (norm.InstanceNorm, norm.NormActivation),
 }
 OPTIMISER = "optimiser"
 REST = "activations, sums, the rest"

@@ -100,4 +100,5 @@ def _backward(
     )
     for i, grad in enumerate(grads):
         grad_qkv[:, :, i] = grad.view(count, heads, width, n).permute(0, 3, 1, 2)
-    return grad_scores.view(count, heads, n, n).sum(0)
+    grad_bias = grad_scores.view(count, heads, n, n)
+    return grad_bias.sum(0) if count > 1 else grad_bias[0]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dae3d.errors import Dae3dError
-from dae3d.models.norm import InstanceNorm
+from dae3d.models.blocks import our_convolution, with_our_layers
 from dae3d.models.swin import SwinStage
 
 Axes = Literal["straight", "reference"]
@@ -127,7 +127,7 @@ class Segmenter(nn.Module):
         if architecture.deep_supervision:
             dim, classes = architecture.embed_dim, architecture.out_channels
             self.auxiliary_heads = nn.ModuleList(
-                UnetOutBlock(3, channels, classes) for channels in (dim, 2 * dim, 4 * dim)
+                with_our_layers(UnetOutBlock(3, channels, classes)) for channels in (dim, 2 * dim, 4 * dim)
             )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -236,9 +236,9 @@ class SwinEncoder(nn.Module):
 def _patch_embedding(architecture: Architecture) -> nn.Module:
     channels, dim = architecture.in_channels, architecture.embed_dim
     if architecture.patch_embed == "linear":
-        return nn.Conv3d(channels, dim, kernel_size=2, stride=2)
+        return our_convolution(nn.Conv3d(channels, dim, kernel_size=2, stride=2))
     norm = ("instance", {"affine": True})
-    return _with_our_norms(UnetBasicBlock(3, channels, dim, kernel_size=3, stride=2, norm_name=norm))
+    return with_our_layers(UnetBasicBlock(3, channels, dim, kernel_size=3, stride=2, norm_name=norm))
 
 
 def _sides(image: Tensor) -> str:
@@ -276,7 +276,7 @@ class UnetrDecoder(nn.Module):
         # With a 32^3 input it is one voxel.
         self.bottleneck = _residual_block(16 * dim, 16 * dim)
         self.ups = nn.ModuleList(
-            _with_our_norms(
+            with_our_layers(
                 UnetrUpBlock(3, channels_in, channels_out, 3, 2, norm_name="instance", res_block=True)
             )
             for channels_in, channels_out in [
@@ -287,7 +287,7 @@ class UnetrDecoder(nn.Module):
                 (dim, dim),
             ]
         )
-        self.head = UnetOutBlock(3, dim, architecture.out_channels)
+        self.head = with_our_layers(UnetOutBlock(3, dim, architecture.out_channels))
 
     def forward(self, image: Tensor, hidden: Sequence[Tensor]) -> Tensor:
         """(B, C, D, H, W) and the encoder's five feature maps to (B, out_channels, D, H, W)."""
@@ -311,15 +311,7 @@ class UnetrDecoder(nn.Module):
         return block(*inputs)
 
 
-def _with_our_norms(block: nn.Module) -> Any:
-    for name, module in block.named_modules():
-        if isinstance(module, nn.InstanceNorm3d):
-            ours = InstanceNorm(module.num_features, module.eps, affine=module.affine)
-            block.set_submodule(name, ours)
-    return block
-
-
 def _residual_block(channels_in: int, channels_out: int) -> UnetrBasicBlock:
-    return _with_our_norms(
+    return with_our_layers(
         UnetrBasicBlock(3, channels_in, channels_out, 3, 1, norm_name="instance", res_block=True)
     )
