@@ -2,10 +2,11 @@
 
 import io
 import json
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,16 +17,21 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from dae3d.benchmarking.loader import crops_by_monai, crops_by_nnunet, crops_from_store
+from dae3d.benchmarking.loader import MONAI_DATASETS, crops_by_monai, crops_by_nnunet, crops_from_store
 from dae3d.benchmarking.model import training_step
 from dae3d.benchmarking.nnunet import write_nnunet_files
 from dae3d.benchmarking.predict import segmentation
 from dae3d.benchmarking.process import in_new_process
 from dae3d.files import write_text
 from dae3d.inference.device import pick_device
+from dae3d.inference.sliding import window_count
 from dae3d.phantom import phantom
 from dae3d.settings import Positional, Settings, verb
 from dae3d.training.record import cpu_name, versions
+
+Figures = dict[str, float]
+# A way to do a thing, and its figures.
+Measured = Iterator[tuple[str, Figures]]
 
 _SCANS = 4  # of the data set that the loader is measured on
 
@@ -47,7 +53,10 @@ class BenchSettings(Settings):
     window: int = Field(7, ge=2, description="side of an attention window in tokens")
     roi: int = Field(96, ge=32, multiple_of=32, description="side of a crop in voxels")
     batch_size: int = Field(2, ge=1, description="crops a training step")
-    steps: int = Field(5, ge=1, description="training steps counted; two more warm up")
+    steps: int = Field(5, ge=1, description="training steps counted; three more warm up")
+    rounds: int = Field(
+        1, ge=1, description="times that every way is measured, in turn with the others; medians are shown"
+    )
     crops: int = Field(100, ge=1, description="crops counted of each way to load them")
     scan: tuple[int, int, int] = Field((512, 512, 400), description="voxels of the scan to predict")
     overlap: float = Field(0.5, ge=0, lt=1, description="of sliding windows")
@@ -56,15 +65,25 @@ class BenchSettings(Settings):
     out: Path = Field(Path("bench.json"), description="JSON file for the figures")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
-    """One way to do a thing, its figures, and how many times as fast as the first way it is."""
+    """One way to do a thing, its figures in every round, and how much faster than the first way it is."""
 
     what: str
     way: str
-    figures: dict[str, float]
+    runs: list[Figures] = field(default_factory=list)
     ratio: float | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> Figures:
+        """Medians over the rounds."""
+        return {name: statistics.median(run[name] for run in self.runs) for name in self.runs[0]}
+
+    @property
+    def rate(self) -> float:
+        """What is to be large."""
+        figures = self.figures
+        return figures["crops_per_second"] if "crops_per_second" in figures else 1 / figures["seconds"]
 
 
 @verb
@@ -78,30 +97,43 @@ def bench(settings: BenchSettings) -> Path:
         Dae3dError: where the device is not there, or a measurement fails.
     """
     device = str(pick_device(settings.device))
-    parts: dict[str, Callable[[BenchSettings, str], Iterator[Row]]] = {
-        "model": _model,
-        "loader": _loader,
-        "predict": _predict,
+    parts: dict[str, tuple[str, Callable[[BenchSettings, str], Measured]]] = {
+        "model": ("training step", _model),
+        "loader": ("loader", _loader),
+        "predict": ("prediction", _predict),
     }
-    rows: list[Row] = []
     about = {
         "device": cpu_name() if device == "cpu" else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
-    for what, measure in parts.items():
-        if settings.what in ("all", what):
-            for row in measure(settings, device):
-                rows.append(row)
-                print(f"{row.what}, {row.way}: {_figures(row)}", flush=True)
-                contents = {**about, "settings": settings.model_dump(mode="json"), "rows": rows}
-                write_text(settings.out, json.dumps(contents, indent=1, default=asdict) + "\n")
-    _show(rows, about)
+    done: list[Row] = []
+    for name, (what, measure) in parts.items():
+        rows: dict[str, Row] = {}
+        for _ in range(settings.rounds if settings.what in ("all", name) else 0):
+            for way, figures in measure(settings, device):
+                print(f"{what}, {way}: {_shown(figures)}", flush=True)
+                rows.setdefault(way, Row(what, way)).runs.append(figures)
+                first = next(iter(rows.values()))
+                for row in rows.values():
+                    row.ratio = row.rate / first.rate
+                _write(settings, about, [*done, *rows.values()])
+        done += rows.values()
+    _show(done, about)
     print(f"figures: {settings.out}")
     return settings.out
 
 
-def _model(settings: BenchSettings, device: str) -> Iterator[Row]:
+def _write(settings: BenchSettings, about: dict[str, Any], rows: list[Row]) -> None:
+    described = [
+        {"what": row.what, "way": row.way, "figures": row.figures, "ratio": row.ratio, "runs": row.runs}
+        for row in rows
+    ]
+    contents = {**about, "settings": settings.model_dump(mode="json"), "rows": described}
+    write_text(settings.out, json.dumps(contents, indent=1) + "\n")
+
+
+def _model(settings: BenchSettings, device: str) -> Measured:
     # (network, tuned, bf16, compiled): first MONAI's as its documentation has it, then each at its best.
     ways = [("dae3d", True, bf16, False) for bf16 in (False, True)]
     if settings.against == "monai":
@@ -110,7 +142,6 @@ def _model(settings: BenchSettings, device: str) -> Iterator[Row]:
         ] + ways
     if settings.compiled:
         ways += [(network, tuned, bf16, True) for network, tuned, bf16, _ in ways if tuned]
-    first = None
     for network, tuned, bf16, compiled in ways:
         figures = in_new_process(
             training_step,
@@ -124,10 +155,8 @@ def _model(settings: BenchSettings, device: str) -> Iterator[Row]:
             checkpoint_activations=settings.checkpoint_activations,
             compiled=compiled,
         )
-        first = first or figures["samples_per_second"]
         precision = "bf16 autocast" if bf16 else "float32"
-        way = f"{_name(network, tuned)}, {precision}{', compiled' if compiled else ''}"
-        yield Row("training step", way, figures, figures["samples_per_second"] / first)
+        yield f"{_name(network, tuned)}, {precision}{', compiled' if compiled else ''}", figures
 
 
 def _name(network: str, tuned: bool) -> str:
@@ -138,26 +167,20 @@ def _sizes(settings: BenchSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in ("embed_dim", "heads", "window", "roi")}
 
 
-def _loader(settings: BenchSettings, device: str) -> Iterator[Row]:
+def _loader(settings: BenchSettings, device: str) -> Measured:
+    sizes = {"roi": settings.roi, "crops": settings.crops}
     with tempfile.TemporaryDirectory() as folder:
         files, store = _data_set(Path(folder))
-        kinds = ["Dataset", "PersistentDataset", "CacheDataset"] if settings.against == "monai" else []
-        first = None
-        for kind in kinds:
-            figures = in_new_process(
-                crops_by_monai, kind=kind, files=files, folder=folder, roi=settings.roi, crops=settings.crops
-            )
-            first = first or figures["crops_per_second"]
-            yield Row("loader", f"monai {kind}", figures, figures["crops_per_second"] / first)
         if settings.against == "monai":
-            rest = {"folder": str(Path(folder, "nnunet")), "roi": settings.roi}
-            in_new_process(write_nnunet_files, store=store, **rest)
-            figures = in_new_process(crops_by_nnunet, **rest, crops=settings.crops)
-            first = first or figures["crops_per_second"]
-            yield Row("loader", "nnU-Net's Blosc2", figures, figures["crops_per_second"] / first)
-        figures = in_new_process(crops_from_store, store=store, roi=settings.roi, crops=settings.crops)
-        first = first or figures["crops_per_second"]
-        yield Row("loader", "dae3d store", figures, figures["crops_per_second"] / first)
+            for kind in MONAI_DATASETS:
+                yield (
+                    f"monai {kind}",
+                    in_new_process(crops_by_monai, kind=kind, files=files, folder=folder, **sizes),
+                )
+            kept = str(Path(folder, "nnunet"))
+            in_new_process(write_nnunet_files, store=store, folder=kept, roi=settings.roi)
+            yield "nnU-Net's Blosc2", in_new_process(crops_by_nnunet, folder=kept, **sizes)
+        yield "dae3d store", in_new_process(crops_from_store, store=store, **sizes)
 
 
 def _data_set(folder: Path) -> tuple[list[str], str]:
@@ -176,30 +199,25 @@ def _data_set(folder: Path) -> tuple[list[str], str]:
     return [str(path) for path in sorted(scans.iterdir())], str(folder / "store")
 
 
-def _predict(settings: BenchSettings, device: str) -> Iterator[Row]:
+def _predict(settings: BenchSettings, device: str) -> Measured:
     ways = [("dae3d", True)]
     if settings.against == "monai":
         ways = [("monai", False), ("monai", True), *ways]
-    first: dict[str, float] | None = None
     labels: np.ndarray | None = None
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "labels.npy")
+        rest = {**_sizes(settings), "device": device, "overlap": settings.overlap, "labels": str(file)}
         for network, tuned in ways:
-            figures = in_new_process(
-                segmentation,
-                network=network,
-                device=device,
-                **_sizes(settings),
-                overlap=settings.overlap,
-                scan=settings.scan,
-                tuned=tuned,
-                labels=str(file),
+            way = _name(network, tuned)
+            window = in_new_process(
+                segmentation, network=network, tuned=tuned, scan=(settings.roi,) * 3, **rest
             )
+            expected = window["seconds"] * window_count(settings.scan, settings.roi, settings.overlap)
+            print(f"prediction, {way}: about {expected / 60:.0f} min", flush=True)
+            figures = in_new_process(segmentation, network=network, tuned=tuned, scan=settings.scan, **rest)
             found = np.load(file)
             labels = found if labels is None else labels
-            figures["same_labels"] = float((found == labels).mean())
-            first = first or figures
-            yield Row("prediction", _name(network, tuned), figures, first["seconds"] / figures["seconds"])
+            yield way, {**figures, "same_labels": float((found == labels).mean())}
 
 
 def _show(rows: list[Row], about: dict[str, Any]) -> None:
@@ -209,13 +227,21 @@ def _show(rows: list[Row], about: dict[str, Any]) -> None:
         table.add_column(name)
     table.add_column("times as fast", justify="right")
     for row in rows:
-        table.add_row(row.what, row.way, _figures(row), f"{row.ratio:.2f}" if row.ratio else "")
+        table.add_row(row.what, row.way, _shown(row.figures), f"{row.ratio:.2f}{_spread(row)}")
     Console().print(table)
 
 
-def _figures(row: Row) -> str:
+def _spread(row: Row) -> str:
+    """How far the rounds lie apart, as a share of the median."""
+    if len(row.runs) == 1:
+        return ""
+    rates = sorted(Row(row.what, row.way, [run]).rate for run in row.runs)
+    return f" ({100 * (rates[0] / row.rate - 1):+.0f} to {100 * (rates[-1] / row.rate - 1):+.0f} %)"
+
+
+def _shown(figures: Figures) -> str:
     shown = []
-    for name, value in row.figures.items():
+    for name, value in figures.items():
         if name == "peak_bytes":
             shown.append(f"{value / 2**30:.2f} GiB at most")
         elif name == "same_labels":

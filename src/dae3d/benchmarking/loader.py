@@ -12,6 +12,9 @@ import torch
 from dae3d.benchmarking.nnunet import NnunetFiles
 from dae3d.memory import peak_memory
 
+_UNCOPIED = "CacheDataset, copy_cache=False"
+MONAI_DATASETS = ("Dataset", "PersistentDataset", "CacheDataset", _UNCOPIED)
+
 
 def crops_from_store(store: str, roi: int, crops: int) -> dict[str, float]:
     """Read the crops that training draws from a store, all the way to scaled tensors."""
@@ -32,9 +35,9 @@ def crops_by_nnunet(folder: str, roi: int, crops: int) -> dict[str, float]:
 
 
 def crops_by_monai(kind: str, files: list[str], folder: str, roi: int, crops: int) -> dict[str, float]:
-    """Load crops by MONAI's `Dataset`, `PersistentDataset` or `CacheDataset`, by the published transforms.
+    """Load crops by one of `MONAI_DATASETS`, by the published transforms for CT.
 
-    They are those for CT. What the last two keep is made before, and not counted.
+    What a data set keeps is made before, and not counted.
     """
     from monai.data.dataset import CacheDataset, Dataset, PersistentDataset
     from monai.transforms.compose import Compose
@@ -56,8 +59,9 @@ def crops_by_monai(kind: str, files: list[str], folder: str, roi: int, crops: in
     dataset: Any
     if kind == "PersistentDataset":
         dataset = PersistentDataset(entries, transforms, cache_dir=Path(folder))
-    elif kind == "CacheDataset":
-        dataset = CacheDataset(entries, transforms, num_workers=1, progress=False)
+    elif kind in ("CacheDataset", _UNCOPIED):
+        copy = kind != _UNCOPIED
+        dataset = CacheDataset(entries, transforms, num_workers=1, progress=False, copy_cache=copy)
     else:
         dataset = Dataset(entries, transforms)
     for number in range(len(entries)):

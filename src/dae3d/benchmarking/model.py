@@ -11,7 +11,7 @@ from dae3d.memory import peak_memory
 from dae3d.models.swin_unetr import Architecture, SwinUNETR
 from dae3d.training.cpu import keep_freed_memory
 
-_WARM_UP = 2  # steps that are not counted: memory is found, kernels are chosen
+_WARM_UP = 3  # steps that are not counted: memory is found, kernels are chosen
 
 
 def training_step(
