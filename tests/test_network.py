@@ -9,6 +9,7 @@ from torch import nn
 
 from dae3d.errors import Dae3dError
 from dae3d.models.swin_unetr import (
+    UNITS,
     Architecture,
     FeatureEncoder,
     ReferencePatchMerging,
@@ -130,6 +131,14 @@ def test_checkpointed_activations_change_nothing(training):
     for name, gradient in wanted.items():
         if gradient is not None:
             torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_what_sharded_training_gathers_holds_nearly_all_weights():
+    network = SwinUNETR(Architecture())
+    held = {p for module in network.modules() if isinstance(module, UNITS) for p in module.parameters()}
+    for kind in UNITS:
+        assert any(type(module) is kind for module in network.modules())
+    assert sum(p.numel() for p in held) > 0.98 * sum(p.numel() for p in network.parameters())
 
 
 def test_channels_innermost_in_memory_give_the_same_numbers():

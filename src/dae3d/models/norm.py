@@ -47,7 +47,7 @@ class NormActivation(nn.Module):
             return _ChannelsLast.apply(x, residual, normalise_residual, self.eps, self.slope)
         out = _instance_norm(x, self.eps)
         if residual is not None:
-            out = out + (_instance_norm(residual, self.eps) if normalise_residual else residual).to(out.dtype)
+            out += _instance_norm(residual, self.eps) if normalise_residual else residual
         return functional.leaky_relu(out, self.slope, inplace=True)
 
 

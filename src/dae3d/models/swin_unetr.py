@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dae3d.errors import Dae3dError
-from dae3d.models.blocks import our_convolution, with_our_layers
+from dae3d.models.blocks import UpBlock, our_convolution, with_our_layers
 from dae3d.models.swin import SwinStage
 
 Axes = Literal["straight", "reference"]
 PatchMergingOrder = Literal["straight", "reference"]
 PatchEmbedding = Literal["conv", "linear"]
+
+# What sharded training gathers at a time.
+UNITS = (SwinStage, UnetrBasicBlock, UpBlock)
 
 
 @dataclass(frozen=True)

@@ -143,12 +143,9 @@ def _strategy(settings: RunSettings, world_size: int) -> Strategy | str:
     if settings.strategy == "fsdp":
         if settings.accelerator == "cpu" or not torch.cuda.is_available():
             raise Dae3dError("strategy: fsdp needs GPUs; use ddp")
-        from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
+        from dae3d.models.swin_unetr import UNITS
 
-        from dae3d.models.swin import SwinStage
-
-        units = {SwinStage, UnetrBasicBlock, UnetrUpBlock}
-        return FSDPStrategy(auto_wrap_policy=units, state_dict_type="full", use_orig_params=True)
+        return FSDPStrategy(auto_wrap_policy=set(UNITS), state_dict_type="full", use_orig_params=True)
     if settings.strategy == "ddp" or world_size > 1:
         # Buffers are tables of positions, the same in every process from the start.
         return DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)
