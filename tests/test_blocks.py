@@ -1,6 +1,9 @@
 """Our convolution blocks against MONAI's and PyTorch's, values and gradients, in float64."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -51,6 +54,8 @@ def threads(request):
         (1, 4, 13, {"kernel_size": (3, 1, 5), "padding": (0, 1, 2), "stride": (2, 1, 3)}),
         (6, 5, 12, {"kernel_size": 3, "padding": 1}),
         (6, 5, 12, {"kernel_size": 1, "stride": 2}),
+        (6, 5, 2, {"kernel_size": 3, "padding": 1}),
+        (6, 5, 2, {"kernel_size": 3, "padding": (2, 1, 0), "stride": 2}),
         (1, 4, 12, {"kernel_size": 3, "padding": 1, "padding_mode": "replicate"}),
     ],
     ids=str,
@@ -133,3 +138,22 @@ def test_a_block_that_doubles_the_sides_is_monais():
     ours = with_our_layers(copy.deepcopy(theirs))
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert_alike(ours, theirs, torch.randn(2, 6, 4, 4, 5), torch.randn(2, 4, 8, 8, 10))
+
+
+def test_gradients_in_bfloat16_come_from_memory_that_was_written():
+    # Memory is handed out filled with 3e38, and the lowest feature map is 2^3.
+    code = """
+import torch
+from dae3d.models.swin_unetr import Architecture, SwinUNETR
+torch.manual_seed(0)
+network = SwinUNETR(Architecture(embed_dim=12, heads=(1, 1, 2, 2), window=2))
+image = torch.rand(1, 1, 64, 64, 64)
+with torch.autocast("cpu", torch.bfloat16):
+    (network(image).float() - image).abs().mean().backward()
+print(max(p.grad.abs().max().item() for p in network.parameters() if p.grad is not None))
+"""
+    filled = {**os.environ, "MALLOC_PERTURB_": "128"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=filled, capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 100

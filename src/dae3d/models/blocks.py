@@ -70,7 +70,10 @@ class ResidualBlock(nn.Module):
 
 
 class Convolution(nn.Conv3d):
-    """As PyTorch's, but on a CPU in the channels-last layout, and in fewer dimensions where 3D is slow."""
+    """As PyTorch's, but on a CPU in the channels-last layout, and in fewer dimensions where 3D is slow.
+
+    One group, no dilation.
+    """
 
     def forward(self, *parts: Tensor) -> Tensor:
         """(B, C, D, H, W), given whole or in parts of its channels, to (B, C', D', H', W').
@@ -97,6 +100,11 @@ class Convolution(nn.Conv3d):
             slices = functional.pad(x[:, 0], (0, 0, 0, 0, margin, margin)).unfold(1, depth, step)
             planes = slices.contiguous().flatten(0, 1).movedim(-1, 1)
             return self._in_planes(planes, weight[:, 0], bias, len(x))
+        if x.shape[2] == 2 and self.padding[0]:
+            # In bfloat16 the weight's gradient would be that of memory nobody wrote: seen in PyTorch 2.13.
+            margin, *others = self.padding
+            x = functional.pad(x, (0, 0, 0, 0, margin, margin))
+            return functional.conv3d(x, weight, bias, self.stride, (0, *others))
         return self._conv_forward(x, weight, bias)
 
     def _in_planes(self, planes: Tensor, weight: Tensor, bias: Tensor | None, batch: int) -> Tensor:

@@ -77,7 +77,9 @@ class RunSettings(Settings):
     )
 
     precision: Annotated[Literal["auto", "32-true", "bf16-mixed", "16-mixed"], HARDWARE] = Field(
-        "auto", description="auto: bf16-mixed where there is hardware for it, else 32-true"
+        "auto",
+        description="auto: bf16-mixed on a GPU that has it, else 32-true, though some CPUs have it too "
+        "(AVX512-BF16, AMX)",
     )
     compile: Annotated[Literal["auto", "on", "off"], HARDWARE] = Field(
         "auto",
