@@ -33,6 +33,7 @@ Figures = dict[str, float]
 # A way to do a thing, and its figures.
 Measured = Iterator[tuple[str, Figures]]
 
+_MANY_WINDOWS = 100  # take long enough to say how long
 _SCANS = 4  # of the data set that the loader is measured on
 
 
@@ -209,11 +210,12 @@ def _predict(settings: BenchSettings, device: str) -> Measured:
         rest = {**_sizes(settings), "device": device, "overlap": settings.overlap, "labels": str(file)}
         for network, tuned in ways:
             way = _name(network, tuned)
-            window = in_new_process(
-                segmentation, network=network, tuned=tuned, scan=(settings.roi,) * 3, **rest
-            )
-            expected = window["seconds"] * window_count(settings.scan, settings.roi, settings.overlap)
-            print(f"prediction, {way}: about {expected / 60:.0f} min", flush=True)
+            windows = window_count(settings.scan, settings.roi, settings.overlap)
+            if windows > _MANY_WINDOWS:
+                one = in_new_process(
+                    segmentation, network=network, tuned=tuned, scan=(settings.roi,) * 3, **rest
+                )
+                print(f"prediction, {way}: about {one['seconds'] * windows / 60:.0f} min", flush=True)
             figures = in_new_process(segmentation, network=network, tuned=tuned, scan=settings.scan, **rest)
             found = np.load(file)
             labels = found if labels is None else labels
