@@ -80,6 +80,8 @@ class Convolution(nn.Conv3d):
 
         Parts need no concatenation: what they come to is added up.
         """
+        if len(parts) == 1:
+            return self._convolved(parts[0], self.weight, self.bias)
         weights = self.weight.split([part.shape[1] for part in parts], dim=1)
         out = self._convolved(parts[0], weights[0], self.bias)
         for part, weight in zip(parts[1:], weights[1:], strict=True):
