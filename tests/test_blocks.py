@@ -97,7 +97,7 @@ class Defined(nn.Module):
         return torch.where(total > 0, total, self.slope * total)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, "mixed"])
 @pytest.mark.parametrize("shape", [(1, 6, 9, 8, 7), (2, 12, 16, 16, 16), (2, 300, 4, 4, 4)], ids=str)
 @pytest.mark.parametrize("normalise_residual", [None, False, True])
 def test_a_norm_with_its_sum_and_activation(layout, shape, normalise_residual):
@@ -105,7 +105,10 @@ def test_a_norm_with_its_sum_and_activation(layout, shape, normalise_residual):
     inputs = [5 + 3 * torch.randn(shape, generator=random)]
     if normalise_residual is not None:
         inputs.append(2 * torch.randn(shape, generator=random) - 7)
-    inputs = [x.to(memory_format=LAYOUTS[layout]) for x in inputs]
+    if layout == "mixed":
+        inputs[0] = inputs[0].to(memory_format=torch.channels_last_3d)
+    else:
+        inputs = [x.to(memory_format=LAYOUTS[layout]) for x in inputs]
     way = {} if normalise_residual is None else {"normalise_residual": normalise_residual}
     assert_alike(NormActivation(0.1), Defined(0.1), *inputs, **way)
 
@@ -123,13 +126,15 @@ def test_a_norm_in_bfloat16_stays_near_and_keeps_the_types():
     torch.testing.assert_close(residual.grad, torch.where(wanted > 0, 1.0, 0.01), rtol=2**-7, atol=0)
 
 
-@pytest.mark.parametrize("channels", [(1, 6), (4, 4), (6, 3)], ids=str)
-def test_a_residual_block_is_monais(channels):
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("side", [2, 4, 9])
+@pytest.mark.parametrize("channels", [(1, 6), (4, 4), (6, 3), (96, 48)], ids=str)
+def test_a_residual_block_is_monais(threads, channels, side, batch):
     torch.manual_seed(0)
     theirs = UnetrBasicBlock(3, *channels, 3, 1, norm_name="instance", res_block=True)
     ours = with_our_layers(copy.deepcopy(theirs))
     assert list(ours.state_dict()) == list(theirs.state_dict())
-    assert_alike(ours, theirs, torch.randn(2, channels[0], 9, 8, 10))
+    assert_alike(ours, theirs, torch.randn(batch, channels[0], side, side + 1, side))
 
 
 def test_a_block_that_doubles_the_sides_is_monais():

@@ -44,6 +44,8 @@ class NormActivation(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None, normalise_residual: bool = False) -> Tensor:
         """Of `x` (B, C, D, H, W) and a residual of its shape, taken as it is or its norm, to that shape."""
         if _stays_channels_last(x) and x[0, 0].numel() > 1:
+            if residual is not None:
+                residual = residual.contiguous(memory_format=torch.channels_last_3d)
             return _ChannelsLast.apply(x, residual, normalise_residual, self.eps, self.slope)
         out = _instance_norm(x, self.eps)
         if residual is not None:
