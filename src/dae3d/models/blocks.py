@@ -1,4 +1,4 @@
-"""The convolution blocks around the transformer, run the way that is fastest on each device."""
+"""The convolution blocks around the transformer, with MONAI's parameters, in ways that are fast on a CPU."""
 
 from typing import Any
 
@@ -116,7 +116,7 @@ class Convolution(nn.Conv3d):
 
 
 def our_convolution(theirs: nn.Conv3d) -> Convolution:
-    """With the parameters of PyTorch's."""
+    """With the parameters of PyTorch's, which has one group and no dilation."""
     ours = nn.utils.skip_init(
         Convolution,
         theirs.in_channels,
