@@ -8,14 +8,10 @@ Private memory is what each process costs; what is resident also counts librarie
 import argparse
 import re
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
-import torch
 
 import dae3d
-from dae3d.training.data import CropLoaders, training_data
-from dae3d.training.settings import PretrainSettings
+from dae3d.benchmarking.loader import batches
+from dae3d.store.store import Store
 
 WORKERS = 2
 
@@ -29,19 +25,14 @@ def main() -> None:
     print("| scans | process | private (MiB) | resident (MiB) | resident at most (MiB) |")
     print("|---:|---:|---:|---:|---:|")
     for store in options.stores:
-        settings = PretrainSettings(data=store, out=store, workers=WORKERS)
-        loaders: Any = CropLoaders(training_data(settings, 1), settings)
-        strategy = SimpleNamespace(root_device=torch.device("cpu"))
-        loaders.trainer = SimpleNamespace(
-            strategy=strategy, num_devices=1, global_step=0, global_rank=0, world_size=1
-        )
-        batches: Any = iter(loaders.train_dataloader())
-        for _ in range(WORKERS * options.crops // settings.batch_size):
-            next(batches)
-        for number, process in enumerate(batches._workers):
+        arriving = batches(str(store), 96, WORKERS)
+        received = 0
+        while received < WORKERS * options.crops:
+            received += len(next(arriving).parts)
+        for number, process in enumerate(arriving._workers):
             figures = " | ".join(f"{value:.0f}" for value in memory(process.pid))
-            print(f"| {len(loaders.data.store.scans)} | {number} | {figures} |", flush=True)
-        del batches
+            print(f"| {len(Store(store).scans)} | {number} | {figures} |", flush=True)
+        del arriving
 
 
 def memory(pid: int) -> tuple[float, float, float]:

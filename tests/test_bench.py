@@ -45,7 +45,7 @@ def test_training_steps(tmp_path, capsys):
 
 
 def test_crops_of_a_store(tmp_path):
-    assert list(rows_of(tmp_path, "loader", "none")) == ["dae3d store"]
+    assert list(rows_of(tmp_path, "loader", "none")) == ["dae3d store", "dae3d loader process"]
 
 
 def test_nnunets_blocks_fill_its_first_cache_and_its_chunks_the_last():

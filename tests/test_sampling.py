@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 import dae3d
 from conftest import smooth_volume
 from dae3d.errors import Dae3dError
-from dae3d.training.batch import pack, unpack
+from dae3d.training.batch import pack
 from dae3d.training.data import CropDataset, training_data
 from dae3d.training.sampling import (
     LAST_SAMPLE,
@@ -307,7 +307,7 @@ def test_loader_processes_read_the_same_tensors(tiny_store, tmp_path, fixed):
         dataset = CropDataset(data.store, crops, 32, LAST_SAMPLE if fixed else None)
         numbers = [[0, 1, 2], [5, 4, 3], [7, 6, 0]]
         loader = DataLoader(dataset, batch_sampler=numbers, num_workers=workers, collate_fn=pack)
-        batches.append([unpack(batch, 32) for batch in loader])
+        batches.append([batch.unpack(32) for batch in loader])
     for ours, theirs in zip(*batches, strict=True):
         assert ours["image"].shape == (3, 1, 32, 32, 32)
         assert ours["image"].dtype == torch.float32
@@ -331,7 +331,7 @@ def test_a_crop_is_the_scan_scaled_for_the_network(tiny_store, tmp_path):
             scaled = (voxels - voxels.mean()) / voxels.std()  # no voxel of these is zero
         padded = np.pad(scaled, 32)
         box = padded[tuple(slice(s + 32, s + 64) for s in crop.start)]
-        np.testing.assert_allclose(unpack(pack([dataset[number]]), 32)["image"][0, 0].numpy(), box, atol=1e-5)
+        np.testing.assert_allclose(pack([dataset[number]]).unpack(32)["image"][0, 0].numpy(), box, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,13 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from dae3d.benchmarking.loader import MONAI_DATASETS, crops_by_monai, crops_by_nnunet, crops_from_store
+from dae3d.benchmarking.loader import (
+    MONAI_DATASETS,
+    crops_by_monai,
+    crops_by_nnunet,
+    crops_from_process,
+    crops_from_store,
+)
 from dae3d.benchmarking.model import training_step
 from dae3d.benchmarking.nnunet import write_nnunet_files
 from dae3d.benchmarking.predict import segmentation
@@ -182,6 +188,7 @@ def _loader(settings: BenchSettings, device: str) -> Measured:
             in_new_process(write_nnunet_files, store=store, folder=kept, roi=settings.roi)
             yield "nnU-Net's Blosc2", in_new_process(crops_by_nnunet, folder=kept, **sizes)
         yield "dae3d store", in_new_process(crops_from_store, store=store, **sizes)
+        yield "dae3d loader process", in_new_process(crops_from_process, store=store, **sizes)
 
 
 def _data_set(folder: Path) -> tuple[list[str], str]:

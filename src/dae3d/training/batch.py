@@ -1,22 +1,25 @@
 """A batch of crops on its way: voxels as stored, packed into one run of bytes, scaled where they arrive.
 
-From a loader process that is one piece of shared memory, to a GPU one copy out of pinned memory, which
+A loader process fills a slot of shared memory, and a GPU gets one copy out of pinned memory, which
 nothing waits for, and of a half or a quarter of the bytes that float32 takes.
 """
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from dae3d.store.boxes import Triple
 from dae3d.store.native import NativeCrop, Unscaled
+from dae3d.training.slots import Slot, Slots
 
-Sample = dict[str, torch.Tensor]
-# "voxels" (uint8), "parts" (a list of `Part`) and, of each crop, "modality" and "sample" (int64).
-Packed = dict[str, Any]
+Sample = dict[str, Tensor]
 
 _ALIGNMENT = 16  # bytes
 
@@ -40,11 +43,73 @@ class NumberedCrop(NamedTuple):
     sample: int
 
 
-def pack(crops: Sequence[NumberedCrop]) -> Packed:
-    """Put crops together into a batch."""
+@dataclass
+class Packed:
+    """`voxels` (bytes), where among them the crops' `parts` are, their `modality` and `sample` (B,), int64.
+
+    Voxels that lie in a slot are taken out once: pinned, moved to another device or unpacked.
+    """
+
+    voxels: Tensor
+    parts: list[Part]
+    modality: Tensor
+    sample: Tensor
+    slot: Slot | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Every tensor sent to another process takes a file of its own.
+        numbers = {"modality": self.modality.tolist(), "sample": self.sample.tolist()}
+        voxels = self.voxels if self.slot is None else len(self.voxels)
+        return {"parts": self.parts, "slot": self.slot, "voxels": voxels, **numbers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.modality, self.sample = torch.tensor(state["modality"]), torch.tensor(state["sample"])
+        if self.slot is not None:
+            self.voxels = self.slot.bytes(state["voxels"])
+            # Once only: when voxels have been taken out, or when nobody will.
+            self._empty_slot = weakref.finalize(self, self.slot.empty)
+
+    def pin_memory(self) -> "Packed":
+        """The batch in memory that a GPU copies from by itself."""
+        return self._moved(Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> "Packed":
+        """The batch on a device."""
+        if self.voxels.device == device:
+            return self
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
+
+    def unpack(self, roi: int) -> Sample:
+        """What the network gets: "image" (B, 1, roi, roi, roi) float32, "modality", "sample" (B,)."""
+        image = torch.zeros((len(self.parts), 1, roi, roi, roi), device=self.voxels.device)
+        for part, crop in zip(self.parts, image, strict=True):
+            box = tuple(slice(s, s + n) for s, n in zip(part.start, part.shape, strict=True))
+            inside = crop[0][box]
+            inside.copy_(self.voxels[part.first_byte : part.last_byte].view(part.dtype).view(part.shape))
+            if part.unscaled is not None:
+                _scale(inside, part.unscaled)
+        self._leave_slot()
+        return {"image": image, "modality": self.modality, "sample": self.sample}
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> "Packed":
+        moved = Packed(move(self.voxels), self.parts, move(self.modality), move(self.sample))
+        self._leave_slot()
+        return moved
+
+    def _leave_slot(self) -> None:
+        if self.slot is not None:
+            self.voxels = self.voxels.new_empty(0)
+            self._empty_slot()
+
+
+def pack(crops: Sequence[NumberedCrop], slots: Slots | None = None) -> Packed:
+    """Put crops together into a batch, in a loader process in one of its slots where one is empty."""
     arrays = [numbered.crop.voxels for numbered in crops]
-    firsts = [0, *accumulate(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays)]
-    voxels = torch.empty(firsts[-1], dtype=torch.uint8)
+    firsts = [0, *accumulate(map(_room, (array.nbytes for array in arrays)))]
+    worker = get_worker_info()
+    slot = slots.fill(worker.id) if slots and worker else None
+    voxels = slot.bytes(firsts[-1]) if slot else torch.empty(firsts[-1], dtype=torch.uint8)
     parts = []
     for numbered, array, first in zip(crops, arrays, firsts, strict=False):
         source = torch.from_numpy(np.ascontiguousarray(array))
@@ -53,28 +118,21 @@ def pack(crops: Sequence[NumberedCrop]) -> Packed:
         crop = numbered.crop
         part = Part(first, last, source.dtype, tuple(source.shape), crop.start, crop.unscaled)
         parts.append(part)
-    return {
-        "voxels": voxels,
-        "parts": parts,
-        "modality": torch.tensor([numbered.modality for numbered in crops]),
-        "sample": torch.tensor([numbered.sample for numbered in crops]),
-    }
+    modality = torch.tensor([numbered.modality for numbered in crops])
+    sample = torch.tensor([numbered.sample for numbered in crops])
+    return Packed(voxels, parts, modality, sample, slot)
 
 
-def unpack(batch: Packed, roi: int) -> Sample:
-    """The batch that the network gets: "image" (B, 1, roi, roi, roi) float32, "modality", "sample" (B,)."""
-    voxels: torch.Tensor = batch["voxels"]
-    image = torch.zeros((len(batch["parts"]), 1, roi, roi, roi), device=voxels.device)
-    for part, crop in zip(batch["parts"], image, strict=True):
-        box = tuple(slice(s, s + n) for s, n in zip(part.start, part.shape, strict=True))
-        inside = crop[0][box]
-        inside.copy_(voxels[part.first_byte : part.last_byte].view(part.dtype).view(part.shape))
-        if part.unscaled is not None:
-            _scale(inside, part.unscaled)
-    return {"image": image, "modality": batch["modality"], "sample": batch["sample"]}
+def slot_bytes(batch_size: int, roi: int) -> int:
+    """What the largest batch takes, of float32 voxels."""
+    return batch_size * _room(4 * roi**3)
 
 
-def _scale(image: torch.Tensor, unscaled: Unscaled) -> None:
+def _room(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _scale(image: Tensor, unscaled: Unscaled) -> None:
     """Scale in place, to the bit as `dae3d.store.intensity.normalise` does."""
     shift, scale, clips = unscaled.figures
     image += unscaled.intercept

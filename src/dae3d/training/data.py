@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from dae3d.errors import Dae3dError
 from dae3d.store.index import Outline
 from dae3d.store.store import Store
-from dae3d.training.batch import NumberedCrop, Packed, Sample, pack, unpack
+from dae3d.training.batch import NumberedCrop, Packed, Sample, pack, slot_bytes
 from dae3d.training.run_settings import RunSettings
 from dae3d.training.sampling import (
     LAST_SAMPLE,
@@ -22,6 +23,10 @@ from dae3d.training.sampling import (
     validation_crops,
 )
 from dae3d.training.settings import PretrainSettings
+from dae3d.training.slots import Slots
+
+# Batches that a loader process makes ahead, and those that may be on their way to the device.
+_AHEAD, _MOVING = 4, 2
 
 
 class CropDataset(Dataset[NumberedCrop]):
@@ -170,7 +175,10 @@ class CropLoaders(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless batches of this rank's crops."""
-        return endless_loader(self._crops(self.data.stream), self.settings, self.trainer, pack)
+        crops, given = self._crops(self.data.stream), self.settings
+        size = slot_bytes(given.batch_size, given.roi)
+        slots = Slots(loader_processes(given, self.trainer), _AHEAD + _MOVING, size)
+        return endless_loader(crops, given, self.trainer, partial(pack, slots=slots))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """All fixed crops, on every rank alike: there are few, and so no rank waits or disagrees."""
@@ -179,7 +187,7 @@ class CropLoaders(lightning.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Packed, dataloader_idx: int) -> Sample:
         """Scale the batch where it has arrived."""
-        return unpack(batch, self.settings.roi)
+        return batch.unpack(self.settings.roi)
 
     def _crops(self, crops: SampleStream | Sequence[Crop], last: int | None = None) -> CropDataset:
         return CropDataset(self.data.store, crops, self.settings.roi, last, self.settings.intensity)
@@ -189,10 +197,7 @@ def endless_loader(
     crops: Dataset[Any], settings: RunSettings, trainer: Any, collate: Callable[[Any], Any] | None = None
 ) -> DataLoader[Any]:
     """Batches of this rank's samples from the trainer's step on, without end."""
-    on_cpu = trainer.strategy.root_device.type == "cpu"
-    workers = settings.workers
-    if workers is None:
-        workers = 1 if on_cpu else max(1, min(8, (os.cpu_count() or 1) // trainer.num_devices))
+    workers = loader_processes(settings, trainer)
     first = trainer.global_step * settings.accumulate
     return DataLoader(
         crops,
@@ -200,10 +205,21 @@ def endless_loader(
         num_workers=workers,
         collate_fn=collate,
         persistent_workers=workers > 0,
-        prefetch_factor=4 if workers else None,
-        pin_memory=not on_cpu,
+        prefetch_factor=_AHEAD if workers else None,
+        pin_memory=not _on_cpu(trainer),
         worker_init_fn=_start_worker,
     )
+
+
+def loader_processes(settings: RunSettings, trainer: Any) -> int:
+    """How many loader processes a device gets; 0 where it loads crops itself."""
+    if settings.workers is not None:
+        return settings.workers
+    return 1 if _on_cpu(trainer) else max(1, min(8, (os.cpu_count() or 1) // trainer.num_devices))
+
+
+def _on_cpu(trainer: Any) -> bool:
+    return bool(trainer.strategy.root_device.type == "cpu")
 
 
 def _start_worker(number: int) -> None:
