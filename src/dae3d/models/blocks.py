@@ -8,11 +8,12 @@ from monai.networks.blocks.unetr_block import UnetrUpBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dae3d.models.linear import Linear
 from dae3d.models.norm import InstanceNorm, NormActivation
 
 
 def with_our_layers(block: nn.Module) -> Any:
-    """A block of MONAI's, its residual blocks, convolutions and instance norms replaced by ours.
+    """A block of MONAI's with residual blocks, convolutions, instance norms and linear layers of ours.
 
     Parameters stay what they are, and keep their names.
     """
@@ -26,6 +27,8 @@ def with_our_layers(block: nn.Module) -> Any:
             block.set_submodule(name, our_convolution(module))
         elif type(module) is nn.InstanceNorm3d:
             block.set_submodule(name, InstanceNorm(module.num_features, module.eps, affine=module.affine))
+        elif type(module) is nn.Linear:
+            block.set_submodule(name, _our_linear(module))
     return block
 
 
@@ -126,5 +129,11 @@ def our_convolution(theirs: nn.Conv3d) -> Convolution:
         theirs.padding,
         bias=theirs.bias is not None,
     )
+    ours.weight, ours.bias = theirs.weight, theirs.bias
+    return ours
+
+
+def _our_linear(theirs: nn.Linear) -> Linear:
+    ours = nn.utils.skip_init(Linear, theirs.in_features, theirs.out_features, bias=theirs.bias is not None)
     ours.weight, ours.bias = theirs.weight, theirs.bias
     return ours

@@ -10,7 +10,7 @@ from torch.nn import functional
 _CACHED = 1 << 19
 # Values in a row: enough to fill the processor's vectors.
 _WIDE = 512
-_leaky_relu_backward = torch.ops.aten.leaky_relu_backward
+_leaky_relu_backward = torch.ops.aten.leaky_relu_backward.grad_input
 
 
 class InstanceNorm(nn.InstanceNorm3d):
@@ -153,19 +153,25 @@ def _norm_maps(volume: Tensor, channels: int, eps: float) -> list[tuple[Tensor, 
 def _forward(terms: list[Tensor], maps: list[tuple[Tensor, Tensor]], into: Tensor, slope: float) -> None:
     shift = torch.stack([shift for _, shift in maps]).sum(0)
     for into_piece, *pieces in zip(_pieces(into), *map(_pieces, terms), strict=True):
-        value = torch.addcmul(shift, pieces[0].float(), maps[0][0])
+        value = (
+            into_piece
+            if into_piece.dtype == torch.float32
+            else torch.empty_like(into_piece, dtype=torch.float32)
+        )
+        torch.addcmul(shift, pieces[0].float(), maps[0][0], out=value)
         if len(maps) == 2:
             value.addcmul_(pieces[1].float(), maps[1][0])
         elif len(pieces) == 2:
             value.add_(pieces[1])
         if slope != 1:
             functional.leaky_relu_(value, slope)
-        into_piece.copy_(value)
+        if value is not into_piece:
+            into_piece.copy_(value)
 
 
 def _activation_backward(given: Tensor, out: Tensor, into: Tensor, slope: float) -> None:
     for given_piece, out_piece, into_piece in zip(*map(_pieces, (given, out, into)), strict=True):
-        into_piece.copy_(_leaky_relu_backward(given_piece, out_piece, slope, True))
+        _leaky_relu_backward(given_piece, out_piece, slope, True, grad_input=into_piece)
 
 
 def _norms_backward(
@@ -192,4 +198,4 @@ def _norms_backward(
         gradient = before_piece.float()
         for i, (scale, slope, offset) in enumerate(steps):
             change = torch.addcmul(offset, gradient, scale)
-            rest[len(terms) + i].copy_(change.addcmul_(rest[i].float(), slope, value=-1))
+            torch.addcmul(change, rest[i].float(), slope, value=-1, out=rest[len(terms) + i])

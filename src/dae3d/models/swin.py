@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dae3d.models.attention import attention
+from dae3d.models.blocks import with_our_layers
+from dae3d.models.linear import Linear
 from dae3d.models.windows import Windows, into_windows, out_of_windows, windows
 
 
@@ -62,7 +64,7 @@ class SwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, window)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLPBlock(dim, 4 * dim, dropout_mode="swin")
+        self.mlp = with_our_layers(MLPBlock(dim, 4 * dim, dropout_mode="swin"))
 
     def forward(self, x: Tensor, where: Windows) -> Tensor:
         """(B, D, H, W, dim) to the same shape."""
@@ -81,8 +83,8 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 3, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.register_buffer("relative_position_index", _offsets(window))
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, where: Windows) -> Tensor:
         """(B, D, H, W, dim) to the same shape."""

@@ -202,7 +202,12 @@ class SwinEncoder(nn.Module):
         merging = PatchMergingV2 if architecture.patch_merging == "straight" else ReferencePatchMerging
         self.stages = nn.ModuleList(
             SwinStage(
-                dim * 2**i, depth, heads, architecture.window, merging(dim * 2**i), checkpoint_activations
+                dim * 2**i,
+                depth,
+                heads,
+                architecture.window,
+                with_our_layers(merging(dim * 2**i)),
+                checkpoint_activations,
             )
             for i, (depth, heads) in enumerate(zip(architecture.depths, architecture.heads, strict=True))
         )
