@@ -23,7 +23,7 @@ from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from dae3d.models import norm, swin
+from dae3d.models import linear, norm, swin
 from dae3d.models.swin_unetr import Architecture, SwinUNETR
 from dae3d.training.cpu import keep_freed_memory
 from dae3d.training.record import cpu_name
@@ -33,11 +33,11 @@ from matplotlib import pyplot as plt
 
 PICTURE = Path(__file__).with_name("profile.png")
 
-# Kinds of operation by what is in its name, which goes before where it is called from.
-NORMS = "norms"
+# Kinds of operation by what is in its name, which goes before where it is called from, but for linear layers.
+NORMS, LINEAR = "norms", "linear layers"
 NAMED = {
     "convolutions": ("convolution", "conv_transpose", "conv3d"),
-    "linear layers": ("aten::addmm", "aten::mm"),
+    LINEAR: ("aten::addmm", "aten::mm"),
     "attention: products": ("aten::bmm", "aten::baddbmm", "scaled_dot_product", "flash_attention"),
     NORMS: ("layer_norm", "batch_norm"),
     "copies, concatenation, gathers": (
@@ -55,6 +55,7 @@ SCORES = "attention: softmax, bias, mask"
 SURROUNDINGS = {
     SCORES: (swin.WindowAttention, monai_swin.WindowAttention),
     NORMS: (norm.InstanceNorm, norm.NormActivation),
+    LINEAR: (nn.Linear, linear.Linear),
 }
 OPTIMISER = "optimiser"
 REST = "activations, sums, the rest"
@@ -70,15 +71,20 @@ def kind(event: FunctionEvent, of_forward: dict[int, str]) -> str:
     called_by = list(ancestors(event))
     if any(parent.name.startswith("Optimizer.step") for parent in called_by):
         return OPTIMISER
+    caller = REST
+    for parent in called_by:
+        if parent.name in SURROUNDINGS:
+            caller = parent.name
+            break
+        if parent.name.startswith("autograd::engine::evaluate_function") and parent.sequence_nr in of_forward:
+            caller = of_forward[parent.sequence_nr]
+            break
+    if caller == LINEAR:
+        return caller
     for name, parts in NAMED.items():
         if any(part in event.name for part in parts):
             return name
-    for parent in called_by:
-        if parent.name in SURROUNDINGS:
-            return parent.name
-        if parent.name.startswith("autograd::engine::evaluate_function") and parent.sequence_nr in of_forward:
-            return of_forward[parent.sequence_nr]
-    return REST
+    return caller
 
 
 def ancestors(event: FunctionEvent) -> Iterable[FunctionEvent]:

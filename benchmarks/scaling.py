@@ -7,8 +7,8 @@ cores, with a store made by `dae3d prepare`:
 
     python benchmarks/scaling.py STORE [--embed-dim 12] [--batch-size 4] [--steps 12] [--rounds 3]
 
-All three ways take turns, and each counts with the best of its medians: what else runs on a machine, or
-beside a virtual one, only makes steps longer. The medians of all rounds are printed, too.
+All three ways take turns. Each counts with the best of its medians, for what else runs on a machine, or
+beside a virtual one, only makes steps longer; beside that stands the median of the rounds, each by itself.
 """
 
 import argparse
@@ -34,6 +34,12 @@ from dae3d.training.settings import PretrainSettings
 
 WARM_UP = 3  # steps that are not counted
 ROW = 5  # steps
+WAYS = {
+    "alone": "one",
+    "together": "two of one run (DDP)",
+    "apart": "two runs at once",
+    "slower": "two runs at once, the slower of each step",
+}
 SIZES = ("embed-dim", "batch-size", "roi", "steps")
 
 
@@ -198,14 +204,14 @@ def a_step(found: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def show(figures: dict[str, Any]) -> None:
-    names = ("alone", "together", "apart", "slower")
-    alone, together, apart, slower = (figures["seconds"][way] for way in names)
     print(f"torch {figures['torch']}, embed {figures['embed_dim']}, batch {figures['batch_size']} a process")
-    print("| processes | seconds a step | of ideal |\n|---|---:|---:|")
-    print(f"| one | {alone:.3f} | 1 |")
-    print(f"| two of one run (DDP) | {together:.3f} | {alone / together:.3f} |")
-    print(f"| two runs at once | {apart:.3f} | {alone / apart:.3f} |")
-    print(f"| two runs at once, the slower of each step | {slower:.3f} | {alone / slower:.3f} |")
+    print("| processes | seconds a step, best round | of ideal | of ideal, median of rounds |")
+    print("|---|---:|---:|---:|")
+    seconds = figures["seconds"]
+    for way, name in WAYS.items():
+        of_rounds = statistics.median(found["alone"] / found[way] for found in figures["rounds"])
+        best = seconds["alone"] / seconds[way]
+        print(f"| {name} | {seconds[way]:.3f} | {best:.3f} | {of_rounds:.3f} |")
     predicted = figures["predicted"]
     print("\n| bytes of a rank and step | predicted | measured |\n|---|---:|---:|")
     for name, found in figures["counted"].items():

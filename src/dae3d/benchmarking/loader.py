@@ -66,11 +66,12 @@ def crops_by_nnunet(folder: str, roi: int, crops: int) -> dict[str, float]:
 
 
 def crops_by_monai(kind: str, files: list[str], folder: str, roi: int, crops: int) -> dict[str, float]:
-    """Load crops by one of `MONAI_DATASETS`, by the published transforms for CT.
+    """Load crops by one of `MONAI_DATASETS`, by the published transforms for CT, to batches of one.
 
     What a data set keeps is made before, and not counted.
     """
     from monai.data.dataset import CacheDataset, Dataset, PersistentDataset
+    from monai.data.utils import list_data_collate
     from monai.transforms.compose import Compose
     from monai.transforms.croppad.dictionary import RandSpatialCropd, SpatialPadd
     from monai.transforms.intensity.dictionary import ScaleIntensityRanged
@@ -98,7 +99,7 @@ def crops_by_monai(kind: str, files: list[str], folder: str, roi: int, crops: in
     for number in range(len(entries)):
         dataset[number]
     random = np.random.default_rng(0)
-    return _measured(lambda _: dataset[int(random.integers(len(entries)))], crops)
+    return _measured(lambda _: list_data_collate([dataset[int(random.integers(len(entries)))]]), crops)
 
 
 def _measured(crop: Callable[[int], object], crops: int) -> dict[str, float]:
