@@ -1,0 +1,118 @@
+"""What steps do on a device other than the CPU, for which the meta device stands: it holds no values.
+
+So whatever would wait for a value fails there, as does a tensor that was left on the CPU.
+"""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dae3d.disrupt import DISRUPTIONS
+from dae3d.models.swin_unetr import Architecture, Segmenter
+from dae3d.store.intensity import Figures
+from dae3d.store.native import NativeCrop, Unscaled
+from dae3d.store.scan import Preparation
+from dae3d.training.batch import NumberedCrop, pack
+from dae3d.training.finetune_settings import FinetuneSettings
+from dae3d.training.pretraining import Pretraining
+from dae3d.training.segmentation import Segmentation
+from dae3d.training.settings import PretrainSettings
+
+META = torch.device("meta")
+SIZES = {"embed_dim": 12, "heads": (1, 2, 4, 8), "window": 3, "roi": 64, "batch_size": 4}
+
+
+class Uploads(TorchDispatchMode):
+    """The tensors of the CPU, but for single numbers, that operations have brought to the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        there = any(leaf.is_meta for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor))
+        if there and any(tensor.device.type == "cpu" and tensor.dim() for tensor in given):
+            self.found.append(f"{func} {[tuple(tensor.shape) for tensor in given]}")
+        return made
+
+
+@pytest.fixture(autouse=True)
+def no_autocast(monkeypatch):
+    """The meta device has none."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+
+
+def check_steps(module: Any, batch: dict[str, torch.Tensor]) -> None:
+    """The first brings tables to the device that the later ones find there."""
+    module.to(META)
+    module.window = module.empty_window().to(META)
+    module.training_step(batch, 0).backward()
+    with Uploads() as uploads:
+        loss = module.training_step(batch, 1)
+        loss.backward()
+    assert loss.is_meta
+    assert uploads.found == []
+    gradients = [p.grad for p in module.network.parameters() if p.requires_grad]
+    assert all(gradient is not None and gradient.is_meta for gradient in gradients)
+
+
+@pytest.mark.parametrize(
+    ("disruption", "patch_embed"), [*((name, "conv") for name in sorted(DISRUPTIONS)), ("all", "linear")]
+)
+def test_a_pre_training_step_waits_for_nothing(tmp_path, disruption, patch_embed):
+    given = PretrainSettings(
+        data=tmp_path, out=tmp_path, disruption=disruption, patch_embed=patch_embed, max_steps=9, **SIZES
+    )
+    module = Pretraining(given, ["ct", "t1"], Preparation(spacing=None, crop_foreground=False), tmp_path)
+    numbers = torch.zeros(4, dtype=torch.int64, device=META)
+    image = torch.empty(4, 1, 64, 64, 64, device=META)
+    check_steps(module, {"image": image, "modality": numbers, "sample": numbers})
+
+
+@pytest.mark.parametrize("deep_supervision", [False, True])
+def test_a_fine_tuning_step_waits_for_nothing(tmp_path, deep_supervision):
+    given = FinetuneSettings(data=tmp_path, out=tmp_path, max_steps=9, **SIZES)
+    architecture = Architecture(
+        embed_dim=12,
+        heads=(1, 2, 4, 8),
+        window=3,
+        in_channels=2,
+        out_channels=3,
+        deep_supervision=deep_supervision,
+    )
+    module = Segmentation(given, Segmenter(architecture), SimpleNamespace(), tmp_path)
+    image = torch.empty(4, 2, 64, 64, 64, device=META)
+    label = torch.empty(4, 1, 64, 64, 64, dtype=torch.uint8, device=META)
+    check_steps(module, {"image": image, "label": label})
+
+
+@pytest.mark.parametrize("clips", [False, True])
+@pytest.mark.parametrize("padding", [None, -1000.0])
+def test_scaling_waits_for_nothing(clips, padding):
+    rest = Unscaled(-1024.0, padding, 0.0, Figures(0.5, 3.0, clips))
+    crops = [
+        NumberedCrop(NativeCrop(np.zeros((20, 24, 24), np.int16), (4, 0, 0), rest), 0, 0),
+        NumberedCrop(NativeCrop(np.zeros((24, 24, 24), np.float32), (0, 0, 0), None), 1, 1),
+    ]
+    batch = pack(crops).to(META)
+    with Uploads() as uploads:
+        sample = batch.unpack(24)
+    assert {name: tensor.is_meta for name, tensor in sample.items()} == dict.fromkeys(sample, True)
+    assert sample["image"].shape == (2, 1, 24, 24, 24)
+    assert uploads.found == []
+
+
+def test_what_waits_or_is_left_behind_is_noticed():
+    with pytest.raises(RuntimeError, match="meta"):
+        torch.ones(3, device=META).sum().item()
+    with Uploads() as uploads:
+        torch.ones(3).to(META)
+    assert len(uploads.found) == 1
