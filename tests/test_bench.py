@@ -6,6 +6,7 @@ import math
 import pytest
 
 import dae3d
+from dae3d.benchmarking import bench
 from dae3d.benchmarking.nnunet import layout
 from dae3d.benchmarking.predict import segmentation
 from dae3d.benchmarking.process import in_new_process
@@ -44,7 +45,8 @@ def test_training_steps(tmp_path, capsys):
     assert "times as fast" in capsys.readouterr().out
 
 
-def test_crops_of_a_store(tmp_path):
+def test_crops_of_a_store(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "_SCANS", 2)
     assert list(rows_of(tmp_path, "loader", "none")) == ["dae3d store", "dae3d loader process"]
 
 
