@@ -124,7 +124,7 @@ def pack(crops: Sequence[NumberedCrop], slots: Slots | None = None) -> Packed:
 
 
 def slot_bytes(batch_size: int, roi: int) -> int:
-    """What the largest batch takes, of float32 voxels."""
+    """Bytes of the largest batch of crops of `roi`^3 voxels, all of them float32."""
     return batch_size * _room(4 * roi**3)
 
 

@@ -3,23 +3,21 @@
 Fresh shared memory costs a page fault for every 4 KiB, which takes longer than to copy voxels into it.
 """
 
-import itertools
 import mmap
+from secrets import token_hex
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-_numbers = itertools.count()
-_known: "WeakValueDictionary[int, Slots]" = WeakValueDictionary()
+_known: "WeakValueDictionary[str, Slots]" = WeakValueDictionary()
 
 
 class Slots:
     """Slots that each of some loader processes fills, and the process that forked them empties.
 
-    They know each other by their number. Another process, or one that was started anew, has None in
-    its place.
+    What is pickled is their name, which those processes know; any other one gets None in their place.
 
     Args:
         workers: number of loader processes.
@@ -28,15 +26,14 @@ class Slots:
     """
 
     def __init__(self, workers: int, each: int, size: int) -> None:
-        self.size = size
         self._each = each
         self._memory = [mmap.mmap(-1, max(1, size)) for _ in range(workers * each)]
         self._filled = mmap.mmap(-1, max(1, workers * each))
-        self._number = next(_numbers)
-        _known[self._number] = self
+        self._name = token_hex(8)
+        _known[self._name] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _find, (self._number,)
+        return _find, (self._name,)
 
     def fill(self, worker: int) -> "Slot | None":
         """A slot of a process that is empty, to be filled; None where there is none."""
@@ -63,5 +60,5 @@ class Slot(NamedTuple):
         self.slots._filled[self.place] = 0
 
 
-def _find(number: int) -> Slots | None:
-    return _known.get(number)
+def _find(name: str) -> Slots | None:
+    return _known.get(name)
