@@ -24,9 +24,9 @@ SCANS, PARTIAL = "scans", "partial"
 # The table of scans that could not be prepared.
 REJECTED = "rejected.csv"
 CHUNK, BLOCK = 64, 32
-# Measured on CT and MR: level 9 makes files 1 to 6 % smaller than level 1, takes 30 to 300 times as long to
-# write, and reads no faster.
-_LEVEL = 1
+# Measured on CT and MR: LZ4HC is decoded two to four times as fast as zstd, in files a fifth larger.
+# Level 9 makes them 1 % smaller and takes up to four times as long to write.
+_LEVEL = 5
 # What a stored file holds beside its voxels: the scan's metadata, and the checksum of both.
 METADATA, CHECKSUM = "dae3d", "dae3d-crc32"
 
@@ -122,7 +122,7 @@ def write_array(path: Path, array: np.ndarray) -> blosc2.NDArray:
         mode="w",
         chunks=chunks,
         blocks=tuple(min(BLOCK, n) for n in chunks),
-        cparams={"codec": blosc2.Codec.ZSTD, "clevel": _LEVEL, "nthreads": 1, "typesize": array.itemsize},
+        cparams={"codec": blosc2.Codec.LZ4HC, "clevel": _LEVEL, "nthreads": 1, "typesize": array.itemsize},
     )
 
 
@@ -177,7 +177,7 @@ def read_metadata(path: Path) -> StoredScan | None:
 def read_voxels(path: Path, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray:
     """Read the box [start, stop) of a stored file, as stored.
 
-    The file is opened anew for each box, and not mapped into memory. Opening costs 0.1 ms of the 2.7 ms for
+    The file is opened anew for each box, and not mapped into memory. Opening costs 0.1 ms of the 1 ms for
     96^3 voxels, mapping is no faster, and either would let memory grow with the number of scans. A handle
     kept open also reads nonsense once its file has been replaced.
     """
