@@ -51,8 +51,7 @@ def training_step(
     torch.manual_seed(0)
     if tuned and device == "cpu":
         keep_freed_memory()
-    made = (_ours if network == "dae3d" else _monais)(embed_dim, heads, window, checkpoint_activations)
-    model = made.to(device)
+    model = make_network(network, embed_dim, heads, window, checkpoint_activations).to(device)
     if tuned:
         model = model.to(memory_format=torch.channels_last_3d)
     optimizer = torch.optim.AdamW(model.parameters(), fused=tuned)
@@ -82,11 +81,14 @@ def _l1(repaired: Tensor, image: Tensor) -> Tensor:
     return nn.functional.l1_loss(repaired.float(), image)
 
 
-def _ours(embed_dim: int, heads: tuple[int, int, int, int], window: int, thrifty: bool) -> Any:
-    return SwinUNETR(Architecture(embed_dim=embed_dim, heads=heads, window=window), thrifty)
-
-
-def _monais(embed_dim: int, heads: tuple[int, int, int, int], window: int, thrifty: bool) -> Any:
+def make_network(
+    name: str, embed_dim: int, heads: tuple[int, int, int, int], window: int, checkpoint_activations: bool
+) -> Any:
+    """The SwinUNETR of "dae3d" or "monai", one channel in and one out."""
+    if name == "dae3d":
+        return SwinUNETR(
+            Architecture(embed_dim=embed_dim, heads=heads, window=window), checkpoint_activations
+        )
     from monai.networks.nets.swin_unetr import SwinUNETR as Theirs
 
     return Theirs(
@@ -95,5 +97,5 @@ def _monais(embed_dim: int, heads: tuple[int, int, int, int], window: int, thrif
         feature_size=embed_dim,
         num_heads=heads,
         window_size=window,
-        use_checkpoint=thrifty,
+        use_checkpoint=checkpoint_activations,
     )
