@@ -11,6 +11,7 @@ from monai.networks.nets.swin_unetr import BasicLayer, PatchMergingV2, compute_m
 
 from dae3d.models.attention import attention
 from dae3d.models.swin import SwinStage
+from dae3d.models.swin_unetr import PatchMerging
 from dae3d.models.windows import into_windows, out_of_windows, windows
 
 CPU = torch.device("cpu")
@@ -53,6 +54,20 @@ def test_results_and_gradients_are_monais(sides):
     for (name, parameter), other in zip(theirs.named_parameters(), ours.parameters(), strict=True):
         largest = float(parameter.grad.abs().max())
         torch.testing.assert_close(other.grad, parameter.grad, rtol=0, atol=1e-4 * largest, msg=name)
+
+
+@pytest.mark.parametrize("sides", [(6, 4, 8), (5, 4, 3), (1, 1, 1)], ids=str)
+def test_patches_merge_as_monais_do(sides):
+    theirs, ours = PatchMergingV2(6), PatchMerging(6)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, *sides, 6)
+    mine, yours = x.clone().requires_grad_(), x.clone().requires_grad_()
+    found, expected = ours(mine), theirs(yours)
+    assert torch.equal(found, expected)
+    weight = torch.randn_like(expected)
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(mine.grad, yours.grad)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

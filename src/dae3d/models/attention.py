@@ -29,8 +29,9 @@ def attention(qkv: Tensor, bias: Tensor, groups: Sequence[Group]) -> Tensor:
     if qkv.device.type == "cpu" and qkv.dtype != torch.float64 and torch.is_grad_enabled():
         return _CpuAttention.apply(qkv, bias, groups)
     parts = []
-    for group in groups:
-        q, k, v = qkv[group.start : group.stop].permute(2, 0, 3, 1, 4).unbind(0)
+    # Slices would each come back as a gradient of the whole.
+    for group, part in zip(groups, qkv.split([group.stop - group.start for group in groups]), strict=True):
+        q, k, v = part.permute(2, 0, 3, 1, 4).unbind(0)
         mask = _masked(bias, group).to(qkv.dtype)[None]
         parts.append(functional.scaled_dot_product_attention(q, k, v, attn_mask=mask))
     return torch.cat(parts).transpose(1, 2)

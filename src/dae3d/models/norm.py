@@ -1,4 +1,4 @@
-"""Instance norm, with the sum and the activation after it, that keeps the channels-last layout on a CPU."""
+"""Instance norm, with the sum and the activation after it, that keeps the channels-last layout."""
 
 from typing import Any
 
@@ -6,11 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Values worked on at a time: what fits a core's cache.
-_CACHED = 1 << 19
-# Values in a row: enough to fill the processor's vectors.
-_WIDE = 512
-_leaky_relu_backward = torch.ops.aten.leaky_relu_backward.grad_input
+from dae3d.models.cpu_norm import CpuNorm
+from dae3d.models.native_norm import NativeNorm, layout
 
 
 class InstanceNorm(nn.InstanceNorm3d):
@@ -43,159 +40,21 @@ class NormActivation(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, normalise_residual: bool = False) -> Tensor:
         """Of `x` (B, C, D, H, W) and a residual of its shape, taken as it is or its norm, to that shape."""
-        if _stays_channels_last(x) and x[0, 0].numel() > 1:
-            if residual is not None:
-                residual = residual.contiguous(memory_format=torch.channels_last_3d)
-            return _ChannelsLast.apply(x, residual, normalise_residual, self.eps, self.slope)
-        out = _instance_norm(x, self.eps)
+        if x[0, 0].numel() == 1:
+            # Times zero, so that whatever made it has a gradient all the same.
+            added = 0 if residual is None else residual * 0 if normalise_residual else residual
+            return functional.leaky_relu(x * 0 + added, self.slope)
         if residual is not None:
-            out += _instance_norm(residual, self.eps) if normalise_residual else residual
-        return functional.leaky_relu(out, self.slope, inplace=True)
+            residual = residual.contiguous(memory_format=layout(x))
+        return _way(x).apply(x, residual, normalise_residual, self.eps, self.slope)
 
 
 def _instance_norm(x: Tensor, eps: float) -> Tensor:
     if x[0, 0].numel() == 1:
         return x * 0
-    if _stays_channels_last(x):
-        return _ChannelsLast.apply(x, None, False, eps, 1.0)
-    return functional.instance_norm(x, eps=eps)
+    return _way(x).apply(x, None, False, eps, 1.0)
 
 
-def _stays_channels_last(x: Tensor) -> bool:
-    if x.device.type != "cpu" or x.dtype == torch.float64:
-        return False
-    return x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
-
-
-class _ChannelsLast(torch.autograd.Function):
-    """Passes over the volume in pieces that stay in the cache from one operation to the next.
-
-    A norm is a map x * scale + shift of its own for every sample and channel.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, residual: Tensor | None, normalise_residual: bool, eps: float, slope: float
-    ) -> Tensor:
-        out = torch.empty_like(x)
-        terms = [x] if residual is None else [x, residual]
-        normalised = terms if normalise_residual else terms[:1]
-        volumes = [_rows(term) for term in terms]
-        maps = [_norm_maps(rows, x.shape[1], eps) for rows in volumes[: len(normalised)]]
-        for i, into in enumerate(_rows(out)):
-            _forward([volume[i] for volume in volumes], [of_term[i] for of_term in maps], into, slope)
-        ctx.slope, ctx.maps, ctx.raw_type = slope, maps, None
-        if len(terms) > len(normalised):
-            ctx.raw_type = terms[-1].dtype
-        ctx.save_for_backward(out if slope != 1 else None, *normalised)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        out, *normalised = ctx.saved_tensors
-        grads = [torch.empty_like(term) for term in normalised]
-        if ctx.raw_type is not None:
-            grads.append(torch.empty_like(normalised[0], dtype=ctx.raw_type))
-        given, volumes = _rows(gradient), [_rows(term) for term in normalised]
-        intos = [_rows(grad) for grad in grads]
-        for i, given_rows in enumerate(given):
-            before = given_rows
-            if out is not None:
-                # The gradient of the sum is that of a residual as it is; other terms' are put over it.
-                before = intos[-1][i]
-                _activation_backward(given_rows, _rows(out)[i], before, ctx.slope)
-            _norms_backward(
-                before,
-                [volume[i] for volume in volumes],
-                [of_term[i] for of_term in ctx.maps],
-                [into[i] for into in intos[: len(volumes)]],
-                normalised[0].shape[1],
-            )
-        return (*grads, *[None] * (5 - len(grads)))
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(B, C, D, H, W) in channels-last layout as (B, D * H * W / k, k * C), k voxels side by side.
-
-    Operations on rows of few channels would not fill the processor's vectors.
-    """
-    rows = x.contiguous(memory_format=torch.channels_last_3d).permute(0, 2, 3, 4, 1).flatten(1, 3)
-    most = max(1, _WIDE // rows.shape[2])
-    beside = next(k for k in range(most, 0, -1) if rows.shape[1] % k == 0)
-    return rows.view(len(rows), rows.shape[1] // beside, -1)
-
-
-def _pieces(rows: Tensor) -> tuple[Tensor, ...]:
-    return rows.split(max(1, _CACHED // rows.shape[1]))
-
-
-def _mean(sums: Tensor, channels: int, voxels: int) -> Tensor:
-    """Of sums of the columns of rows, the means over voxels, repeated as wide as the rows."""
-    return sums.view(-1, channels).sum(0).div_(voxels).repeat(len(sums) // channels)
-
-
-def _norm_maps(volume: Tensor, channels: int, eps: float) -> list[tuple[Tensor, Tensor]]:
-    """For every sample of rows the norm's scales and shifts, as wide as the rows."""
-    maps = []
-    voxels = volume[0].numel() // channels
-    for rows in volume:
-        total, squares = torch.zeros(2, rows.shape[1])
-        for piece in _pieces(rows):
-            total += piece.sum(0, dtype=torch.float32)
-        mean = _mean(total, channels, voxels)
-        for piece in _pieces(rows):
-            squares += (piece - mean).square_().sum(0)
-        scale = torch.rsqrt(_mean(squares, channels, voxels) + eps)
-        maps.append((scale, -mean * scale))
-    return maps
-
-
-def _forward(terms: list[Tensor], maps: list[tuple[Tensor, Tensor]], into: Tensor, slope: float) -> None:
-    shift = torch.stack([shift for _, shift in maps]).sum(0)
-    for into_piece, *pieces in zip(_pieces(into), *map(_pieces, terms), strict=True):
-        value = (
-            into_piece
-            if into_piece.dtype == torch.float32
-            else torch.empty_like(into_piece, dtype=torch.float32)
-        )
-        torch.addcmul(shift, pieces[0].float(), maps[0][0], out=value)
-        if len(maps) == 2:
-            value.addcmul_(pieces[1].float(), maps[1][0])
-        elif len(pieces) == 2:
-            value.add_(pieces[1])
-        if slope != 1:
-            functional.leaky_relu_(value, slope)
-        if value is not into_piece:
-            into_piece.copy_(value)
-
-
-def _activation_backward(given: Tensor, out: Tensor, into: Tensor, slope: float) -> None:
-    for given_piece, out_piece, into_piece in zip(*map(_pieces, (given, out, into)), strict=True):
-        _leaky_relu_backward(given_piece, out_piece, slope, True, grad_input=into_piece)
-
-
-def _norms_backward(
-    before: Tensor,
-    terms: list[Tensor],
-    maps: list[tuple[Tensor, Tensor]],
-    intos: list[Tensor],
-    channels: int,
-) -> None:
-    """From the gradient of a sum of norms those of their inputs; the last may be where the sum's is."""
-    voxels = before.numel() // channels
-    total, *alongs = before.new_zeros(1 + len(terms), before.shape[1], dtype=torch.float32)
-    for before_piece, *pieces in zip(_pieces(before), *map(_pieces, terms), strict=True):
-        total += before_piece.sum(0, dtype=torch.float32)
-        for piece, (scale, shift), along in zip(pieces, maps, alongs, strict=True):
-            along += torch.addcmul(shift, piece.float(), scale).mul_(before_piece).sum(0)
-    mean = _mean(total, channels, voxels)
-    # scale * (before - mean of before - normal * mean of before * normal), normal = piece * scale + shift
-    steps = []
-    for (scale, shift), along in zip(maps, alongs, strict=True):
-        mean_along = _mean(along, channels, voxels)
-        steps.append((scale, scale.square() * mean_along, -scale * (mean + mean_along * shift)))
-    for before_piece, *rest in zip(_pieces(before), *map(_pieces, [*terms, *intos]), strict=True):
-        gradient = before_piece.float()
-        for i, (scale, slope, offset) in enumerate(steps):
-            change = torch.addcmul(offset, gradient, scale)
-            torch.addcmul(change, rest[i].float(), slope, value=-1, out=rest[len(terms) + i])
+def _way(x: Tensor) -> Any:
+    last = layout(x) == torch.channels_last_3d
+    return CpuNorm if last and x.device.type == "cpu" and x.dtype != torch.float64 else NativeNorm

@@ -199,7 +199,7 @@ class SwinEncoder(nn.Module):
         if mask_token:
             self.mask_token = nn.Parameter(torch.empty(1, dim, 1, 1, 1))
             nn.init.trunc_normal_(self.mask_token, std=0.02)
-        merging = PatchMergingV2 if architecture.patch_merging == "straight" else ReferencePatchMerging
+        merging = PatchMerging if architecture.patch_merging == "straight" else ReferencePatchMerging
         self.stages = nn.ModuleList(
             SwinStage(
                 dim * 2**i,
@@ -253,6 +253,15 @@ def _sides(image: Tensor) -> str:
     return " x ".join(str(side) for side in image.shape[2:])
 
 
+class PatchMerging(PatchMergingV2):
+    """MONAI's in one copy; eight slices would each come back as a gradient of the whole volume."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, H, W, C) to (B, D/2, H/2, W/2, 2C)."""
+        pairs = _even(x).unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+        return self.reduction(self.norm(pairs.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4)))
+
+
 class ReferencePatchMerging(PatchMergingV2):
     """Patch merging in the published order of octants, in which (1, 1, 0) and (0, 1, 1) are missing."""
 
@@ -260,9 +269,14 @@ class ReferencePatchMerging(PatchMergingV2):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W, C) to (B, D/2, H/2, W/2, 2C)."""
-        x = nn.functional.pad(x, (0, 0, *(side % 2 * end for side in x.shape[3:0:-1] for end in (0, 1))))
+        x = _even(x)
         octants = [x[:, i::2, j::2, k::2] for i, j, k in self.OCTANTS]
         return self.reduction(self.norm(torch.cat(octants, dim=-1)))
+
+
+def _even(x: Tensor) -> Tensor:
+    """(B, D, H, W, C) with a layer of zeros at the end of odd sides."""
+    return nn.functional.pad(x, (0, 0, *(side % 2 * end for side in x.shape[3:0:-1] for end in (0, 1))))
 
 
 class UnetrDecoder(nn.Module):
