@@ -6,6 +6,8 @@ from torch import Tensor
 
 from dae3d.models.norm import InstanceNorm
 
+# Rows of 36 voxels, 3072 of them: more than are added up at once, and no multiple of that.
+MANY = (12, 48, 48, 48)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last_3d}
 
 
@@ -18,7 +20,7 @@ def defined(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("gradient_layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(6, 9, 8, 7), (1, 4, 4, 4), (300, 8, 8, 8)], ids=str)
+@pytest.mark.parametrize("shape", [(6, 9, 8, 7), (1, 4, 4, 4), (300, 8, 8, 8), MANY], ids=str)
 def test_values_and_gradients(batch, affine, gradient_layout, shape):
     random = torch.Generator().manual_seed(0)
     norm = InstanceNorm(shape[0], affine=affine)

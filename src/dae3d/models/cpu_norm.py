@@ -1,11 +1,11 @@
 """Instance norm on a CPU, with the sum and the activation after it, in channels-last layout.
 
-Sums are made in pieces, so that they lose no digits, where PyTorch's batch norm adds up a volume's voxels one
-after another. Voxels lie side by side in rows, so that operations fill the processor's vectors, as those on
-few channels would not.
+Sums are those of PyTorch's batch norm, but in pieces, so that they lose no digits: it adds up the rows that
+it is given one after another. Voxels lie side by side in rows, so that operations fill the processor's
+vectors, as those on few channels would not.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +13,21 @@ from torch.nn import functional
 
 # Values worked on at a time: what fits a core's cache.
 _CACHED = 1 << 19
+# Rows added up one after another: few enough for float32.
+_SUMMED = 2048
 # Values in a row: enough to fill the processor's vectors.
 _WIDE = 512
 _leaky_relu_backward = torch.ops.aten.leaky_relu_backward.grad_input
+_statistics = torch.ops.aten.batch_norm_update_stats
+_batch_norm_backward = torch.ops.aten.native_batch_norm_backward
+
+
+class Map(NamedTuple):
+    """A sample's norm: x * scale + shift, as wide as its rows, and the means."""
+
+    scale: Tensor
+    shift: Tensor
+    mean: Tensor
 
 
 class CpuNorm(torch.autograd.Function):
@@ -87,33 +99,37 @@ def _mean(sums: Tensor, channels: int, voxels: int) -> Tensor:
     return sums.view(-1, channels).sum(0).div_(voxels).repeat(len(sums) // channels)
 
 
-def _norm_maps(volume: Tensor, channels: int, eps: float) -> list[tuple[Tensor, Tensor]]:
-    """For every sample of rows the norm's scales and shifts, as wide as the rows."""
+def _norm_maps(volume: Tensor, channels: int, eps: float) -> list[Map]:
+    """The norm of every sample."""
+    # Beside these, which stay what they are, PyTorch gives float32 statistics of bfloat16.
+    running = torch.zeros(2, volume.shape[2])
     maps = []
-    voxels = volume[0].numel() // channels
     for rows in volume:
-        total, squares = torch.zeros(2, rows.shape[1])
-        for piece in _pieces(rows):
-            total += piece.sum(0, dtype=torch.float32)
-        mean = _mean(total, channels, voxels)
-        for piece in _pieces(rows):
-            squares += (piece - mean).square_().sum(0)
-        scale = torch.rsqrt(_mean(squares, channels, voxels) + eps)
-        maps.append((scale, -mean * scale))
+        pieces = rows.split(_SUMMED)
+        found = [_statistics(piece, *running, 0.0) for piece in pieces]
+        means, variances = (
+            torch.stack(each).view(len(pieces), -1, channels) for each in zip(*found, strict=True)
+        )
+        shares = torch.tensor([len(piece) / len(rows) for piece in pieces]).view(-1, 1, 1)
+        mean = (means * shares).sum(0).mean(0)
+        variance = ((variances + (means - mean).square_()) * shares).sum(0).mean(0)
+        scale = torch.rsqrt(variance + eps)
+        wide = rows.shape[1] // channels
+        maps.append(Map(*(each.repeat(wide) for each in (scale, -mean * scale, mean))))
     return maps
 
 
-def _forward(terms: list[Tensor], maps: list[tuple[Tensor, Tensor]], into: Tensor, slope: float) -> None:
-    shift = torch.stack([shift for _, shift in maps]).sum(0)
+def _forward(terms: list[Tensor], maps: list[Map], into: Tensor, slope: float) -> None:
+    shift = torch.stack([each.shift for each in maps]).sum(0)
     for into_piece, *pieces in zip(_pieces(into), *map(_pieces, terms), strict=True):
         value = (
             into_piece
             if into_piece.dtype == torch.float32
             else torch.empty_like(into_piece, dtype=torch.float32)
         )
-        torch.addcmul(shift, pieces[0].float(), maps[0][0], out=value)
+        torch.addcmul(shift, pieces[0].float(), maps[0].scale, out=value)
         if len(maps) == 2:
-            value.addcmul_(pieces[1].float(), maps[1][0])
+            value.addcmul_(pieces[1].float(), maps[1].scale)
         elif len(pieces) == 2:
             value.add_(pieces[1])
         if slope != 1:
@@ -130,21 +146,17 @@ def _activation_backward(given: Tensor, out: Tensor, into: Tensor, slope: float)
 def _norms_backward(
     before: Tensor,
     terms: list[Tensor],
-    maps: list[tuple[Tensor, Tensor]],
+    maps: list[Map],
     intos: list[Tensor],
     channels: int,
 ) -> None:
     """From the gradient of a sum of norms those of their inputs; the last may be where the sum's is."""
     voxels = before.numel() // channels
-    total, *alongs = before.new_zeros(1 + len(terms), before.shape[1], dtype=torch.float32)
-    for before_piece, *pieces in zip(_pieces(before), *map(_pieces, terms), strict=True):
-        total += before_piece.sum(0, dtype=torch.float32)
-        for piece, (scale, shift), along in zip(pieces, maps, alongs, strict=True):
-            along += torch.addcmul(shift, piece.float(), scale).mul_(before_piece).sum(0)
-    mean = _mean(total, channels, voxels)
+    sums = [_sums(before, term, of_term) for term, of_term in zip(terms, maps, strict=True)]
+    mean = _mean(sums[0][0], channels, voxels)
     # scale * (before - mean of before - normal * mean of before * normal), normal = piece * scale + shift
     steps = []
-    for (scale, shift), along in zip(maps, alongs, strict=True):
+    for (scale, shift, _), (_, along) in zip(maps, sums, strict=True):
         mean_along = _mean(along, channels, voxels)
         steps.append((scale, scale.square() * mean_along, -scale * (mean + mean_along * shift)))
     for before_piece, *rest in zip(_pieces(before), *map(_pieces, [*terms, *intos]), strict=True):
@@ -152,3 +164,16 @@ def _norms_backward(
         for i, (scale, slope, offset) in enumerate(steps):
             change = torch.addcmul(offset, gradient, scale)
             torch.addcmul(change, rest[i].float(), slope, value=-1, out=rest[len(terms) + i])
+
+
+def _sums(before: Tensor, term: Tensor, of_term: Map) -> tuple[Tensor, Tensor]:
+    """Of the columns of a gradient, and of its products with the normal values."""
+    dtype = torch.promote_types(before.dtype, term.dtype)
+    ones = torch.ones_like(of_term.scale)
+    given = (ones, None, None, of_term.mean, of_term.scale, True, 0.0, (False, True, True))
+    found = [
+        _batch_norm_backward(before_piece.to(dtype), piece.to(dtype), *given)
+        for before_piece, piece in zip(before.split(_SUMMED), term.split(_SUMMED), strict=True)
+    ]
+    total, along = (torch.stack([each[i] for each in found]).sum(0) for i in (2, 1))
+    return total, along
