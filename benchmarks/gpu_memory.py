@@ -7,7 +7,7 @@ drop out. Assumed: autocast's lists of operations, PyTorch's memory-efficient at
 where a bias is added, and contiguous volumes. Not counted: what happens within an operation (cuDNN's
 workspace, a second reading), and gaps.
 
-    python benchmarks/gpu_memory.py [--embed-dim 48] [--window 7] [--roi 96]
+    python benchmarks/gpu_memory.py [--embed-dim 48] [--heads 3 6 12 24] [--window 7] [--roi 96]
 
 `--check` runs MONAI's network in float32 on the CPU too, one sample and two, and compares.
 """

@@ -23,7 +23,7 @@ _batch_norm_backward = torch.ops.aten.native_batch_norm_backward
 
 
 class Map(NamedTuple):
-    """A sample's norm: x * scale + shift, as wide as its rows, and the means."""
+    """A sample's norm, x * scale + shift, and its means; each (k * C,), as wide as its rows."""
 
     scale: Tensor
     shift: Tensor
@@ -100,7 +100,7 @@ def _mean(sums: Tensor, channels: int, voxels: int) -> Tensor:
 
 
 def _norm_maps(volume: Tensor, channels: int, eps: float) -> list[Map]:
-    """The norm of every sample."""
+    """The norm of every sample of a volume in rows (B, D * H * W / k, k * C)."""
     # Beside these, which stay what they are, PyTorch gives float32 statistics of bfloat16.
     running = torch.zeros(2, volume.shape[2])
     maps = []
@@ -167,7 +167,7 @@ def _norms_backward(
 
 
 def _sums(before: Tensor, term: Tensor, of_term: Map) -> tuple[Tensor, Tensor]:
-    """Of the columns of a gradient, and of its products with the normal values."""
+    """(k * C,) each: of the columns of a gradient, and of its products with the normal values."""
     dtype = torch.promote_types(before.dtype, term.dtype)
     ones = torch.ones_like(of_term.scale)
     given = (ones, None, None, of_term.mean, of_term.scale, True, 0.0, (False, True, True))
