@@ -43,7 +43,8 @@ def pretrain(settings: PretrainSettings) -> Path:
         preparation = data.store.scans.header.preparation
         module = Pretraining(settings, data.modalities, preparation, settings.out / "pictures")
         about = {"kind": "pretrain", "disruption": settings.disruption, **data.about()}
-        train(settings, module, CropLoaders(data, settings), checkpoint, about, data.scans_of, "pretrain")
+        loaders, trained_on = CropLoaders(data, settings), data.trained_on()
+        train(settings, module, loaders, checkpoint, about, data.scans_of, "pretrain", trained_on)
     return settings.out
 
 
@@ -51,3 +52,8 @@ def pretrain(settings: PretrainSettings) -> Path:
 def _announce(settings: PretrainSettings, data: TrainingData) -> None:
     modalities = ", ".join(data.modalities)
     log.info("pre-training on %s: %s, disruption %s", settings.data, modalities, settings.disruption)
+    if settings.freeze != "none":
+        log.warning(
+            "freeze: the %s begins with random values, and keeps them: pre-training takes no weights over",
+            settings.freeze,
+        )
