@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 
 import dae3d
 from dae3d.cli import main
-from dae3d.errors import Dae3dError
+from dae3d.errors import Dae3dError, SettingsError
 from dae3d.models.swin_unetr import FeatureEncoder, ReferencePatchMerging, Segmenter
 
+NETWORK = ("embed_dim", "depths", "heads", "window")
 SIZES = {"feature_size": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "window_size": 2}
 
 
@@ -219,6 +220,36 @@ def test_a_network_of_another_kind_is_refused_and_its_fitting_half_is_not(change
     other = "decoder" if halves == "encoder" else "encoder"
     report = dae3d.load(tmp_path / "w.pt", transfer=other).load_report
     assert all(name.startswith("encoder.") == (halves == "encoder") for name in report.missing)
+
+
+def test_fine_tuning_refuses_another_network_before_anything_is_made(tiny_finetune, tmp_path):
+    torch.save(monai(use_v2=True).state_dict(), tmp_path / "w.pt")
+    settings = {name: value for name, value in tiny_finetune.items() if name not in NETWORK}
+    settings |= {"init": tmp_path / "w.pt", "store": None, "out": tmp_path / "run"}
+    with pytest.raises(
+        Dae3dError, match=r'SwinUNETR-V2.*The decoder fits: take it alone, with transfer "decoder"'
+    ):
+        dae3d.finetune(**settings)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(SettingsError, match=r'patch_merging: .* has reference, not straight .*"mergingv2"'):
+        dae3d.finetune(**(settings | {"patch_merging": "straight", "transfer": "decoder"}))
+
+
+def test_a_segmentation_network_without_its_head_needs_to_be_told_the_classes(tmp_path, caplog):
+    state = {n: t for n, t in STATE.items() if not n.startswith(("out.", "encoder10."))}
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(Dae3dError, match=r"decoder: 2 tensors missing: encoder10.layer.conv1.conv.weight"):
+        dae3d.load(tmp_path / "w.pt", classes=2)
+    torch.save({n: t for n, t in STATE.items() if not n.startswith("out.")}, tmp_path / "w.pt")
+    with pytest.raises(Dae3dError, match="say how many classes"):
+        dae3d.load(tmp_path / "w.pt")
+    network = dae3d.load(tmp_path / "w.pt", classes=2, monai_merging="merging")
+    assert network.load_report.missing == ["decoder.head.conv.conv.weight", "decoder.head.conv.conv.bias"]
+    state = {n: t for n, t in STATE.items() if n.startswith("swinViT")}
+    torch.save(state, tmp_path / "encoder.pt")
+    assert not caplog.records
+    dae3d.load(tmp_path / "encoder.pt", "segmentation", classes=2, monai_merging="merging")
+    assert "31 of the 31 tensors of the decoder keep random values" in caplog.text
 
 
 def test_a_network_for_two_dimensions_is_refused(tmp_path):

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,7 +24,7 @@ from dae3d.models.foreign import (
     task_of,
 )
 from dae3d.models.layouts import MASK_TOKEN, NO_SUCH_TENSOR, Half, Renamed, Task
-from dae3d.models.load_report import LoadReport, part_of
+from dae3d.models.load_report import LoadReport, has_head, part_of
 from dae3d.models.pickled import read_pickled
 from dae3d.models.provenance import class_names
 from dae3d.models.swin_unetr import Architecture, Axes, FeatureEncoder, Segmenter, SwinUNETR
@@ -152,7 +152,7 @@ def load_into(
         for name, tensor in network.state_dict().items()
         if not name.endswith("relative_position_index")
     }
-    _refuse_another_network(contents, task, transfer)
+    refuse_another_network(contents, task, transfer)
     taken: dict[str, Tensor] = {}
     adapted: dict[str, str] = {}
     skipped = dict(contents.skipped)
@@ -183,12 +183,29 @@ def load_into(
     if show:
         report.print()
     _warn_of_other_merging(network, contents, taken)
-    _warn_of(contents, report)
-    if classes and not theirs and any(part_of(name) == "head" for name in taken):
+    _warn_of(contents, _halves(task, transfer), report)
+    if classes and not theirs and has_head(taken):
         log.warning(
             "%s: its head is taken over, though the file does not say what its classes are", contents.path
         )
     return report
+
+
+def refuse_another_network(contents: Contents, task: Task, transfer: Transfer) -> None:
+    """Refuse a half that is taken for a task and is of another kind of network.
+
+    What of it fits would be of no use without the rest.
+
+    Raises:
+        Dae3dError: with the kind, and the half that fits.
+    """
+    wanted = [half for half in _halves(task, transfer) if half in contents.misfits]
+    if not wanted:
+        return
+    fitting = [half for half in _halves(task, transfer) if half not in wanted]
+    remedy = f'. The {fitting[0]} fits: take it alone, with transfer "{fitting[0]}"' if fitting else ""
+    reasons = "; ".join(f"{half}: {contents.misfits[half]}" for half in wanted)
+    raise Dae3dError(f"{contents.path}: weights of another network than ours. {reasons}{remedy}")
 
 
 def save_weights(
@@ -232,10 +249,10 @@ def _architecture(contents: Contents, task: Task, classes: int | None, channels:
         if classes is not None:
             raise Dae3dError(f'classes: only for the task "segmentation", not for "{task}"')
         return replace(architecture, out_channels=architecture.in_channels)
-    if classes is None and contents.task != "segmentation":
+    if classes is None and not (contents.task == "segmentation" and has_head(contents.state)):
         raise Dae3dError(
-            f"{contents.path}: these are no weights of a segmentation network, so say how many classes "
-            "there are (classes=14), or fine-tune first"
+            f"{contents.path}: these are no weights of a segmentation network with its head, so say how many "
+            "classes there are (classes=14), or fine-tune first"
         )
     if classes is not None and classes < 1:
         raise Dae3dError(f"classes: must be 1 or more, not {classes}")
@@ -276,34 +293,28 @@ def _why_not(
     return None
 
 
-def _refuse_another_network(contents: Contents, task: Task, transfer: Transfer) -> None:
-    """Raise where a half that is taken is of another kind of network: the rest of it would be of no use."""
-    wanted: tuple[Half, ...] = ("encoder", "decoder") if transfer == "both" else (transfer,)
-    if task == "encoder":
-        wanted = ("encoder",)
-    wrong = [half for half in wanted if half in contents.misfits]
-    if not wrong:
-        return
-    fitting = [half for half in wanted if half not in wrong]
-    remedy = f'. The {fitting[0]} fits: take it alone, with transfer "{fitting[0]}"' if fitting else ""
-    reasons = "; ".join(f"{half}: {contents.misfits[half]}" for half in wrong)
-    raise Dae3dError(f"{contents.path}: weights of another network than ours. {reasons}{remedy}")
+def _halves(task: Task, transfer: Transfer) -> tuple[Half, ...]:
+    """The halves of a network for a task that are taken from a file."""
+    halves: tuple[Half, ...] = ("encoder",) if task == "encoder" else ("encoder", "decoder")
+    return tuple(half for half in halves if transfer in ("both", half))
 
 
-def _warn_of(contents: Contents, report: LoadReport) -> None:
-    """Say what was assumed, and which parts of the network are only in part those of the file."""
+def _warn_of(contents: Contents, halves: Iterable[Half], report: LoadReport) -> None:
+    """Say what was assumed, and what the file should have had and has not."""
     for what, why in contents.assumed.items():
         log.warning("%s: %s assumed; %s", contents.path, what, why)
-    for half in ("encoder", "decoder"):
-        parts = {name: part_of(name) for name in (*report.taken, *report.adapted)}
+    for half in halves:
+        taken = sum(part_of(name) == half for name in (*report.taken, *report.adapted))
         missing = [name for name in report.missing if part_of(name) == half and name != MASK_TOKEN]
-        if missing and half in parts.values():
+        if missing:
             log.warning(
-                "%s: %d tensors of the %s keep random values, because the file has none that fit: %s",
+                "%s: %d of the %d tensors of the %s keep random values, for the file has none that fit: %s%s",
                 contents.path,
                 len(missing),
+                len(missing) + taken,
                 half,
-                ", ".join(missing),
+                ", ".join(missing[:3]),
+                ", ..." if len(missing) > 3 else "",
             )
 
 

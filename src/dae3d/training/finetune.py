@@ -12,7 +12,7 @@ from dae3d.errors import Dae3dError, SettingsError
 from dae3d.models.load_report import LoadReport
 from dae3d.models.provenance import entry_of, seen
 from dae3d.models.swin_unetr import Architecture, Segmenter
-from dae3d.models.weights import Contents, load_into, read_weights
+from dae3d.models.weights import Contents, load_into, read_weights, refuse_another_network
 from dae3d.settings import verb
 from dae3d.store.recipe import CaseRecipe
 from dae3d.training.callbacks import find_checkpoints
@@ -87,6 +87,7 @@ def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
         sizes = asdict(contents.architecture)
         if settings.transfer != "none":
             axes = contents.info.get("axes", "straight")
+            refuse_another_network(contents, "segmentation", settings.transfer)
         for name, value in given.items():
             if value != sizes[name]:
                 assumed = "; ".join(f"{what} assumed: {why}" for what, why in contents.assumed.items())
