@@ -181,7 +181,7 @@ def half_of(name: str) -> Half:
 
 def _kind(names: list[str]) -> str:
     kind = next((kind for kind, is_of in _KINDS.items() if any(map(is_of.search, names))), None)
-    return f"it is of {kind}" if kind else ""
+    return f"it is {kind}" if kind else ""
 
 
 def _some(names: list[str], what: str) -> str:

@@ -319,13 +319,13 @@ def _warn_of(contents: Contents, halves: Iterable[Half], report: LoadReport) -> 
 
 
 def _other_classes(theirs: Sequence[str], ours: Sequence[str]) -> str | None:
-    """Why a head for some classes, the background first, is none for others of the same number."""
-    for index, (before, now) in enumerate(zip(theirs, ours, strict=False)):
+    """Why a head for some classes, the background first, is none for others."""
+    if len(theirs) != len(ours):
+        return f"it is for {len(theirs)} classes, here there are {len(ours)}"
+    for index, (before, now) in enumerate(zip(theirs, ours, strict=True)):
         if before != now and index:
             return f"its class {index} is {before!r}, here it is {now!r}"
-    return (
-        None if len(theirs) == len(ours) else f"it is for {len(theirs)} classes, here there are {len(ours)}"
-    )
+    return None
 
 
 def _warn_of_other_merging(network: Any, contents: Contents, taken: dict[str, Tensor]) -> None:
@@ -389,7 +389,9 @@ def _in_another_layout(path: Path, file: Any, monai_merging: MonaiMerging | None
     if monai_merging is not None:
         info["monai_merging"] = monai_merging
     wrong = misfits(names, found.layout, architecture)
-    state, architecture = merged_as(names.state, architecture, monai_merging or "reference")
+    state = names.state
+    if "encoder" not in wrong:
+        state, architecture = merged_as(state, architecture, monai_merging or "reference")
     return Contents(path, task, architecture, info, state, names.origins, names.skipped, assumed, wrong)
 
 
