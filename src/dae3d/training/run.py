@@ -21,6 +21,7 @@ from dae3d.training.background import Snapshots
 from dae3d.training.callbacks import Progress, Rows, Saver, StopAtNonFiniteLoss, find_checkpoints
 from dae3d.training.compiling import CompiledBlocks
 from dae3d.training.cpu import keep_freed_memory
+from dae3d.training.loader_process import naming_loader_processes
 from dae3d.training.module import TrainingModule
 from dae3d.training.record import MetricsFile
 from dae3d.training.run_settings import RunSettings
@@ -76,7 +77,8 @@ def train(
         keep_freed_memory()
     _announce(settings, resumed_at, trainer)
     # Our own checkpoints hold Lightning's bookkeeping, which is more than tensors.
-    trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=False)
+    with naming_loader_processes():
+        trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=False)
     if trainer.global_step < int(settings.max_steps):
         raise KeyboardInterrupt("go on with --resume")
     if trainer.is_global_zero:
