@@ -3,6 +3,11 @@
 import os
 from pathlib import Path
 
+THREADS = (
+    "threads on a CPU (default: OMP_NUM_THREADS, else the cores that this process may use); "
+    "on a machine that others keep busy fewer are faster"
+)
+
 
 def usable_cores() -> int:
     """The processor cores that this process may use, which batch systems and containers make fewer."""

@@ -57,7 +57,7 @@ class LabelledData:
                 for case in (self.store.cases[n] for n in (*self.training, *self.validation))
             ),
         }
-        return {"data": {"store": str(self.store.path), "rows": [row]}, "cases": names}
+        return {"data": {"store": str(self.store.path.absolute()), "rows": [row]}, "cases": names}
 
 
 def labelled_data(settings: FinetuneSettings) -> LabelledData:

@@ -1,5 +1,7 @@
 """Crops from the store to the network: the dataset and the loaders."""
 
+import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -82,18 +84,25 @@ class TrainingData:
     def about(self) -> dict[str, Any]:
         """For `run.json`: the scans by modality and data set, and the validation crops."""
         return {
-            "data": {"store": str(self.store.path), "rows": self.scans.rows()},
+            "data": {
+                "store": str(self.store.path.absolute()),
+                "rows": self.scans.rows(),
+                "scans_digest": self.scans.digest(),
+            },
             "validation": self._validation(),
         }
 
     def _validation(self) -> dict[str, Any]:
         described: dict[str, Any] = {}
         for number, name in enumerate(self.modalities):
-            scans = [self.store.scans[crop.scan] for crop in self.validation if crop.modality == number]
+            crops = [crop for crop in self.validation if crop.modality == number]
+            scans = [self.store.scans[crop.scan] for crop in crops]
+            places = [f"{scan.path.name} {crop.start}" for scan, crop in zip(scans, crops, strict=True)]
             described[name] = {
                 "crops": len(scans),
                 "split": scans[0].split,
                 "scans": sorted({scan.path.name for scan in scans}),
+                "crops_digest": hashlib.blake2b("\n".join(places).encode(), digest_size=8).hexdigest(),
             }
         return described
 
@@ -105,6 +114,7 @@ class Scans:
         self.training: dict[str, list[int]] = {}
         self.held_out: dict[str, list[int]] = {}
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
+        self._digest = hashlib.blake2b(digest_size=8)
 
     def add(self, number: int, scan: Outline) -> None:
         """Use a scan."""
@@ -114,11 +124,16 @@ class Scans:
             (modality, dataset), {"modality": modality, "dataset": dataset, "train": 0, "val": 0, "voxels": 0}
         )
         row[split] += 1
+        self._digest.update(f"{split} {modality} {dataset} {os.path.basename(scan.source.path)}\n".encode())
         row["voxels"] += scan.shape[0] * scan.shape[1] * scan.shape[2]
 
     def rows(self) -> list[dict[str, Any]]:
         """How many there are of each modality and data set."""
         return [self._rows[key] for key in sorted(self._rows)]
+
+    def digest(self) -> str:
+        """The same for the same scans in the same order, wherever their files and the store are."""
+        return self._digest.hexdigest()
 
 
 def training_data(settings: PretrainSettings, world_size: int) -> TrainingData:
