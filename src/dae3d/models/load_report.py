@@ -1,6 +1,6 @@
 """What loading weights did: a table for the screen."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -62,6 +62,11 @@ def part_of(name: str) -> str:
     if name.startswith("encoder."):
         return "encoder"
     return "head" if name.startswith(("decoder.head.", "auxiliary_heads.")) else "decoder"
+
+
+def has_head(names: Iterable[str]) -> bool:
+    """Whether tensors of the last layer are among names."""
+    return any(part_of(name) == "head" for name in names)
 
 
 def _by_reason(what: str, reasons: dict[str, str]) -> Iterator[str]:
