@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from dae3d.scans.readers import files_read
+
 
 class Stamp(BaseModel):
     """Size and time of last change, by which a changed file is noticed without reading it."""
@@ -30,3 +32,12 @@ def digest(paths: Iterable[Path]) -> str:
             while block := file.read(1 << 20):
                 total.update(block)
     return total.hexdigest()
+
+
+def contents_of(images: Iterable[Path]) -> list[str]:
+    """Sha256 of the content of each image of a case, by which weights know what they were trained on.
+
+    Raises:
+        OSError: where one cannot be read.
+    """
+    return [digest(files_read(image)) for image in images]
