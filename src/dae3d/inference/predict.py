@@ -16,11 +16,13 @@ from dae3d.errors import Dae3dError, ScanError
 from dae3d.files import make_folder, writing
 from dae3d.inference.device import pick_device
 from dae3d.inference.ensemble import Ensemble, load_ensemble
+from dae3d.inference.mirror import mirrored_axes
 from dae3d.inference.native import interpolate_slabs, is_part_of, nearest_classes
 from dae3d.inference.nifti import write_nifti
 from dae3d.inference.sliding import probability_slabs, segment, window_count
 from dae3d.journal import Journal
 from dae3d.scans.channels import ScanText, channel_files
+from dae3d.scans.sides import AXES, AXES_SHOWN, Axis
 from dae3d.scans.task import Task, TaskCase, TaskSplit, case_names, read_task
 from dae3d.settings import Positional, Settings, verb
 from dae3d.store.case_files import read_case
@@ -47,7 +49,14 @@ class PredictSettings(Settings):
     )
     fold: int | None = Field(None, ge=0, description="fold that is held out, as of `dae3d finetune`")
     overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that the next one covers too")
-    mirror: bool = Field(False, description="average over the eight mirror images; takes eight times as long")
+    mirror: bool = Field(
+        False,
+        description="average over mirror images along the axes that training flipped, but not those that "
+        "exchange left and right where names of classes tell them apart; takes up to eight times as long",
+    )
+    mirror_axes: list[Axis] | None = Field(
+        None, min_length=1, description=f"axes to mirror along with --mirror in place of those: {AXES_SHOWN}"
+    )
     resample: Literal["probabilities", "labels"] = Field(
         "probabilities",
         description="what is brought back to a scan's own grid: probabilities (linear), or labels (nearest)",
@@ -60,6 +69,8 @@ class PredictSettings(Settings):
     def _fits_together(self) -> Self:
         if bool(self.scans) == (self.data is not None):
             raise ValueError("scans, data: give scans, or a list of cases with --data, and not both")
+        if self.mirror_axes and not self.mirror:
+            raise ValueError("mirror_axes: needs --mirror")
         if self.probabilities and self.resample == "labels":
             raise ValueError("probabilities: are interpolated, so resample must be probabilities too")
         return self
@@ -89,8 +100,9 @@ def predict(settings: PredictSettings) -> list[Path]:
     ensemble = load_ensemble(settings.weights, device)
     cases = _cases(settings, ensemble.recipe)
     _refuse_overwriting_inputs(cases, settings)
+    mirror = mirrored_axes(ensemble, settings.mirror_axes) if settings.mirror else ()
     problems = []
-    with Journal(settings.out / RECORD, _heading(ensemble, settings)) as record:
+    with Journal(settings.out / RECORD, _heading(ensemble, settings, mirror)) as record:
         _refuse_overwriting_others(cases, record, settings)
         done = [case for case in cases if _is_done(case, record, settings)]
         if done:
@@ -99,7 +111,7 @@ def predict(settings: PredictSettings) -> list[Path]:
         for case in tqdm(pending, "predict", unit="scan", disable=not pending):
             record.add(case.name, case.images, [])  # whatever is found of it after a crash is of this scan
             try:
-                _predict_case(case, ensemble, settings, device)
+                _predict_case(case, ensemble, settings, mirror, device)
             except ScanError as error:
                 problems.append(f"{case.name}: {error}")
             else:
@@ -114,7 +126,11 @@ def predict(settings: PredictSettings) -> list[Path]:
 
 
 def _predict_case(
-    case: TaskCase, ensemble: Ensemble, settings: PredictSettings, device: torch.device
+    case: TaskCase,
+    ensemble: Ensemble,
+    settings: PredictSettings,
+    mirror: Sequence[Axis],
+    device: torch.device,
 ) -> None:
     recipe = ensemble.recipe
     conformed = read_case(case.images, recipe)
@@ -130,7 +146,7 @@ def _predict_case(
     ):
         arguments = (
             *(ensemble.networks, image, recipe.roi, settings.overlap, settings.window_batch, device),
-            *(settings.mirror, progress.update),
+            *([AXES.index(axis) for axis in mirror], progress.update),
         )
         if settings.probabilities or (settings.resample == "probabilities" and not is_part_of(native, grid)):
             classes = np.zeros(native.shape, np.uint8)
@@ -234,10 +250,12 @@ def _refuse_overwriting_others(cases: Sequence[TaskCase], record: Journal, setti
             )
 
 
-def _heading(ensemble: Ensemble, settings: PredictSettings) -> dict[str, Any]:
+def _heading(ensemble: Ensemble, settings: PredictSettings, mirror: Sequence[Axis]) -> dict[str, Any]:
     """What segmentations depend on, beside the scans."""
     fields = {"overlap", "mirror", "resample", "probabilities"}
-    return {"weights": ensemble.digests, **settings.model_dump(mode="json", include=fields)}
+    heading = {"weights": ensemble.digests, **settings.model_dump(mode="json", include=fields)}
+    # Mirroring along all axes is what it was when there was no choice.
+    return heading if set(mirror) in (set(), set(AXES)) else {**heading, "mirror_axes": list(mirror)}
 
 
 def _is_done(case: TaskCase, record: Journal, settings: PredictSettings) -> bool:

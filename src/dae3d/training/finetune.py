@@ -11,7 +11,8 @@ from dae3d.errors import SettingsError
 from dae3d.models.load_report import LoadReport
 from dae3d.models.swin_unetr import Architecture, Segmenter
 from dae3d.models.weights import load_into, read_weights
-from dae3d.settings import verb
+from dae3d.settings import read_config, verb
+from dae3d.training.augment import say_sides, with_flip_axes
 from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.cases import CaseLoaders, LabelledData, labelled_data
 from dae3d.training.finetune_settings import FinetuneSettings
@@ -46,6 +47,7 @@ def finetune(settings: FinetuneSettings) -> Path:
     data = labelled_data(settings)
     batch = settings.batch_size * devices * nodes
     settings = settings.for_epochs_of(-(-data.stream.per_epoch // (batch * settings.accumulate)))
+    settings = with_flip_axes(settings, data.recipe.class_names, begun=_begun_without_flip_axes(settings))
     checkpoint = prepare_run_folder(settings)
     if (step_of(checkpoint) or 0) >= int(settings.max_steps):
         log.info("%s is already at step %s of %s", settings.out, step_of(checkpoint), settings.max_steps)
@@ -101,6 +103,12 @@ def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
     return settings.model_copy(update=resolved)
 
 
+def _begun_without_flip_axes(settings: FinetuneSettings) -> bool:
+    """Whether the run to go on with was begun when there was no such setting."""
+    saved = settings.out / "settings.yaml"
+    return settings.resume and saved.is_file() and "flip_axes" not in read_config(saved, settings.configs)
+
+
 def _network(settings: FinetuneSettings, data: LabelledData, resumed: bool) -> Segmenter:
     """The network to begin with, and what is taken over of the weights of --init."""
     architecture = Architecture(
@@ -132,3 +140,4 @@ def _announce(settings: FinetuneSettings, data: LabelledData) -> None:
         len(data.recipe.labels),
         len(data.validation),
     )
+    say_sides(settings, data.recipe.class_names)
