@@ -109,6 +109,13 @@ class Journal:
         self._file.flush()
 
 
+def names_in(path: Path) -> list[str]:
+    """The names of the results in a journal's file."""
+    with path.open("rb") as file:
+        entries = list(map(_parsed, file))
+    return list(dict.fromkeys(entry["name"] for entry in entries if _is_result(entry)))
+
+
 def _parsed(line: bytes) -> dict[str, Any]:
     """The content of a line; nothing where it is no JSON object, as after a crash of the machine."""
     try:
