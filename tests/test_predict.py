@@ -153,6 +153,7 @@ def test_probabilities_are_written_in_the_scans_grid_and_agree_with_the_labels(w
         "p.nii.gz",
         "p_probabilities.nii.gz",
         "predictions.jsonl",
+        "weights.json",
     ]
 
 
@@ -355,6 +356,7 @@ def test_ctrl_c_loses_nothing_that_is_finished(thresholding, tmp_path):
         "1.nii.gz",
         "1_probabilities.nii.gz",
         "predictions.jsonl",
+        "weights.json",
     ]
     del network.forward
     dae3d.predict(**given, probabilities=True)

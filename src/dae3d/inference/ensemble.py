@@ -24,12 +24,14 @@ class Ensemble:
         recipe: of the cases that all of them take.
         digests: of their files.
         flips: the axes that all of them were trained with flips along; None where a file does not say it.
+        infos: what each file says of its training.
     """
 
     networks: list[nn.Module]
     recipe: CaseRecipe
     digests: list[str]
     flips: tuple[Axis, ...] | None = None
+    infos: Sequence[Mapping[str, Any]] = ()
 
 
 def load_ensemble(weights: Sequence[Path], device: torch.device) -> Ensemble:
@@ -51,7 +53,8 @@ def load_ensemble(weights: Sequence[Path], device: torch.device) -> Ensemble:
     digests = sorted(digest([network.weights]) for network in networks)
     flips = [_flips(network.info) for network in networks]
     common = None if None in flips else tuple(a for a in AXES if all(a in (own or ()) for own in flips))
-    return Ensemble([network.to(device) for network in networks], recipes[0], digests, common)
+    infos = [network.info for network in networks]
+    return Ensemble([network.to(device) for network in networks], recipes[0], digests, common, infos)
 
 
 def recipe_of(source: Path) -> CaseRecipe:

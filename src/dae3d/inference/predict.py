@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from dae3d.errors import Dae3dError, ScanError
+from dae3d.evaluation.held_out import write_weights
 from dae3d.files import make_folder, writing
 from dae3d.inference.cases import (
     ScanCase,
@@ -105,7 +106,7 @@ def predict(settings: PredictSettings) -> list[Path]:
 
     Scans that are finished already, with the same weights and settings, are passed over: `predictions.jsonl`
     in the folder says so. A folder that was begun with others is refused, and so is one with files that were
-    made from other scans.
+    made from other scans. `weights.json` has what the weights say of their training, for `evaluate`.
 
     Returns:
         The label files of all scans, in their order.
@@ -125,6 +126,7 @@ def predict(settings: PredictSettings) -> list[Path]:
     problems = []
     with Journal(settings.out / RECORD, _heading(ensemble, settings, mirror)) as record:
         _refuse_overwriting_others(cases, record, settings)
+        write_weights(settings.out, ensemble.infos)
         done = [case for case in cases if _is_done(case, record, settings)]
         if done:
             log.info("%d of %d scans are segmented already", len(done), len(cases))
