@@ -109,11 +109,14 @@ class Journal:
         self._file.flush()
 
 
-def names_in(path: Path) -> list[str]:
-    """The names of the results in a journal's file."""
-    with path.open("rb") as file:
-        entries = list(map(_parsed, file))
-    return list(dict.fromkeys(entry["name"] for entry in entries if _is_result(entry)))
+def sources_in(path: Path) -> dict[str, list[Path]]:
+    """The files that each result in a journal was made from, by its name; nothing without a journal."""
+    try:
+        with path.open("rb") as file:
+            entries = [entry for entry in map(_parsed, file) if _is_result(entry)]
+    except OSError:
+        return {}
+    return {entry["name"]: [Path(source) for source, *_ in entry["files"]] for entry in entries}
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

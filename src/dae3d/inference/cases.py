@@ -11,7 +11,6 @@ from dae3d.errors import Dae3dError, ScanError
 from dae3d.scans.channels import channel_files
 from dae3d.scans.given import Image, image_names, images_at, say_found
 from dae3d.scans.kinds import Conflict, conflict
-from dae3d.scans.manifest import LeftOut
 from dae3d.scans.readers import scan_stem
 from dae3d.scans.subjects import sequence_at_end
 from dae3d.scans.task import case_names
@@ -177,7 +176,7 @@ def _in_folder(
         others = [image for image in found.images if _conflict(image, modalities[0])]
     else:
         cases, others = [(image,) for image in found.images], []
-    left_out = [*found.left_out, *(LeftOut(path=image.path, reason=_saying(image)) for image in others)]
+    left_out = [*found.left_out, *(image.left_out(_saying(image)) for image in others)]
     say_found(folder, len(cases), left_out)
     return cases
 

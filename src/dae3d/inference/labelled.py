@@ -8,7 +8,6 @@ from typing import NamedTuple
 from dae3d.errors import Dae3dError
 from dae3d.scans.given import Image, images_at, say_found
 from dae3d.scans.kinds import conflict, strange
-from dae3d.scans.manifest import LeftOut
 from dae3d.scans.modality import label_by_bids, label_by_rules, parse_rule
 from dae3d.scans.readers import scan_stem
 
@@ -53,7 +52,7 @@ def labelled_images(
                     f"{image.path}: unknown modality; say it with --modality LABEL or --rule 'GLOB=LABEL'"
                 )
             if label is None:
-                left_out.append(LeftOut(path=image.path, reason=_UNKNOWN))
+                left_out.append(image.left_out(_UNKNOWN))
             else:
                 shared = names.count(name) > 1
                 labelled.append(LabelledImage(f"{name}#{image.series}" if shared else name, image, label))

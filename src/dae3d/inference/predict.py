@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from dae3d.errors import Dae3dError, ScanError
+from dae3d.evaluation.cases import RECORD
 from dae3d.evaluation.held_out import write_weights
 from dae3d.files import make_folder, writing
 from dae3d.inference.cases import (
@@ -29,7 +30,7 @@ from dae3d.inference.mirror import mirrored_axes
 from dae3d.inference.native import interpolate_slabs, is_part_of, nearest_classes
 from dae3d.inference.nifti import write_nifti
 from dae3d.inference.sliding import probability_slabs, segment, window_count
-from dae3d.journal import Journal, names_in
+from dae3d.journal import Journal, sources_in
 from dae3d.scans.channels import ScanText, channel_files
 from dae3d.scans.given import SCANS_GIVEN, VOLUME_GIVEN, Image
 from dae3d.scans.modality import Label
@@ -40,7 +41,6 @@ from dae3d.store.recipe import CaseRecipe
 
 log = logging.getLogger(__name__)
 
-RECORD = "predictions.jsonl"
 _LABELS, _PROBABILITIES = ".nii.gz", "_probabilities.nii.gz"
 
 
@@ -242,9 +242,8 @@ def _cases(settings: PredictSettings, recipe: CaseRecipe) -> list[ScanCase]:
 
 def _made_in(folder: Path) -> set[str]:
     """The names of the files that were predicted into a folder."""
-    record = folder / RECORD
-    names = names_in(record) if record.is_file() else []
-    return {f"{name}{ending}" for name in names for ending in (_LABELS, _PROBABILITIES)}
+    made = sources_in(folder / RECORD)
+    return {f"{name}{ending}" for name in made for ending in (_LABELS, _PROBABILITIES)}
 
 
 def _refuse_other_classes(task: Task, recipe: CaseRecipe) -> None:

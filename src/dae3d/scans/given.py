@@ -89,6 +89,10 @@ class Image:
             return None
         return Told(LIST_NAMES.get(word.lower(), word.lower()), "its name", certain=False)
 
+    def left_out(self, reason: str) -> LeftOut:
+        """That it is left out."""
+        return LeftOut(path=self.path, reason=reason, files=len(self.files))
+
     def read(self) -> Volume:
         """Its voxels.
 
@@ -163,7 +167,7 @@ def _reasons(left_out: Iterable[LeftOut]) -> str:
     for item in left_out:
         kinds.setdefault(item.reason, []).append(item)
     return "; ".join(
-        f"{sum(item.files for item in items)} {reason} (such as {short(items[0].path)})"
+        f"{reason}, {sum(item.files for item in items)} (such as {short(items[0].path)})"
         for reason, items in sorted(kinds.items(), key=lambda pair: -len(pair[1]))
     )
 

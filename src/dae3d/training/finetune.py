@@ -10,8 +10,10 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from dae3d.errors import SettingsError
 from dae3d.models.load_report import LoadReport
 from dae3d.models.swin_unetr import Architecture, Segmenter
-from dae3d.models.weights import load_into, read_weights
+from dae3d.models.weights import Contents, load_into, read_weights
+from dae3d.scans.kinds import strange
 from dae3d.settings import read_config, verb
+from dae3d.store.recipe import CaseRecipe
 from dae3d.training.augment import say_sides, with_flip_axes
 from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.cases import CaseLoaders, LabelledData, labelled_data
@@ -120,14 +122,23 @@ def _network(settings: FinetuneSettings, data: LabelledData, resumed: bool) -> S
     )
     network = Segmenter(architecture, settings.checkpoint_activations, settings.axes or "straight")
     if settings.init is not None and settings.transfer != "none" and not resumed:
-        report = load_into(network, read_weights(settings.init), settings.transfer, show=False)
-        _show(report)
+        contents = read_weights(settings.init)
+        report = load_into(network, contents, settings.transfer, show=False)
+        _show(report, contents, data.recipe)
     return network
 
 
 @rank_zero_only
-def _show(report: LoadReport) -> None:
+def _show(report: LoadReport, contents: Contents, recipe: CaseRecipe) -> None:
+    """What was taken over, and which modalities it was not trained on."""
     report.print()
+    known = contents.info.get("modalities") or contents.info.get("recipe", {}).get("modalities", ())
+    new = [modality for modality in recipe.modalities if known and strange(modality, known)]
+    if new:
+        log.warning(
+            "%s: trained on %s, and never saw %s; fine-tuning begins with it all the same",
+            *(contents.path, ", ".join(known), ", ".join(dict.fromkeys(new))),
+        )
 
 
 @rank_zero_only
