@@ -52,10 +52,10 @@ def test_each_case_is_in_its_gravest_list(task: Path) -> None:
     stages = entry("segmentation", content(task, "carl"), content(task, "ben", "carl"), (), pretrained)
     found = held_out(cases_of(task), [info_of(stages)])
     assert found == HeldOut(4, ("carl",), ("ben",), ("anna",), known=True, known_pretraining=True)
-    assert [sentence.partition(":")[0] for sentence in found.warnings] == [
-        "1 of 4 cases were trained on, with their labels",
-        "1 of 4 cases chose these weights, as the best of their run",
-        "1 of 4 cases were pre-trained on, without labels",
+    assert [sentence.partition(")")[0] for sentence in found.warnings] == [
+        "Trained on, with labels: 1 of 4 cases (carl",
+        "Used to choose these weights, as the best of their run: 1 of 4 cases (ben",
+        "Pre-trained on, without labels: 1 of 4 cases (anna",
     ]
     assert found.note == ""
 
@@ -125,10 +125,7 @@ def test_screen_page_and_figures_say_it(
             "pretrained_on": [],
         }
         page = (tmp_path / name / "report.html").read_text()
-        for text in (
-            "1 of 4 cases were trained on, with their labels: carl",
-            "1 of 4 cases chose these weights",
-        ):
+        for text in ("Trained on, with labels: 1 of 4 cases (carl)", "Used to choose these weights"):
             assert text in page
             assert text in caplog.text
         weights.unlink(missing_ok=True)

@@ -52,18 +52,18 @@ class HeldOut:
         found = []
         if self.trained:
             found.append(
-                f"{len(self.trained)} {of} were trained on, with their labels: {some(self.trained)}. On new "
-                "cases figures will be lower."
+                f"Trained on, with labels: {len(self.trained)} {of} ({some(self.trained)}). Expect less of "
+                "new cases."
             )
         if self.chose:
             found.append(
-                f"{len(self.chose)} {of} chose these weights, as the best of their run: {some(self.chose)}. "
-                "On new cases figures will be lower; the run's last weights, weights/last.safetensors, are "
-                "chosen by none."
+                f"Used to choose these weights, as the best of their run: {len(self.chose)} {of} "
+                f"({some(self.chose)}). Expect less of new cases; the run's last weights, "
+                "weights/last.safetensors, were not chosen."
             )
         if self.pretrained:
             found.append(
-                f"{len(self.pretrained)} {of} were pre-trained on, without labels: {some(self.pretrained)}."
+                f"Pre-trained on, without labels: {len(self.pretrained)} {of} ({some(self.pretrained)})."
             )
         return found
 
