@@ -26,6 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from dae3d.cores import THREADS
 from dae3d.disrupt import DISRUPTIONS, Disrupted, DisruptionSettings, sample_keys
 from dae3d.disrupt.local_mask import local_mask
 from dae3d.errors import Dae3dError, ScanError
@@ -74,6 +75,7 @@ class ReconstructSettings(Settings):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of the disruption")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: int | None = Field(None, ge=1, description=THREADS)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
         Dae3dError: where the weights cannot be used, they never saw scans of a modality, or no scan could be
             read.
     """
-    device = pick_device(settings.device)
+    device = pick_device(settings.device, settings.threads)
     network: Any = load(settings.weights, axes=settings.axes)
     known = network.info.get("modalities", ())
     if not isinstance(network, SwinUNETR):

@@ -18,6 +18,7 @@ from dae3d.training.augment import say_sides, with_flip_axes
 from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.cases import CaseLoaders, LabelledData, labelled_data
 from dae3d.training.finetune_settings import FinetuneSettings
+from dae3d.training.legs import legs_of
 from dae3d.training.record import log_to
 from dae3d.training.run import device_count, prepare_run_folder, refuse_another_run, step_of, train
 from dae3d.training.run_settings import check_heads
@@ -64,6 +65,7 @@ def finetune(settings: FinetuneSettings) -> Path:
             "init": str(settings.init) if settings.init and settings.transfer != "none" else None,
             **data.about(settings.data),
         }
+        about["legs"] = legs_of(settings.out, about, step_of(checkpoint))
 
         def scans_of(sample: int) -> list[str]:
             return data.scans_of(sample, batch)

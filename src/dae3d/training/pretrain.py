@@ -8,6 +8,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from dae3d.settings import verb
 from dae3d.training.data import CropLoaders, TrainingData, training_data
+from dae3d.training.legs import baselines_due, legs_of
 from dae3d.training.pretraining import Pretraining
 from dae3d.training.record import log_to
 from dae3d.training.run import device_count, prepare_run_folder, step_of, train
@@ -43,6 +44,8 @@ def pretrain(settings: PretrainSettings) -> Path:
         preparation = data.store.scans.header.preparation
         module = Pretraining(settings, data.modalities, preparation, settings.out / "pictures")
         about = {"kind": "pretrain", "disruption": settings.disruption, **data.about()}
+        about["legs"] = legs_of(settings.out, about, step_of(checkpoint))
+        module.baselines_due = baselines_due(settings.out, about["legs"])
         train(settings, module, CropLoaders(data, settings), checkpoint, about, data.scans_of, "pretrain")
     return settings.out
 

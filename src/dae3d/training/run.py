@@ -14,18 +14,23 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from torch import nn
 
+from dae3d.cores import use_threads
 from dae3d.errors import Dae3dError
 from dae3d.files import write_text
 from dae3d.training.background import Snapshots
 from dae3d.training.callbacks import Progress, Rows, Saver, StopAtNonFiniteLoss, find_checkpoints
 from dae3d.training.compiling import CompiledBlocks
 from dae3d.training.cpu import keep_freed_memory
+from dae3d.training.loader_process import naming_loader_processes
 from dae3d.training.module import TrainingModule
 from dae3d.training.record import MetricsFile
 from dae3d.training.run_settings import RunSettings
 
 log = logging.getLogger(__name__)
+
+_LARGE = 30_000_000  # parameters
 
 
 def train(
@@ -74,9 +79,11 @@ def train(
     loop._broadcast_sigterm_tensor = lambda: None
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
-    _announce(settings, resumed_at, trainer)
+        use_threads(settings.threads)
+    _announce(settings, resumed_at, trainer, module.network)
     # Our own checkpoints hold Lightning's bookkeeping, which is more than tensors.
-    trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=False)
+    with naming_loader_processes():
+        trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=False)
     if trainer.global_step < int(settings.max_steps):
         raise KeyboardInterrupt("go on with --resume")
     if trainer.is_global_zero:
@@ -131,9 +138,19 @@ def _trainer(
 
 
 def device_count(settings: RunSettings) -> tuple[int, int]:
-    """Devices a node and nodes: as asked for, as the launcher (torchrun) says, or all GPUs there are."""
+    """Devices a node and nodes: as asked for, as the launcher (torchrun) says, or all GPUs there are.
+
+    Raises:
+        Dae3dError: where a GPU is asked for, and there is none.
+    """
     local, world = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
     gpus = torch.cuda.device_count() if settings.accelerator != "cpu" else 0
+    if settings.accelerator == "gpu" and not (gpus or torch.backends.mps.is_available()):
+        raise Dae3dError(
+            "accelerator: gpu was asked for (shipped configs for GPUs do so), and PyTorch finds none here. "
+            "--config small-cpu fits a machine without; --accelerator cpu trains this network all the same, "
+            "which may take weeks"
+        )
     devices = settings.devices or int(local or 0) or max(1, gpus)
     nodes = settings.nodes or (int(world) // devices if world and local else 1)
     return devices, nodes
@@ -183,7 +200,7 @@ def prepare_run_folder(settings: RunSettings) -> Path | None:
 @rank_zero_only
 def _write_settings(settings: RunSettings) -> None:
     saved = settings.out / "settings.yaml"
-    text = settings.model_copy(update={"resume": False}).to_yaml()
+    text = settings.model_copy(update={"resume": False}).with_absolute_paths().to_yaml()
     if saved.is_file() and saved.read_text() != text:
         before, now = yaml.safe_load(saved.read_text()), yaml.safe_load(text)
         changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
@@ -209,7 +226,7 @@ def _readable(checkpoint: Path) -> bool:
 
 
 @rank_zero_only
-def _announce(settings: RunSettings, resumed_at: int | None, trainer: Any) -> None:
+def _announce(settings: RunSettings, resumed_at: int | None, trainer: Any, network: nn.Module) -> None:
     log.info(
         "%s %s: crops of %d^3, batch %d x %d, precision %s",
         "resuming at step" if resumed_at else "from step",
@@ -219,3 +236,10 @@ def _announce(settings: RunSettings, resumed_at: int | None, trainer: Any) -> No
         trainer.world_size,
         trainer.precision,
     )
+    parameters = sum(p.numel() for p in network.parameters())
+    if settings.accelerator == "auto" and trainer.strategy.root_device.type == "cpu" and parameters > _LARGE:
+        log.warning(
+            "no GPU was found: a network of %.0f million parameters takes minutes a step on a CPU; "
+            "small-cpu (embed_dim 12) fits one",
+            parameters / 1e6,
+        )

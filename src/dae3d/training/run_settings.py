@@ -1,12 +1,14 @@
 """Settings that every training run has: how to optimise, on what, and what to keep."""
 
+import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import yaml
 from pydantic import AfterValidator, Field, model_validator
 
+from dae3d.cores import THREADS
 from dae3d.settings import Group, Settings
 
 DATA = Group("data")
@@ -37,6 +39,14 @@ def in_steps(duration: int | str, steps_per_epoch: int) -> int:
     if isinstance(duration, int):
         return duration
     return int(duration.split()[0]) * steps_per_epoch
+
+
+def _found(path: Path, was: Path, out: Path) -> Path:
+    """A path that a run in `was` had, for the run in `out`: the same one, or where it is beside the run."""
+    if path.is_absolute() and path.exists():
+        return path
+    beside = out / os.path.relpath(path, was)
+    return beside if beside.exists() else path
 
 
 class RunSettings(Settings):
@@ -89,6 +99,7 @@ class RunSettings(Settings):
     accelerator: Annotated[Literal["auto", "cpu", "gpu"], HARDWARE] = Field(
         "auto", description="where to run"
     )
+    threads: Annotated[int | None, HARDWARE] = Field(None, ge=1, description=THREADS)
     devices: Annotated[int | None, HARDWARE] = Field(
         None, ge=1, description="devices a node (default: all GPUs, or what the launcher says)"
     )
@@ -113,8 +124,26 @@ class RunSettings(Settings):
         if given.get("resume") in (True, "true") and "out" in given:
             saved = Path(given["out"]) / "settings.yaml"
             if saved.is_file():
-                return {**yaml.safe_load(saved.read_text()), **given}
+                return {**cls._moved(yaml.safe_load(saved.read_text()), Path(given["out"])), **given}
         return given
+
+    @classmethod
+    def _moved(cls, saved: dict[str, Any], out: Path) -> dict[str, Any]:
+        """Saved settings, with paths that lie as they did relative to the run, wherever both are by now."""
+        names = [name for name in cls.path_fields() if saved.get(name) is not None]
+        return saved | {name: _found(Path(saved[name]), Path(saved["out"]), out) for name in names}
+
+    @classmethod
+    def path_fields(cls) -> list[str]:
+        """The settings that name a file or folder, but for the run's own."""
+        kinds = {name: field.annotation for name, field in cls.model_fields.items() if name != "out"}
+        return [name for name, kind in kinds.items() if Path in (kind, *get_args(kind))]
+
+    def with_absolute_paths(self) -> Self:
+        """The settings as they mean the same from any folder."""
+        paths = {name: getattr(self, name) for name in (*self.path_fields(), "out")}
+        made = {name: Path(os.path.abspath(path)) for name, path in paths.items() if path is not None}
+        return self.model_copy(update=made)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
