@@ -250,7 +250,7 @@ def test_a_checkpoint_cut_short_is_named(tmp_path):
     path = tmp_path / "ckpt.pth"
     torch.save({"model": {"encoder.mask_token": torch.zeros(1, 1, 4000)}}, path)
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(Dae3dError, match="not a published checkpoint") as error:
+    with pytest.raises(Dae3dError, match="damaged, or not a file of weights") as error:
         load(path)
     assert str(path) in str(error.value)
 

@@ -22,6 +22,7 @@ from dae3d.inference.device import pick_device
 from dae3d.inference.labelled import labelled_images, unseen
 from dae3d.inference.prepared import preparation_of, read_prepared
 from dae3d.journal import Journal
+from dae3d.models.foreign import MONAI_MERGING, MonaiMerging
 from dae3d.models.weights import load
 from dae3d.scans.channels import ScanText, channel_files
 from dae3d.scans.given import SCANS_GIVEN, VOLUME_GIVEN, Image
@@ -69,6 +70,7 @@ class EmbedSettings(Settings):
     axes: Literal["straight", "reference"] | None = Field(
         None, description="order of the token axes (default: what the weights were trained with)"
     )
+    monai_merging: MonaiMerging | None = Field(None, description=MONAI_MERGING)
     window_batch: int = Field(1, ge=1, description="windows that go through the network together")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, ge=1, description=THREADS)
@@ -120,7 +122,10 @@ def embed(settings: EmbedSettings) -> Embeddings:
     if settings.out.suffix == ".parquet":
         _pyarrow()
     device = pick_device(settings.device, settings.threads)
-    encoder: Any = load(settings.weights, task="encoder", axes=settings.axes).to(device)
+    merging = settings.monai_merging
+    encoder: Any = load(settings.weights, task="encoder", axes=settings.axes, monai_merging=merging).to(
+        device
+    )
     recipe = CaseRecipe(**encoder.info["recipe"]) if "recipe" in encoder.info else None
     if recipe is None and encoder.architecture.in_channels > 1:
         raise Dae3dError(
@@ -136,6 +141,7 @@ def embed(settings: EmbedSettings) -> Embeddings:
         "overlap": settings.overlap,
         "axes": settings.axes,
         **({} if settings.volume is None else {"volume": settings.volume}),
+        **({"monai_merging": merging} if merging else {}),
     }
 
     def features_of(case: _Case) -> list[float]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dae3d.errors import Dae3dError
 from dae3d.files import whole_file
+from dae3d.models.foreign import MONAI_MERGING, MonaiMerging
 from dae3d.models.layouts import FINETUNING, PRETRAINING, Layout, to_layout
 from dae3d.models.swin_unetr import Architecture, FeatureEncoder, SwinUNETR
 from dae3d.models.weights import HEADER, load, save_weights
@@ -31,6 +32,7 @@ class ExportSettings(Settings):
         description="safetensors: ours; monai: a state dict of monai.networks.nets.SwinUNETR; reference: the "
         "layout of the published checkpoints",
     )
+    monai_merging: MonaiMerging | None = Field(None, description=MONAI_MERGING)
     out: Path = Field(description="file to write: .safetensors, or .pt or .pth for the other formats")
 
     @model_validator(mode="after")
@@ -66,7 +68,7 @@ def export(settings: ExportSettings) -> Path:
     Raises:
         Dae3dError: where the weights cannot be read, or the layout has no place for their network.
     """
-    network = load(settings.weights)
+    network = load(settings.weights, monai_merging=settings.monai_merging)
     write: dict[str, Callable[[Any, Path], Exported]] = {
         "safetensors": _write_safetensors,
         "monai": _write_monai,

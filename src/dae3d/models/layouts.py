@@ -6,7 +6,7 @@ which is MONAI's `SwinUNETR` too, and that of MONAI's self-supervised encoder (`
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
@@ -14,11 +14,14 @@ from torch import Tensor
 from dae3d.models.swin_unetr import Architecture
 
 Task = Literal["pretrain", "segmentation", "encoder"]
+Half = Literal["encoder", "decoder"]
 
 MASK_TOKEN = "encoder.mask_token"
 NEVER_USED = "the published network never uses it"
 FOLLOWS_FROM_WINDOW = "follows from the window size"
 NO_SUCH_TENSOR = "the network has no such tensor"
+NO_PART = "no part of a Swin UNETR"
+ANOTHER_NETWORK = "of another network in the file"
 
 _DECODER = {
     **{f"decoder.skips.{i}.": f"encoder{i + 1}." for i in range(4)},
@@ -31,6 +34,20 @@ _DECODER = {
 # the encoder's final norm feeds an output that no network here uses.
 _UNUSED = re.compile(r"^(encoder\.|swinViT\.)?norm\.|^encoder(2|3|4|10)\.layer\.conv3\.")
 
+# Names of a Swin UNETR of whatever kind: the halves they belong to.
+_HALVES: Mapping[Half, re.Pattern[str]] = {
+    "encoder": re.compile(r"^(encoder|swinViT)\.|^(patch_embed|layers\d+[a-z]*)\."),
+    "decoder": re.compile(r"^(encoder|decoder)\d+\.|^out\."),
+}
+
+# What tells a layout, after any prefix: "module._orig_mod.", "student.backbone.". The first that fits counts.
+_FIRST_STAGE = re.compile(
+    r"^(?P<prefix>(?:.*?\.)??)"
+    r"(?:(?P<pretraining>encoder\.layers1\.0\.0\.)|(?P<finetuning>(?:swinViT|swin_vit)\.layers1\.0\.)"
+    r"|(?P<swin_vit>layers1\.0\.))"
+)
+_OTHER_NAME = re.compile(r"^swin_vit\.")
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -38,17 +55,17 @@ class Layout:
 
     Attributes:
         task: what a network with such names was trained for.
-        entry: of the file, under which the tensors are.
+        entry: of the file, under which the tensors are written.
         prefixes: beginnings of names, ours to theirs.
         perceptron: what the two linear layers of a transformer block's perceptron are called.
-        others: what a tensor is that we have no name for.
+        others: what a tensor is that belongs to no Swin UNETR.
     """
 
     task: Task
     entry: str
     prefixes: Mapping[str, str]
     perceptron: Literal["fc", "linear"]
-    others: str = NO_SUCH_TENSOR
+    others: str = NO_PART
 
     def theirs(self, name: str) -> str | None:
         """Our name of a tensor in this layout; None where it has no place."""
@@ -92,42 +109,51 @@ SWIN_VIT = Layout(
 )
 
 
-def layout_of(names: Iterable[str]) -> Layout | None:
-    """The layout that names are in, with or without a leading `module.`; None for any other."""
-    bare = [name.removeprefix("module.") for name in names]
-    for layout in (PRETRAINING, FINETUNING, SWIN_VIT):
-        if any(name.startswith(layout.prefixes["encoder.stages.0."]) for name in bare):
-            return layout
-    return None
+def networks_among(names: Iterable[str]) -> dict[str, Layout]:
+    """The networks that names are of: what stands before their names, "" or "module.", and their layout."""
+    layouts = {"pretraining": PRETRAINING, "finetuning": FINETUNING, "swin_vit": SWIN_VIT}
+    found: dict[str, Layout] = {}
+    for name in names:
+        if match := _FIRST_STAGE.match(name):
+            layout = next(layouts[kind] for kind in layouts if match[kind])
+            found.setdefault(match["prefix"], layout)
+    return found
 
 
 @dataclass(frozen=True)
 class Renamed:
     """A state dict by our names, and for every tensor that was left out (by its own name) the reason.
 
-    `origins` are the names that the file has for the tensors.
+    `origins` are the names that the file has for the tensors. `strangers` are those, by their own names, that
+    a Swin UNETR of another kind has and ours has not, with the half they belong to.
     """
 
     state: dict[str, Tensor]
     origins: dict[str, str]
     skipped: dict[str, str]
+    strangers: dict[str, Half] = field(default_factory=dict)
 
 
-def from_layout(state: Mapping[str, Tensor], layout: Layout) -> Renamed:
-    """Rename the tensors of a file to ours."""
+def from_layout(state: Mapping[str, Tensor], layout: Layout, prefix: str = "") -> Renamed:
+    """Rename those tensors of a file to ours that have the prefix."""
     renamed = Renamed({}, {}, {})
     for name, tensor in state.items():
-        bare = name.removeprefix("module.")
+        bare = _OTHER_NAME.sub("swinViT.", name.removeprefix(prefix))
         ours = layout.ours(bare)
-        if _UNUSED.match(bare):
+        if not name.startswith(prefix):
+            renamed.skipped[name] = ANOTHER_NETWORK
+        elif _UNUSED.match(bare):
             renamed.skipped[name] = NEVER_USED
         elif bare.endswith("relative_position_index"):
             renamed.skipped[name] = FOLLOWS_FROM_WINDOW
-        elif ours is None:
-            renamed.skipped[name] = layout.others
-        else:
+        elif ours is not None:
             renamed.state[ours] = tensor.reshape(1, -1, 1, 1, 1) if ours == MASK_TOKEN else tensor
             renamed.origins[ours] = name
+        elif half := next((half for half, names in _HALVES.items() if names.match(bare)), None):
+            renamed.skipped[name] = NO_SUCH_TENSOR
+            renamed.strangers[name] = half
+        else:
+            renamed.skipped[name] = layout.others
     return renamed
 
 

@@ -3,28 +3,29 @@
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dae3d.errors import Dae3dError
 from dae3d.files import whole_file
-from dae3d.models.layouts import (
-    FINETUNING,
-    MASK_TOKEN,
-    NO_SUCH_TENSOR,
-    Layout,
-    Task,
-    architecture_of,
-    from_layout,
-    layout_of,
+from dae3d.models.foreign import (
+    MonaiMerging,
+    bare_architecture,
+    could_be_of_any_monai,
+    find_network,
+    merged_as,
+    misfits,
+    renamed,
+    task_of,
 )
+from dae3d.models.layouts import MASK_TOKEN, NO_SUCH_TENSOR, Half, Renamed, Task
 from dae3d.models.load_report import LoadReport, part_of
+from dae3d.models.pickled import read_pickled
 from dae3d.models.swin_unetr import Architecture, Axes, FeatureEncoder, Segmenter, SwinUNETR
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 Transfer = Literal["both", "encoder", "decoder"]
 
 NETWORKS: dict[Task, Any] = {"pretrain": SwinUNETR, "segmentation": Segmenter, "encoder": FeatureEncoder}
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 # Entry of a file in another layout that holds what our header holds.
 HEADER = "dae3d"
@@ -56,6 +59,8 @@ class Contents:
         state: tensors by our names.
         origins: the names that the file has for them, where they are others.
         skipped: names in the file of what is not in `state`, with the reason.
+        assumed: what was taken to be so where the file does not say, and what else there is to it.
+        misfits: in what a half of its network is of another kind than ours.
     """
 
     path: Path
@@ -65,6 +70,8 @@ class Contents:
     state: dict[str, Tensor]
     origins: dict[str, str]
     skipped: dict[str, str]
+    assumed: Mapping[str, str] = field(default_factory=dict)
+    misfits: Mapping[Half, str] = field(default_factory=dict)
 
 
 def load(
@@ -75,12 +82,14 @@ def load(
     axes: Axes | None = None,
     channels: int | None = None,
     show: bool = True,
+    monai_merging: MonaiMerging | None = None,
 ) -> nn.Module:
     """Make a network with the weights of a file, in eval mode.
 
     Args:
         weights: a run folder (its best weights), a `.safetensors` file of ours, a published checkpoint, a
-            state dict of MONAI's `SwinUNETR`, or MONAI's `model_swinvit.pt`.
+            state dict of MONAI's `SwinUNETR`, or MONAI's `model_swinvit.pt`; these also under other entries
+            of a file, and with something before their names ("module.", "teacher.backbone.").
         task: what comes out for an image (B, C, D, H, W): "pretrain" the repaired image, "segmentation"
             logits (B, classes, D, H, W), "encoder" the five feature maps normalised over channels. None:
             what the file was trained for.
@@ -88,20 +97,25 @@ def load(
         transfer: the half that is taken from the file; the other keeps random values.
         axes: order of the token axes; None takes what the file was trained with, which is "reference" for
             published pre-training, as it swapped depth and channels.
-        channels: of the image; None takes the file's. Weights for one channel are repeated.
+        channels: of the image; None takes the file's. For another number, each convolution that sees the
+            image gets the sum of its channels divided by the new number, as every channel's weights.
         show: print what was taken.
+        monai_merging: order of octants in the patch merging of weights that do not say: "reference", as
+            published and as of MONAI before 1.5; "merging", the default of MONAI since; "mergingv2". None
+            takes "reference", and warns where the weights could be of a later MONAI.
 
     Returns:
         The network, with the attributes `load_report`, `architecture`, `info` (what the file says about its
         training) and `weights` (the path of the file).
 
     Raises:
-        Dae3dError: where there is no such file, nothing in it fits, or the number of classes is unknown.
+        Dae3dError: where there is no such file, nothing in it fits, a half that is taken is of another
+            network (SwinUNETR-V2, batch norms), or the number of classes is unknown.
     """
     _check("task", task, (*get_args(Task), None))
     _check("transfer", transfer, get_args(Transfer))
     _check("axes", axes, (*get_args(Axes), None))
-    contents = read_weights(weights)
+    contents = read_weights(weights, monai_merging)
     task = task or contents.task
     architecture = _architecture(contents, task, classes, channels)
     network: Any = NETWORKS[task](architecture, axes=axes or contents.info.get("axes", "straight"))
@@ -124,7 +138,7 @@ def load_into(
         show: print what was taken.
 
     Raises:
-        Dae3dError: where nothing fits.
+        Dae3dError: where nothing fits, or a half that is taken is of another network.
     """
     task = next(task for task, kind in NETWORKS.items() if isinstance(network, kind))
     wanted = {
@@ -132,6 +146,7 @@ def load_into(
         for name, tensor in network.state_dict().items()
         if not name.endswith("relative_position_index")
     }
+    _refuse_another_network(contents, task, transfer)
     taken: dict[str, Tensor] = {}
     adapted: dict[str, str] = {}
     skipped = dict(contents.skipped)
@@ -148,8 +163,9 @@ def load_into(
         raise Dae3dError(f"{contents.path}: none of its {len(contents.state)} tensors fits the network")
     network.load_state_dict(taken, strict=False)
     half = "" if transfer == "both" else f", the {transfer} alone"
+    assumed = f" (assumed: {', '.join(contents.assumed)})" if contents.assumed else ""
     report = LoadReport(
-        title=f"{contents.path}: {contents.task} weights into a network for {task}{half}",
+        title=f"{contents.path}: {contents.task} weights{assumed} into a network for {task}{half}",
         taken=sorted(taken.keys() - adapted.keys()),
         adapted=adapted,
         skipped=skipped,
@@ -158,6 +174,7 @@ def load_into(
     if show:
         report.print()
     _warn_of_other_merging(network, contents, taken)
+    _warn_of(contents, report)
     return report
 
 
@@ -175,14 +192,20 @@ def save_weights(
         save_file(tensors, temporary, metadata=header)
 
 
-def read_weights(source: str | Path) -> Contents:
-    """Read a file of weights, or a run folder's best ones.
+def read_weights(source: str | Path, monai_merging: MonaiMerging | None = None) -> Contents:
+    """Read a file of weights, or a run folder's best ones; `monai_merging` is as of `load`.
 
     Raises:
-        Dae3dError: where there is no such file, or it holds no weights.
+        Dae3dError: where there is no such file, it holds no weights, or it says itself how it merges.
     """
+    _check("monai_merging", monai_merging, (*get_args(MonaiMerging), None))
     path = _weights_file(Path(source))
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if path.suffix != ".safetensors":
+        return _in_another_layout(path, read_pickled(path), monai_merging)
+    tensors, header = _read_safetensors(path)
+    if header is None:
+        return _in_another_layout(path, tensors, monai_merging)
+    return _of_header(path, Renamed(tensors, {}, {}), header, monai_merging)
 
 
 def _check(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
@@ -207,12 +230,16 @@ def _architecture(contents: Contents, task: Task, classes: int | None, channels:
 
 
 def _with_channels(name: str, tensor: Tensor, wanted: dict[str, Tensor]) -> tuple[Tensor, str]:
-    """A convolution of a one-channel image for one of several channels, and what was done."""
-    if name in wanted and name in _SEES_THE_IMAGE and tensor.ndim == 5:
-        channels = wanted[name].shape[1]
-        if tensor.shape[1] == 1 < channels:
-            repeated = tensor.repeat(1, channels, 1, 1, 1) / channels
-            return repeated, f"repeated for {channels} input channels, divided by {channels}"
+    """A convolution of an image for one of another number of channels, and what was done.
+
+    An image that is the same in all channels gives what it gave.
+    """
+    if name in wanted and name in _SEES_THE_IMAGE and tensor.ndim == wanted[name].ndim:
+        before, channels = tensor.shape[1], wanted[name].shape[1]
+        if before != channels:
+            adapted = tensor.sum(1, keepdim=True).repeat(1, channels, 1, 1, 1) / channels
+            done = "repeated" if before == 1 else f"{before} input channels summed, repeated"
+            return adapted, f"{done} for {channels} input channels, divided by {channels}"
     return tensor, ""
 
 
@@ -236,6 +263,37 @@ def _why_not(
     return None
 
 
+def _refuse_another_network(contents: Contents, task: Task, transfer: Transfer) -> None:
+    """Raise where a half that is taken is of another kind of network: the rest of it would be of no use."""
+    wanted: tuple[Half, ...] = ("encoder", "decoder") if transfer == "both" else (transfer,)
+    if task == "encoder":
+        wanted = ("encoder",)
+    wrong = [half for half in wanted if half in contents.misfits]
+    if not wrong:
+        return
+    fitting = [half for half in wanted if half not in wrong]
+    remedy = f'. The {fitting[0]} fits: take it alone, with transfer "{fitting[0]}"' if fitting else ""
+    reasons = "; ".join(f"{half}: {contents.misfits[half]}" for half in wrong)
+    raise Dae3dError(f"{contents.path}: weights of another network than ours. {reasons}{remedy}")
+
+
+def _warn_of(contents: Contents, report: LoadReport) -> None:
+    """Say what was assumed, and which parts of the network are only in part those of the file."""
+    for what, why in contents.assumed.items():
+        log.warning("%s: %s assumed; %s", contents.path, what, why)
+    for half in ("encoder", "decoder"):
+        parts = {name: part_of(name) for name in (*report.taken, *report.adapted)}
+        missing = [name for name in report.missing if part_of(name) == half and name != MASK_TOKEN]
+        if missing and half in parts.values():
+            log.warning(
+                "%s: %d tensors of the %s keep random values, because the file has none that fit: %s",
+                contents.path,
+                len(missing),
+                half,
+                ", ".join(missing),
+            )
+
+
 def _warn_of_other_merging(network: Any, contents: Contents, taken: dict[str, Tensor]) -> None:
     trained, now = contents.architecture.patch_merging, network.architecture.patch_merging
     if trained != now and any("downsample" in name for name in taken):
@@ -255,65 +313,66 @@ def _weights_file(source: Path) -> Path:
         )
     if not source.is_file():
         raise Dae3dError(f"{source}: no such file or run folder")
-    if source.suffix not in (".safetensors", ".pth", ".pt"):
-        raise Dae3dError(f"{source}: not weights; give a run folder, a .safetensors, .pth or .pt file")
+    if source.suffix not in SUFFIXES:
+        raise Dae3dError(f"{source}: not weights; give a run folder or a {' or '.join(SUFFIXES)} file")
+    if source.parent.name == "checkpoints" and (source.parent.parent / "weights").is_dir():
+        raise Dae3dError(
+            f"{source}: a checkpoint to resume from; the weights are those of the run folder, "
+            f"{source.parent.parent}"
+        )
     return source
 
 
-def _read_safetensors(path: Path) -> Contents:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """The tensors of a file and our header; None where it is not ours."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in list(file.keys())}
-        architecture, info = _header(json.loads(header["architecture"])), json.loads(header["info"])
-        return Contents(path, info.get("task", "pretrain"), architecture, info, state, {}, {})
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+        if "architecture" not in header:
+            return tensors, None
+        return tensors, {name: json.loads(header[name]) for name in ("architecture", "info")}
+    except (SafetensorError, KeyError, ValueError) as error:
         raise Dae3dError(f"{path}: not a weights file of dae3d: {error}") from None
 
 
-def _header(fields: dict[str, Any]) -> Architecture:
-    # What a file from before a field was there has in its place.
-    fields = {"normalise_skips": False, **fields}
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-    }
-    return Architecture(**values)
-
-
-def _info(layout: Layout) -> dict[str, Any]:
-    """What is known of the training of a file without our header."""
-    return {"axes": "reference"} if layout.task == "pretrain" else {"task": layout.task}
-
-
-def _read_torch(path: Path) -> Contents:
+def _in_another_layout(path: Path, file: Any, monai_merging: MonaiMerging | None) -> Contents:
     """A published checkpoint, MONAI's weights, or our own in one of these layouts."""
-    try:
-        file = torch.load(path, map_location="cpu", weights_only=True)
-        entry = next((name for name in ("model", "state_dict") if name in file), None)
-        tensors = file[entry] if entry else file
-        layout = layout_of(tensors)
-        if layout is None:
-            raise KeyError("no names of tensors that are known")
-        renamed = from_layout({n: t for n, t in tensors.items() if isinstance(t, Tensor)}, layout)
-        # A state dict carries metadata of its modules, and PyTorch keeps what it does not know.
-        header = file.get(HEADER) or getattr(tensors, "_metadata", {}).get(HEADER)
-        architecture = _header(header["architecture"]) if header else architecture_of(renamed.state)
-        info = header["info"] if header else _info(layout)
-    except Exception as error:
-        message = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Dae3dError(f"{path}: not a published checkpoint, nor weights of MONAI: {message}") from None
-    if not header and layout is FINETUNING and architecture.patch_embed == "linear":
-        log.warning(
-            "%s: does not say in which order its patch merging took octants; taken to be MONAI's default of "
-            'versions before 1.5 (patch_merging "reference")',
-            path,
+    found, others = find_network(path, file)
+    names = renamed(found)
+    # A state dict carries metadata of its modules, and PyTorch keeps what it does not know.
+    header = file.get(HEADER) or getattr(found.tensors, "_metadata", {}).get(HEADER)
+    if header:
+        return _of_header(path, names, header, monai_merging)
+    task, architecture = task_of(found, names), bare_architecture(path, names)
+    assumed = {f"network of {found}": f"the file also has {others}"} if others else {}
+    if monai_merging is None and could_be_of_any_monai(names):
+        assumed['patch merging "reference"'] = (
+            "as published and as of MONAI before 1.5; for weights of a later MONAI give monai_merging "
+            '"merging" (its default) or "mergingv2"'
         )
-    return Contents(
-        path,
-        info.get("task", "pretrain"),
-        architecture,
-        info,
-        renamed.state,
-        renamed.origins,
-        renamed.skipped,
-    )
+    info: dict[str, Any] = {"axes": "reference"} if task == "pretrain" else {"task": task}
+    if monai_merging is not None:
+        info["monai_merging"] = monai_merging
+    wrong = misfits(names, found.layout, architecture)
+    state, architecture = merged_as(names.state, architecture, monai_merging or "reference")
+    return Contents(path, task, architecture, info, state, names.origins, names.skipped, assumed, wrong)
+
+
+def _of_header(
+    path: Path, names: Renamed, header: dict[str, Any], monai_merging: MonaiMerging | None
+) -> Contents:
+    """What a file holds that says itself what it is."""
+    if monai_merging is not None:
+        raise Dae3dError(f"monai_merging: {path} says itself how its network merges patches; leave it out")
+    try:
+        # What a file from before a field was there has in its place.
+        fields = {"normalise_skips": False, **header["architecture"]}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        }
+        architecture, info = Architecture(**values), header["info"]
+    except (KeyError, TypeError) as error:
+        raise Dae3dError(f"{path}: not a weights file of dae3d: {error}") from None
+    task = info.get("task", "pretrain")
+    return Contents(path, task, architecture, info, names.state, names.origins, names.skipped)

@@ -85,14 +85,16 @@ def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
     # A run that goes on has all its sizes, and --init may be gone by now.
     settled = settings.resume and bool(find_checkpoints(settings.out / "checkpoints"))
     if settings.init is not None and not settled:
-        contents = read_weights(settings.init)
+        contents = read_weights(settings.init, settings.monai_merging)
         sizes = asdict(contents.architecture)
         if settings.transfer != "none":
             axes = contents.info.get("axes", "straight")
         for name, value in given.items():
             if value != sizes[name]:
+                assumed = "; ".join(f"{what} assumed: {why}" for what, why in contents.assumed.items())
                 raise SettingsError(
                     f"{name}: the network of --init {settings.init} has {sizes[name]}, not {value}"
+                    + (f" ({assumed})" if assumed and name == "patch_merging" else "")
                 )
     resolved = {name: sizes[name] for name in SIZES} | given | {"axes": settings.axes or axes}
     try:
@@ -124,7 +126,7 @@ def _network(settings: FinetuneSettings, data: LabelledData, resumed: bool) -> S
     )
     network = Segmenter(architecture, settings.checkpoint_activations, settings.axes or "straight")
     if settings.init is not None and settings.transfer != "none" and not resumed:
-        contents = read_weights(settings.init)
+        contents = read_weights(settings.init, settings.monai_merging)
         report = load_into(network, contents, settings.transfer, show=False)
         _show(report, contents, data.recipe)
     return network

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dae3d.models.foreign import MONAI_MERGING, MonaiMerging
 from dae3d.scans.modality import Label
 from dae3d.scans.sides import AXES_SHOWN, Axis
 from dae3d.settings import Group
@@ -39,6 +40,9 @@ class FinetuneSettings(RunSettings):
     )
     axes: Annotated[Literal["straight", "reference"] | None, TRANSFER] = Field(
         None, description="order of the token axes (default: what --init was trained with)"
+    )
+    monai_merging: Annotated[MonaiMerging | None, TRANSFER] = Field(
+        None, description=f"of --init: {MONAI_MERGING} (default: reference, with a warning)"
     )
     freeze: Annotated[Literal["none", "encoder"], TRANSFER] = Field(
         "none", description="half of the network that does not learn"
@@ -161,6 +165,8 @@ class FinetuneSettings(RunSettings):
             raise ValueError("train_cases: not together with label_fraction; give one of them")
         if self.init is None and self.transfer in ("encoder", "decoder"):
             raise ValueError(f"transfer: {self.transfer} needs --init")
+        if self.init is None and self.monai_merging is not None:
+            raise ValueError("monai_merging: needs --init")
         if self.freeze == "encoder" and (self.init is None or self.transfer not in ("both", "encoder")):
             raise ValueError("freeze: an encoder that nothing was learned by must learn; give --init")
         if self.freeze_steps not in (0, "0 epochs") and self.freeze == "none":

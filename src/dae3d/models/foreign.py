@@ -1,0 +1,225 @@
+"""Files of other people: where in them a Swin UNETR is, whether it is ours, and in which order it merges."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dae3d.errors import Dae3dError
+from dae3d.models.layouts import (
+    MASK_TOKEN,
+    PRETRAINING,
+    Half,
+    Layout,
+    Renamed,
+    Task,
+    architecture_of,
+    from_layout,
+    networks_among,
+)
+from dae3d.models.load_report import part_of
+from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
+
+MonaiMerging = Literal["reference", "merging", "mergingv2"]
+MONAI_MERGING = (
+    "order of octants in the patch merging of a state dict that does not say: reference, as published and as "
+    "of MONAI before 1.5; merging, the default of MONAI since; or mergingv2, as export writes it"
+)
+
+_STRAIGHT = [(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)]
+# Of MONAI's `PatchMerging` since version 1.5.
+_MERGING = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)]
+
+# What is said of a network that has such tensors.
+_KINDS = {
+    "SwinUNETR-V2, which has convolutions before its stages": re.compile(r"\blayers\d+c\."),
+    "a network with batch norms": re.compile(r"\.running_(mean|var)$"),
+    "a network whose norms have weights": re.compile(r"\.norm\d\.(weight|bias)$"),
+}
+_EMBEDDING = "encoder.patch_embed.weight"
+_EXPECTED = (
+    "swinViT.layers1.0.... (MONAI's SwinUNETR), encoder.layers1.0.0.... (published pre-training) or "
+    "layers1.0.... (MONAI's model_swinvit.pt), with anything before them"
+)
+_EXAMPLES, _DEPTH = 3, 4
+
+
+@dataclass(frozen=True)
+class Found:
+    """A network in a file: under which entry ("" where there is none), and with what before its names."""
+
+    entry: str
+    prefix: str
+    layout: Layout
+    tensors: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.entry}: {self.prefix}" if self.entry and self.prefix else self.entry or self.prefix
+
+
+def find_network(path: Path, file: Any) -> tuple[Found, str]:
+    """The network in what a file holds, and the names of the others, where it holds several.
+
+    Averages of weights (teacher, ema) go before others, and those before a student; else the first counts.
+
+    Raises:
+        Dae3dError: where there is none, with what there is instead.
+    """
+    found = [
+        Found(entry, prefix, layout, tensors)
+        for entry, tensors in _state_dicts(file)
+        for prefix, layout in networks_among(name for name in tensors if isinstance(name, str)).items()
+    ]
+    if not found:
+        raise Dae3dError(f"{path}: no Swin UNETR is in it; it holds {_inventory(file)}; expected {_EXPECTED}")
+    chosen = min(found, key=_rank)
+    if len(found) == 1:
+        return chosen, ""
+    return chosen, ", ".join(str(other) or "one without a prefix" for other in found if other is not chosen)
+
+
+def renamed(found: Found) -> Renamed:
+    """The tensors of a network by our names."""
+    return from_layout(_tensors(found.tensors), found.layout, found.prefix)
+
+
+def task_of(found: Found, names: Renamed) -> Task:
+    """What a network was trained for. One with MONAI's names may be an encoder alone."""
+    has_decoder = any(part_of(name) != "encoder" for name in names.state)
+    return found.layout.task if has_decoder else "encoder"
+
+
+def bare_architecture(path: Path, names: Renamed) -> Architecture:
+    """The architecture of a network that says nothing of it, with the published patch merging.
+
+    Raises:
+        Dae3dError: where a tensor is missing that tells it, or the network is for images of two dimensions.
+    """
+    embedding = names.state.get(_EMBEDDING)
+    if embedding is not None and embedding.ndim == 4:
+        raise Dae3dError(
+            f"{path}: weights of a network for images of two dimensions ({names.origins[_EMBEDDING]} is of "
+            f"shape {tuple(embedding.shape)}); ours is for three"
+        )
+    try:
+        return architecture_of(names.state)
+    except (KeyError, IndexError) as error:
+        raise Dae3dError(
+            f"{path}: the Swin transformer in it is not whole: no {error} by our names"
+        ) from None
+
+
+def could_be_of_any_monai(names: Renamed) -> bool:
+    """Whether nothing tells with which MONAI a network was trained, and so how it merged patches."""
+    perceptrons = [origin for origin in names.origins.values() if ".mlp." in origin]
+    return _EMBEDDING in names.state and all(".mlp.linear" in origin for origin in perceptrons)
+
+
+def merged_as(
+    state: dict[str, Tensor], architecture: Architecture, merging: MonaiMerging
+) -> tuple[dict[str, Tensor], Architecture]:
+    """Tensors by our names, and the architecture they fit, given the order of octants they were trained in.
+
+    All octants occur once in MONAI's two orders, so sorting the columns of the reduction and of the norm
+    before it makes the one into the other exactly. The published order lacks two, and stays.
+    """
+    if merging == "reference":
+        return state, replace(architecture, patch_merging="reference")
+    if merging == "merging":
+        places = torch.tensor([_MERGING.index(octant) for octant in _STRAIGHT])
+        state = {
+            name: tensor.unflatten(-1, (8, -1))[..., places, :].flatten(-2)
+            if ".downsample." in name
+            else tensor
+            for name, tensor in state.items()
+        }
+    return state, replace(architecture, patch_merging="straight")
+
+
+def misfits(names: Renamed, layout: Layout, architecture: Architecture) -> dict[Half, str]:
+    """For each half of a network that is of another kind than ours: in what."""
+    with torch.device("meta"):
+        network = SwinUNETR(architecture) if layout is PRETRAINING else Segmenter(architecture)
+    ours = {
+        name: tuple(tensor.shape)
+        for name, tensor in network.state_dict().items()
+        if not name.endswith("relative_position_index")
+    }
+    found: dict[Half, str] = {}
+    halves: tuple[Half, ...] = ("encoder", "decoder")
+    for half in halves:
+        theirs = {name: tuple(t.shape) for name, t in names.state.items() if half_of(name) == half}
+        strange = [name for name, belongs in names.strangers.items() if belongs == half]
+        strange += [names.origins[name] for name in theirs if name not in ours]
+        others = [
+            f"{names.origins[name]} {shape} where ours has {ours[name]}"
+            for name, shape in theirs.items()
+            if ours.get(name, shape) != shape
+        ]
+        lacking = [
+            layout.theirs(name) or name
+            for name in ours
+            if half_of(name) == half and name not in theirs and name != MASK_TOKEN and part_of(name) != "head"
+        ]
+        reasons = [_kind(strange)] if strange else []
+        reasons += [_some(strange, "tensors that ours has not")] if strange else []
+        reasons += [_some(others, "tensors of other shapes")] if others else []
+        reasons += [_some(lacking, "tensors missing")] if lacking and theirs else []
+        if any(reasons):
+            found[half] = "; ".join(filter(None, reasons))
+    return found
+
+
+def half_of(name: str) -> Half:
+    """The half that one of our tensors belongs to; a head belongs to the decoder."""
+    return "encoder" if part_of(name) == "encoder" else "decoder"
+
+
+def _kind(names: list[str]) -> str:
+    kind = next((kind for kind, is_of in _KINDS.items() if any(map(is_of.search, names))), None)
+    return f"it is of {kind}" if kind else ""
+
+
+def _some(names: list[str], what: str) -> str:
+    more = ", ..." if len(names) > _EXAMPLES else ""
+    return f"{len(names)} {what}: {', '.join(names[:_EXAMPLES])}{more}"
+
+
+def _rank(found: Found) -> int:
+    words = set(re.split(r"[._]", f"{found.entry}.{found.prefix}".lower()))
+    if words & {"teacher", "ema"}:
+        return 0
+    return 2 if "student" in words else 1
+
+
+def _state_dicts(file: Any, entry: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Everything in a file that maps names to tensors, outer ones first."""
+    if not isinstance(file, Mapping) or depth > _DEPTH:
+        return
+    if _tensors(file):
+        yield entry, file
+    for name, inner in file.items():
+        if isinstance(name, str):
+            yield from _state_dicts(inner, f"{entry}.{name}" if entry else name, depth + 1)
+
+
+def _tensors(mapping: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: t for name, t in mapping.items() if isinstance(name, str) and isinstance(t, Tensor)}
+
+
+def _inventory(file: Any) -> str:
+    """What is in a file, in a line."""
+    if not isinstance(file, Mapping):
+        return f"a {type(file).__name__}"
+    told = []
+    for entry, mapping in _state_dicts(file):
+        tensors = [f"{name} {tuple(tensor.shape)}" for name, tensor in _tensors(mapping).items()]
+        told.append(_some(tensors, f"tensors{f' under {entry!r}' if entry else ''}"))
+    others = [str(name) for name, value in file.items() if not isinstance(value, Tensor)]
+    if not told:
+        told.append("no tensors" + (f", only {', '.join(others[:10])}" if others else ""))
+    return "; ".join(told[:5])
