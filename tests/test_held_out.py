@@ -11,7 +11,7 @@ import dae3d
 from conftest import labelled_case, write_task
 from dae3d.errors import Dae3dError
 from dae3d.evaluation.held_out import HeldOut, held_out
-from dae3d.models.provenance import TRAINED_ON, entry
+from dae3d.models.provenance import TRAINED_ON, entry, kept
 from dae3d.models.swin_unetr import Architecture, Segmenter
 from dae3d.models.weights import save_weights
 from dae3d.reporting import segmentation
@@ -35,8 +35,8 @@ def task(tmp_path: Path) -> Path:
     return write_task(tmp_path, "four", validation=entries)
 
 
-def content(task: Path, *names: str) -> list[str]:
-    return contents_of([task.parent / f"{name}.nii.gz" for name in names])
+def content(task: Path, *names: str) -> list[int]:
+    return [kept(digest) for digest in contents_of([task.parent / f"{name}.nii.gz" for name in names])]
 
 
 def cases_of(task: Path):

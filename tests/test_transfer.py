@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 import dae3d
 from conftest import labelled_case, write_task
-from dae3d.errors import SettingsError
+from dae3d.errors import Dae3dError, SettingsError
+from dae3d.models.weights import read_weights, save_weights
 from dae3d.store.recipe import CaseRecipe
 from dae3d.training.callbacks import find_checkpoints
 
@@ -134,6 +135,47 @@ def test_a_stage_further_from_the_output_takes_smaller_steps(tiny_run, tiny_fine
         assert float(max(moved)) == pytest.approx(1e-3 * scale, rel=0.02), start
 
 
+def with_other_classes(task, folder, names):
+    """The same list of cases, with other names of its classes."""
+    content = json.loads(task.read_text()) | {"labels": names}
+    for entry in content["training"] + content["validation"]:
+        for key in ("image", "label"):
+            entry[key] = str(task.parent / np.ravel(entry[key])[0])
+    (folder / "other.json").write_text(json.dumps(content))
+    return folder / "other.json"
+
+
+def test_a_head_for_other_classes_of_the_same_number_is_refused(finetuned, tiny_finetune, tmp_path, capsys):
+    names = {"0": "background", "1": "organ", "4": "cyst"}
+    task = with_other_classes(tiny_finetune["data"], tmp_path, names)
+    settings = tiny_finetune | STANDING | {"data": task, "init": finetuned}
+    run = dae3d.finetune(out=tmp_path / "run", **settings)
+    ours, theirs = weights(run), weights(finetuned, "best")
+    assert not same(ours, theirs, "decoder.head.conv.conv.weight")
+    assert same(ours, theirs, "decoder.ups")
+    assert "its class 2 is 'lesion', here it is 'cyst'" in capsys.readouterr().out
+
+
+def test_a_head_whose_classes_are_not_known_is_taken_and_said(finetuned, tiny_finetune, tmp_path, caplog):
+    dae3d.export(weights=finetuned, format="reference", out=tmp_path / "w.pth")
+    state = torch.load(tmp_path / "w.pth", weights_only=True)["state_dict"]
+    torch.save({"state_dict": state}, tmp_path / "bare.pth")
+    settings = tiny_finetune | STANDING | {"init": tmp_path / "bare.pth", "monai_merging": "mergingv2"}
+    run = dae3d.finetune(out=tmp_path / "run", **settings)
+    assert same(weights(run), weights(finetuned, "best"), "")
+    assert "its head is taken over, though the file does not say what its classes are" in caplog.text
+
+
+@pytest.mark.parametrize("freeze_steps", [0, 1])
+def test_what_was_not_taken_over_is_not_frozen(freeze_steps, tiny_run, tiny_finetune, tmp_path):
+    contents = read_weights(tiny_run)
+    state = {n: t for n, t in contents.state.items() if not n.startswith("encoder.stages.3")}
+    save_weights(tmp_path / "w.safetensors", state, contents.architecture, contents.info)
+    settings = tiny_finetune | AT_ONCE | {"init": tmp_path / "w.safetensors", "freeze": "encoder"}
+    with pytest.raises(Dae3dError, match=r"freeze: 16 tensors of the encoder .* random values: encoder.st"):
+        dae3d.finetune(out=tmp_path / "run", **(settings | {"freeze_steps": freeze_steps, "max_steps": 2}))
+
+
 @pytest.fixture(scope="module")
 def two_channels(tmp_path_factory):
     """A task with a T1 and a FLAIR image a case."""
@@ -170,3 +212,17 @@ def test_weights_of_one_channel_begin_a_network_of_two(
     assert recipe.modalities == ("t1", "flair")
     assert (recipe.crop_foreground, recipe.intensity) == (True, preparation["intensity"])
     assert network(torch.rand(1, 2, 32, 32, 32)).shape == (1, 3, 32, 32, 32)
+
+
+def test_an_encoder_of_two_channels_is_frozen_with_the_sum_of_them_in_one(
+    two_channels, tiny_finetune, tmp_path, caplog
+):
+    first = tiny_finetune | STANDING | {"data": two_channels, "store": None, "fold": 1}
+    pair = dae3d.finetune(out=tmp_path / "pair", **first)
+    settings = tiny_finetune | AT_ONCE | {"init": pair, "freeze": "encoder", "max_steps": 1}
+    run = dae3d.finetune(out=tmp_path / "run", **settings)
+    ours, theirs = weights(run), weights(pair, "best")
+    name = "encoder.patch_embed.conv1.conv.weight"
+    torch.testing.assert_close(ours[name][:, 0], theirs[name][:, 0] + theirs[name][:, 1])
+    assert same(ours, theirs, "encoder.stages")
+    assert "was trained on the channels t1+flair, and here they are t1" in caplog.text

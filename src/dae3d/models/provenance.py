@@ -30,7 +30,7 @@ class Stage:
     Attributes:
         task: what was trained.
         classes: names of the classes, the background first, of a segmentation network; none where not known.
-        training: beginnings of the fingerprints of the scans that were trained on.
+        training: `kept` of the fingerprints of the scans that were trained on.
         validation: of those by which the best weights were chosen.
         known: whether the file says which scans these were. Those of others do not.
     """
@@ -43,7 +43,7 @@ class Stage:
 
     def side_of(self, fingerprints: Iterable[str]) -> Side | None:
         """The side on which a scan of any of these fingerprints was; training goes before validation."""
-        wanted = {_number(fingerprint) for fingerprint in fingerprints}
+        wanted = {kept(fingerprint) for fingerprint in fingerprints}
         if wanted & self.training:
             return "training"
         return "validation" if wanted & self.validation else None
@@ -108,8 +108,8 @@ def class_names(info: Mapping[str, Any]) -> tuple[str, ...]:
 
 def entry(
     task: Task,
-    training: Iterable[str],
-    validation: Iterable[str],
+    training: Iterable[int],
+    validation: Iterable[int],
     classes: Sequence[str] = (),
     earlier: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ def entry(
 
     Args:
         task: what is trained.
-        training: fingerprints of the scans that are trained on.
+        training: `kept` of the fingerprints of the scans that are trained on.
         validation: of those by which the best weights are chosen.
         classes: names of the classes, the background first.
         earlier: the entry of the weights that were begun with, as `entry_of` has it.
@@ -140,13 +140,23 @@ def entry_of(info: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**unknown[0], "known": False}]
 
 
-def _number(fingerprint: str) -> int:
+def continued(before: list[dict[str, Any]] | None, now: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The entry of a run that goes on from a checkpoint with the entry `before`.
+
+    With other scans it is a stage of its own.
+    """
+    if before is None:
+        return now
+    return before if before[-1] == now[-1] else [*before, now[-1]]
+
+
+def kept(fingerprint: str) -> int:
+    """What is kept of a fingerprint, a hexadecimal digest: its first 64 bits."""
     return int(fingerprint[:_DIGITS], 16)
 
 
-def _packed(fingerprints: Iterable[str]) -> str:
-    numbers = sorted({_number(fingerprint) for fingerprint in fingerprints})[:_MOST]
-    return base64.b64encode(np.array(numbers, "<u8").tobytes()).decode()
+def _packed(fingerprints: Iterable[int]) -> str:
+    return base64.b64encode(np.array(sorted(set(fingerprints))[:_MOST], "<u8").tobytes()).decode()
 
 
 def _unpacked(text: str) -> frozenset[int]:

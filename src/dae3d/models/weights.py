@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,6 +26,7 @@ from dae3d.models.foreign import (
 from dae3d.models.layouts import MASK_TOKEN, NO_SUCH_TENSOR, Half, Renamed, Task
 from dae3d.models.load_report import LoadReport, part_of
 from dae3d.models.pickled import read_pickled
+from dae3d.models.provenance import class_names
 from dae3d.models.swin_unetr import Architecture, Axes, FeatureEncoder, Segmenter, SwinUNETR
 
 log = logging.getLogger(__name__)
@@ -125,17 +126,22 @@ def load(
 
 
 def load_into(
-    network: nn.Module, contents: Contents, transfer: Transfer = "both", show: bool = True
+    network: nn.Module,
+    contents: Contents,
+    transfer: Transfer = "both",
+    show: bool = True,
+    classes: Sequence[str] = (),
 ) -> LoadReport:
     """Copy the tensors of a file that fit into a network.
 
-    A head is taken only into a network for the task that the file's was trained for.
+    A head is taken only into a network for the task that the file's was trained for, and the same classes.
 
     Args:
         network: a `SwinUNETR`, `Segmenter` or `FeatureEncoder`.
         contents: of the file.
         transfer: the half that is taken.
         show: print what was taken.
+        classes: names of the classes that the network is to segment, the background first, where known.
 
     Raises:
         Dae3dError: where nothing fits, or a half that is taken is of another network.
@@ -150,9 +156,12 @@ def load_into(
     taken: dict[str, Tensor] = {}
     adapted: dict[str, str] = {}
     skipped = dict(contents.skipped)
+    theirs = class_names(contents.info)
     for name, tensor in contents.state.items():
         tensor, how = _with_channels(name, tensor, wanted)
         reason = _why_not(name, tensor, wanted, contents.task, task, transfer)
+        if reason is None and part_of(name) == "head" and theirs and classes:
+            reason = _other_classes(theirs, classes)
         if reason is not None:
             skipped[contents.origins.get(name, name)] = reason
             continue
@@ -175,6 +184,10 @@ def load_into(
         report.print()
     _warn_of_other_merging(network, contents, taken)
     _warn_of(contents, report)
+    if classes and not theirs and any(part_of(name) == "head" for name in taken):
+        log.warning(
+            "%s: its head is taken over, though the file does not say what its classes are", contents.path
+        )
     return report
 
 
@@ -292,6 +305,16 @@ def _warn_of(contents: Contents, report: LoadReport) -> None:
                 half,
                 ", ".join(missing),
             )
+
+
+def _other_classes(theirs: Sequence[str], ours: Sequence[str]) -> str | None:
+    """Why a head for some classes, the background first, is none for others of the same number."""
+    for index, (before, now) in enumerate(zip(theirs, ours, strict=False)):
+        if before != now and index:
+            return f"its class {index} is {before!r}, here it is {now!r}"
+    return (
+        None if len(theirs) == len(ours) else f"it is for {len(theirs)} classes, here there are {len(ours)}"
+    )
 
 
 def _warn_of_other_merging(network: Any, contents: Contents, taken: dict[str, Tensor]) -> None:

@@ -80,6 +80,11 @@ class StoredCase(BaseModel):
     drawn: tuple[int, ...]
     cut_away: int
 
+    @property
+    def image_digests(self) -> list[str]:
+        """Sha256 of the content of each channel's source, as of `contents_of`."""
+        return [source.digest for source in self.sources[:-1]]
+
 
 @dataclass(frozen=True)
 class CaseOutcome:

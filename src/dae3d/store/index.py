@@ -53,13 +53,15 @@ class _Origin(BaseModel):
     modality: str
     dataset: str
     split: Split
+    digest: str | None = None
 
 
 class Outline(BaseModel):
-    """What decides whether a scan is used: a part of its line, read in a third of the time of the whole."""
+    """What decides whether a scan is used, and its digests: read in a third of the time of the whole line."""
 
     source: _Origin
     shape: tuple[int, int, int]
+    voxel_digest: str | None = None
 
 
 class OtherVersion(Dae3dError):

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from dae3d.errors import Dae3dError
 from dae3d.files import whole_file
+from dae3d.models.provenance import TRAINED_ON, continued
 from dae3d.models.weights import save_weights
 from dae3d.training.background import Background, Snapshots, on_cpu
 from dae3d.training.record import RunRecord, versions
@@ -102,23 +103,32 @@ class Saver(lightning.Callback):
         settings: of the run.
         about: what `run.json` and the weights say of the data.
         snapshots: the trainer's way to save a checkpoint.
+        trained_on: what the weights say of the very scans, as of `dae3d.models.provenance.entry`.
     """
 
-    def __init__(self, settings: RunSettings, about: dict[str, Any], snapshots: Snapshots) -> None:
+    def __init__(
+        self,
+        settings: RunSettings,
+        about: dict[str, Any],
+        snapshots: Snapshots,
+        trained_on: list[dict[str, Any]],
+    ) -> None:
         self.checkpoints, self.weights = settings.out / "checkpoints", settings.out / "weights"
         self.settings, self.about, self.snapshots = settings, about, snapshots
+        self.trained_on = trained_on
         self.best: dict[str, Any] = {"step": None, "loss": sys.float_info.max}
         self.interrupted = False
         self._previous: dict[int, Any] = {}
         self._background = Background()
 
     def state_dict(self) -> dict[str, Any]:
-        """The best validation so far, kept in checkpoints."""
-        return {"best": dict(self.best)}
+        """The best validation so far, and what was trained on, kept in checkpoints."""
+        return {"best": dict(self.best), TRAINED_ON: self.trained_on}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Back from a checkpoint."""
         self.best = state_dict["best"]
+        self.trained_on = continued(state_dict.get(TRAINED_ON), self.trained_on)
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         """Listen for Ctrl-C, and for the SIGTERM of a launcher or a queue."""
@@ -229,6 +239,7 @@ class Saver(lightning.Callback):
             "settings": self.settings.model_dump(mode="json"),
             "versions": versions(),
             "data": self.about["data"]["rows"],
+            TRAINED_ON: self.trained_on,
         }
 
 

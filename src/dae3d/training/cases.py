@@ -1,6 +1,6 @@
 """The labelled cases of a fine-tuning run: which are trained on, which validate, and the loaders."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dae3d.errors import Dae3dError
+from dae3d.models.provenance import entry, kept
 from dae3d.scans.task import TaskCase, read_task
 from dae3d.store.cases import CaseStore, prepare_cases
 from dae3d.store.recipe import CaseRecipe
@@ -40,6 +41,14 @@ class LabelledData:
         first = sample // global_batch * global_batch
         numbers = {self.stream[i].case for i in range(first, first + global_batch)}
         return sorted(self.store.cases[number].name for number in numbers)
+
+    def trained_on(self, earlier: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """For the weights: the content of the cases' images, after what was `earlier` trained on."""
+        training, validation = (
+            [kept(digest) for number in numbers for digest in self.store.cases[number].image_digests]
+            for numbers in (self.training, self.validation)
+        )
+        return entry("segmentation", training, validation, self.recipe.class_names, earlier)
 
     def about(self, task: Path) -> dict[str, Any]:
         """For `run.json`: the cases."""

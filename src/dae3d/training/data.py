@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import lightning
@@ -12,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from dae3d.cores import usable_cores
 from dae3d.errors import Dae3dError
+from dae3d.models.provenance import entry, kept
 from dae3d.store.index import Outline
-from dae3d.store.store import Store
+from dae3d.store.store import Store, StoredScan
 from dae3d.training.batch import NumberedCrop, Packed, Sample, pack, slot_bytes
 from dae3d.training.loader_process import check_shared_memory, start_loader_process
 from dae3d.training.run_settings import RunSettings
@@ -92,6 +95,11 @@ class TrainingData:
             "validation": self._validation(),
         }
 
+    def trained_on(self) -> list[dict[str, Any]]:
+        """For the weights: the scans that are trained on, and those of the validation crops."""
+        validation = (fingerprints(self.store.scans[crop.scan]) for crop in self.validation)
+        return entry("pretrain", self.scans.fingerprints, chain.from_iterable(validation))
+
     def _validation(self) -> dict[str, Any]:
         described: dict[str, Any] = {}
         for number, name in enumerate(self.modalities):
@@ -113,6 +121,8 @@ class Scans:
     def __init__(self) -> None:
         self.training: dict[str, list[int]] = {}
         self.held_out: dict[str, list[int]] = {}
+        # What weights keep of the training scans.
+        self.fingerprints = array("Q")
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
         self._digest = hashlib.blake2b(digest_size=8)
 
@@ -120,6 +130,8 @@ class Scans:
         """Use a scan."""
         modality, dataset, split = scan.source.modality, scan.source.dataset, scan.source.split
         (self.training if split == "train" else self.held_out).setdefault(modality, []).append(number)
+        if split == "train":
+            self.fingerprints.extend(fingerprints(scan))
         row = self._rows.setdefault(
             (modality, dataset), {"modality": modality, "dataset": dataset, "train": 0, "val": 0, "voxels": 0}
         )
@@ -134,6 +146,11 @@ class Scans:
     def digest(self) -> str:
         """The same for the same scans in the same order, wherever their files and the store are."""
         return self._digest.hexdigest()
+
+
+def fingerprints(scan: Outline | StoredScan) -> list[int]:
+    """What weights keep of a scan: of the content of its files, and of its voxels under any header."""
+    return [kept(digest) for digest in (scan.source.digest, scan.voxel_digest) if digest]
 
 
 def training_data(settings: PretrainSettings, world_size: int) -> TrainingData:

@@ -3,12 +3,14 @@
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from dae3d.errors import SettingsError
+from dae3d.errors import Dae3dError, SettingsError
 from dae3d.models.load_report import LoadReport
+from dae3d.models.provenance import entry_of, seen
 from dae3d.models.swin_unetr import Architecture, Segmenter
 from dae3d.models.weights import Contents, load_into, read_weights
 from dae3d.scans.kinds import strange
@@ -58,7 +60,7 @@ def finetune(settings: FinetuneSettings) -> Path:
     with log_to(settings.out / "log.txt"):
         _announce(settings, data)
         lightning.seed_everything(settings.seed, verbose=False)
-        network = _network(settings, data, resumed=checkpoint is not None)
+        network, earlier = _network(settings, data, resumed=checkpoint is not None)
         module = Segmentation(settings, network, data, settings.out / "pictures")
         about = {
             "kind": "finetune",
@@ -70,7 +72,8 @@ def finetune(settings: FinetuneSettings) -> Path:
         def scans_of(sample: int) -> list[str]:
             return data.scans_of(sample, batch)
 
-        train(settings, module, CaseLoaders(data, settings), checkpoint, about, scans_of, "finetune")
+        loaders, trained_on = CaseLoaders(data, settings), data.trained_on(earlier)
+        train(settings, module, loaders, checkpoint, about, scans_of, "finetune", trained_on)
     return settings.out
 
 
@@ -115,8 +118,16 @@ def _begun_without_flip_axes(settings: FinetuneSettings) -> bool:
     return settings.resume and saved.is_file() and "flip_axes" not in read_config(saved, settings.configs)
 
 
-def _network(settings: FinetuneSettings, data: LabelledData, resumed: bool) -> Segmenter:
-    """The network to begin with, and what is taken over of the weights of --init."""
+def _network(
+    settings: FinetuneSettings, data: LabelledData, resumed: bool
+) -> tuple[Segmenter, list[dict[str, Any]]]:
+    """The network to begin with, and what the weights of --init were trained on.
+
+    A run that goes on has both from its checkpoint.
+
+    Raises:
+        Dae3dError: where the weights are of another network, or lack what is to be frozen.
+    """
     architecture = Architecture(
         **{name: getattr(settings, name) for name in SIZES},
         restore_intensity=False,
@@ -127,15 +138,43 @@ def _network(settings: FinetuneSettings, data: LabelledData, resumed: bool) -> S
     network = Segmenter(architecture, settings.checkpoint_activations, settings.axes or "straight")
     if settings.init is not None and settings.transfer != "none" and not resumed:
         contents = read_weights(settings.init, settings.monai_merging)
-        report = load_into(network, contents, settings.transfer, show=False)
-        _show(report, contents, data.recipe)
-    return network
+        _warn_of_other_channels(contents, data.recipe)
+        _warn_of_new_modalities(contents, data.recipe)
+        _warn_of_seen(contents, data)
+        names = data.recipe.class_names
+        report = load_into(network, contents, settings.transfer, show=False, classes=names)
+        _show(report)
+        _refuse_to_freeze(settings, report)
+        return network, entry_of(contents.info)
+    return network, entry_of({}) if settings.init is not None and settings.transfer != "none" else []
+
+
+def _refuse_to_freeze(settings: FinetuneSettings, report: LoadReport) -> None:
+    """Raise where a tensor would stay at its random values, because nothing was loaded for it."""
+    missing = [name for name in report.missing if name.startswith("encoder.")]
+    if settings.freeze == "encoder" and missing:
+        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise Dae3dError(
+            f"freeze: {len(missing)} tensors of the encoder are not taken over from --init {settings.init}, "
+            f"and would keep random values: {some}; leave --freeze out"
+        )
 
 
 @rank_zero_only
-def _show(report: LoadReport, contents: Contents, recipe: CaseRecipe) -> None:
-    """What was taken over, and which modalities it was not trained on."""
-    report.print()
+def _warn_of_other_channels(contents: Contents, recipe: CaseRecipe) -> None:
+    before = tuple(contents.info.get("recipe", {}).get("modalities", ()))
+    if len(before) > 1 and before != recipe.modalities:
+        log.warning(
+            "%s: was trained on the channels %s, and here they are %s; in this order, or their sum, they are "
+            "taken over",
+            contents.path,
+            "+".join(before),
+            "+".join(recipe.modalities),
+        )
+
+
+@rank_zero_only
+def _warn_of_new_modalities(contents: Contents, recipe: CaseRecipe) -> None:
     known = contents.info.get("modalities") or contents.info.get("recipe", {}).get("modalities", ())
     new = [modality for modality in recipe.modalities if known and strange(modality, known)]
     if new:
@@ -143,6 +182,30 @@ def _show(report: LoadReport, contents: Contents, recipe: CaseRecipe) -> None:
             "%s: trained on %s, and never saw %s; fine-tuning begins with it all the same",
             *(contents.path, ", ".join(known), ", ".join(dict.fromkeys(new))),
         )
+
+
+@rank_zero_only
+def _warn_of_seen(contents: Contents, data: LabelledData) -> None:
+    """On cases that the weights of --init were trained on, a network is better than on new ones."""
+    stored = [data.store.cases[number] for number in data.validation]
+    found = seen(contents.info, {case.name: case.image_digests for case in stored})
+    for task, trained in (("pretrain", "pre-trained"), ("segmentation", "fine-tuned")):
+        names = [case.case for case in found if (case.task, case.side) == (task, "training")]
+        if names:
+            log.warning(
+                "%s: was %s on %d of the %d validation cases, so their Dice is no measure for new ones: %s%s",
+                contents.path,
+                trained,
+                len(names),
+                len(stored),
+                ", ".join(names[:5]),
+                ", ..." if len(names) > 5 else "",
+            )
+
+
+@rank_zero_only
+def _show(report: LoadReport) -> None:
+    report.print()
 
 
 @rank_zero_only

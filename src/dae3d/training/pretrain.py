@@ -46,7 +46,8 @@ def pretrain(settings: PretrainSettings) -> Path:
         about = {"kind": "pretrain", "disruption": settings.disruption, **data.about()}
         about["legs"] = legs_of(settings.out, about, step_of(checkpoint))
         module.baselines_due = baselines_due(settings.out, about["legs"])
-        train(settings, module, CropLoaders(data, settings), checkpoint, about, data.scans_of, "pretrain")
+        loaders, trained_on = CropLoaders(data, settings), data.trained_on()
+        train(settings, module, loaders, checkpoint, about, data.scans_of, "pretrain", trained_on)
     return settings.out
 
 
@@ -54,3 +55,8 @@ def pretrain(settings: PretrainSettings) -> Path:
 def _announce(settings: PretrainSettings, data: TrainingData) -> None:
     modalities = ", ".join(data.modalities)
     log.info("pre-training on %s: %s, disruption %s", settings.data, modalities, settings.disruption)
+    if settings.freeze != "none":
+        log.warning(
+            "freeze: the %s begins with random values, and keeps them: pre-training takes no weights over",
+            settings.freeze,
+        )

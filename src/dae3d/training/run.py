@@ -41,6 +41,7 @@ def train(
     about: dict[str, Any],
     scans_of: Callable[[int], list[str]],
     what: str,
+    trained_on: list[dict[str, Any]],
 ) -> None:
     """Train to the last step, and write everything of it to the run folder.
 
@@ -52,6 +53,7 @@ def train(
         about: what `run.json` and the weights say of the data.
         scans_of: the files in the global batch that a sample is of.
         what: the verb, for the progress bar.
+        trained_on: what the weights say of the very scans, as of `dae3d.models.provenance.entry`.
 
     Raises:
         Dae3dError: where the devices are not there, or the loss is not finite.
@@ -65,7 +67,7 @@ def train(
         StopAtNonFiniteLoss(scans_of, settings.out),
         Rows(),
         Progress(settings, what),
-        Saver(settings, about, snapshots),
+        Saver(settings, about, snapshots, trained_on),
     ]
     if settings.compile == "on":
         callbacks.append(CompiledBlocks())
