@@ -216,7 +216,7 @@ def test_a_ct_series_is_refused_by_weights_of_mr(tmp_path):
     folder = str(tmp_path / "IM")
     with pytest.raises(Dae3dError, match="left out: ct by its DICOM header, 20 "):
         given_cases([folder], ["t1"])
-    with pytest.raises(Dae3dError, match="IM: ct by its DICOM header, where the weights take t1"):
+    with pytest.raises(Dae3dError, match="IM: ct by its DICOM header, where t1 is wanted"):
         given_cases([f"{folder},{mr(tmp_path / 'flair.nii.gz')}"], ["t1", "flair"])
     assert len(given_cases([folder], ["t1"], labels=["t1"])) == 1
 
@@ -267,7 +267,7 @@ def test_a_channel_that_is_told_to_be_another_is_said(tmp_path, caplog):
     scans = ",".join(str(mr(tmp_path / name)) for name in ("p_flair.nii.gz", "unnamed.nii.gz"))
     with caplog.at_level("WARNING", "dae3d"):
         given_cases([scans], ["t1", "flair"])
-    assert "p_flair.nii.gz: flair by its name, where the weights take t1" in caplog.text
+    assert "p_flair.nii.gz: flair by its name, where t1 is wanted" in caplog.text
     with pytest.raises(
         Dae3dError, match="3 files, where the weights take 2 channels in this order: t1, flair"
     ):
@@ -361,7 +361,7 @@ def test_a_name_that_says_another_machine(tmp_path, caplog):
     mr(tmp_path / "patient_ct.nii.gz")
     with caplog.at_level("WARNING", "dae3d"):
         given_cases([str(tmp_path / "patient_ct.nii.gz")], ["t1"])
-    assert "patient_ct.nii.gz: ct by its name, where the weights take t1" in caplog.text
+    assert "patient_ct.nii.gz: ct by its name, where t1 is wanted" in caplog.text
     bids = mr(tmp_path / "sub-1_ct.nii.gz")
     with pytest.raises(
         Dae3dError, match=r"ct by its BIDS name, .*\n--modality t1 takes scans as these whatever"
@@ -420,3 +420,40 @@ def test_fine_tuning_from_weights_of_another_modality_is_said(tiny_run, tiny_fin
     with caplog.at_level(logging.WARNING, "dae3d"):
         dae3d.finetune(**(fields | {"init": tiny_run, "out": tmp_path / "run"}))
     assert "trained on ct, t1, and never saw flair; fine-tuning begins with it all the same" in caplog.text
+
+
+def test_a_list_whose_files_are_called_otherwise_is_said(tmp_path, caplog):
+    """Channels in another order in one entry; while names that say no more than the list are no news."""
+    images = [[f"{name}_t1.nii.gz", f"{name}_flair.nii.gz"] for name in "ab"] + [
+        ["c.nii.gz", "sub-1_T1w.nii"]
+    ]
+    images[1].reverse()
+    for name in {name for pair in images for name in pair}:
+        mr(tmp_path / name)
+    content = {
+        "modality": {"0": "T1w", "1": "FLAIR"},
+        "labels": LABELS,
+        "test": [{"image": i} for i in images],
+    }
+    (tmp_path / "task.json").write_text(json.dumps(content))
+    weights = fine_tuned(tmp_path, "t1", "flair")
+    given = {"data": tmp_path / "task.json", "weights": [weights], "device": "cpu"}
+    with caplog.at_level("WARNING", "dae3d"):
+        dae3d.predict(out=tmp_path / "out", **given)
+    (said,) = [record.getMessage() for record in caplog.records if "is wanted" in record.getMessage()]
+    assert [line.rpartition("/")[2] for line in said.splitlines()] == [
+        "b_flair.nii.gz: flair by its name, where t1 is wanted",
+        "b_t1.nii.gz: t1 by its name, where flair is wanted",
+        "sub-1_T1w.nii: t1 by its BIDS name, where flair is wanted",
+    ]
+
+
+def test_a_file_is_what_its_content_says(tmp_path):
+    """As it is where it is read: an Analyze pair by its .img, and a name without a suffix."""
+    (case,) = given_cases([str(mr(tmp_path / "scan.nii"))], ["t1"])
+    voxels = case.images[0].read().array
+    (tmp_path / "scan").write_bytes((tmp_path / "scan.nii").read_bytes())
+    nibabel.AnalyzeImage(voxels, np.eye(4)).to_filename(tmp_path / "pair.img")
+    for name in ("scan", "pair.img"):
+        (case,) = given_cases([str(tmp_path / name)], ["t1"])
+        assert np.array_equal(np.sort(case.images[0].read().array, None), np.sort(voxels, None))

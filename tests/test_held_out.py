@@ -174,3 +174,18 @@ def test_predictions_of_other_images_are_said(
         in caplog.text
     )
     assert str(other) in caplog.text
+
+
+@pytest.mark.parametrize("split", ["training", "validation"])
+def test_a_run_of_fine_tuning(finetuned: Path, tiny_task: Path, split: str) -> None:
+    """Its training cases, and those that chose its best weights."""
+    best, last = (
+        dae3d.load(finetuned / f"weights/{name}.safetensors", show=False).info for name in ("best", "last")
+    )
+    cases = read_task(tiny_task).split(split)
+    names = tuple(case.name for case in cases)
+    found = held_out(cases, [best])
+    assert (found.trained, found.chose) == ((names, ()) if split == "training" else ((), names))
+    assert (found.pretrained, found.known, found.known_pretraining) == ((), True, True)
+    if split == "validation" and last["step"] != best["step"]:
+        assert held_out(cases, [last]).chose == ()

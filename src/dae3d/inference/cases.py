@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.scans.channels import channel_files
-from dae3d.scans.given import Image, image_names, images_at, say_found
+from dae3d.scans.given import Image, contradictions, image_names, images_at, listed, say_found
 from dae3d.scans.kinds import Conflict, conflict
 from dae3d.scans.readers import scan_stem
 from dae3d.scans.subjects import sequence_at_end
@@ -20,7 +20,6 @@ from dae3d.store.recipe import CaseRecipe
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 20  # problems in a message
 _CHANNEL = re.compile(r"(?P<rest>.+)_(?P<number>000[0-9])")
 _BIDS_CASE = re.compile(r"(?P<case>(?P<subject>sub-[^_]+)(?:_ses-[^_]+)?)_.+")
 
@@ -104,7 +103,7 @@ def given_cases(
         else:
             found.setdefault(_of_files(scan, files, modalities, labels, volume), scan)
     if labels is None:
-        _check(list(found), modalities, refuses)
+        _check(found, modalities, refuses)
     names = case_names(image_names([images[0] for images in found]))
     return [
         ScanCase(name, images, None, given)
@@ -205,11 +204,10 @@ def _together(
     if len(set(modalities)) < len(modalities):
         problems = ["of channels of the same modality, names do not tell which is which"]
     if problems or not groups:
-        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise Dae3dError(
             f"{folder}: its images cannot be put together to scans of {in_words(modalities)}:\n  "
-            + "\n  ".join([*(problems or ["no image is of any of them"])[:_SHOWN], *more])
-            + "\nGive each scan as its files joined by commas in that order, or a list of cases with --data."
+            f"{listed(problems or ['no image is of any of them'])}\n"
+            "Give each scan as its files joined by commas in that order, or a list of cases with --data."
         )
     return [tuple(group[modality][0] for modality in modalities) for group in groups.values()], others
 
@@ -243,25 +241,16 @@ def _problems(groups: Iterable[dict[str, list[Image]]], modalities: Sequence[str
                 yield f"{several[0].path} and {several[1].path}: both {modality}, of the same scan"
 
 
-def _check(cases: Sequence[tuple[Image, ...]], modalities: Sequence[str], refuses: bool) -> None:
+def _check(cases: Iterable[tuple[Image, ...]], modalities: Sequence[str], refuses: bool) -> None:
     """Refuse images that are of another machine for certain, and say which may be of another modality."""
     wrong: list[str] = []
     odd: list[str] = []
     for images in cases:
-        for image, modality in zip(images, modalities, strict=True):
-            found = _conflict(image, modality)
-            if found and image.told:
-                told = f"{image.path}: {_saying(image)}, where the weights take {modality}"
-                certain = found == "machine" and image.told.certain
-                (wrong if refuses and certain else odd).append(told)
+        for _, sentence, certain in contradictions(images, modalities):
+            (wrong if refuses and certain else odd).append(sentence)
     if wrong:
         raise Dae3dError(
-            f"{_listed(wrong)}\n--modality {' '.join(modalities)} takes scans as these whatever they say."
+            f"{listed(wrong)}\n--modality {' '.join(modalities)} takes scans as these whatever they say."
         )
     if odd:
-        log.warning("%s", _listed(odd))
-
-
-def _listed(lines: Sequence[str]) -> str:
-    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return "\n  ".join([*lines[:_SHOWN], *more])
+        log.warning("%s", listed(odd))

@@ -36,7 +36,7 @@ from dae3d.scans.channels import ScanText, channel_files
 from dae3d.scans.given import SCANS_GIVEN, VOLUME_GIVEN, Image
 from dae3d.scans.modality import Label
 from dae3d.scans.sides import AXES, AXES_SHOWN, Axis
-from dae3d.scans.task import Task, TaskSplit, read_task
+from dae3d.scans.task import Task, TaskSplit, read_task, say_contradictions
 from dae3d.settings import Positional, Settings, verb
 from dae3d.store.recipe import CaseRecipe
 
@@ -236,9 +236,12 @@ def _cases(settings: PredictSettings, recipe: CaseRecipe) -> list[ScanCase]:
     task = read_task(settings.data, settings.modality, order=recipe.modalities)
     _refuse_other_classes(task, recipe)
     split = settings.split or ("test" if settings.fold is None else "validation")
+    cases = task.split(split, settings.fold, labelled=False)
+    if settings.modality is None:
+        say_contradictions(task, cases)
     return [
         ScanCase(case.name, tuple(Image.of(path, settings.volume) for path in case.images), case.label)
-        for case in task.split(split, settings.fold, labelled=False)
+        for case in cases
     ]
 
 

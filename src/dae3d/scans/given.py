@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +17,11 @@ from dae3d.scans.dicom.identity import load_salt
 from dae3d.scans.dicom.volume import read_series
 from dae3d.scans.header_cache import read_facts
 from dae3d.scans.index_tables import short
+from dae3d.scans.kinds import conflict
 from dae3d.scans.manifest import LeftOut
 from dae3d.scans.modality import LIST_NAMES, label_by_bids
 from dae3d.scans.readers import Volume, read_volume, scan_stem, suffix, volume_count
-from dae3d.scans.sources import absolute, files_in, readable_suffixes
+from dae3d.scans.sources import absolute, files_in
 from dae3d.scans.subjects import sequence_at_end
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ _LABEL_MAP = re.compile(
     re.IGNORECASE,
 )
 _THREADS = 8
+_SHOWN = 20  # lines of a message
 
 
 class Told(NamedTuple):
@@ -123,24 +125,20 @@ def images_at(path: Path, volume: int | None, pass_over: Callable[[Path], bool] 
     """The image that a path names, or those in the folder that it is.
 
     Args:
-        path: a file of a format that is read, whether it is there or not; a DICOM file; a folder.
+        path: a file, which need not be there before it is read; a DICOM file; or a folder.
         volume: which one of a 4-D file, or of a DICOM series in time, from 0.
         pass_over: files of a folder that are not looked at.
 
     Raises:
-        Dae3dError: where a file is of no format that is read.
+        Dae3dError: where a folder has no image, or a DICOM file is none.
     """
     path = absolute(path)
     if path.is_dir():
         found = _in_folder(path, volume, pass_over)
-    elif suffix(path) or not path.exists():
-        found = Found([Image.of(path, volume)], [])
-    elif is_dicom(path):
+    elif suffix(path) is None and is_dicom(path) and path.exists():
         found = _series([path], volume)
     else:
-        raise Dae3dError(
-            f"{path}: no scan by its suffix ({readable_suffixes()}), nor DICOM, nor a folder of scans"
-        )
+        found = Found([Image.of(path, volume)], [])
     if not found.images:
         raise Dae3dError(
             f"{path}: no scan that can be used: {_reasons(found.left_out) or 'no files of scans'}"
@@ -214,6 +212,26 @@ def _series(files: Sequence[Path], volume: int | None) -> Found:
             home = paths[0] if len(paths) == 1 else series.folder
             found.images.append(Image(home, paths, None, series.series, series.study, series.modality))
     return found
+
+
+def contradictions(images: Iterable[Image], modalities: Iterable[str]) -> Iterator[tuple[Image, str, bool]]:
+    """Which images are told to be of another modality than the one in their place, and what to say of it.
+
+    Yields:
+        The image; a sentence; and whether it is of another machine for certain.
+    """
+    for image, modality in zip(images, modalities, strict=True):
+        told = image.told
+        found = conflict(told.label, modality) if told else None
+        if told and found:
+            sentence = f"{image.path}: {told.label} by {told.source}, where {modality} is wanted"
+            yield image, sentence, found == "machine" and told.certain
+
+
+def listed(lines: Sequence[str]) -> str:
+    """Lines of a message, the first 20 of many."""
+    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "\n  ".join([*lines[:_SHOWN], *more])
 
 
 def image_names(images: Sequence[Image]) -> list[Path]:

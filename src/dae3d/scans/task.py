@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 from pydantic import AliasChoices, Field, field_validator
 
 from dae3d.errors import Dae3dError
+from dae3d.scans.given import Image, contradictions, listed
 from dae3d.scans.kinds import conflict
 from dae3d.scans.lists import Entry, ScanList, bare_names, home_elsewhere, load_list, modalities_of
 from dae3d.scans.modality import label_in_list
@@ -230,6 +231,17 @@ def read_task(path: Path, modality: Sequence[str] | None = None, order: Sequence
     )
     _warn_of_shared_subjects(task)
     return task
+
+
+def say_contradictions(task: Task, cases: Sequence[TaskCase]) -> None:
+    """Say which images of a list have names that speak against the modality the list gives them."""
+    said = [
+        sentence
+        for case in cases
+        for _, sentence, _ in contradictions(map(Image.of, case.images), task.modalities)
+    ]
+    if said:
+        _log.warning("%s: %s", task.path, listed(said))
 
 
 def parse_labels(labels: Any) -> dict[int, str]:
