@@ -86,7 +86,7 @@ def test_a_folder_stands_for_the_scans_in_it(tmp_path, caplog):
     with caplog.at_level("INFO", "dae3d"):
         cases = given_cases([str(folder)], ["t1"])
     assert names(cases) == [["a.nii.gz"], ["p2_t1.nii.gz"], ["sub-1_T1w.nii.gz"], ["b.nii"]]
-    assert f"{folder}: 4 scans" in caplog.text
+    assert f"scans in {folder}: 4" in caplog.text
     assert "label map by its name, 3 (such as" in caplog.text
     assert "flair by its BIDS name, 1 (such as" in caplog.text
     assert "t2 by its name, 1 (such as" in caplog.text

@@ -189,3 +189,11 @@ def test_a_run_of_fine_tuning(finetuned: Path, tiny_task: Path, split: str) -> N
     assert (found.pretrained, found.known, found.known_pretraining) == ((), True, True)
     if split == "validation" and last["step"] != best["step"]:
         assert held_out(cases, [last]).chose == ()
+
+
+def test_another_file_of_the_name_is_not_written_over(task: Path, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "weights.json").write_text('{"kg": 71}')
+    with pytest.raises(Dae3dError, match=r"weights\.json is there, and `predict` did not write it"):
+        dae3d.predict(scans=[tmp_path / "ben.nii.gz"], weights=[weights], out=tmp_path / "out", device="cpu")
+    assert (tmp_path / "out" / "weights.json").read_text() == '{"kg": 71}'

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dae3d.errors import ScanError
+from dae3d.errors import Dae3dError, ScanError
 from dae3d.files import write_text
 from dae3d.reporting.words import plural, some
 from dae3d.scans.task import TaskCase
@@ -95,12 +95,14 @@ def held_out(cases: Sequence[TaskCase], weights: Sequence[Mapping[str, Any]]) ->
     Raises:
         ScanError: where an image cannot be read.
     """
+    if not weights:
+        return HeldOut(len(cases))
     # Imports PyTorch, which comparing other people's predictions does not need.
     from dae3d.models.provenance import seen, trained_on
 
     stages = [trained_on(info) for info in weights]
     all_stages = [stage for own in stages for stage in own]
-    known = bool(weights) and all(stage.known for stage in all_stages if stage.task == "segmentation")
+    known = all(stage.known for stage in all_stages if stage.task == "segmentation")
     if not any(stage.known for stage in all_stages):
         return HeldOut(len(cases))
     contents = {case.name: _contents(case) for case in cases}
@@ -138,9 +140,16 @@ def _contents(case: TaskCase) -> list[str]:
 
 
 def write_weights(folder: Path, weights: Sequence[Mapping[str, Any]]) -> None:
-    """Write down, beside predictions, what the weights that make them say of their training."""
+    """Write down, beside predictions, what the weights that make them say of their training.
+
+    Raises:
+        Dae3dError: where another file has that name, or it cannot be written.
+    """
     from dae3d.models.provenance import TRAINED_ON, entry_of
 
+    path = folder / FILE
+    if path.exists() and not read_weights_beside(folder):
+        raise Dae3dError(f"out: {path} is there, and `predict` did not write it; take another folder")
     kept = [
         {
             "step": info.get("step"),
@@ -149,7 +158,7 @@ def write_weights(folder: Path, weights: Sequence[Mapping[str, Any]]) -> None:
         }
         for info in weights
     ]
-    write_text(folder / FILE, json.dumps(kept) + "\n")
+    write_text(path, json.dumps(kept) + "\n")
 
 
 def read_weights_beside(folder: Path) -> list[dict[str, Any]]:
@@ -158,5 +167,7 @@ def read_weights_beside(folder: Path) -> list[dict[str, Any]]:
         found = json.loads((folder / FILE).read_bytes())
     except (OSError, ValueError):
         return []
-    usable = isinstance(found, list) and all(isinstance(info, dict) for info in found)
+    from dae3d.models.provenance import TRAINED_ON
+
+    usable = isinstance(found, list) and all(isinstance(info, dict) and TRAINED_ON in info for info in found)
     return found if usable else []

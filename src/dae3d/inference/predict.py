@@ -128,7 +128,8 @@ def predict(settings: PredictSettings) -> list[Path]:
     problems = []
     with Journal(settings.out / RECORD, _heading(ensemble, settings, mirror)) as record:
         _refuse_overwriting_others(cases, record, settings)
-        write_weights(settings.out, ensemble.infos)
+        if ensemble.infos:
+            write_weights(settings.out, ensemble.infos)
         done = [case for case in cases if _is_done(case, record, settings)]
         if done:
             log.info("%d of %d scans are segmented already", len(done), len(cases))

@@ -37,7 +37,7 @@ VOLUME_GIVEN = (
 
 LABEL_MAP = "label map by its name"
 _LABEL_MAP = re.compile(
-    r"(?:.*[_.-])?(?:d?seg|probseg|segmentations?|(?:deface)?mask|labels?|roi|gt|aseg|aparc|probabilities)",
+    r"(?:.*[_.-])?(?:d?seg|probseg|segmentations?|(?:deface)?mask|msk|labels?|roi|gt|aseg|aparc|probabilities)",
     re.IGNORECASE,
 )
 _THREADS = 8
@@ -154,7 +154,7 @@ def say_found(folder: Path, count: int, left_out: Sequence[LeftOut]) -> None:
     """
     if not count:
         raise Dae3dError(f"{folder}: no scan that can be used; left out: {_reasons(left_out)}")
-    log.info("%s: %d scans", folder, count)
+    log.info("scans in %s: %d", folder, count)
     if left_out:
         log.warning("%s: left out: %s", folder, _reasons(left_out))
 
