@@ -142,8 +142,8 @@ def _is_result(entry: Mapping[str, Any]) -> bool:
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """What differs, with both values where they are short."""
     found = []
-    for field in here:
-        if there.get(field) != here[field]:
+    for field in {**here, **there}:
+        if there.get(field) != here.get(field):
             values = [json.dumps(heading.get(field)) for heading in (there, here)]
             shown = max(map(len, values)) <= _SHORT
             found.append(f"{field}: {values[0]} there, {values[1]} here" if shown else field)
