@@ -97,6 +97,11 @@ def test_a_folder_stands_for_the_scans_in_it(tmp_path, caplog):
     assert len(everything) == 7
 
 
+def test_a_comma_in_the_name_of_a_folder(tmp_path):
+    mr(tmp_path / "Doe, Jane" / "a.nii")
+    assert names(given_cases([str(tmp_path / "Doe, Jane")], ["t1"])) == [["a.nii"]]
+
+
 def test_a_folder_without_scans_says_so(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(Dae3dError, match="empty: no scan that can be used: no files of scans"):
