@@ -214,9 +214,12 @@ def test_a_label_on_another_grid_is_refused_with_both_values():
 @pytest.mark.parametrize(
     ("broken", "why"),
     [
-        (np.zeros(SHAPE), "channel 2: constant"),
-        (np.full(SHAPE, np.nan), "channel 2: not finite"),
-        (np.zeros((3, 4, 5)), "channel 2 is on another grid than channel 1: its shape is 3x4x5"),
+        (np.zeros(SHAPE), r"channel 2 \(t2\): constant"),
+        (np.full(SHAPE, np.nan), r"channel 2 \(t2\): not finite"),
+        (
+            np.zeros((3, 4, 5)),
+            r"channel 2 \(t2\) is on another grid than channel 1 \(t1\): its shape is 3x4x5",
+        ),
     ],
 )
 def test_the_bad_channel_is_named(broken, why):
@@ -230,7 +233,7 @@ def test_a_ct_without_its_intercept_is_refused_and_its_file_is_named(tmp_path):
     path = write_nifti(tmp_path / "sub-1_ct.nii.gz", lost)
     with pytest.raises(ScanError, match=r"sub-1_ct\.nii\.gz: not in HU: .*intercept"):
         read_case([path], recipe("ct"))
-    with pytest.raises(ScanError, match="channel 2: not in HU"):
+    with pytest.raises(ScanError, match=r"channel 2 \(ct\): not in HU"):
         conform_case([Volume(lost, np.eye(4))] * 2, recipe("t1", "ct"))
     conform_case([Volume(lost, np.eye(4), intercept=-1024.0)], recipe("ct"))
 

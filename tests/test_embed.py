@@ -15,10 +15,11 @@ import dae3d
 from conftest import smooth_volume
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.inference import embed as module
-from dae3d.inference import prepared
 from dae3d.inference.embed import window_corners
 from dae3d.models.swin_unetr import Architecture, FeatureEncoder, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
+from dae3d.scans import given as given_scans
+from dae3d.scans.given import Image
 from dae3d.store.examine import AS_ACQUIRED
 
 SIZES = {"embed_dim": 4, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
@@ -63,7 +64,7 @@ def test_features_are_the_mean_over_windows_of_the_normalised_last_map(weights, 
     # Bright voxels lie in the first 38 planes: two windows of 32 along x and y, and z is 36 deep.
     image = torch.from_numpy(z_scored(scan))[None, None]
     windows = []
-    bright = module._read(module._Case(str(scan), (scan,), "t1"), None, AS_ACQUIRED, None)[1]
+    bright = module._read(module._Case(str(scan), (Image.of(scan),), "t1"), None, AS_ACQUIRED, None)[1]
     (x0, y0, z0), (x1, y1, z1) = bright
     assert x1 <= 38
     assert min(x1 - x0, y1 - y0, z1 - z0) > 32
@@ -174,7 +175,7 @@ def test_scans_that_are_all_bad_are_an_error(weights, tmp_path):
 def test_an_unknown_modality_stops_before_any_work(weights, scan, tmp_path, monkeypatch):
     plain = tmp_path / "scan.nii.gz"
     plain.write_bytes(scan.read_bytes())
-    monkeypatch.setattr(prepared, "read_volume", lambda path: pytest.fail("read a scan"))
+    monkeypatch.setattr(given_scans, "read_volume", lambda path, volume: pytest.fail("read a scan"))
     with pytest.raises(Dae3dError, match=r"scan\.nii\.gz: unknown modality"):
         dae3d.embed(scans=[str(scan), str(plain)], weights=weights, out=tmp_path / "e.npz")
 
@@ -196,7 +197,7 @@ def test_a_network_of_unknown_channels_is_refused(scan, tmp_path):
 
 @pytest.mark.parametrize("name", ["a.nii,b.nii", "no,such.nii,file.nii"])
 def test_several_files_for_one_channel_are_refused(weights, tmp_path, name):
-    with pytest.raises(Dae3dError, match=r"\d files, where these weights take 1 a scan"):
+    with pytest.raises(Dae3dError, match=r"\d files, where the weights take 1 a scan"):
         dae3d.embed(scans=[name], weights=weights, out=tmp_path / "e.npz", modality="t1")
 
 
@@ -242,15 +243,15 @@ def three_scans(tmp_path) -> list[str]:
 def reads(monkeypatch) -> list[str]:
     """The names of the scans that are read, and Ctrl-C at one called sub-1 while there is none after it."""
     names: list[str] = []
-    read = prepared.read_volume
+    read = given_scans.read_volume
 
-    def noted(path):
+    def noted(path, volume):
         names.append(path.name)
         if names == ["sub-0_T1w.nii.gz", "sub-1_T1w.nii.gz"]:
             raise KeyboardInterrupt
-        return read(path)
+        return read(path, volume)
 
-    monkeypatch.setattr(prepared, "read_volume", noted)
+    monkeypatch.setattr(given_scans, "read_volume", noted)
     return names
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from dae3d.errors import Dae3dError
 from dae3d.files import make_folder, whole_file, write_text
-from dae3d.journal import Journal
+from dae3d.journal import Journal, sources_in
 from dae3d.locks import lock
 
 HEADING = {"weights": "abc", "overlap": 0.5}
@@ -70,6 +70,25 @@ def test_a_journal_of_nothing_is_not_left(tmp_path: Path) -> None:
     with Journal(tmp_path / "new" / "j.jsonl", HEADING):
         pass
     assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_field_that_one_heading_lacks_is_named(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.jsonl", {"a": 1, "volume": 2}) as journal:
+        journal.add("x", [], 1)
+    with pytest.raises(Dae3dError, match=r"of other weights or settings \(volume: 2 there, null here\)"):
+        Journal(tmp_path / "j.jsonl", {"a": 1})
+
+
+def test_sources_of_results(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.jsonl", {"a": 1}) as journal:
+        for name in ("x.txt", "y.txt"):
+            (tmp_path / name).touch()
+        journal.add("x", [tmp_path / "y.txt"], 1)
+        journal.add("x", [tmp_path / "x.txt", tmp_path / "y.txt"], 1)
+    with (tmp_path / "j.jsonl").open("a") as file:
+        file.write('{"name": "cut sho')
+    assert sources_in(tmp_path / "j.jsonl") == {"x": [tmp_path / "x.txt", tmp_path / "y.txt"]}
+    assert sources_in(tmp_path / "none.jsonl") == {}
 
 
 def test_begun_anew(path: Path) -> None:

@@ -153,6 +153,7 @@ def test_probabilities_are_written_in_the_scans_grid_and_agree_with_the_labels(w
         "p.nii.gz",
         "p_probabilities.nii.gz",
         "predictions.jsonl",
+        "weights.json",
     ]
 
 
@@ -355,6 +356,7 @@ def test_ctrl_c_loses_nothing_that_is_finished(thresholding, tmp_path):
         "1.nii.gz",
         "1_probabilities.nii.gz",
         "predictions.jsonl",
+        "weights.json",
     ]
     del network.forward
     dae3d.predict(**given, probabilities=True)
@@ -455,7 +457,7 @@ def test_the_labels_of_a_list_must_be_those_of_the_weights(weights, tmp_path, ca
         ({"scans": ["a.nii.gz"], "weights": []}, "weights"),
         ({"scans": ["a.nii.gz"], "overlap": 1.0}, "overlap"),
         ({"scans": ["a.nii.gz"], "probabilities": True, "resample": "labels"}, "probabilities: are interpol"),
-        ({"scans": ["missing.nii.gz"]}, r"no such file: .*missing\.nii\.gz"),
+        ({"scans": ["missing.nii.gz"]}, r"no such file or folder: missing\.nii\.gz"),
         ({"scans": ["missing.nii.gz"], "device": "cuda:99"}, "device"),
     ],
 )
@@ -466,7 +468,7 @@ def test_what_cannot_be_is_said(fields, message, weights, tmp_path):
 
 def test_channels_must_be_those_of_the_weights(weights, tmp_path):
     scan = ct_scan(tmp_path / "p.nii.gz")
-    with pytest.raises(Dae3dError, match=r"channels: 2 where 1 \(ct\)"):
+    with pytest.raises(Dae3dError, match=r"p\.nii\.gz: 2 files, where the weights take 1 channel \(ct\)"):
         dae3d.predict(scans=[f"{scan},{scan}"], weights=[weights], out=tmp_path / "out", device="cpu")
 
 

@@ -14,7 +14,8 @@ import dae3d
 from conftest import smooth_volume
 from dae3d.disrupt import DisruptionSettings, sample_keys
 from dae3d.errors import Dae3dError
-from dae3d.inference.reconstruct import modality_of, repair_scan
+from dae3d.inference.labelled import modality_of
+from dae3d.inference.reconstruct import repair_scan
 from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
 from dae3d.training.settings import PretrainSettings
@@ -226,15 +227,15 @@ def test_mae_masks_whole_blocks(tiny_settings, tmp_path):
 
 @pytest.mark.parametrize(("disruption", "overlap"), [("local_mask", 0.5), ("mae", 0.3), ("denoise", 0.0)])
 def test_every_disruption_runs_with_any_overlap(disruption, overlap, tiny_run, tmp_path):
-    scan = mr_scan(tmp_path / "sub-1_T2w.nii.gz", shape=(50, 20, 33))
+    scan = mr_scan(tmp_path / "sub-1_T1w.nii.gz", shape=(50, 20, 33))
     rows = dae3d.reconstruct(
         scans=[scan], weights=tiny_run, out=tmp_path, disruption=disruption, overlap=overlap, device="cpu"
     )
-    images = written(tmp_path / "sub-1_T2w")
+    images = written(tmp_path / "sub-1_T1w")
     untouched = np.array_equal(voxels_of(images["clean"]), voxels_of(images["disrupted"]))
     assert untouched == (disruption == "local_mask")
     assert np.isfinite(voxels_of(images["repaired"])).all()
-    assert [row["modality"] for row in rows] == ["t2", "t2"]
+    assert [row["modality"] for row in rows] == ["t1", "t1"]
 
 
 class Recorder(torch.nn.Module):

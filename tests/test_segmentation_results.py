@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 
+from dae3d.evaluation.held_out import HeldOut
 from dae3d.evaluation.results import Results
 from dae3d.evaluation.segmentation import Scores
 from dae3d.reporting.findings import findings, summary
@@ -164,7 +165,7 @@ def test_of_many_cases_a_part_is_drawn_and_the_page_says_so() -> None:
     table = {f"case{i}": {"x": scores(d, 1, 1, 1), "y": ABSENT} for i, d in enumerate(dice)}
     table |= {f"more{i}": {"x": ABSENT, "y": scores(0.5, 1, 1, 1)} for i in range(MOST_DOTS)}
     found = Results.of(table, {"x": [1], "y": [2]}, {}, seed=0)
-    page = render(found, Context("Many", "test", 1.0, "", {}), [])
+    page = render(found, Context("Many", "test", 1.0, "", {}, HeldOut(0)), [])
     assert page.count("<circle") == 2 * MOST_DOTS
     assert f"Of more than {MOST_DOTS} cases only so many are" in page
     assert f"x ({MOST_DOTS} of 1000 cases drawn)</figcaption>" in page

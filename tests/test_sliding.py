@@ -112,14 +112,16 @@ def test_mirroring_is_the_mean_of_the_logits_of_all_eight_mirror_images():
     flips = [axes for n in range(4) for axes in itertools.combinations((2, 3, 4), n)]
     assert len(flips) == 8
     mean = torch.stack([network(image[None].flip(f)).flip(f) for f in flips]).mean(dim=0)[0]
-    torch.testing.assert_close(whole([network], image, mirror=True), mean.softmax(dim=0), rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        whole([network], image, mirror=(0, 1, 2)), mean.softmax(dim=0), rtol=0, atol=2e-6
+    )
 
 
 def test_mirroring_makes_a_mirrored_scan_a_mirrored_result():
     # Sides of whole steps, so that the windows themselves lie symmetrically.
     network, image = PlaceAware(9), scan((12, 8, 16))
-    straight = whole([network], image, mirror=True)
-    torch.testing.assert_close(whole([network], image.flip(1), mirror=True).flip(1), straight)
+    straight = whole([network], image, mirror=(0, 1, 2))
+    torch.testing.assert_close(whole([network], image.flip(1), mirror=(0, 1, 2)).flip(1), straight)
 
 
 def test_segment_is_the_most_probable_class():

@@ -109,6 +109,16 @@ class Journal:
         self._file.flush()
 
 
+def sources_in(path: Path) -> dict[str, list[Path]]:
+    """The files that each result in a journal was made from, by its name; nothing without a journal."""
+    try:
+        with path.open("rb") as file:
+            entries = [entry for entry in map(_parsed, file) if _is_result(entry)]
+    except OSError:
+        return {}
+    return {entry["name"]: [Path(source) for source, *_ in entry["files"]] for entry in entries}
+
+
 def _parsed(line: bytes) -> dict[str, Any]:
     """The content of a line; nothing where it is no JSON object, as after a crash of the machine."""
     try:
@@ -132,8 +142,8 @@ def _is_result(entry: Mapping[str, Any]) -> bool:
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """What differs, with both values where they are short."""
     found = []
-    for field in here:
-        if there.get(field) != here[field]:
+    for field in {**here, **there}:
+        if there.get(field) != here.get(field):
             values = [json.dumps(heading.get(field)) for heading in (there, here)]
             shown = max(map(len, values)) <= _SHORT
             found.append(f"{field}: {values[0]} there, {values[1]} here" if shown else field)

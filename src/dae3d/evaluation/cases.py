@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.evaluation.segmentation import Scores, compare
-from dae3d.journal import Journal
+from dae3d.journal import Journal, sources_in
 from dae3d.scans.grids import Grid, grid_difference
 from dae3d.scans.readers import read_header, read_volume
 from dae3d.scans.task import TaskCase
@@ -19,6 +19,9 @@ from dae3d.store.conform_case import class_indices
 from dae3d.store.recipe import CaseRecipe
 
 CaseScores = dict[str, Scores]
+
+# Beside predictions: a journal of what each was made from.
+RECORD = "predictions.jsonl"
 
 _log = logging.getLogger(__name__)
 
@@ -43,24 +46,45 @@ class Pair:
 def pair(cases: Sequence[TaskCase], predictions: Path) -> list[Pair]:
     """Find the prediction of every case: `<name>.nii.gz` in the folder.
 
+    Where the folder's record says that predictions were made from other images than the cases', that is said.
+
     Raises:
-        Dae3dError: naming every case without a label or a prediction, and every case whose image, label and
-            prediction do not lie on one grid, with the files and both values.
+        Dae3dError: naming every case without a label or a prediction, every case whose prediction is its own
+            label, and every case whose image, label and prediction do not lie on one grid, with the files and
+            both values.
     """
     problems = []
     pairs = []
+    sources = sources_in(predictions / RECORD)
+    strangers = [case for case in cases if _is_of_others(case, sources.get(case.name))]
+    if strangers:
+        _log.warning(
+            "%d of %d predictions were made from other images than the list's, such as that of %s from %s",
+            *(len(strangers), len(cases), strangers[0].name, sources[strangers[0].name][0]),
+        )
     for case in cases:
         prediction = predictions / f"{case.name}.nii.gz"
         if case.label is None:
             problems.append(f"{case.name}: has no label to compare with")
         elif not prediction.is_file():
             problems.append(f"{case.name}: there is no prediction {prediction}")
+        elif prediction.samefile(case.label):
+            problems.append(f"{case.name}: prediction {prediction} is the label itself")
         else:
             found = Pair(case.name, case.images, case.label, prediction)
             pairs.append(found)
             problems += _misfits(found)
     refuse(problems)
     return pairs
+
+
+def _is_of_others(case: TaskCase, made_from: Sequence[Path] | None) -> bool:
+    """Whether a prediction was made from other images; of files that were moved since, their names tell."""
+    if not made_from:
+        return False
+    if all(path.exists() for path in made_from):
+        return {path.resolve() for path in made_from} != {path.resolve() for path in case.images}
+    return {path.name for path in made_from} != {path.name for path in case.images}
 
 
 def refuse(problems: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from dae3d import __version__
 from dae3d.cores import usable_cores
 from dae3d.errors import Dae3dError
 from dae3d.evaluation.cases import pair, score
+from dae3d.evaluation.held_out import held_out, read_weights_beside
 from dae3d.evaluation.results import Mean, Results
 from dae3d.files import write_text
 from dae3d.journal import Journal
@@ -91,7 +92,10 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     Writes `metrics.csv` (case,class,metric,value), `metrics.json`, `report.html` and the report's
     pictures, and prints a table. What is measured is defined in `dae3d.evaluation.segmentation.Scores`.
     Means are over cases, leaving out what a case does not have; their 95 % intervals are percentiles of a
-    bootstrap over the cases. The mean over the classes gives each class the same weight.
+    bootstrap over the cases.
+
+    Cases that the weights were trained on, or were chosen by, are named. They are known by the content of
+    their images, where the weights, or predictions by `dae3d predict`, say what was trained on.
 
     Returns:
         The content of `metrics.json`.
@@ -102,13 +106,14 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
             a run's.
     """
     _refuse_a_runs_folder(settings.folder)
-    task = read_task(settings.data, _modalities(settings))
+    task = read_task(settings.data, settings.modality, order=_order(settings))
     cases = task.split(settings.split, settings.fold)
     # Class indices, in which labels are compared, are ranks of the label values.
     recipe = CaseRecipe(modalities=task.modalities, labels=task.labels)
     classes = {name: (value,) for value, name in recipe.labels.items() if value != 0}
     regions = _regions(settings, recipe)
     pairs = pair(cases, _predictions(settings))
+    met = held_out(cases, _weights(settings))
     indices = {name: [recipe.label_values.index(v) for v in vs] for name, vs in (classes | regions).items()}
     measured = {"dae3d": __version__, "tolerance": settings.tolerance, "classes": indices}
     with Journal(settings.folder / "metrics.partial.jsonl", measured, anew=True) as journal:
@@ -117,16 +122,23 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     found = {
         "task": task.name,
         "split": _split_name(settings),
+        "held_out": met.json(),
         **results.json(),
         "settings": settings.model_dump(mode="json"),
         "versions": _versions(),
     }
     write_text(settings.folder / "metrics.csv", results.csv())
     write_text(settings.folder / "metrics.json", json.dumps(found, indent=1) + "\n")
-    context = Context(task.name, _split_name(settings), settings.tolerance, settings.to_yaml(), _versions())
+    context = Context(
+        task.name, _split_name(settings), settings.tolerance, settings.to_yaml(), _versions(), met
+    )
     page = write_report(settings.folder, results, context, pairs, recipe)
     journal.path.unlink(missing_ok=True)
     _show(results, settings.tolerance)
+    for sentence in met.warnings:
+        log.warning("%s", sentence)
+    if met.note:
+        log.info("%s", met.note)
     log.info("metrics.csv, metrics.json and the page: %s", page)
     return found
 
@@ -143,10 +155,10 @@ def _refuse_a_runs_folder(folder: Path) -> None:
         )
 
 
-def _modalities(settings: EvaluateSettings) -> Sequence[str] | None:
-    """Labels of the channels that go before those of the list."""
+def _order(settings: EvaluateSettings) -> Sequence[str] | None:
+    """Labels of the channels that the weights take."""
     if not settings.weights:
-        return settings.modality
+        return None
     # PyTorch's networks are not needed to compare files.
     from dae3d.inference.ensemble import recipe_of
 
@@ -176,6 +188,16 @@ def _predictions(settings: EvaluateSettings) -> Path:
     out = settings.folder / "predictions"
     predict(weights=settings.weights, out=out, data=settings.data, split=settings.split, fold=settings.fold)
     return out
+
+
+def _weights(settings: EvaluateSettings) -> list[dict[str, Any]]:
+    """What the weights that predicted say of their training."""
+    if settings.predictions is not None:
+        return read_weights_beside(settings.predictions)
+    # PyTorch's networks are not needed to compare files.
+    from dae3d.models.weights import read_weights
+
+    return [read_weights(source).info for source in settings.weights]
 
 
 def _versions() -> dict[str, str]:

@@ -17,16 +17,17 @@ from tqdm import tqdm
 from dae3d.cores import THREADS
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.files import whole_file
+from dae3d.inference.cases import ScanCase, given_cases, say_strange_values
 from dae3d.inference.device import pick_device
+from dae3d.inference.labelled import labelled_images, unseen
 from dae3d.inference.prepared import preparation_of, read_prepared
-from dae3d.inference.reconstruct import modality_of
 from dae3d.journal import Journal
 from dae3d.models.foreign import MONAI_MERGING, MonaiMerging
 from dae3d.models.weights import load
 from dae3d.scans.channels import ScanText, channel_files
+from dae3d.scans.given import SCANS_GIVEN, VOLUME_GIVEN, Image
 from dae3d.scans.modality import Label, RuleText
 from dae3d.settings import Positional, Settings, verb
-from dae3d.store.case_files import read_case
 from dae3d.store.intensity import normalise
 from dae3d.store.recipe import CaseRecipe
 from dae3d.store.scan import Preparation
@@ -48,10 +49,7 @@ def _npz_or_parquet(path: Path) -> Path:
 class EmbedSettings(Settings):
     """Which encoder looks at which scans, and how."""
 
-    scans: Annotated[list[ScanText], Positional()] = Field(
-        description="scan files; the channels of one scan joined by commas: t1.nii.gz,flair.nii.gz",
-        min_length=1,
-    )
+    scans: Annotated[list[ScanText], Positional()] = Field(description=SCANS_GIVEN, min_length=1)
     weights: Path = Field(description="run folder (its best weights), or file of weights")
     out: Annotated[Path, AfterValidator(_npz_or_parquet)] = Field(
         description="file to write: .npz, or .parquet with the extra dae3d[parquet]"
@@ -62,6 +60,7 @@ class EmbedSettings(Settings):
         "weights bring their own",
     )
     rule: list[RuleText] = Field([], description="'GLOB=LABEL': label of the scans whose file name matches")
+    volume: int | None = Field(None, ge=0, description=VOLUME_GIVEN)
     roi: int | None = Field(
         None, ge=32, multiple_of=32, description="side of the windows (default: of the training crops)"
     )
@@ -92,11 +91,16 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class _Case:
-    """A scan as it was named, its files (one a channel), and the label of its modality."""
+    """A scan as it was named, its images (one a channel), and the label of its modality."""
 
     name: str
-    files: tuple[Path, ...]
+    images: tuple[Image, ...]
     modality: str
+
+    @property
+    def files(self) -> list[Path]:
+        """What it is read from."""
+        return [file for image in self.images for file in image.files]
 
 
 @verb
@@ -130,12 +134,13 @@ def embed(settings: EmbedSettings) -> Embeddings:
     roi = settings.roi or encoder.info.get("settings", {}).get("roi", PUBLISHED_ROI)
     intensity = encoder.info.get("settings", {}).get("intensity")
     preparation = preparation_of(encoder)
-    cases = _cases(settings, recipe)
+    cases = _cases(settings, recipe, encoder.info.get("modalities", ()))
     heading = {
         "weights": digest([encoder.weights]),
         "roi": roi,
         "overlap": settings.overlap,
         "axes": settings.axes,
+        **({} if settings.volume is None else {"volume": settings.volume}),
         **({"monai_merging": merging} if merging else {}),
     }
 
@@ -216,20 +221,20 @@ def _window(image: np.ndarray, corner: Triple, roi: int) -> np.ndarray:
     return window
 
 
-def _cases(settings: EmbedSettings, recipe: CaseRecipe | None) -> list[_Case]:
-    """The scans, each once, with their files and modalities: all known before the work begins."""
-    channels = len(recipe.modalities) if recipe else 1
-    cases = []
-    for name in dict.fromkeys(settings.scans):
-        files = channel_files(name)
-        if len(files) != channels:
-            raise Dae3dError(f"{name}: {len(files)} files, where these weights take {channels} a scan")
-        if recipe:
-            modality = "+".join(recipe.modalities)
-        else:
-            modality = modality_of(files[0], settings.rule, settings.modality)
-        cases.append(_Case(name, files, modality))
-    return cases
+def _cases(settings: EmbedSettings, recipe: CaseRecipe | None, known: Sequence[str]) -> list[_Case]:
+    """The scans, each once, with their images and modalities: all known before the work begins."""
+    if recipe:
+        given = given_cases(settings.scans, recipe.modalities, volume=settings.volume, refuses=False)
+        return [_Case(case.given, case.images, "+".join(recipe.modalities)) for case in given]
+    for scan in settings.scans:
+        files = channel_files(scan)
+        if len(files) > 1:
+            raise Dae3dError(f"{scan}: {len(files)} files, where the weights take 1 a scan")
+    items = labelled_images(settings.scans, settings.rule, settings.modality, settings.volume)
+    never_saw = unseen(items, known)
+    if never_saw:
+        log.warning("%s", never_saw)
+    return [_Case(item.name, (item.image,), item.modality) for item in items]
 
 
 def _embed_all(
@@ -267,9 +272,11 @@ def _read(
 ) -> tuple[np.ndarray, Box]:
     """A scan as the network sees it, (C, X, Y, Z) float32, and its foreground box."""
     if recipe is not None:
-        conformed = read_case(case.files, recipe)
+        scan = ScanCase(case.name, case.images)
+        conformed = scan.read(recipe)
+        say_strange_values(scan, conformed, recipe)
         return conformed.normalised(recipe), conformed.foreground
-    _, volume, statistics = read_prepared(case.files[0], preparation, case.modality)
+    _, volume, statistics = read_prepared(case.images[0], preparation, case.modality)
     image = normalise(volume.intensities(), case.modality, statistics, intensity)
     return image[None], statistics.foreground
 

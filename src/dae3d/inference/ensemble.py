@@ -1,6 +1,6 @@
 """Fine-tuned networks that segment together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,28 @@ from torch import nn
 
 from dae3d.errors import Dae3dError
 from dae3d.models.weights import load, read_weights
+from dae3d.scans.sides import AXES, Axis
 from dae3d.store.recipe import CaseRecipe
 from dae3d.store.source import digest
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Networks in eval mode, the recipe of the cases that all of them take, and their files' digests."""
+    """Networks in eval mode, and what is common to them.
+
+    Attributes:
+        networks: in eval mode.
+        recipe: of the cases that all of them take.
+        digests: of their files.
+        flips: the axes that all of them were trained with flips along; None where a file does not say it.
+        infos: what each file says of its training.
+    """
 
     networks: list[nn.Module]
     recipe: CaseRecipe
     digests: list[str]
+    flips: tuple[Axis, ...] | None = None
+    infos: Sequence[Mapping[str, Any]] = ()
 
 
 def load_ensemble(weights: Sequence[Path], device: torch.device) -> Ensemble:
@@ -40,12 +51,24 @@ def load_ensemble(weights: Sequence[Path], device: torch.device) -> Ensemble:
                     f"weights: {source} and {weights[0]} cannot be averaged: {field} is {own}, and {first}"
                 )
     digests = sorted(digest([network.weights]) for network in networks)
-    return Ensemble([network.to(device) for network in networks], recipes[0], digests)
+    flips = [_flips(network.info) for network in networks]
+    common = None if None in flips else tuple(a for a in AXES if all(a in (own or ()) for own in flips))
+    infos = [network.info for network in networks]
+    return Ensemble([network.to(device) for network in networks], recipes[0], digests, common, infos)
 
 
 def recipe_of(source: Path) -> CaseRecipe:
     """How cases are prepared for a segmentation network; raises as `load_ensemble`."""
     return _recipe(source, read_weights(source))
+
+
+def _flips(info: Mapping[str, Any]) -> tuple[Axis, ...] | None:
+    """The axes that training flipped crops along, or None where that is not known."""
+    if "flip_axes" in info:
+        return tuple(info["flip_axes"])
+    # When there was no choice of axes.
+    probability = info.get("settings", {}).get("flip_prob")
+    return None if probability is None else AXES if probability else ()
 
 
 def _recipe(source: Path, network: Any) -> CaseRecipe:

@@ -1,14 +1,18 @@
 """Scans as a pre-trained network wants them: in the form of the store that it was trained on."""
 
-from pathlib import Path
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dae3d.scans.readers import Volume, read_volume
+from dae3d.scans.given import Image
+from dae3d.scans.readers import Volume
 from dae3d.store.examine import AS_ACQUIRED, examine
+from dae3d.store.hounsfield import strange_values
 from dae3d.store.scan import Preparation
 from dae3d.store.statistics import Statistics
+
+log = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
@@ -25,11 +29,15 @@ def preparation_of(network: Any) -> Preparation:
     return Preparation(**told) if told else AS_ACQUIRED
 
 
-def read_prepared(path: Path, preparation: Preparation, modality: str) -> Prepared:
-    """Read a scan and bring it into the store's form.
+def read_prepared(image: Image, preparation: Preparation, modality: str) -> Prepared:
+    """Read a scan and bring it into the store's form; values that its modality has not are said.
 
     Raises:
         ScanError: where it cannot be read, or `prepare` would reject it.
     """
-    volume = read_volume(path)
-    return Prepared(volume.affine, *examine(volume, preparation, modality))
+    volume = image.read()
+    conformed, statistics = examine(volume, preparation, modality)
+    said = strange_values(statistics, modality)
+    if said:
+        log.warning("%s: taken as %s, but %s", image.path, modality, said)
+    return Prepared(volume.affine, conformed, statistics)

@@ -33,11 +33,13 @@ from dae3d.errors import Dae3dError, ScanError
 from dae3d.evaluation.quality import image_quality
 from dae3d.files import write_text
 from dae3d.inference.device import pick_device
+from dae3d.inference.labelled import labelled_images, unseen
 from dae3d.inference.prepared import Prepared, preparation_of, read_prepared
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.models.weights import load
 from dae3d.reporting.pictures import triptych
-from dae3d.scans.modality import Label, RuleText, label_by_bids, label_by_rules, parse_rule
+from dae3d.scans.given import VOLUME_GIVEN, image_names
+from dae3d.scans.modality import Label, RuleText
 from dae3d.scans.readers import scan_stem
 from dae3d.settings import Positional, Settings, verb
 from dae3d.store.intensity import normalise
@@ -49,7 +51,9 @@ log = logging.getLogger(__name__)
 class ReconstructSettings(Settings):
     """Which weights repair which scans, and how these are disrupted."""
 
-    scans: Annotated[list[Path], Positional()] = Field(description="scan files", min_length=1)
+    scans: Annotated[list[Path], Positional()] = Field(
+        description="scan files, and folders of scans or of DICOM series", min_length=1
+    )
     weights: Path = Field(
         description="run folder (its best weights), .safetensors file, or published .pth file"
     )
@@ -58,6 +62,7 @@ class ReconstructSettings(Settings):
         None, description="label of the scans no rule names, which decides how intensities are scaled"
     )
     rule: list[RuleText] = Field([], description="'GLOB=LABEL': label of the scans whose file name matches")
+    volume: int | None = Field(None, ge=0, description=VOLUME_GIVEN)
     disruption: DisruptionName | None = Field(
         None, description="what is done to the scans (default: what the network was trained on)"
     )
@@ -95,10 +100,12 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
         The rows of `metrics.csv`: scan, modality, image ("disrupted" or "repaired"), l1, psnr (dB), ssim.
 
     Raises:
-        Dae3dError: where the weights cannot be used or no scan could be read.
+        Dae3dError: where the weights cannot be used, they never saw scans of a modality, or no scan could be
+            read.
     """
     device = pick_device(settings.device, settings.threads)
     network: Any = load(settings.weights, axes=settings.axes)
+    known = network.info.get("modalities", ())
     if not isinstance(network, SwinUNETR):
         task = network.info["task"]
         raise Dae3dError(f"{network.weights}: of a network for {task}; reconstruct needs one that repairs")
@@ -111,14 +118,18 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
         raise Dae3dError(f"roi: with reference axes it must be {2 * trained.embed_dim}, not {roi}")
     log.info("%s, windows of %d^3", disruption, roi)
 
+    scans = labelled_images(settings.scans, settings.rule, settings.modality, settings.volume)
+    never_saw = unseen(scans, known)
+    if never_saw:
+        raise Dae3dError(f"{never_saw}; --modality takes scans as one of those all the same")
     rows: list[dict[str, Any]] = []
-    for number, (path, name) in enumerate(_named(settings.scans)):
+    paths = image_names([scan.image for scan in scans])
+    for number, ((given, source, label), (path, name)) in enumerate(zip(scans, _named(paths), strict=True)):
         try:
-            label = modality_of(path, settings.rule, settings.modality)
-            scan = read_prepared(path, preparation, label)
+            scan = read_prepared(source, preparation, label)
             clean = normalise(scan.volume.intensities(), label, scan.statistics, trained.intensity)
         except ScanError as error:
-            log.warning("%s: left out: %s", path, error)
+            log.warning("%s: left out: %s", given, error)
             continue
         keys = sample_keys(settings.seed, torch.tensor([number], device=device))
         image = torch.from_numpy(clean)[None, None].to(device)
@@ -127,7 +138,7 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
         folder = settings.out / name
         _write(folder, repair, scan, f"{path.name} ({label}), {disruption}")
         rows += [
-            {"scan": str(path), "modality": label, "image": which, **_figures(result, repair.clean)}
+            {"scan": given, "modality": label, "image": which, **_figures(result, repair.clean)}
             for which, result in (("disrupted", repair.disrupted), ("repaired", repair.repaired))
         ]
         _write_rows(settings.out / "metrics.csv", rows)
@@ -196,22 +207,6 @@ def repair_scan(
         )
     x, y, z = shape
     return Repair(image, whole.image[:, :, :x, :y, :z], torch.as_tensor(repaired)[:, :, :x, :y, :z])
-
-
-def modality_of(path: Path, rules: list[str], modality: str | None) -> str:
-    """The label of a single scan, told as `index` tells it.
-
-    Raises:
-        Dae3dError: where neither a rule, nor `modality`, nor the file's BIDS name says it.
-    """
-    label = (
-        label_by_rules([parse_rule(rule) for rule in rules], path.name, path.parent.name)
-        or modality
-        or label_by_bids(scan_stem(path))
-    )
-    if label is None:
-        raise Dae3dError(f"{path}: unknown modality; say it with --modality LABEL or --rule 'GLOB=LABEL'")
-    return label
 
 
 def _trained_with(network: Any) -> PretrainSettings:

@@ -22,7 +22,6 @@ Network = Callable[[Tensor], Tensor]
 # Makes scores (K, ...) of each network's sums (K, ...) of weighted logits and of the weights' sums (...).
 Score = Callable[[Sequence[Tensor], Tensor], Tensor]
 
-_FLIPS = [axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count)]
 _ROOM = 2  # what is held at most, in sizes of the sums: they themselves, and what a caller makes of a slab
 _CPU = torch.device("cpu")
 
@@ -47,7 +46,7 @@ def segment(
     overlap: float = 0.5,
     window_batch: int = 1,
     device: torch.device | None = None,
-    mirror: bool = False,
+    mirror: Sequence[int] = (),
     progress: Callable[[int], object] | None = None,
     blend_device: torch.device | None = None,
 ) -> Tensor:
@@ -72,7 +71,7 @@ def probability_slabs(
     overlap: float,
     window_batch: int,
     device: torch.device,
-    mirror: bool = False,
+    mirror: Sequence[int] = (),
     progress: Callable[[int], object] | None = None,
     blend_device: torch.device | None = None,
 ) -> Iterator[Slab]:
@@ -88,7 +87,7 @@ def probability_slabs(
         overlap: share of a window that the next one covers too, in [0, 1).
         window_batch: number of windows that go through a network together.
         device: where the networks run.
-        mirror: average a window's logits over its eight mirror images.
+        mirror: spatial axes, 0 to 2: a window's logits are averaged over its mirror images along any of them.
         progress: called with the number of windows done since the last call.
         blend_device: where logits are kept; by default where the networks run, or, if that is a GPU without
             room for them, the CPU.
@@ -107,7 +106,7 @@ def _slabs(
     image: Tensor,
     overlap: float,
     window_batch: int,
-    mirror: bool,
+    mirror: Sequence[int],
     progress: Callable[[int], object] | None,
     blend: "_Blend",
 ) -> Iterator[Slab]:
@@ -236,10 +235,12 @@ def _box(corner: Sequence[int], roi: int) -> tuple[slice, ...]:
     return tuple(slice(start, start + roi) for start in corner)
 
 
-def _logits(network: Network, windows: Tensor, mirror: bool) -> Tensor:
+def _logits(network: Network, windows: Tensor, mirror: Sequence[int]) -> Tensor:
     if not mirror:
         return network(windows)
+    axes = [axis + 2 for axis in mirror]
+    flips = [flip for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count)]
     total = network(windows).float()
-    for axes in _FLIPS[1:]:
-        total = total + network(windows.flip(axes)).float().flip(axes)
-    return total / len(_FLIPS)
+    for flip in flips[1:]:
+        total = total + network(windows.flip(flip)).float().flip(flip)
+    return total / len(flips)

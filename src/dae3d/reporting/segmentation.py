@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dae3d.evaluation.cases import Pair, read_classes
+from dae3d.evaluation.held_out import HeldOut
 from dae3d.evaluation.results import ClassSummary, Mean, Results
 from dae3d.files import write_text
 from dae3d.reporting import strips
@@ -25,13 +26,14 @@ _FULLEST, _WORST = "Where the reference is largest", "Where most is wrong"
 
 @dataclass(frozen=True)
 class Context:
-    """What was evaluated: task, split or fold, tolerance (mm), settings as YAML, versions."""
+    """What was evaluated: task, split or fold, tolerance (mm), settings as YAML, versions, known cases."""
 
     task: str
     split: str
     tolerance: float
     settings: str
     versions: dict[str, str]
+    held_out: HeldOut
 
 
 @dataclass(frozen=True)

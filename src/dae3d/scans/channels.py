@@ -19,5 +19,5 @@ ScanText = Annotated[str, BeforeValidator(_joined)]
 
 
 def channel_files(scan: str) -> tuple[Path, ...]:
-    """The files of a scan's channels; a comma may also be part of one file's name."""
-    return (Path(scan),) if Path(scan).is_file() else tuple(map(Path, scan.split(",")))
+    """The files of a scan's channels; a comma may also be part of the name of one file or folder."""
+    return (Path(scan),) if Path(scan).exists() else tuple(map(Path, scan.split(",")))

@@ -23,6 +23,8 @@ from typing import Any, Literal, get_args
 from pydantic import AliasChoices, Field, field_validator
 
 from dae3d.errors import Dae3dError
+from dae3d.scans.given import Image, contradictions, listed
+from dae3d.scans.kinds import conflict
 from dae3d.scans.lists import Entry, ScanList, bare_names, home_elsewhere, load_list, modalities_of
 from dae3d.scans.modality import label_in_list
 from dae3d.scans.readers import scan_stem, suffix
@@ -182,15 +184,21 @@ class TaskList(ScanList):
                 yield split, number, entry
 
 
-def read_task(path: Path, modality: Sequence[str] | None = None) -> Task:
-    """Read a task's list; `modality` has a label for each channel, and goes before the list's own.
+def read_task(path: Path, modality: Sequence[str] | None = None, order: Sequence[str] | None = None) -> Task:
+    """Read a task's list.
 
     No file is looked for before `Task.split`: a machine that predicts needs none of those to train on.
 
+    Args:
+        path: of the list.
+        modality: a label for each channel, which goes before the list's own.
+        order: labels of the channels that weights take. Images are put into that order where the list, or
+            `modality`, tells what each is; else they are taken to be in it.
+
     Raises:
         Dae3dError: naming the list, and the entry and the file, where it is no such list, a file is no scan
-            by its suffix or named twice, an entry that needs a label has none, or classes or modalities are
-            not told.
+            by its suffix or named twice, an entry that needs a label has none, classes or modalities are not
+            told, or a channel is of another machine than the one in its place in `order`.
     """
     path = absolute(path)
     content = load_list(path, TaskList)
@@ -202,9 +210,16 @@ def read_task(path: Path, modality: Sequence[str] | None = None) -> Task:
         labels = parse_labels(content.labels)
     except ValueError as error:
         raise Dae3dError(f"{path}: `labels` {error}") from None
-    modalities = _modalities(path, content, modality)
+    told = order and _told_labels(path, content, modality)
+    if order and told and sorted(told) == sorted(order):
+        modalities = tuple(order)
+        places = _places(path, _modalities(path, content, modality), modalities)
+    else:
+        _refuse_other_machines(path, told or (), order or ())
+        modalities = _modalities(path, content, order or modality)
+        places = list(range(len(modalities)))
     _check_entries(path, content)
-    cases = _cases(path, content)
+    cases = _cases(path, content, places)
     task = Task(
         path=path,
         name=content.name if isinstance(content.name, str) and content.name else path.stem,
@@ -216,6 +231,17 @@ def read_task(path: Path, modality: Sequence[str] | None = None) -> Task:
     )
     _warn_of_shared_subjects(task)
     return task
+
+
+def say_contradictions(task: Task, cases: Sequence[TaskCase]) -> None:
+    """Say which images of a list have names that speak against the modality the list gives them."""
+    said = [
+        sentence
+        for case in cases
+        for _, sentence, _ in contradictions(map(Image.of, case.images), task.modalities)
+    ]
+    if said:
+        _log.warning("%s: %s", task.path, listed(said))
 
 
 def parse_labels(labels: Any) -> dict[int, str]:
@@ -294,6 +320,35 @@ def _modalities(path: Path, content: TaskList, given: Sequence[str] | None) -> t
     return labels
 
 
+def _told_labels(path: Path, content: TaskList, given: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The labels of a list's channels, by its first entry, or None where it does not tell them all."""
+    _, _, entry = next(content.entries())
+    try:
+        return tuple(label_in_list(text or "") for text in given or _told(str(path), content, entry))
+    except ValueError:
+        return None
+
+
+def _places(path: Path, told: tuple[str, ...], order: tuple[str, ...]) -> list[int]:
+    """Which of a list's channels comes first, second, ... in `order`, which has the same labels."""
+    if told == order or len(set(order)) < len(order):
+        return list(range(len(order)))
+    _log.warning(
+        "%s: its channels are %s; taken in the weights' order, %s", path, ", ".join(told), ", ".join(order)
+    )
+    return [told.index(label) for label in order]
+
+
+def _refuse_other_machines(path: Path, told: Sequence[str], order: Sequence[str]) -> None:
+    """Refuse a list of CT for weights of MR."""
+    for label, wanted in zip(told, order, strict=False):
+        if conflict(label, wanted) == "machine":
+            raise Dae3dError(
+                f"{path}: its `modality` is {', '.join(told)}, where the weights take {', '.join(order)}; "
+                f"`dae3d predict --modality {' '.join(order)}` takes scans as these whatever the list says"
+            )
+
+
 def _warn_of_other_modalities(path: Path, content: TaskList, taken: tuple[str, ...]) -> None:
     """A list may have its channels in another order than the one that they are taken to have."""
     _, _, entry = next(content.entries())
@@ -341,7 +396,8 @@ def _check_entries(path: Path, content: TaskList) -> None:
                 raise Dae3dError(f"{path}: {where}: {name} is an image of {owner} as well")
 
 
-def _cases(path: Path, content: TaskList) -> dict[TaskSplit, tuple[TaskCase, ...]]:
+def _cases(path: Path, content: TaskList, places: Sequence[int]) -> dict[TaskSplit, tuple[TaskCase, ...]]:
+    """All cases, each with the images of its entry at `places`."""
     entries = list(content.entries())
     images = [tuple(absolute(path.parent / name) for name in entry.images) for _, _, entry in entries]
     names = case_names([files[0] for files in images])
@@ -351,7 +407,7 @@ def _cases(path: Path, content: TaskList) -> dict[TaskSplit, tuple[TaskCase, ...
         cases[split].append(
             TaskCase(
                 name=name,
-                images=files,
+                images=tuple(files[place] for place in places),
                 label=None if entry.label is None else absolute(path.parent / entry.label),
                 subject=subject_in_path(files[0], roots) if entry.subject is None else str(entry.subject),
                 fold=entry.fold,

@@ -79,8 +79,9 @@ def conform_case(volumes: Sequence[Volume], recipe: CaseRecipe) -> ConformedCase
     for channel, volume in enumerate(volumes, 1):
         difference = grid_difference(grid_of(volume), native)
         if difference:
-            raise ScanError(f"channel {channel} is on another grid than channel 1: {difference}")
-        with _naming(channel, volumes):
+            names = [f"channel {n} ({recipe.modalities[n - 1]})" for n in (channel, 1)]
+            raise ScanError(f"{names[0]} is on another grid than {names[1]}: {difference}")
+        with _naming(channel, recipe):
             refuse_non_finite(volume)
             upright.append(scaled(to_ras(replace(volume, affine=native.affine))))
     ras = grid_of(upright[0])
@@ -95,7 +96,7 @@ def conform_case(volumes: Sequence[Volume], recipe: CaseRecipe) -> ConformedCase
     conformed = [replace(volume, array=narrowed(volume.array)) for volume in conformed]
     statistics = []
     for channel, (volume, modality) in enumerate(zip(conformed, recipe.modalities, strict=True), 1):
-        with _naming(channel, volumes):
+        with _naming(channel, recipe):
             found = measure(volume, modality)
             refuse_no_hounsfield(found, modality)
             statistics.append(found)
@@ -103,12 +104,13 @@ def conform_case(volumes: Sequence[Volume], recipe: CaseRecipe) -> ConformedCase
 
 
 @contextmanager
-def _naming(channel: int, channels: Sequence[Volume]) -> Iterator[None]:
+def _naming(channel: int, recipe: CaseRecipe) -> Iterator[None]:
     """Say which of several channels an error is about."""
     try:
         yield
     except ScanError as error:
-        raise ScanError(f"channel {channel}: {error}" if len(channels) > 1 else str(error)) from None
+        several, label = len(recipe.modalities) > 1, recipe.modalities[channel - 1]
+        raise ScanError(f"channel {channel} ({label}): {error}" if several else str(error)) from None
 
 
 def upright_label(volume: Volume, case: ConformedCase, recipe: CaseRecipe) -> Volume:

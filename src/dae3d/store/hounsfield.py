@@ -1,6 +1,7 @@
-"""Whether a scan that is labelled as CT can be in Hounsfield units at all."""
+"""Whether a scan that is labelled as CT can be in Hounsfield units at all, and whether another one is."""
 
 from dae3d.errors import ScanError
+from dae3d.scans.kinds import machine
 from dae3d.store.padding import HOUNSFIELD
 from dae3d.store.statistics import Statistics
 
@@ -9,6 +10,11 @@ from dae3d.store.statistics import Statistics
 _DENSE = 800.0
 _SPAN = 10.0  # less than the noise of any scanner
 _WHITE = (250.0, 255.0)  # the brightest grey value of a picture
+# Where the air of a CT lies, or what is written around its field of view.
+_AIR = (-1100.0, -900.0)
+_FILLINGS = (-3100.0, -900.0)
+# What is brightest of a body in HU, but for metal.
+_BRIGHT = (100.0, 4000.0)
 
 
 def refuse_no_hounsfield(statistics: Statistics, modality: str) -> None:
@@ -32,3 +38,20 @@ def refuse_no_hounsfield(statistics: Statistics, modality: str) -> None:
     usual = f"{statistics.percentile(0.5):g} and {statistics.percentile(99.5):g}"
     remedy = "or give it a label of its own, such as ct-raw"
     raise ScanError(f"not in HU: nearly all voxels lie between {usual}; {why}, {remedy}")
+
+
+def strange_values(statistics: Statistics, modality: str) -> str | None:
+    """What of a scan's values speaks against its label, where that is of CT or MR; None where nothing does.
+
+    A hint: an MR scan may have been shifted to have its background at -1000.
+    """
+    low, high = statistics.percentile(0.5), statistics.percentile(99.5)
+    if modality in HOUNSFIELD:
+        if statistics.minimum < 0:
+            return None
+        return f"no voxel is below 0, as air is in HU: is it {modality}, or was it cut out?"
+    padding = statistics.padding
+    air = _AIR[0] <= low <= _AIR[1] or (padding is not None and _FILLINGS[0] <= padding <= _FILLINGS[1])
+    if machine(modality) == "mr" and air and _BRIGHT[0] <= high <= _BRIGHT[1]:
+        return f"its values, {statistics.minimum:g} to {statistics.maximum:g}, are like the HU of a CT"
+    return None

@@ -1,21 +1,77 @@
 """Augmentation of labelled crops, with MONAI's transforms, each sample's drawn from its own seed."""
 
+import logging
+from collections.abc import Sequence
+
 from monai.transforms.compose import Compose
 from monai.transforms.intensity.dictionary import RandScaleIntensityd, RandShiftIntensityd
 from monai.transforms.spatial.dictionary import RandFlipd, RandRotate90d
 from torch import Tensor
 
+from dae3d.scans.sides import AXES, Axis, sided, telling
 from dae3d.training.finetune_settings import FinetuneSettings
+
+log = logging.getLogger(__name__)
+
+
+def flipped_axes(settings: FinetuneSettings) -> tuple[Axis, ...]:
+    """The axes that crops are flipped along."""
+    chosen = AXES if settings.flip_axes is None else settings.flip_axes
+    return tuple(axis for axis in AXES if axis in chosen) if settings.flip_prob else ()
+
+
+def with_flip_axes(settings: FinetuneSettings, classes: Sequence[str], begun: bool) -> FinetuneSettings:
+    """The settings with the axes to flip along chosen, for classes of these names.
+
+    Where names tell left from right, axes that exchange the two are left out.
+
+    Args:
+        settings: of the run.
+        classes: names.
+        begun: whether the run was begun without a choice, when all axes were flipped: then it stays so.
+    """
+    if settings.flip_axes is not None or not sided(classes):
+        return settings
+    axes = AXES if begun else tuple(axis for axis in AXES if axis not in _exchanging(settings))
+    return settings.model_copy(update={"flip_axes": list(axes)})
+
+
+def say_sides(settings: FinetuneSettings, classes: Sequence[str]) -> None:
+    """Say what flips do to classes that tell left from right, where there are any."""
+    sides, axes = sided(classes), flipped_axes(settings)
+    if not sides or not axes:
+        return
+    exchanging = _exchanging(settings)
+    wrong = [axis for axis in axes if axis in exchanging]
+    if wrong:
+        log.warning(
+            "%s: flips along %s%s exchange the two, and the network cannot learn which is which; "
+            "--flip-axes %s keeps them apart",
+            *(telling(sides), " and ".join(wrong), "" if "lr" in wrong else ", with axial rotations,"),
+            " ".join(axis for axis in AXES if axis not in exchanging),
+        )
+    else:
+        log.info("%s: crops are flipped along %s alone (--flip-axes)", telling(sides), " and ".join(axes))
+
+
+def _exchanging(settings: FinetuneSettings) -> set[Axis]:
+    """The axes along which flips exchange left and right.
+
+    With rotations, from front to back too: turned by 180 degrees that is a flip from left to right.
+    """
+    return {"lr", "ap"} if settings.rotate_prob else {"lr"}
 
 
 class Augmentation:
     """Flips, rotations by right angles and intensity jitter, as in the published fine-tuning."""
 
     def __init__(self, settings: FinetuneSettings) -> None:
-        s, both = settings, ("image", "label")
+        s, both, axes = settings, ("image", "label"), flipped_axes(settings)
+        # Axes without flips draw all the same, so that what is drawn after them stays as it is.
+        probabilities = [s.flip_prob if axis in axes else 0.0 for axis in AXES]
         self.transform = Compose(
             [
-                *(RandFlipd(both, prob=s.flip_prob, spatial_axis=axis) for axis in range(3)),
+                *(RandFlipd(both, prob=prob, spatial_axis=n) for n, prob in enumerate(probabilities)),
                 RandRotate90d(both, prob=s.rotate_prob, max_k=3, spatial_axes=(0, 1)),
                 RandScaleIntensityd("image", factors=s.scale_intensity, prob=s.scale_prob),
                 RandShiftIntensityd("image", offsets=s.shift_intensity, prob=s.shift_prob),

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dae3d.errors import Dae3dError
 from dae3d.models.provenance import entry, kept
-from dae3d.scans.task import TaskCase, read_task
+from dae3d.scans.task import TaskCase, read_task, say_contradictions
 from dae3d.store.cases import CaseStore, prepare_cases
 from dae3d.store.recipe import CaseRecipe
 from dae3d.training.augment import Augmentation
@@ -78,6 +78,7 @@ def labelled_data(settings: FinetuneSettings) -> LabelledData:
     task = read_task(settings.data, modality=settings.modality)
     training, validation = (task.split(side, settings.fold) for side in ("training", "validation"))
     chosen = subset(training, settings)
+    say_contradictions(task, [*chosen, *validation])
     recipe = CaseRecipe(
         modalities=task.modalities,
         labels=task.labels,

@@ -13,8 +13,10 @@ from dae3d.models.load_report import LoadReport
 from dae3d.models.provenance import entry_of, seen
 from dae3d.models.swin_unetr import Architecture, Segmenter
 from dae3d.models.weights import Contents, load_into, read_weights, refuse_another_network
-from dae3d.settings import verb
+from dae3d.scans.kinds import strange
+from dae3d.settings import read_config, verb
 from dae3d.store.recipe import CaseRecipe
+from dae3d.training.augment import say_sides, with_flip_axes
 from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.cases import CaseLoaders, LabelledData, labelled_data
 from dae3d.training.finetune_settings import FinetuneSettings
@@ -50,6 +52,7 @@ def finetune(settings: FinetuneSettings) -> Path:
     data = labelled_data(settings)
     batch = settings.batch_size * devices * nodes
     settings = settings.for_epochs_of(-(-data.stream.per_epoch // (batch * settings.accumulate)))
+    settings = with_flip_axes(settings, data.recipe.class_names, begun=_begun_without_flip_axes(settings))
     checkpoint = prepare_run_folder(settings)
     if (step_of(checkpoint) or 0) >= int(settings.max_steps):
         log.info("%s is already at step %s of %s", settings.out, step_of(checkpoint), settings.max_steps)
@@ -110,6 +113,12 @@ def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
     return settings.model_copy(update=resolved)
 
 
+def _begun_without_flip_axes(settings: FinetuneSettings) -> bool:
+    """Whether the run to go on with was begun when there was no such setting."""
+    saved = settings.out / "settings.yaml"
+    return settings.resume and saved.is_file() and "flip_axes" not in read_config(saved, settings.configs)
+
+
 def _network(
     settings: FinetuneSettings, data: LabelledData, resumed: bool
 ) -> tuple[Segmenter, list[dict[str, Any]]]:
@@ -131,6 +140,7 @@ def _network(
     if settings.init is not None and settings.transfer != "none" and not resumed:
         contents = read_weights(settings.init, settings.monai_merging)
         _warn_of_other_channels(contents, data.recipe)
+        _warn_of_new_modalities(contents, data.recipe)
         _warn_of_seen(contents, data)
         names = data.recipe.class_names
         report = load_into(network, contents, settings.transfer, show=False, classes=names)
@@ -161,6 +171,17 @@ def _warn_of_other_channels(contents: Contents, recipe: CaseRecipe) -> None:
             contents.path,
             "+".join(before),
             "+".join(recipe.modalities),
+        )
+
+
+@rank_zero_only
+def _warn_of_new_modalities(contents: Contents, recipe: CaseRecipe) -> None:
+    known = contents.info.get("modalities") or contents.info.get("recipe", {}).get("modalities", ())
+    new = [modality for modality in recipe.modalities if known and strange(modality, known)]
+    if new:
+        log.warning(
+            "%s: trained on %s, and never saw %s; fine-tuning begins with it all the same",
+            *(contents.path, ", ".join(known), ", ".join(dict.fromkeys(new))),
         )
 
 
@@ -198,3 +219,4 @@ def _announce(settings: FinetuneSettings, data: LabelledData) -> None:
         len(data.recipe.labels),
         len(data.validation),
     )
+    say_sides(settings, data.recipe.class_names)

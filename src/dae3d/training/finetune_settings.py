@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from dae3d.models.foreign import MONAI_MERGING, MonaiMerging
 from dae3d.scans.modality import Label
+from dae3d.scans.sides import AXES_SHOWN, Axis
 from dae3d.settings import Group
 from dae3d.store.intensity import ScalingRules
 from dae3d.store.recipe import Spacing
@@ -116,7 +117,15 @@ class FinetuneSettings(RunSettings):
     crop_balance: Annotated[Literal["voxels", "classes"], AUGMENTATION] = Field(
         "voxels", description="draw that voxel from all labelled ones, or draw its class first"
     )
-    flip_prob: Annotated[Probability, AUGMENTATION] = Field(0.2, description="of a flip, for each axis")
+    flip_prob: Annotated[Probability, AUGMENTATION] = Field(
+        0.2, description="of a flip, for each of --flip-axes"
+    )
+    flip_axes: Annotated[list[Axis] | None, AUGMENTATION] = Field(
+        None,
+        min_length=1,
+        description=f"axes that crops are flipped along: {AXES_SHOWN} (default: all three; where names of "
+        "classes tell left from right, none that exchanges the two: si, and ap with --rotate-prob 0)",
+    )
     rotate_prob: Annotated[Probability, AUGMENTATION] = Field(
         0.2, description="of a rotation by 90, 180 or 270 degrees in the axial plane"
     )

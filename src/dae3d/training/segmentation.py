@@ -12,6 +12,7 @@ from dae3d.inference.sliding import segment
 from dae3d.reporting.case_view import view_case
 from dae3d.reporting.overlay import draw_case
 from dae3d.scans.readers import Volume
+from dae3d.training.augment import flipped_axes
 from dae3d.training.batch import Sample
 from dae3d.training.cases import LabelledData
 from dae3d.training.finetune_settings import FinetuneSettings
@@ -54,11 +55,12 @@ class Segmentation(TrainingModule):
         super().configure_gradient_clipping(*args, **kwargs)
 
     def header(self) -> dict[str, Any]:
-        """What a prediction needs to know: how a case is prepared, and what the classes are."""
+        """What a prediction needs to know: how cases are prepared, the classes, what was flipped."""
         return {
             "task": "segmentation",
             "recipe": self.data.recipe.model_dump(mode="json"),
             "axes": self.settings.axes,
+            "flip_axes": flipped_axes(self.settings),
         }
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:

@@ -1,0 +1,256 @@
+"""The scans that fine-tuned weights are to look at: found, their channels put in order, and checked."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dae3d.errors import Dae3dError, ScanError
+from dae3d.scans.channels import channel_files
+from dae3d.scans.given import Image, contradictions, image_names, images_at, listed, say_found
+from dae3d.scans.kinds import Conflict, conflict
+from dae3d.scans.readers import scan_stem
+from dae3d.scans.subjects import sequence_at_end
+from dae3d.scans.task import case_names
+from dae3d.store.conform_case import ConformedCase, conform_case
+from dae3d.store.hounsfield import strange_values
+from dae3d.store.recipe import CaseRecipe
+
+log = logging.getLogger(__name__)
+
+_CHANNEL = re.compile(r"(?P<rest>.+)_(?P<number>000[0-9])")
+_BIDS_CASE = re.compile(r"(?P<case>(?P<subject>sub-[^_]+)(?:_ses-[^_]+)?)_.+")
+
+
+@dataclass(frozen=True)
+class ScanCase:
+    """A scan: its images, one a channel in the weights' order, and the file of its label, if any.
+
+    `name` tells it from the others, `given` is how it was named, or its paths where a folder was.
+    """
+
+    name: str
+    images: tuple[Image, ...]
+    label: Path | None = None
+    given: str = ""
+
+    @property
+    def files(self) -> list[Path]:
+        """What its images are read from."""
+        return [file for image in self.images for file in image.files]
+
+    def read(self, recipe: CaseRecipe) -> ConformedCase:
+        """Read its images and bring them onto the network's grid.
+
+        Raises:
+            ScanError: naming the image or images, where one cannot be read or they do not fit.
+        """
+        volumes = []
+        for image in self.images:
+            try:
+                volumes.append(image.read())
+            except ScanError as error:
+                raise ScanError(f"{image.path}: {error}") from None
+        try:
+            return conform_case(volumes, recipe)
+        except ScanError as error:
+            raise ScanError(f"{', '.join(str(image.path) for image in self.images)}: {error}") from None
+
+
+def in_words(modalities: Sequence[str]) -> str:
+    """The channels that weights take: "1 channel (ct)", "2 channels in this order: t1, flair"."""
+    if len(modalities) == 1:
+        return f"1 channel ({modalities[0]})"
+    return f"{len(modalities)} channels in this order: {', '.join(modalities)}"
+
+
+def given_cases(
+    scans: Iterable[str],
+    modalities: Sequence[str],
+    labels: Sequence[str] | None = None,
+    volume: int | None = None,
+    pass_over: Callable[[Path], bool] = lambda _: False,
+    refuses: bool = True,
+) -> list[ScanCase]:
+    """The scans that a user names, each once, for weights that take channels of `modalities`.
+
+    A folder stands for every scan in it. Of one channel, those are left out whose header or name says that
+    they are of another modality; of several, images are put together by subject and session of BIDS
+    names, the study of DICOM series, or a common name before the sequence's (`p1_t1`, `p1_flair`) or
+    nnU-Net's channel number (`p1_0000`, `p1_0001`).
+
+    Args:
+        scans: files, DICOM series and folders; the channels of one scan joined by commas.
+        modalities: one a channel, in the weights' order.
+        labels: what the channels of every scan are, in their order; None asks their headers and names.
+        volume: which one of 4-D files and of DICOM series in time, from 0.
+        pass_over: files of a folder that are not looked at.
+        refuses: images that are of another machine by their header or BIDS name; else they are named.
+
+    Raises:
+        Dae3dError: where something is missing, channels are too few or too many or cannot be put together, or
+            an image is refused.
+    """
+    refuse_other_labels(labels, modalities)
+    found: dict[tuple[Image, ...], str] = {}
+    for scan in dict.fromkeys(scans):
+        files = channel_files(scan)
+        if len(files) == 1 and files[0].is_dir():
+            for images in _in_folder(files[0], modalities, labels, volume, pass_over):
+                found.setdefault(images, ",".join(str(path) for path in image_names(images)))
+        else:
+            found.setdefault(_of_files(scan, files, modalities, labels, volume), scan)
+    if labels is None:
+        _check(found, modalities, refuses)
+    names = case_names(image_names([images[0] for images in found]))
+    return [
+        ScanCase(name, images, None, given)
+        for name, (images, given) in zip(names, found.items(), strict=True)
+    ]
+
+
+def refuse_other_labels(labels: Sequence[str] | None, modalities: Sequence[str]) -> None:
+    """Raise Dae3dError where labels that a user gives are not those of the weights' channels."""
+    if labels is not None and Counter(labels) != Counter(modalities):
+        raise Dae3dError(f"modality: {', '.join(labels)}: the weights take {in_words(modalities)}")
+
+
+def say_strange_values(case: ScanCase, conformed: ConformedCase, recipe: CaseRecipe) -> None:
+    """Say which images of a case have values that their modality has not."""
+    for image, statistics, modality in zip(case.images, conformed.statistics, recipe.modalities, strict=True):
+        said = strange_values(statistics, modality)
+        if said:
+            log.warning("%s: taken as %s, but %s", image.path, modality, said)
+
+
+def _of_files(
+    scan: str,
+    files: Sequence[Path],
+    modalities: Sequence[str],
+    labels: Sequence[str] | None,
+    volume: int | None,
+) -> tuple[Image, ...]:
+    """The channels of one scan, in the weights' order."""
+    if len(files) != len(modalities):
+        raise Dae3dError(f"{scan}: {len(files)} files, where the weights take {in_words(modalities)}")
+    images = tuple(_one(path, volume) for path in files)
+    told = list(labels or [image.told.label if image.told else "" for image in images])
+    distinct = len(set(modalities)) == len(modalities)
+    if told == list(modalities) or not distinct or set(told) != set(modalities):
+        return images
+    ordered = tuple(images[told.index(modality)] for modality in modalities)
+    if labels is None:
+        log.warning(
+            "%s: told to be %s by headers and names; taken in the weights' order, %s (--modality says what "
+            "each is)",
+            *(scan, ", ".join(told), ", ".join(modalities)),
+        )
+    return ordered
+
+
+def _one(path: Path, volume: int | None) -> Image:
+    found = images_at(path, volume)
+    if len(found.images) > 1:
+        raise Dae3dError(f"{path}: {len(found.images)} scans in it, where one channel is wanted")
+    return found.images[0]
+
+
+def _in_folder(
+    folder: Path,
+    modalities: Sequence[str],
+    labels: Sequence[str] | None,
+    volume: int | None,
+    pass_over: Callable[[Path], bool],
+) -> list[tuple[Image, ...]]:
+    """The scans in a folder."""
+    found = images_at(folder, volume, pass_over)
+    if len(modalities) > 1:
+        if labels is not None:
+            raise Dae3dError(f"modality: is for scans named file by file, and not for the folder {folder}")
+        cases, others = _together(found.images, modalities, folder)
+    elif labels is None:
+        cases = [(image,) for image in found.images if not _conflict(image, modalities[0])]
+        others = [image for image in found.images if _conflict(image, modalities[0])]
+    else:
+        cases, others = [(image,) for image in found.images], []
+    left_out = [*found.left_out, *(image.left_out(_saying(image)) for image in others)]
+    say_found(folder, len(cases), left_out)
+    return cases
+
+
+def _conflict(image: Image, modality: str) -> Conflict | None:
+    return conflict(image.told.label, modality) if image.told else None
+
+
+def _saying(image: Image) -> str:
+    return f"{image.told.label} by {image.told.source}" if image.told else "of a modality that nothing tells"
+
+
+def _together(
+    images: Sequence[Image], modalities: Sequence[str], folder: Path
+) -> tuple[list[tuple[Image, ...]], list[Image]]:
+    """Images put together to scans of several channels, and those that are of no channel."""
+    groups: dict[tuple[str, str], dict[str, list[Image]]] = {}
+    others = []
+    for image in images:
+        group, label = _place(image, modalities)
+        if label is not None and label in modalities:
+            groups.setdefault(group, {}).setdefault(label, []).append(image)
+        else:
+            others.append(image)
+    problems = list(_problems(groups.values(), modalities))
+    if len(set(modalities)) < len(modalities):
+        problems = ["of channels of the same modality, names do not tell which is which"]
+    if problems or not groups:
+        raise Dae3dError(
+            f"{folder}: its images cannot be put together to scans of {in_words(modalities)}:\n  "
+            f"{listed(problems or ['no image is of any of them'])}\n"
+            "Give each scan as its files joined by commas in that order, or a list of cases with --data."
+        )
+    return [tuple(group[modality][0] for modality in modalities) for group in groups.values()], others
+
+
+def _place(image: Image, modalities: Sequence[str]) -> tuple[tuple[str, str], str | None]:
+    """What the images of one scan have in common, and which modality this one is."""
+    label = image.told.label if image.told else None
+    if image.study:
+        return ("", image.study), label
+    stem, home = scan_stem(image.path), str(image.path.parent)
+    bids = _BIDS_CASE.fullmatch(stem)
+    if bids:
+        # Images of one visit lie in folders of their own: anat, dwi.
+        place = next((parent.parent for parent in image.path.parents if parent.name == bids["subject"]), "")
+        return (str(place or home), bids["case"]), label
+    numbered = _CHANNEL.fullmatch(stem)
+    if numbered and int(numbered["number"]) < len(modalities):
+        return (home, numbered["rest"]), modalities[int(numbered["number"])]
+    return (home, stem.removesuffix(sequence_at_end(stem) or "").rstrip("_.-")), label
+
+
+def _problems(groups: Iterable[dict[str, list[Image]]], modalities: Sequence[str]) -> Iterator[str]:
+    """What keeps groups of images from being scans of all channels."""
+    for group in groups:
+        first = next(iter(group.values()))[0].path
+        lacking = [modality for modality in modalities if modality not in group]
+        if lacking:
+            yield f"{first}: there is no {' and no '.join(lacking)} to it"
+        for modality, several in group.items():
+            if len(several) > 1:
+                yield f"{several[0].path} and {several[1].path}: both {modality}, of the same scan"
+
+
+def _check(cases: Iterable[tuple[Image, ...]], modalities: Sequence[str], refuses: bool) -> None:
+    """Refuse images that are of another machine for certain, and say which may be of another modality."""
+    wrong: list[str] = []
+    odd: list[str] = []
+    for images in cases:
+        for _, sentence, certain in contradictions(images, modalities):
+            (wrong if refuses and certain else odd).append(sentence)
+    if wrong:
+        raise Dae3dError(
+            f"{listed(wrong)}\n--modality {' '.join(modalities)} takes scans as these whatever they say."
+        )
+    if odd:
+        log.warning("%s", listed(odd))

@@ -1,0 +1,245 @@
+"""Scans as a user names them: files, one volume of a 4-D file, DICOM series, folders of all these."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from dae3d.errors import Dae3dError, ScanError
+from dae3d.scans.ahead import in_threads
+from dae3d.scans.dicom.finder import find_series
+from dae3d.scans.dicom.header import is_dicom
+from dae3d.scans.dicom.identity import load_salt
+from dae3d.scans.dicom.volume import read_series
+from dae3d.scans.header_cache import read_facts
+from dae3d.scans.index_tables import short
+from dae3d.scans.kinds import conflict
+from dae3d.scans.manifest import LeftOut
+from dae3d.scans.modality import LIST_NAMES, label_by_bids
+from dae3d.scans.readers import Volume, read_volume, scan_stem, suffix, volume_count
+from dae3d.scans.sources import absolute, files_in
+from dae3d.scans.subjects import sequence_at_end
+
+log = logging.getLogger(__name__)
+
+# Descriptions of settings.
+SCANS_GIVEN = (
+    "scan files, and folders of scans or of DICOM series; the channels of one scan joined by commas, in the "
+    "order in which the weights were trained (errors name it): t1.nii.gz,flair.nii.gz"
+)
+VOLUME_GIVEN = (
+    "which volume of 4-D files (series in time) is taken, from 0 on (default: such files are refused)"
+)
+
+LABEL_MAP = "label map by its name"
+_LABEL_MAP = re.compile(
+    r"(?:.*[_.-])?(?:d?seg|probseg|segmentations?|(?:deface)?mask|msk|labels?|roi|gt|aseg|aparc|probabilities)",
+    re.IGNORECASE,
+)
+_THREADS = 8
+_SHOWN = 20  # lines of a message
+
+
+class Told(NamedTuple):
+    """What says of which modality an image is, such as "its BIDS name"; `certain` where it is made to."""
+
+    label: str
+    source: str
+    certain: bool
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image, which may be a channel of a scan.
+
+    Attributes:
+        path: its file; of a DICOM series of several files, the folder that they lie in or below.
+        volume: which one of a 4-D file, from 0.
+        files: what it is read from: the file, or a series' files in slice order.
+        series: digest that tells a DICOM series from others in the same folder; "" of other files.
+        study: digest of a DICOM series' study.
+        header: modality label that a DICOM header tells.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    volume: int | None = None
+    series: str = ""
+    study: str = ""
+    header: str | None = None
+
+    @classmethod
+    def of(cls, path: Path, volume: int | None = None) -> "Image":
+        """The image in a file that is no DICOM."""
+        return cls(path, (path,), volume)
+
+    @cached_property
+    def told(self) -> Told | None:
+        """Its modality by header or name, where they tell it."""
+        if self.series:
+            return Told(self.header, "its DICOM header", certain=True) if self.header else None
+        stem = scan_stem(self.path)
+        by_bids = label_by_bids(stem)
+        if by_bids is not None:
+            return Told(by_bids, "its BIDS name", certain=True)
+        word = sequence_at_end(stem)
+        if word is None:
+            return None
+        return Told(LIST_NAMES.get(word.lower(), word.lower()), "its name", certain=False)
+
+    def left_out(self, reason: str) -> LeftOut:
+        """That it is left out."""
+        return LeftOut(path=self.path, reason=reason, files=len(self.files))
+
+    def read(self) -> Volume:
+        """Its voxels.
+
+        Raises:
+            ScanError: where they cannot be read, or it is 4-D and no volume of it is chosen.
+        """
+        if self.series:
+            return read_series(self.files)
+        if self.volume is None:
+            count = volume_count(self.path)
+            if count > 1:
+                raise ScanError(
+                    f"4-D: {count} volumes; --volume N takes one, from 0 on; channels have to be files of "
+                    "their own"
+                )
+        return read_volume(self.path, self.volume)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The images in a folder, and what in it is none that is wanted."""
+
+    images: list[Image]
+    left_out: list[LeftOut]
+
+
+def images_at(path: Path, volume: int | None, pass_over: Callable[[Path], bool] = lambda _: False) -> Found:
+    """The image that a path names, or those in the folder that it is.
+
+    Args:
+        path: a file, which need not be there before it is read; a DICOM file; or a folder.
+        volume: which one of a 4-D file, or of a DICOM series in time, from 0.
+        pass_over: files of a folder that are not looked at.
+
+    Raises:
+        Dae3dError: where a folder has no image, or a DICOM file is none.
+    """
+    path = absolute(path)
+    if path.is_dir():
+        found = _in_folder(path, volume, pass_over)
+    elif suffix(path) is None and is_dicom(path) and path.exists():
+        found = _series([path], volume)
+    else:
+        found = Found([Image.of(path, volume)], [])
+    if not found.images:
+        raise Dae3dError(
+            f"{path}: no scan that can be used: {_reasons(found.left_out) or 'no files of scans'}"
+        )
+    return found
+
+
+def say_found(folder: Path, count: int, left_out: Sequence[LeftOut]) -> None:
+    """Say how many scans a folder has, and what in it was passed over and why.
+
+    Raises:
+        Dae3dError: where it has none.
+    """
+    if not count:
+        raise Dae3dError(f"{folder}: no scan that can be used; left out: {_reasons(left_out)}")
+    log.info("scans in %s: %d", folder, count)
+    if left_out:
+        log.warning("%s: left out: %s", folder, _reasons(left_out))
+
+
+def _reasons(left_out: Iterable[LeftOut]) -> str:
+    """How many files are left out for what reason, with an example of each."""
+    kinds: dict[str, list[LeftOut]] = {}
+    for item in left_out:
+        kinds.setdefault(item.reason, []).append(item)
+    return "; ".join(
+        f"{reason}, {sum(item.files for item in items)} (such as {short(items[0].path)})"
+        for reason, items in sorted(kinds.items(), key=lambda pair: -len(pair[1]))
+    )
+
+
+def _in_folder(folder: Path, volume: int | None, pass_over: Callable[[Path], bool]) -> Found:
+    """All images under a folder: by their suffix, and DICOM series whatever their files' names."""
+    images: list[Image] = []
+    left_out: list[LeftOut] = []
+    others: list[Path] = []
+    scans: list[Path] = []
+    for path in files_in(folder, set()):
+        if isinstance(path, LeftOut):
+            left_out.append(path)
+        elif pass_over(path):
+            continue
+        elif suffix(path) and _LABEL_MAP.fullmatch(scan_stem(path)):
+            left_out.append(LeftOut(path=path, reason=LABEL_MAP))
+        else:
+            (scans if suffix(path) else others).append(path)
+    for path, facts in in_threads(read_facts, scans, _THREADS):
+        if facts.dicom:
+            others.append(path)
+        elif facts.grid is None or (facts.volumes > 1 and volume is None):
+            advice = " (--volume N takes one volume, from 0 on)" if facts.volumes > 1 else ""
+            left_out.append(LeftOut(path=path, reason=f"{facts.reason}{advice}"))
+        else:
+            images.append(Image.of(path, volume if facts.volumes > 1 else None))
+    dicom = [path for path, yes in in_threads(is_dicom, others, _THREADS) if yes]
+    series = _series(dicom, volume) if dicom else Found([], [])
+    return Found(images + series.images, left_out + series.left_out)
+
+
+def _series(files: Sequence[Path], volume: int | None) -> Found:
+    """The DICOM series that files make up."""
+    found = Found([], [])
+    for series in find_series(files, load_salt(None), _THREADS):
+        if isinstance(series, LeftOut):
+            found.left_out.append(series)
+        elif series.volumes > 1 and series.volume != volume:
+            reason = f"of {series.volumes} volumes in a series (--volume N takes one, from 0 on)"
+            found.left_out.append(LeftOut(path=series.folder, reason=reason, files=len(series.files)))
+        else:
+            paths = tuple(series.folder / name for name in series.files)
+            home = paths[0] if len(paths) == 1 else series.folder
+            found.images.append(Image(home, paths, None, series.series, series.study, series.modality))
+    return found
+
+
+def contradictions(images: Iterable[Image], modalities: Iterable[str]) -> Iterator[tuple[Image, str, bool]]:
+    """Which images are told to be of another modality than the one in their place, and what to say of it.
+
+    Yields:
+        The image; a sentence; and whether it is of another machine for certain.
+    """
+    for image, modality in zip(images, modalities, strict=True):
+        told = image.told
+        found = conflict(told.label, modality) if told else None
+        if told and found:
+            sentence = f"{image.path}: {told.label} by {told.source}, where {modality} is wanted"
+            yield image, sentence, found == "machine" and told.certain
+
+
+def listed(lines: Sequence[str]) -> str:
+    """Lines of a message, the first 20 of many."""
+    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "\n  ".join([*lines[:_SHOWN], *more])
+
+
+def image_names(images: Sequence[Image]) -> list[Path]:
+    """A path for each image to be named after; of series that share a folder, each has its digest."""
+    paths = Counter(image.path for image in images)
+    return [
+        image.path.with_name(f"{image.path.name}_{image.series[:8]}")
+        if image.series and paths[image.path] > 1
+        else image.path
+        for image in images
+    ]
