@@ -29,7 +29,7 @@ from dae3d.scans.nifti_affine import affine_of
 from dae3d.scans.nifti_voxels import check_voxels
 from dae3d.scans.nrrd_header import NrrdHeader
 
-NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".mgz", ".mgh")
+NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".nii.bz2", ".hdr", ".hdr.gz", ".hdr.bz2", ".mgz", ".mgh")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 SUFFIXES = NIBABEL_SUFFIXES + ITK_SUFFIXES
 
@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 # Headers whose voxels lie in files of their own.
 _DETACHED = (".mhd", ".nhdr")
-_PAIRS = {".hdr": ".img", ".hdr.gz": ".img.gz"}
+_PAIRS = {".hdr": ".img", ".hdr.gz": ".img.gz", ".hdr.bz2": ".img.bz2"}
 
 # Warnings of these libraries name no file, and go to the screen. What matters of them is in `Header.remark`,
 # or in the reason why a file is left out.
