@@ -247,6 +247,9 @@ def test_metaimage_voxels_in_every_way(tmp_path: Path, lines: str, voxels: bytes
         (TEXT, ASCII[:100], r"cut short: \d+ of 990 values"),
         (TEXT, ASCII, "without a blank or line end after the last one"),
         ("TransformMatrix = 1 0 0 0 1\n", RAW, "TransformMatrix has 5 of 9 numbers"),
+        (SIZE.replace("True", "Tr\ne"), PACKED, "a line that is no field"),
+        ("NDims = 4\n", RAW, "DimSize has 3 numbers, and NDims is another"),
+        (SIZE.replace("Size = ", "Size = 1\nComment = "), PACKED, "compressed voxels have no end"),
         ("ElementSpacing = 1 x 1\n", RAW, "could not convert string to float: 'x'"),
     ],
 )
@@ -262,7 +265,7 @@ def test_the_true_reason_why_metaimage_is_not_read(
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"ObjectType = Image\nNDims = 3\nBinaryData = True\n", "cut short: its header has no DimSize"),
+        (b"ObjectType = Image\nNDims = 3\nBinaryData = True\n", "its header has no DimSize; is it cut short"),
         (b"", "neither NRRD nor MetaImage"),
         (bytes(500), "neither NRRD nor MetaImage"),
         (b"words\n" * 50, "neither NRRD nor MetaImage"),

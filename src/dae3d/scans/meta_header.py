@@ -17,8 +17,9 @@ from dae3d.errors import ScanError
 from dae3d.scans.itk_header import ItkHeader, Placing, floats, numbered, text_lines
 from dae3d.scans.lengths import units_as_mm
 
-_FIELD = re.compile(r"\s*([A-Za-z]\w*)\s*[=:]\s*(.*?)\s*$")
+_FIELD = re.compile(r"\s*([^=:]*?)\s*[=:]\s*(.*?)\s*$")
 _DATA = "ElementDataFile"
+_NO_FIELD = ""  # name for a line without one, which ITK joins to the next
 _MATRICES = ("TransformMatrix", "Rotation", "Orientation")
 _SAME = 0.01  # relative, of sizes
 _OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "I": "S", "S": "I"}
@@ -52,6 +53,8 @@ class MetaHeader(ItkHeader):
                 fields[match[1]] = match[2]
                 if match[1] == _DATA and not match[2].startswith("LIST"):
                     break
+            elif line.strip() and not line.startswith(("#", "//")):
+                fields[_NO_FIELD] = line
         return cls(path, fields, more, end)
 
     def _names(self) -> Iterable[str]:
@@ -100,21 +103,27 @@ class MetaHeader(ItkHeader):
 
     def check(self, whole: bool) -> None:
         """See `ItkHeader.check`. For what does not decompress, ITK gives what was in memory before."""
-        lacking = [name for name in ("DimSize", "ElementType", _DATA) if name not in self.fields]
+        lacking = [name for name in ("NDims", "DimSize", "ElementType", _DATA) if name not in self.fields]
         if lacking:
-            raise ScanError(f"unreadable: cut short: its header has no {lacking[0]}")
+            raise ScanError(f"unreadable: its header has no {lacking[0]}; is it cut short?")
+        if _NO_FIELD in self.fields:
+            raise ScanError("unreadable: its header is damaged: it has a line that is no field")
+        if self._number("NDims", 0) != self._dimensions:
+            raise ScanError(f"unreadable: DimSize has {self._dimensions} numbers, and NDims is another")
         counts = dict.fromkeys(("ElementSpacing", "ElementSize", "Offset"), self._dimensions)
         for name, count in (counts | dict.fromkeys(_MATRICES, self._dimensions**2)).items():
             if name in self.fields and len(self._numbers(name)) != count:
                 raise ScanError(f"unreadable: {name} has {len(self._numbers(name))} of {count} numbers")
         super().check(whole)
         compressed = self._is("CompressedData")
-        if compressed and not self.data_files() and self._number("CompressedDataSize", 0) <= 0:
+        packed = int(self._number("CompressedDataSize", 0))
+        if compressed and not self.data_files() and packed <= 0:
             raise ScanError("unreadable: CompressedData without CompressedDataSize")
         if not whole:
             return
         if compressed:
-            _refuse_short(sum(_decompressed(*part) for part in self._parts()), self._bytes, "bytes")
+            there = sum(_decompressed(path, start, packed) for path, start in self._parts())
+            _refuse_short(there, self._bytes, "bytes")
         elif self._is("BinaryData", default=True):
             sizes = (path.stat().st_size - start for path, start in self._parts())
             _refuse_short(sum(max(0, size) for size in sizes), self._bytes, "bytes")
@@ -158,17 +167,24 @@ def _refuse_short(there: int, needed: int, things: str) -> None:
         raise ScanError(f"unreadable: cut short: {there} of {needed} {things} of voxels")
 
 
-def _decompressed(path: Path, start: int) -> int:
-    """How many bytes the zlib or gzip stream of a file, from `start` on, comes to.
+def _decompressed(path: Path, start: int, size: int) -> int:
+    """How many bytes a zlib or gzip stream comes to, in `size` bytes of a file from `start` on (0: all of them).
 
     Raises:
         ScanError: where it is damaged or cut short.
     """
     count = 0
     inflate = zlib.decompressobj(_ZLIB_OR_GZIP)
+    left = size or path.stat().st_size
     with path.open("rb") as file:
         file.seek(start)
-        while not inflate.eof and (block := inflate.unconsumed_tail or file.read(_BLOCK)):
+        while not inflate.eof:
+            block = inflate.unconsumed_tail
+            if not block:
+                block = file.read(min(left, _BLOCK))
+                left -= len(block)
+            if not block:
+                break
             try:
                 count += len(inflate.decompress(block, _BLOCK))
             except zlib.error as error:
