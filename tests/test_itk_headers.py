@@ -1,5 +1,6 @@
 """NRRD and MetaImage headers: units, sizes and orientation said, not said or said twice; damaged voxels."""
 
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -341,7 +342,9 @@ def test_a_scan_is_prepared_anew_when_one_of_its_slices_changes(
     manifest, store = tmp_path / "manifest", tmp_path / "store"
     dae3d.index(folders=[folder], out=manifest, modality="t1")
     dae3d.prepare(manifest=manifest, out=store, workers=1, report=False)
+    times = paths[4].stat()
     paths[4].write_bytes(bytes(180))
+    os.utime(paths[4], ns=(times.st_atime_ns, times.st_mtime_ns - 10**9))  # as copied from elsewhere
     dae3d.index(folders=[folder], out=manifest, modality="t1")
     prepared = dae3d.prepare(manifest=manifest, out=store, workers=1, report=False)
     # LPS as read, RAS as stored.

@@ -168,7 +168,7 @@ def _refuse_short(there: int, needed: int, things: str) -> None:
 
 
 def _decompressed(path: Path, start: int, size: int) -> int:
-    """How many bytes a zlib or gzip stream comes to, in `size` bytes of a file from `start` on (0: all of them).
+    """How many bytes a zlib or gzip stream comes to, in `size` bytes of a file from `start` on (0: in all).
 
     Raises:
         ScanError: where it is damaged or cut short.
