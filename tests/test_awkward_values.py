@@ -28,6 +28,10 @@ def volume(array: np.ndarray, slope: float = 1.0, intercept: float = 0.0) -> Vol
     return Volume(array, np.eye(4), slope, intercept)
 
 
+def refuse(scan: Volume, modality: str) -> None:
+    refuse_no_hounsfield(scan, measure(scan, modality), modality)
+
+
 def mr() -> np.ndarray:
     """Noise around 30 in air, 600 in a body."""
     scan = np.random.default_rng(0).normal(30, 10, SHAPE)
@@ -154,13 +158,13 @@ def test_measuring_holds_one_more_copy_at_most(padding: int | None) -> None:
 def test_a_ct_without_its_rescale_intercept_is_refused(modality: str) -> None:
     raw = (phantom(SHAPE).astype(np.int32) + 1024).astype(np.uint16)
     with pytest.raises(ScanError, match=r"is the rescale intercept, often -1024, lost.*ct-raw"):
-        refuse_no_hounsfield(measure(volume(raw), modality), modality)
+        refuse(volume(raw), modality)
     padded = np.where(INSIDE, raw.astype(np.int16), np.int16(-2000))
     with pytest.raises(ScanError, match="rescale intercept"):
-        refuse_no_hounsfield(measure(volume(padded), modality), modality)
-    refuse_no_hounsfield(measure(volume(raw, 1.0, -1024.0), modality), modality)
+        refuse(volume(padded), modality)
+    refuse(volume(raw, 1.0, -1024.0), modality)
     for other in ("ct-raw", "t1"):
-        refuse_no_hounsfield(measure(volume(raw), other), other)
+        refuse(volume(raw), other)
 
 
 HEAD = np.linalg.norm(np.stack(np.indices((48, 48, 48))) - 23.5, axis=0) < 17
@@ -196,7 +200,7 @@ def tissue(mean: float, deviation: float) -> np.ndarray:
 def test_what_cannot_be_in_hounsfield_units(scan: np.ndarray, why: str) -> None:
     whole = scan if scan.max() < 10 else scan.astype(np.int16)
     with pytest.raises(ScanError, match=f"not in HU: .*{why}.*ct-raw"):
-        refuse_no_hounsfield(measure(volume(whole.astype(np.float32)), "ct"), "ct")
+        refuse(volume(whole.astype(np.float32)), "ct")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +215,7 @@ def test_what_cannot_be_in_hounsfield_units(scan: np.ndarray, why: str) -> None:
     ],
 )
 def test_parts_of_a_ct_are_accepted(scan: np.ndarray) -> None:
-    refuse_no_hounsfield(measure(volume(scan.astype(np.int16)), "ct"), "ct")
+    refuse(volume(scan.astype(np.int16)), "ct")
 
 
 def test_real_bone_is_accepted_and_real_ct_without_its_intercept_is_not(shared_data) -> None:
@@ -220,21 +224,96 @@ def test_real_bone_is_accepted_and_real_ct_without_its_intercept_is_not(shared_d
         scan = read_volume(path).intensities()[::2, ::2, ::2]
         for threshold in (200, 400):
             bone = np.where(scan > threshold, scan, 0)
-            refuse_no_hounsfield(measure(volume(bone), "ct"), "ct")
+            refuse(volume(bone), "ct")
         with pytest.raises(ScanError, match="intercept"):
-            refuse_no_hounsfield(measure(volume(scan.clip(-1024) + 1024), "ct"), "ct")
+            refuse(volume(scan.clip(-1024) + 1024), "ct")
+
+
+IN_VIEW = np.linalg.norm(np.indices(HEAD.shape)[:2] - 23.5, axis=0) < 23.5
+SKULL = HEAD & ~(np.linalg.norm(np.stack(np.indices(HEAD.shape)) - 23.5, axis=0) < 16)
+HU = np.where(SKULL, tissue(700, 100), np.where(HEAD, tissue(40, 20), tissue(-995, 12))).astype(np.int16)
+
+
+@pytest.mark.parametrize(
+    ("scan", "why"),
+    [
+        (HU + 1024, "intercept, often -1024, lost"),  # noise of air reaches below 0
+        (np.where(IN_VIEW, HU + 1024, -1), "intercept, often -1024, lost"),
+        (np.where(IN_VIEW, HU + 1000, -1000), "intercept, often -1024, lost"),
+        (np.where(IN_VIEW, HU + 1024, -1024), "intercept, often -1024, lost"),
+        (np.where(IN_VIEW, HU.clip(-1024) + 1024, -2000), "intercept, often -1024, lost"),
+        (np.where(HEAD, HU + 1024, -1024), "intercept, often -1024, lost"),
+        (np.where(IN_VIEW, HU + 1024, np.where(HU > -990, -1, -1024)), "intercept, often -1024, lost"),
+        (HU - 1024, "intercept, often -1024, applied twice"),
+        (HU.clip(-1000) - 1024, "intercept, often -1024, applied twice"),
+        (np.where(IN_VIEW, HU - 1024, -3024), "intercept, often -1024, applied twice"),
+        (HU.astype(np.int32) * 10, "far below air"),
+        (HU.astype(np.uint16).astype(np.int32), "count down from 65536"),
+    ],
+)
+def test_an_intercept_lost_or_applied_twice_beside_a_filling(scan: np.ndarray, why: str) -> None:
+    refuse(volume(HU), "ct")
+    with pytest.raises(ScanError, match=f"not in HU: .*{why}.*ct-raw"):
+        refuse(volume(scan), "ct")
+    refuse(volume(scan), "ct-raw")
+
+
+@pytest.mark.parametrize(
+    "scan",
+    [
+        np.where(IN_VIEW, HU, -1024),
+        np.where(IN_VIEW, HU, -3024),
+        np.where(HEAD, HU, -1024),  # in air that was taken away
+        np.where(SKULL, HU, -1024),
+        HU[12:36, 12:36, 12:36],  # no air in it
+        np.where(HEAD, tissue(-850, 60), -2000),  # a lung
+        np.where(HEAD, tissue(-850, 60), np.random.default_rng(0).integers(-2600, -1600, HEAD.shape)),
+    ],
+)
+def test_fillings_around_what_is_in_hounsfield_units(scan: np.ndarray) -> None:
+    refuse(volume(scan.astype(np.int16)), "ct")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "labelled/totalsegmentator/aorta_report/ct_cropped.nii.gz",
+        "labelled/totalsegmentator/example_ct.nii.gz",
+        "pretrain/elastix/3DCT_lung.mha",
+        "pretrain/tcia_ct/lidc_0314.nii.gz",
+    ],
+)
+def test_real_ct_with_a_filling_and_what_is_cut_out_of_it(shared_data, name: str) -> None:
+    scan = read_volume(shared_data / name).intensities()[::3, ::3, ::3]
+    first, second = (np.abs(np.linspace(-1, 1, side)) for side in scan.shape[:2])
+    in_view = (np.hypot(first[:, None], second) < 1)[..., None]
+    for filling in (-1, -1024, -2000):
+        with pytest.raises(ScanError, match="intercept, often -1024, lost"):
+            refuse(volume(np.where(in_view, scan + 1024, filling)), "ct")
+        refuse(volume(np.where(in_view, scan, filling)), "ct")
+    with pytest.raises(ScanError, match="intercept, often -1024, applied twice"):
+        refuse(volume(scan - 1024), "ct")
+    with pytest.raises(ScanError, match="far below air"):
+        refuse(volume(scan * 10), "ct")
+    refuse(volume(scan), "ct")
+    refuse(volume(np.where(scan > 300, scan, -1024)), "ct")
+    for filling in (0, -2000, -3024):
+        lung = np.where(scan < -500, scan, filling).astype(np.float32)
+        refuse(volume(lung), "ct")
+        # As linear interpolation leaves it.
+        refuse(volume((lung[1:] + lung[:-1]) / 2), "ct")
 
 
 def test_real_grey_values_and_real_hu(shared_data) -> None:
     phantom_head = read_volume(shared_data / "awkward" / "oblique_uint8_ct_pitch_phantom.nii.gz")
     with pytest.raises(ScanError, match="grey values"):
-        refuse_no_hounsfield(measure(phantom_head, "ct-phantom"), "ct-phantom")
+        refuse(phantom_head, "ct-phantom")
     for name in (
         "awkward/sheared_affine_ct_shear.nii.gz",
         "pretrain/elastix/3DCT_lung.mha",
         "labelled/totalsegmentator/pulmonary_report/ct_cropped.nii.gz",
     ):
-        refuse_no_hounsfield(measure(read_volume(shared_data / name), "ct"), "ct")
+        refuse(read_volume(shared_data / name), "ct")
 
 
 def prepared(scan: Scan, store) -> Statistics | str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,6 +76,19 @@ def test_a_changed_file_is_read_again(folder: Path, reads: Reads) -> None:
     assert sorted(reads.names) == ["b_ct.nii.gz", "e_ct.nii.gz"]
     assert shapes["b_ct.nii.gz"] == (16, 17, 20)
     assert shapes["a_ct.nii.gz"] == (16, 17, 18)
+
+
+def test_a_header_is_read_again_when_a_file_that_it_names_has_changed(folder: Path, reads: Reads) -> None:
+    sitk.WriteImage(sitk.Image([16, 17, 18], sitk.sitkInt16), str(folder / "f_ct.mhd"))
+    rules = [*RULES, "f_ct.mhd=ct"]
+    run(folder, rule=rules)
+    reads.names.clear()
+    with (folder / "f_ct.raw").open("r+b") as file:
+        file.write(b"other")
+    run(folder, rule=rules)
+    assert reads.names == ["f_ct.mhd"]
+    (folder / "f_ct.raw").unlink()
+    assert reasons(run(folder, rule=rules))["f_ct.mhd"] == "unreadable: its data file f_ct.raw is missing"
 
 
 def test_a_file_that_could_not_be_read_is_tried_again(folder: Path, reads: Reads) -> None:

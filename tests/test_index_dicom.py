@@ -56,7 +56,8 @@ def test_series_are_scans_beside_files(folder: Path, capsys: pytest.CaptureFixtu
     assert ct.files == tuple(f"IM{number:04d}" for number in range(SLICES))
     assert (ct.shape, ct.spacing, ct.dataset) == ((10, 12, SLICES), (0.5, 0.8, 2.5), "hospital")
     assert [(item.path.name, item.files, item.reason) for item in manifest.left_out] == [
-        ("odd", SLICES, "unknown modality")
+        ("notes.txt", 1, "not a scan: .txt"),
+        ("odd", SLICES, "unknown modality"),
     ]
     assert "--rule 'description:Perfusion [[]map]=LABEL'  (1 of them)" in capsys.readouterr().out
 

@@ -86,9 +86,11 @@ def test_a_collection_of_dicom_series_as_its_archive_lays_it_out(tmp_path: Path)
     manifest = dae3d.index(folders=[root], layout="hnscc", out=tmp_path / "m.jsonl", salt=salt(tmp_path))
     (scan,) = manifest.scans
     assert (scan.modality, len(scan.files)) == ("ct", 12)
-    assert [(left.reason, left.files) for left in manifest.left_out] == [
-        ("pet: of HNSCC the ct series are taken", 12)
-    ]
+    assert {left.reason: left.files for left in manifest.left_out} == {
+        "pet: of HNSCC the ct series are taken": 12,
+        "not a scan: no ending that is known": 1,
+        "not a scan: .csv": 1,
+    }
 
 
 def test_a_collection_without_dicom_files(tmp_path: Path) -> None:

@@ -57,6 +57,24 @@ def test_a_source_replaced_while_it_is_read_is_done_by_the_next_run(manifest, tm
     np.testing.assert_array_equal(store.read(2, (0, 0, 0), (20, 21, 22)), phantom((20, 21, 22), 2) + 3)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("spacing", (0.02, 0.02, 0.02)), ("orientation", "RAI")],
+    ids=["spacing", "orientation"],
+)
+def test_a_scan_whose_header_was_understood_otherwise_is_prepared_anew(manifest, tmp_path, field, value):
+    """A store of an earlier version may have a scan at 20 mm whose 20 are micrometres."""
+    scans = list(Manifest.load(manifest).scans)
+    earlier = [scans[0].model_copy(update={field: value}), *scans[1:]]
+    run(write_manifest(tmp_path / "earlier.jsonl", earlier), tmp_path / "store")
+    before = written(tmp_path / "store")
+    run(manifest, tmp_path / "store")
+    after = written(tmp_path / "store")
+    assert [after[name] == time for name, time in sorted(before.items())].count(False) == 1
+    run(manifest, tmp_path / "store")
+    assert written(tmp_path / "store") == after
+
+
 def test_a_scan_that_resampling_would_blow_up_is_rejected(manifest, tmp_path):
     # 0.25 mm written as 250 (micrometres): 20 x 21 x 22 voxels become 5000 x 5250 x 5500 at 1 mm.
     write_nifti(tmp_path / "data" / "1" / "ct.nii", phantom((20, 21, 22), 1), np.diag([250, 250, 250, 1]))

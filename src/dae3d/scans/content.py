@@ -1,12 +1,14 @@
 """What a file is by its first bytes, for files that were given the wrong extension."""
 
+import bz2
 import gzip
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_GZIP = b"\x1f\x8b"
+_PACKED = {b"\x1f\x8b": ".gz", b"BZh": ".bz2"}
 _MGH_VERSION = b"\0\0\0\1"
 _HEAD = 348  # bytes of a NIfTI-1 header, whose last four are its magic
 
@@ -19,15 +21,15 @@ def suffix_by_content(path: Path) -> str | None:
     """
     with path.open("rb") as file:
         head = file.read(_HEAD)
-    zipped = head.startswith(_GZIP)
+    zipped = next((_PACKED[magic] for magic in _PACKED if head.startswith(magic)), "")
     if zipped:
         try:
-            with gzip.open(path) as file:
+            with gzip.open(path) if zipped == ".gz" else bz2.open(path) as file:
                 head = file.read(_HEAD)
-        except (EOFError, gzip.BadGzipFile):
+        except (EOFError, OSError, zlib.error):
             return None
     if head[344:] == b"n+1\0" or head[4:8] == b"n+2\0":
-        return ".nii.gz" if zipped else ".nii"
+        return f".nii{zipped}"
     if head.startswith(_MGH_VERSION):
         return ".mgz" if zipped else ".mgh"
     if head.startswith(b"NRRD"):

@@ -16,11 +16,10 @@ from dae3d.scans.index_settings import IndexSettings
 from dae3d.scans.layouts.layout import LAYOUTS, Layout
 from dae3d.scans.lists import read_list
 from dae3d.scans.manifest import LeftOut
-from dae3d.scans.readers import suffix
+from dae3d.scans.passed_over import PassedOver, is_archive
+from dae3d.scans.readers import files_read, suffix
 from dae3d.scans.sources import Candidate, absolute, files_in, scan_given, scan_in_folder
 from dae3d.scans.spool import Spool
-
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
 
 class Gathered:
@@ -36,6 +35,7 @@ class Gathered:
         self.archives = 0
         self._candidates: Spool[Candidate] = Spool(scratch)
         self._unknown: Spool[Path] = Spool(scratch)
+        self._passed_over = PassedOver()
         self._places: dict[bytes, int] = {}
         self._held_out: set[int] = set()
 
@@ -67,8 +67,9 @@ class Gathered:
                 self.left_out.add(path)
             elif suffix(path):
                 self.add(scan_in_folder(path, folder, dataset))
-            elif path.name.lower().endswith(ARCHIVES):
+            elif is_archive(path):
                 self.archives += 1
+                self._passed_over.add(path)
             else:
                 self._unknown.add(path)
 
@@ -94,12 +95,26 @@ class Gathered:
             self.dicom.add(path)
 
     def look_for_dicom(self, workers: int) -> None:
-        """See which of the files whose names do not tell are DICOM."""
+        """See which of the files whose names do not tell are DICOM, and account for the others."""
         looks = in_threads(is_dicom, self._unknown, workers)
         total = len(self._unknown)
+        others = []
         for path, yes in tqdm(looks, "looking for DICOM", total, unit="file", leave=False, delay=1):
             if yes:
                 self.dicom.add(path)
+            else:
+                others.append(path)
+        named = self._named_by_headers(workers) if others else set()
+        for path in others:
+            if _digest(path) not in named:
+                self._passed_over.add(path)
+        for kind in self._passed_over:
+            self.left_out.add(kind)
+
+    def _named_by_headers(self, workers: int) -> set[bytes]:
+        """Digests of the files that are read with others, which name them or are called alike."""
+        paths = (candidate.path for _, candidate in self._candidates.items())
+        return {_digest(file) for _, files in in_threads(_read_with, paths, workers) for file in files}
 
     def __len__(self) -> int:
         return len(self._candidates)
@@ -147,6 +162,17 @@ def gather(settings: IndexSettings, scratch: Path) -> Gathered:
             if not any(path.is_relative_to(folder) for path in found.dicom):
                 raise layout.mismatch(folder)
     return found
+
+
+def _read_with(path: Path) -> list[Path]:
+    try:
+        return files_read(path)[1:]
+    except OSError:
+        return []
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.blake2b(os.fsencode(absolute(path)), digest_size=16).digest()
 
 
 def _key(candidate: Candidate) -> bytes:

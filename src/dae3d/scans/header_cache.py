@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict
 from dae3d.errors import ScanError
 from dae3d.files import make_folder, writing
 from dae3d.scans.dicom.header import has_preamble
-from dae3d.scans.readers import ITK_SUFFIXES, Header, read_header, suffix, volume_count
+from dae3d.scans.readers import ITK_SUFFIXES, Header, files_read, read_header, suffix, volume_count
 
 _KEY = 32  # hexadecimal digits at the start of a line
+_UNDERSTOOD = 2  # grows when headers come to be understood otherwise
 
 
 class Grid(BaseModel):
@@ -53,7 +54,8 @@ class Facts(BaseModel):
 class HeaderCache:
     """Facts by file in a file of lines; a context that closes it. Threads may share it.
 
-    A line counts while its file has the same path, size and times of change. Names are kept as digests only.
+    A line counts while its file, and those that are read with it, have the same path, sizes and times of
+    change. Names are kept as digests only.
     Another process that appends to the same file at the same time can spoil lines, which are then read anew.
 
     Raises:
@@ -136,6 +138,7 @@ def read_facts(path: Path) -> Facts:
 
 
 def _key(path: Path) -> bytes:
-    stat = path.stat()
-    text = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {path}"
+    stats = [file.stat() for file in files_read(path)]
+    times = " ".join(f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}" for stat in stats)
+    text = f"{_UNDERSTOOD} {times} {path}"
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=_KEY // 2).hexdigest().encode()

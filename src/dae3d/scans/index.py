@@ -22,6 +22,7 @@ from dae3d.scans.index_settings import IndexSettings
 from dae3d.scans.index_tables import Tally, print_tables, short
 from dae3d.scans.layouts.layout import LAYOUTS
 from dae3d.scans.manifest import LeftOut, Manifest, Scan, Split, is_manifest, write_manifest
+from dae3d.scans.passed_over import NO_SCAN
 from dae3d.scans.sources import absolute, readable_suffixes
 from dae3d.scans.splits import Member, split_subjects, straddling
 from dae3d.scans.spool import Spool
@@ -75,7 +76,7 @@ def _nothing_found(tally: Tally, settings: IndexSettings) -> Dae3dError:
     layout = LAYOUTS[settings.layout] if settings.layout else None
     if layout and layout.dicom:
         return layout.mismatch(absolute(next(filter(Path.is_dir, settings.folders))))
-    if tally.left_out:
+    if tally.left_out.keys() - {NO_SCAN}:
         return Dae3dError(
             "none of the files found can be used, for the reasons above; no manifest is written"
         )

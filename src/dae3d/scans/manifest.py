@@ -54,7 +54,7 @@ class Scan(BaseModel):
 
 
 class LeftOut(BaseModel):
-    """A file, or `files` files of one DICOM series, that looked like a scan and is not in the manifest."""
+    """A file that is not in the manifest, or `files` of a DICOM series or of one kind, the first named."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

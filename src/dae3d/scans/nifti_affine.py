@@ -1,4 +1,4 @@
-"""Where a NIfTI or Analyze file says its voxels lie, when it says it twice, wrongly or not at all."""
+"""Where a NIfTI, Analyze or MGH file says its voxels lie, when it says it twice, wrongly or not at all."""
 
 from typing import Any
 
@@ -11,8 +11,14 @@ from nibabel.orientations import aff2axcodes
 from dae3d.errors import ScanError
 
 _SAME_SPACING = 0.01  # relative
-# Of the units that a NIfTI header may name, those that are not mm: the code, the word, and mm in one of them.
-_UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}
+# The units that a NIfTI header may name: the code, the word, and mm in one of them.
+_UNITS = {
+    0: ("millimetres", 1.0),  # not said
+    1: ("metres", 1000.0),
+    2: ("millimetres", 1.0),
+    3: ("micrometres", 0.001),
+}
+_GOOD_RAS = 28  # byte of an MGH header's flag that there is an orientation, of two
 
 
 def affine_of(image: Any) -> tuple[np.ndarray, str]:
@@ -26,22 +32,41 @@ def affine_of(image: Any) -> tuple[np.ndarray, str]:
         ScanError: where there is no sform, and the voxel size is zero.
     """
     if not isinstance(image.header, AnalyzeHeader):
-        return np.asarray(image.affine), ""
+        return _of_mgh(image)
     if not isinstance(image.header, nibabel.Nifti1Header):
         _refuse_zero_pixdim(image)
         return np.asarray(image.affine), "Analyze, which does not tell left from right: read as LAS"
     affine, remark = _as_written(image)
     word, mm = unit_of(image.header)
-    if mm == 1:
-        return affine, remark
-    in_mm = np.diag([mm, mm, mm, 1.0]) @ affine
-    converted = f"its unit is {word}, taken times {mm:g} for mm"
-    return in_mm, "; ".join(filter(None, [remark, converted]))
+    code = _unit_code(image.header)
+    converted = ""
+    if code not in _UNITS:
+        converted = f"its unit of length has the number {code}, which NIfTI has not: taken for mm"
+    elif mm != 1:
+        affine = np.diag([mm, mm, mm, 1.0]) @ affine
+        converted = f"its unit is {word}, taken times {mm:g} for mm"
+    return affine, "; ".join(filter(None, [remark, converted]))
 
 
 def unit_of(header: nibabel.Nifti1Header) -> tuple[str, float]:
     """The unit of length that a header names, and how many mm it has; one that is unknown is taken for mm."""
-    return _UNITS.get(int(header["xyzt_units"]) & 7, ("millimetres", 1.0))
+    return _UNITS.get(_unit_code(header), _UNITS[0])
+
+
+def _unit_code(header: nibabel.Nifti1Header) -> int:
+    return int(header["xyzt_units"]) & 7
+
+
+def _of_mgh(image: Any) -> tuple[np.ndarray, str]:
+    """Without an orientation FreeSurfer takes coronal slices, where nibabel turns two axes around."""
+    with image.file_map["image"].get_prepare_fileobj("rb") as file:
+        file.seek(_GOOD_RAS)
+        if any(file.read(2)):
+            return np.asarray(image.affine), ""
+    affine = np.eye(4)
+    affine[:3, :3] = [[-1, 0, 0], [0, 0, 1], [0, -1, 0]]
+    affine[:3, 3] = -affine[:3, :3] @ np.divide(image.shape[:3], 2)
+    return affine, "no voxel size and no orientation (goodRASFlag is 0): read as 1 mm, LIA"
 
 
 def _as_written(image: Any) -> tuple[np.ndarray, str]:

@@ -6,7 +6,9 @@ and where it cannot be read as that, what its content says.
 
 import logging
 import re
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,30 +23,37 @@ from nibabel.orientations import aff2axcodes
 
 from dae3d.errors import ScanError
 from dae3d.scans.content import renamed, suffix_by_content
+from dae3d.scans.itk_header import ItkHeader
+from dae3d.scans.meta_header import MetaHeader
 from dae3d.scans.nifti_affine import affine_of
+from dae3d.scans.nifti_voxels import check_voxels
+from dae3d.scans.nrrd_header import NrrdHeader
 
-NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".mgz", ".mgh")
+NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".nii.bz2", ".hdr", ".hdr.gz", ".hdr.bz2", ".mgz", ".mgh")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 SUFFIXES = NIBABEL_SUFFIXES + ITK_SUFFIXES
 
 Result = TypeVar("Result")
 
-# Headers whose voxels lie in a file of their own, and the line that names it.
+# Headers whose voxels lie in files of their own.
 _DETACHED = (".mhd", ".nhdr")
-_PAIRS = {".hdr": ".img", ".hdr.gz": ".img.gz"}
-_DATA_FILE = re.compile(
-    rb"^(?:ElementDataFile|data ?file)\s*[=:]\s*(\S.*?)\s*$", re.IGNORECASE | re.MULTILINE
-)
+_PAIRS = {".hdr": ".img", ".hdr.gz": ".img.gz", ".hdr.bz2": ".img.bz2"}
 
-# Its warnings name no file, and go to the screen; what matters of them is in `Header.remark`.
-nibabel.imageglobals.logger.setLevel(logging.ERROR)
+# Warnings of these libraries name no file, and go to the screen. What matters of them is in `Header.remark`,
+# or in the reason why a file is left out.
+nibabel.imageglobals.logger.setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module="nibabel")
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 # ITK's world is LPS (+x to the patient's left), ours and NIfTI's is RAS.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-# Source file, line and object address, which say nothing to a user.
+# Source file, line, object address and chain of calls, which say nothing to a user; and what the system said
+# last, which MetaIO gives for a reason.
 _ITK_PREAMBLE = re.compile(
     r"^Exception thrown in SimpleITK .*(?:ITK |s?itk::)ERROR: (?:\w+\(0x[0-9a-f]+\): )?"
+    r"(?:.*\[nrrd\] (?:\w+: )?)?"
+    r"| Reason: .*$"
 )
 
 
@@ -102,16 +111,22 @@ def scan_stem(path: Path) -> str:
 
 
 def files_read(path: Path) -> list[Path]:
-    """The file itself, and the file with the voxels of a detached header (Analyze, MetaImage, NRRD)."""
+    """The file itself, and those that its header (Analyze, MetaImage, NRRD) stands for or names, if there.
+
+    Raises:
+        OSError: where there is no such file.
+    """
     ending = suffix(path)
+    data: list[Path] = []
     if ending in _PAIRS:
-        data = path.with_name(scan_stem(path) + _PAIRS[ending])
-        return [path, data] if data.is_file() else [path]
-    if ending not in _DETACHED:
-        return [path]
-    named = _DATA_FILE.search(path.read_bytes())
-    data = path.parent / named[1].decode(errors="surrogateescape") if named else path
-    return [path, data] if data != path and data.is_file() else [path]
+        # Analyze as SPM writes it has its affine in a .mat.
+        endings = (_PAIRS[ending], _PAIRS[ending].upper(), ".mat")
+        data = [path.with_name(scan_stem(path) + end) for end in endings]
+    elif ending in ITK_SUFFIXES:
+        header = _itk_text(path)
+        with suppress(ScanError):  # whoever reads it says why
+            data = header.data_files() if header else []
+    return [path, *(file for file in data if file.is_file())]
 
 
 def volume_count(path: Path) -> int:
@@ -203,7 +218,8 @@ def _nibabel_header(path: Path, volume: int | None) -> Header:
     dtype = image.get_data_dtype()
     _refuse_non_scalar(dtype)
     shape = _shape_of(image.shape, volume)
-    return _header(shape, dtype, *affine_of(image))
+    affine, remark = affine_of(image)
+    return _header(shape, dtype, affine, "; ".join(filter(None, [remark, check_voxels(image)])))
 
 
 def _nibabel_volume(path: Path, volume: int | None) -> Volume:
@@ -220,39 +236,59 @@ def _nibabel_volume(path: Path, volume: int | None) -> Volume:
     return Volume(native.reshape(_squeezed(native.shape)), affine_of(image)[0], slope, intercept)
 
 
-def _itk_reader(path: Path) -> sitk.ImageFileReader:
+def _itk_text(path: Path) -> ItkHeader | None:
+    """The text of a NRRD or MetaImage header; None where it is neither.
+
+    Raises:
+        OSError: where the file cannot be opened.
+    """
+    with path.open("rb") as file:
+        if file.read(4) == b"NRRD":
+            return NrrdHeader.read(path)
+    header = MetaHeader.read(path)
+    return header if header.fields.keys() & {"ObjectType", "NDims"} else None
+
+
+def _itk_reader(path: Path, whole: bool = False) -> tuple[sitk.ImageFileReader, ItkHeader]:
+    header = _itk_text(path)
+    if header is None:
+        raise RuntimeError("neither NRRD nor MetaImage")
+    header.check(whole)
     reader = sitk.ImageFileReader()
+    reader.SetImageIO(header.image_io)
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     if reader.GetNumberOfComponents() != 1:
         raise ScanError(f"RGB or vector: {reader.GetNumberOfComponents()} values per voxel")
-    return reader
+    return reader, header
 
 
-def _itk_affine(reader: sitk.ImageFileReader) -> np.ndarray:
+def _itk_affine(reader: sitk.ImageFileReader, header: ItkHeader) -> tuple[np.ndarray, str]:
+    """The affine (4, 4) from voxels to RAS+ mm, and a remark on it or ""."""
     dimensions = reader.GetDimension()
     direction = np.array(reader.GetDirection()).reshape(dimensions, dimensions)[:3, :3]
     affine = np.eye(4)
     affine[:3, :3] = direction * np.array(reader.GetSpacing())[:3]
     affine[:3, 3] = reader.GetOrigin()[:3]
-    return _LPS_TO_RAS @ affine
+    factors, remark = header.placing(affine)
+    return _LPS_TO_RAS @ np.diag([*factors, 1.0]) @ affine, remark
 
 
 def _itk_shape(path: Path) -> tuple[int, ...]:
-    return _itk_reader(path).GetSize()
+    return _itk_reader(path)[0].GetSize()
 
 
 def _itk_header(path: Path, volume: int | None) -> Header:
-    reader = _itk_reader(path)
+    reader, text = _itk_reader(path)
     shape = _shape_of(reader.GetSize(), volume)
     dtype = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).dtype
     _refuse_non_scalar(dtype)
-    return _header(shape, dtype, _itk_affine(reader))
+    return _header(shape, dtype, *_itk_affine(reader, text))
 
 
 def _itk_volume(path: Path, volume: int | None) -> Volume:
-    reader = _itk_reader(path)
-    affine = _itk_affine(reader)
+    reader, text = _itk_reader(path, whole=True)
+    affine, _ = _itk_affine(reader, text)
     if volume is not None and reader.GetDimension() == 4:
         reader.SetExtractIndex([0, 0, 0, volume])
         reader.SetExtractSize([*reader.GetSize()[:3], 0])

@@ -98,7 +98,7 @@ def conform_case(volumes: Sequence[Volume], recipe: CaseRecipe) -> ConformedCase
     for channel, (volume, modality) in enumerate(zip(conformed, recipe.modalities, strict=True), 1):
         with _naming(channel, recipe):
             found = measure(volume, modality)
-            refuse_no_hounsfield(found, modality)
+            refuse_no_hounsfield(volume, found, modality)
             statistics.append(found)
     return ConformedCase(volumes=tuple(conformed), statistics=tuple(statistics), native=native)
 

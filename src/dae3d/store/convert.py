@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from dae3d.errors import ScanError
 from dae3d.scans.manifest import Scan
 from dae3d.scans.read import read_scan, source_files
@@ -16,6 +18,7 @@ from dae3d.store.scan import PARTIAL, SCANS, Preparation, StoredScan, file_name,
 from dae3d.store.source import Stamp, digest
 from dae3d.store.whole import read_whole
 
+_SAME_SPACING = 1e-3  # relative
 _TOO_MUCH = "needs more memory than there is, which fewer workers may leave"
 _NO_MEMORY = "can't allocate memory"  # PyTorch's words
 
@@ -123,8 +126,16 @@ def _is_whole(path: Path) -> bool:
 
 
 def measured_alike(stored: StoredScan, scan: Scan) -> bool:
-    """Whether a stored scan's statistics also hold with the label that the manifest has now."""
-    return (stored.modality in HOUNSFIELD) == (scan.modality in HOUNSFIELD)
+    """Whether what is stored of a scan also holds with what the manifest says of it now.
+
+    Its statistics depend on the label. Another voxel size or orientation comes of a header that is understood
+    better than it was.
+    """
+    return (
+        (stored.modality in HOUNSFIELD) == (scan.modality in HOUNSFIELD)
+        and stored.source.orientation == scan.orientation
+        and np.allclose(stored.source.spacing, scan.spacing, rtol=_SAME_SPACING, atol=0)
+    )
 
 
 def described(stored: StoredScan, scan: Scan, stamp: Stamp) -> StoredScan:

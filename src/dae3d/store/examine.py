@@ -24,7 +24,7 @@ def examine(volume: Volume, preparation: Preparation, modality: str) -> tuple[Vo
     """
     conformed = conform(volume, preparation, modality)
     statistics = measure(conformed, modality)
-    refuse_no_hounsfield(statistics, modality)
+    refuse_no_hounsfield(conformed, statistics, modality)
     return conformed, statistics
 
 

@@ -10,18 +10,34 @@ from dae3d.scans.readers import files_read
 
 
 class Stamp(BaseModel):
-    """Size and time of last change, by which a changed file is noticed without reading it."""
+    """Size and time of last change, by which a changed file is noticed without reading it.
+
+    Of several files, the sum of their sizes, the latest of their changes and, but for earlier versions,
+    a digest of `each`: one may have been replaced by another that is older than the rest.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bytes: int
     mtime_ns: int
+    each: str | None = None
 
     @classmethod
     def of(cls, paths: Iterable[Path]) -> "Stamp":
-        """The stamp of some files together: the sum of their sizes, the latest of their changes."""
-        stats = [path.stat() for path in paths]
-        return cls(bytes=sum(s.st_size for s in stats), mtime_ns=max(s.st_mtime_ns for s in stats))
+        """The stamp of some files together, in any order."""
+        stats = sorted((stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in paths))
+        each = hashlib.blake2b(repr(stats).encode(), digest_size=8).hexdigest() if len(stats) > 1 else None
+        return cls(bytes=sum(size for size, _ in stats), mtime_ns=max(time for _, time in stats), each=each)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the files seem to be the same, as far as both stamps tell."""
+        if not isinstance(other, Stamp):
+            return NotImplemented
+        same = (self.bytes, self.mtime_ns) == (other.bytes, other.mtime_ns)
+        return same and (self.each == other.each or None in (self.each, other.each))
+
+    def __hash__(self) -> int:
+        return hash((self.bytes, self.mtime_ns))
 
 
 def digest(paths: Iterable[Path]) -> str:

@@ -18,6 +18,7 @@ from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 
 from dae3d.errors import ScanError
+from dae3d.scans.dicom.bare import begins_with_elements
 from dae3d.scans.readers import refuse_no_utf8
 
 Vector = tuple[float, float, float]
@@ -31,6 +32,7 @@ warnings.filterwarnings("ignore", module="pydicom")
 # Names that say DICOM, for the files that lack its preamble ("IMA" is Siemens').
 _SUFFIXES = (".dcm", ".ima", ".dicom")
 _MAGIC_AT = 128
+_HEAD = 512  # bytes that are looked at
 
 # By which slices at one position are told apart, in the order they are tried: name and tags. Those in numbers
 # are private: what part of a complex image it is (GE), b-value and direction (GE, Philips, Siemens).
@@ -130,17 +132,24 @@ class Slice:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its preamble, or by its suffix where it has none or cannot be opened."""
-    return path.name.lower().endswith(_SUFFIXES) or has_preamble(path)
+    """Whether a file is DICOM by its suffix, its preamble or, without one, its first elements."""
+    if path.name.lower().endswith(_SUFFIXES):
+        return True
+    head = _head(path)
+    return head[_MAGIC_AT : _MAGIC_AT + 4] == b"DICM" or begins_with_elements(head)
 
 
 def has_preamble(path: Path) -> bool:
     """Whether a file begins as DICOM files do; False where it cannot be opened."""
+    return _head(path)[_MAGIC_AT : _MAGIC_AT + 4] == b"DICM"
+
+
+def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(_MAGIC_AT + 4)[_MAGIC_AT:] == b"DICM"
+            return file.read(_HEAD)
     except OSError:
-        return False
+        return b""
 
 
 def read_slices(path: Path) -> list[Slice]:
