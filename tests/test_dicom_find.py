@@ -357,16 +357,6 @@ def test_is_dicom(tmp_path):
     assert not is_dicom(tmp_path / "nothing here")
 
 
-def test_enhanced_files_of_one_series_are_each_a_volume(tmp_path):
-    uids = one_series()
-    for name in ("a", "b"):
-        write_enhanced(tmp_path / name, evenly(9, 1.5), **uids)
-    found, left_out = find(tmp_path)
-    assert not left_out
-    assert [(one.files, one.header.shape) for one in found] == [(("a",), (10, 12, 9)), (("b",), (10, 12, 9))]
-    assert len({one.series for one in found}) == 2
-
-
 def test_enhanced_file_of_several_volumes(tmp_path):
     write_enhanced(tmp_path / "e", [*evenly(9), *evenly(9)])
     assert reasons(find(tmp_path)[1]) == {"several volumes in one file: 18 frames": 1}

@@ -14,7 +14,8 @@ from pydicom import Dataset
 
 from dae3d.errors import ScanError
 from dae3d.scans.dicom.contents import is_localiser, refusal
-from dae3d.scans.dicom.geometry import SAME_POSITION, geometry
+from dae3d.scans.dicom.files_of_frames import is_whole, volumes_in_files
+from dae3d.scans.dicom.geometry import SAME_POSITION, Geometry, geometry
 from dae3d.scans.dicom.header import Facts, Slice, read_header, read_slices, reading
 from dae3d.scans.dicom.identity import salted
 from dae3d.scans.dicom.modality import label_by_header, read_tags
@@ -118,9 +119,8 @@ def _read(path: Path) -> list[Slice] | ScanError:
 
 
 def _series_key(one: Slice) -> tuple[str, ...]:
-    """What slices of one series have in common; a file of many frames is a series of its own."""
-    facts = one.facts
-    return (facts.study, facts.series, facts.patient, str(one.instance) if one.frames > 1 else "")
+    """What slices of one series have in common."""
+    return (one.facts.study, one.facts.series, one.facts.patient)
 
 
 def _decide(slices: list[Slice], salt: bytes) -> Iterator[FoundSeries | LeftOut]:
@@ -134,14 +134,15 @@ def _decide(slices: list[Slice], salt: bytes) -> Iterator[FoundSeries | LeftOut]
     kept, copies = _once_each(kept)
     if copies:
         yield _left_out(copies, DUPLICATE)
-    for part in _apart(kept):
-        # A file of many frames is read whole or not at all.
-        frames = part[0].frames
-        if frames > 1 and repeats(part):
-            yield _left_out(part, f"several volumes in one file: {frames} frames")
-            continue
-        for stack in [Stack(part)] if frames > 1 else stacks(part):
+    whole = [one for one in kept if is_whole(one)]
+    for part in _apart([one for one in kept if not is_whole(one)]):
+        for stack in stacks(part):
             yield from _decide_stack(stack, salt)
+    for found in volumes_in_files(whole):
+        if isinstance(found, Stack):
+            yield from _decide_stack(found, salt)
+        else:
+            yield _left_out(*found)
 
 
 def _refusal(one: Slice) -> str:
@@ -181,22 +182,16 @@ def _copies(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _apart(slices: list[Slice]) -> list[list[Slice]]:
-    """Files of many frames one by one; and by folder where slices share a SOP Instance UID.
+    """Slices by folder where they share a SOP Instance UID.
 
     It is an anonymiser who gives one UID to several slices; then those of the series tell no more.
     """
-    if slices and slices[0].frames > 1:
-        return _by([one.path for one in slices], slices)
     if len({one.instance for one in slices}) < len(slices):
-        return _by([one.folder for one in slices], slices)
+        folders: dict[Path, list[Slice]] = {}
+        for one in slices:
+            folders.setdefault(one.folder, []).append(one)
+        return list(folders.values())
     return [slices] if slices else []
-
-
-def _by(keys: Sequence[Path], slices: Sequence[Slice]) -> list[list[Slice]]:
-    parts: dict[Path, list[Slice]] = {}
-    for key, one in zip(keys, slices, strict=True):
-        parts.setdefault(key, []).append(one)
-    return list(parts.values())
 
 
 def _decide_stack(stack: Stack, salt: bytes) -> Iterator[FoundSeries | LeftOut]:
@@ -227,10 +222,12 @@ def _found(stack: Stack, slices: list[Slice], salt: bytes) -> FoundSeries:
         instance = str(header.get("SOPInstanceUID"))
     if is_localiser(description or protocol, len(slices)):
         raise ScanError("localiser: by its description")
-    grid = geometry(slices)
-    parts = [facts.study, facts.patient, *(text for pair in stack.key for text in pair)]
-    if slices[0].frames > 1:
-        parts += [instance, slices[0].name]
+    grid = _grid(stack, slices)
+    parts = [facts.study, facts.patient]
+    if is_whole(slices[0]):
+        parts += [facts.concatenation] if facts.concatenation else [instance, slices[0].name]
+    else:
+        parts += [text for pair in stack.key for text in pair]
     folder = _folder(slices)
     ordered = dict.fromkeys(slices[number].path.relative_to(folder).as_posix() for number in grid.order)
     return FoundSeries(
@@ -253,6 +250,24 @@ def _found(stack: Stack, slices: list[Slice], salt: bytes) -> FoundSeries:
         volume=stack.volume,
         volumes=stack.volumes,
     )
+
+
+def _grid(stack: Stack, slices: list[Slice]) -> Geometry:
+    """The grid of a stack's slices.
+
+    Raises:
+        ScanError: where they make none, which may be because slices of several images were mixed.
+    """
+    if not stack.mixed:
+        return geometry(slices)
+    mixed = f"slices of several images mixed: {stack.mixed} differs"
+    try:
+        grid = geometry(slices)
+    except ScanError as error:
+        raise ScanError(f"{mixed}; {error}") from None
+    if grid.kind == "uneven":
+        raise ScanError(f"{mixed}; uneven slice distances")
+    return grid
 
 
 def _without_equal_pixels(slices: Sequence[Slice]) -> tuple[list[Slice], list[Slice]]:
