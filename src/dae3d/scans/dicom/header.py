@@ -20,7 +20,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from dae3d.errors import ScanError
-from dae3d.scans.dicom.stack_keys import STACK_KEYS, optional_texts, stack_texts, texts
+from dae3d.scans.dicom.stack_keys import STACK_KEYS, elements, optional_texts, stack_texts, texts
 from dae3d.scans.readers import refuse_no_utf8
 
 Vector = tuple[float, float, float]
@@ -35,6 +35,8 @@ warnings.filterwarnings("ignore", module="pydicom")
 _SUFFIXES = (".dcm", ".ima", ".dicom")
 _MAGIC_AT = 128
 
+# Bytes: what DICOM can hold uncompressed.
+_LARGEST = 1 << 32
 # A compressed file has at least one byte for so many of its pixels: an empty slice takes some 100 bytes.
 _COMPRESSION = 10_000
 # Sequences within each other. Real ones are about ten deep; pydicom gives up at 150, GDCM dies of thousands.
@@ -208,12 +210,12 @@ def _slices(path: Path, header: Dataset) -> list[Slice]:
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * frames
     if len(per_frame) != frames:
         raise ScanError(f"unreadable: {len(per_frame)} frames described of {frames}")
-    facts = _facts(header)
+    facts, common = _facts(header), elements([shared], header)
     instance, number = hash(header.get("SOPInstanceUID") or path), _whole(header, "InstanceNumber")
     slices = []
     for frame, groups in enumerate(per_frame):
         position, of_frame = _placed(facts, header, [groups, shared])
-        stack = tuple(map(sys.intern, stack_texts(header, [groups, shared], facts.modality)))
+        stack = tuple(map(sys.intern, stack_texts(common | elements([groups]), facts.modality)))
         one = Slice(path.parent, path.name, instance, frame, frames, position, of_frame, stack, number)
         slices.append(one)
     return slices
@@ -293,11 +295,13 @@ def _refuse_cut_short(header: Dataset, syntax: UID | None, there: int) -> None:
     needed = _count(header, "Rows") * _count(header, "Columns") * max(1, frames)
     needed *= (_count(header, "SamplesPerPixel") or 1) * _count(header, "BitsAllocated")
     needed //= 8
-    if needed > _UNSAID:
-        raise ScanError(f"too large: {needed} bytes of pixels, where DICOM holds {_UNSAID} at most")
+    if needed > _LARGEST:
+        raise ScanError(f"too large: {needed} bytes of pixels, more than 4 GiB")
     compressed = syntax is not None and not syntax.is_private and (syntax.is_compressed or syntax.is_deflated)
-    if there < max(needed // _COMPRESSION if compressed else needed, frames - 1):
+    if there < (needed // _COMPRESSION if compressed else needed):
         raise ScanError(f"truncated: {there} of {needed} bytes of pixels")
+    if there < frames and frames > 1:
+        raise ScanError(f"truncated: {there} bytes for {frames} frames")
 
 
 def _refuse_nested(file: BinaryIO, length: int) -> None:

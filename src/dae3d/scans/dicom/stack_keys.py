@@ -1,7 +1,7 @@
 """What tells the images of one series apart, slice by slice, and how it may vary along one image."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,15 +91,12 @@ STACK_KEYS: tuple[StackKey, ...] = (
 _TAGS = [[Tag(tag) for tag in key.tags] for key in STACK_KEYS]
 
 
-def stack_texts(header: Dataset, groups: Sequence[Dataset], modality: str) -> list[str]:
+def stack_texts(places: Mapping[BaseTag, Dataset], modality: str) -> list[str]:
     """What is said of a slice, a text for each of the `STACK_KEYS`, "" where nothing is.
 
-    Of an enhanced file `groups` are the functional groups of its frame, then those of all its frames; they go
-    before the header. Private elements count in MR alone: elsewhere they mean something else.
+    `places` are those where `elements` are found. Private ones count in MR alone: elsewhere they mean
+    something else.
     """
-    places: dict[BaseTag, Dataset] = {}
-    for item in _items(header, groups):
-        places |= dict.fromkeys(item.keys(), item)
     said = []
     for tags in _TAGS:
         there = [tag for tag in tags if tag in places and (modality == "MR" or not tag.is_private)]
@@ -108,12 +105,14 @@ def stack_texts(header: Dataset, groups: Sequence[Dataset], modality: str) -> li
     return said
 
 
-def _items(header: Dataset, groups: Sequence[Dataset]) -> Iterator[Dataset]:
-    """The header and the items of its groups, what counts more after what counts less."""
-    yield header
-    for group in reversed(groups):
+def elements(groups: Sequence[Dataset], header: Dataset | None = None) -> dict[BaseTag, Dataset]:
+    """Where the elements of functional groups are found, and those of the header that no group has."""
+    places: dict[BaseTag, Dataset] = {} if header is None else dict.fromkeys(header.keys(), header)
+    for group in groups:
         for tag in list(group.keys()):
-            yield from _inner(group, tag)
+            for item in _inner(group, tag):
+                places |= dict.fromkeys(item.keys(), item)
+    return places
 
 
 def _inner(dataset: Dataset, tag: BaseTag) -> Iterator[Dataset]:
