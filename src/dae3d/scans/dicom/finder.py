@@ -13,7 +13,7 @@ from nibabel.orientations import aff2axcodes
 from pydicom import Dataset
 
 from dae3d.errors import ScanError
-from dae3d.scans.dicom.contents import is_localiser, refusal
+from dae3d.scans.dicom.contents import is_localiser, refusal, scanner_by_class
 from dae3d.scans.dicom.files_of_frames import is_whole, volumes_in_files
 from dae3d.scans.dicom.geometry import SAME_POSITION, Geometry, geometry
 from dae3d.scans.dicom.header import Facts, Slice, read_header, read_slices, reading
@@ -37,7 +37,7 @@ class FoundSeries:
 
     `files` are relative to `folder`, the innermost that holds them all, in slice order; `modality` is None
     where the header leaves it uncertain; `subject`, `study` and `series` are salted hashes. `scanner`, the
-    header's Modality, is to be compared only, `description` and `protocol` are free text for rules and the
+    header's Modality or what its SOP class says, is to be compared only, `description` and `protocol` are free text for rules and the
     screen: none of them is to be written down. Of `volumes` stacks that differ in time or diffusion direction
     alone it is number `volume`, from 0.
     """
@@ -241,7 +241,7 @@ def _found(stack: Stack, slices: list[Slice], salt: bytes) -> FoundSeries:
             affine=grid.affine,
         ),
         modality=modality,
-        scanner=facts.modality,
+        scanner=facts.modality or scanner_by_class(facts.sop_class),
         description=description,
         protocol=protocol,
         subject=salted(salt, "patient", facts.patient or f"of study {facts.study}"),
