@@ -85,8 +85,9 @@ def test_a_slice_of_another_echo_at_the_end_is_left_out_alone(tmp_path):
     assert reasons(left_out) == {"slices of several images mixed: echo differs; a single slice": 1}
 
 
-def test_halves_of_two_echoes_are_two_scans(tmp_path):
-    write_series(tmp_path, evenly(20), "MR", each=lambda number: {"EchoTime": 90 if number < 10 else 10})
+@pytest.mark.parametrize("name", ["EchoTime", "RepetitionTime"])
+def test_halves_of_two_contrasts_are_two_scans(tmp_path, name):
+    write_series(tmp_path, evenly(20), "MR", each=lambda number: {name: 90 if number < 10 else 10})
     found, left_out = find(tmp_path)
     assert (shape_and_files(found), left_out) == ([(10, 10), (10, 10)], [])
 

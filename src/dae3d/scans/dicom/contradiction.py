@@ -2,9 +2,9 @@
 
 import re
 
-# By the header's Modality (PS3.3 C.7.3.1.1.1): what it is in words, and the labels that are of it. A label may go
-# on after its first word ("ct-phantom"). Labels of no scanner alone ("angio", "perf", any of the user's own)
-# contradict nothing.
+# By the header's Modality (PS3.3 C.7.3.1.1.1): what it is in words, and the labels that are of it. A label
+# may go on after its first word ("ct-phantom"). Those of no scanner alone ("angio", "perf", any of the user's
+# own) contradict nothing.
 _SCANNERS = {
     "CT": ("CT", ("ct", "cbct")),
     "MR": (

@@ -19,6 +19,7 @@ from dae3d.scans.dicom.geometry import SAME_POSITION, Geometry, geometry
 from dae3d.scans.dicom.header import Facts, Slice, read_header, read_slices, reading
 from dae3d.scans.dicom.identity import salted
 from dae3d.scans.dicom.modality import label_by_header, read_tags
+from dae3d.scans.dicom.polarity import TURNED_OVER, UNTOLD
 from dae3d.scans.dicom.stacks import Stack, places, repeats, stacks
 from dae3d.scans.manifest import LeftOut
 from dae3d.scans.readers import Header
@@ -37,9 +38,9 @@ class FoundSeries:
 
     `files` are relative to `folder`, the innermost that holds them all, in slice order; `modality` is None
     where the header leaves it uncertain; `subject`, `study` and `series` are salted hashes. `scanner`, the
-    header's Modality or what its SOP class says, is to be compared only, `description` and `protocol` are free text for rules and the
-    screen: none of them is to be written down. Of `volumes` stacks that differ in time or diffusion direction
-    alone it is number `volume`, from 0.
+    header's Modality or what its SOP class says, is to be compared only, `description` and `protocol` are
+    free text for rules and the screen: none of them is to be written down. Of `volumes` stacks that differ in
+    time or diffusion direction alone it is number `volume`, from 0.
     """
 
     folder: Path
@@ -222,6 +223,8 @@ def _found(stack: Stack, slices: list[Slice], salt: bytes) -> FoundSeries:
         instance = str(header.get("SOPInstanceUID"))
     if is_localiser(description or protocol, len(slices)):
         raise ScanError("localiser: by its description")
+    if any(one.facts.rows_reversed is None for one in slices):
+        raise ScanError(f"rows may be reversed: {UNTOLD}")
     grid = _grid(stack, slices)
     parts = [facts.study, facts.patient]
     if is_whole(slices[0]):
@@ -239,6 +242,7 @@ def _found(stack: Stack, slices: list[Slice], salt: bytes) -> FoundSeries:
             dtype=dtype,
             orientation="".join(aff2axcodes(grid.affine)),
             affine=grid.affine,
+            remark=TURNED_OVER if facts.rows_reversed else "",
         ),
         modality=modality,
         scanner=facts.modality or scanner_by_class(facts.sop_class),

@@ -20,7 +20,15 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from dae3d.errors import ScanError
-from dae3d.scans.dicom.stack_keys import STACK_KEYS, elements, optional_texts, stack_texts, texts
+from dae3d.scans.dicom.polarity import POLARITY_TAGS, rows_are_reversed
+from dae3d.scans.dicom.stack_keys import (
+    PRIVATE_CREATORS,
+    STACK_KEYS,
+    elements,
+    optional_texts,
+    stack_texts,
+    texts,
+)
 from dae3d.scans.readers import refuse_no_utf8
 
 Vector = tuple[float, float, float]
@@ -70,6 +78,8 @@ _TAGS = [
         "InConcatenationNumber",
         "InConcatenationTotalNumber",
         "InstanceNumber",
+        *POLARITY_TAGS,
+        *PRIVATE_CREATORS,
         "SharedFunctionalGroupsSequence",
         "PerFrameFunctionalGroupsSequence",
         *(tag for key in STACK_KEYS for tag in key.tags),
@@ -85,6 +95,7 @@ class Facts:
     (LPS) along a row and down a column, `pixel_spacing` the distances in mm between rows and between
     columns, `distance` that between slices as the header says it. Of a volume in several files (a
     `concatenation`) a file is number `part`, from 1, of `parts`; 0 where the header does not say.
+    `rows_reversed` is None where it cannot be told.
     """
 
     sop_class: str
@@ -105,6 +116,7 @@ class Facts:
     concatenation: str = ""
     part: int = 0
     parts: int = 0
+    rows_reversed: bool | None = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +253,7 @@ def _facts(header: Dataset) -> Facts:
         concatenation=str(header.get("ConcatenationUID") or ""),
         part=_whole(header, "InConcatenationNumber"),
         parts=_whole(header, "InConcatenationTotalNumber"),
+        rows_reversed=rows_are_reversed(header),
     )
 
 

@@ -12,6 +12,8 @@ from pydicom.tag import BaseTag, Tag
 
 # GE's b-value; what follows it in the element is none.
 _GE_B_VALUE = (0x0043, 0x1039)
+# Without them the types of private elements are not known where a file does not say them (implicit VR).
+PRIVATE_CREATORS = tuple((group, 0x0010) for group in (0x0019, 0x0043, 0x2001, 0x2005))
 # What Image Type says of how an image came about.
 _ORIGIN = ("ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY")
 # Within the functional group of diffusion.
@@ -63,9 +65,9 @@ STACK_KEYS: tuple[StackKey, ...] = (
         repeated=True,
     ),
     StackKey("flip angle", ("FlipAngle",), "never", share=0.01),
-    StackKey("repetition time", ("RepetitionTime",), "blocks", share=1.0, passes=True),
+    StackKey("repetition time", ("RepetitionTime",), "never", share=1.0),
     StackKey("scan options", ("ScanOptions",), "never"),
-    StackKey("contrast agent", ("ContrastBolusAgent",), "blocks"),
+    StackKey("contrast agent", ("ContrastBolusAgent",), "never"),
     StackKey("units", ("Units",), "never"),
     StackKey("corrections", ("CorrectedImage",), "never"),
     StackKey(
