@@ -176,22 +176,22 @@ def test_acquisitions_half_a_step_apart_are_passes_or_volumes(tmp_path, modality
     assert [(one.header.shape[2], one.volumes) for one in found] == [(24 // volumes, volumes)] * volumes
 
 
-def test_directions_nearly_alike_are_told_apart_at_one_place(tmp_path):
-    """As in a real series of Philips, two of whose 32 directions differ by 0.02 %."""
+@pytest.mark.parametrize(
+    ("volumes", "values"),
+    [
+        # As in a real series of Philips, two of whose 32 directions differ by 0.02 %.
+        (3, [{"DiffusionGradientOrientation": [x, -0.2706, -0.707]} for x in (-0.65328, -0.65349, 0.5)]),
+        (1, [{"EchoTime": time} for time in (10, 10.05, 20)]),
+        (1, [{"RepetitionTime": time} for time in (500, 700, 3000)]),
+    ],
+)
+def test_values_nearly_alike_are_told_apart_at_one_place(tmp_path, volumes, values):
     uids = one_series()
-    for name, x in (("a", -0.65328), ("b", -0.65349), ("c", 0.5)):
-        write_series(
-            tmp_path,
-            evenly(10),
-            "MR",
-            name=f"{name}{{}}",
-            pixels=lambda number, name=name: pixels_of(number + ord(name)),
-            **uids,
-            DiffusionBValue=1000.0,
-            DiffusionGradientOrientation=[x, -0.2706, -0.707],
-        )
+    for number, tags in enumerate(values):
+        pixels = {"pixels": lambda i, number=number: pixels_of(i + 50 * number)}
+        write_series(tmp_path, evenly(10), "MR", name=f"{number}-{{}}", **pixels, **uids, **tags)
     found, left_out = find(tmp_path)
-    assert ([one.volumes for one in found], left_out) == ([3, 3, 3], [])
+    assert ([one.volumes for one in found], left_out) == ([volumes] * 3, [])
 
 
 def diffusion(b_value, direction):

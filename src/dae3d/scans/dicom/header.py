@@ -124,8 +124,8 @@ class Slice:
     """One slice: a file, or one of its `frames`, `frame` counting from 0.
 
     `position` is the centre of the first voxel in mm, LPS; `instance` a hash of the SOP Instance UID, by
-    which copies of a file are told; `stack` holds a text for each of the `STACK_KEYS`; `number` is the
-    Instance Number, 0 where there is none.
+    which copies of a file are told; `stack` holds a text for each of the `STACK_KEYS`; `number` is
+    the Instance Number of a file of many frames, 0 where there is none.
     """
 
     folder: Path
@@ -223,7 +223,8 @@ def _slices(path: Path, header: Dataset) -> list[Slice]:
     if len(per_frame) != frames:
         raise ScanError(f"unreadable: {len(per_frame)} frames described of {frames}")
     facts, common = _facts(header), elements([shared], header)
-    instance, number = hash(header.get("SOPInstanceUID") or path), _whole(header, "InstanceNumber")
+    instance = hash(header.get("SOPInstanceUID") or path)
+    number = _whole(header, "InstanceNumber") if frames > 1 else 0
     slices = []
     for frame, groups in enumerate(per_frame):
         position, of_frame = _placed(facts, header, [groups, shared])

@@ -128,19 +128,22 @@ def _of_one_image(stack: Stack) -> list[Stack]:
 
 def _are_images(key: StackKey, slices: list[Slice], parts: dict[str, list[Slice]]) -> bool:
     """Whether slices of several values are of several images, not of one along which the value varies."""
-    together = _grid(slices)
     several = len(parts) * _LEAST <= len(slices)
+    # A CT may change its technique between skull base and vertex; it is in HU all along.
+    never = key.varies == "never" and slices[0].facts.modality != "CT"
+    if not (several or never):
+        return False
+    together = _grid(slices)
     if several and all(map(_is_even, parts.values())) and _overlap(list(parts.values())):
         # Passes of one image lie between each other's slices as well; together they are even.
         passes = key.passes and together is not None and together.kind != "uneven"
         return not passes or _are_complete(slices, parts)
     if together is None or len({key.contrast(text) for text in parts}) == 1:
         return False
-    if key.varies == "never" and slices[0].facts.modality != "CT":
+    if never:
         # A value for every slice is a count of slices.
         return not (key.repeated and len(parts) == len(slices))
-    # A CT may change its technique between skull base and vertex; it is in HU all along.
-    return several and key.varies != "freely" and not _in_blocks(together.order, slices, parts)
+    return key.varies != "freely" and not _in_blocks(together.order, slices, parts)
 
 
 def _are_complete(slices: list[Slice], parts: dict[str, list[Slice]]) -> bool:
