@@ -12,7 +12,7 @@ from dae3d.scans.dicom.alike import alike_texts, leaders
 from dae3d.scans.dicom.geometry import ALIKE
 from dae3d.scans.dicom.header import Slice
 from dae3d.scans.dicom.stack_keys import STACK_KEYS
-from dae3d.scans.dicom.stacks import Stack, in_order, numbered, repeats, stacks
+from dae3d.scans.dicom.stacks import MIXED, PLACE, Stack, in_order, numbered, repeats, stacks
 
 # Volumes in time lie at one place but for what the scanner follows the head by: mm, direction cosines.
 _MOVED, _TURNED = 10.0, 0.1
@@ -57,10 +57,8 @@ def _refusal(frames: list[Slice]) -> str | None:
     if repeats(frames):
         place = "one file" if len(files) == 1 else f"{len(files)} files"
         return f"several volumes in {place}: {len(frames)} frames"
-    parts = stacks(frames)
-    if len(parts) > 1 and parts[0].mixed:
-        return f"slices of several images mixed: {parts[0].mixed} differs"
-    return None
+    differing = (name for part in stacks(frames) for name, _ in part.key if name not in PLACE)
+    return next((f"{MIXED}: {name} differs" for name in differing), None)
 
 
 def _series(volumes: list[list[Slice]]) -> list[Stack]:

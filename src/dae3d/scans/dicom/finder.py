@@ -15,12 +15,12 @@ from pydicom import Dataset
 from dae3d.errors import ScanError
 from dae3d.scans.dicom.contents import is_localiser, refusal, scanner_by_class
 from dae3d.scans.dicom.files_of_frames import is_whole, volumes_in_files
-from dae3d.scans.dicom.geometry import SAME_POSITION, Geometry, geometry
+from dae3d.scans.dicom.geometry import SAME_POSITION, geometry
 from dae3d.scans.dicom.header import Facts, Slice, read_header, read_slices, reading
 from dae3d.scans.dicom.identity import salted
 from dae3d.scans.dicom.modality import label_by_header, read_tags
 from dae3d.scans.dicom.polarity import TURNED_OVER, UNTOLD
-from dae3d.scans.dicom.stacks import Stack, places, repeats, stacks
+from dae3d.scans.dicom.stacks import MIXED, Stack, places, repeats, stacks
 from dae3d.scans.manifest import LeftOut
 from dae3d.scans.readers import Header
 
@@ -223,9 +223,11 @@ def _found(stack: Stack, slices: list[Slice], salt: bytes) -> FoundSeries:
         instance = str(header.get("SOPInstanceUID"))
     if is_localiser(description or protocol, len(slices)):
         raise ScanError("localiser: by its description")
+    if stack.mixed:
+        raise ScanError(f"{MIXED}: {stack.mixed} differs")
     if any(one.facts.rows_reversed is None for one in slices):
         raise ScanError(f"rows may be reversed: {UNTOLD}")
-    grid = _grid(stack, slices)
+    grid = geometry(slices)
     parts = [facts.study, facts.patient]
     if is_whole(slices[0]):
         parts += [facts.concatenation] if facts.concatenation else [instance, slices[0].name]
@@ -254,24 +256,6 @@ def _found(stack: Stack, slices: list[Slice], salt: bytes) -> FoundSeries:
         volume=stack.volume,
         volumes=stack.volumes,
     )
-
-
-def _grid(stack: Stack, slices: list[Slice]) -> Geometry:
-    """The grid of a stack's slices.
-
-    Raises:
-        ScanError: where they make none, which may be because slices of several images were mixed.
-    """
-    if not stack.mixed:
-        return geometry(slices)
-    mixed = f"slices of several images mixed: {stack.mixed} differs"
-    try:
-        grid = geometry(slices)
-    except ScanError as error:
-        raise ScanError(f"{mixed}; {error}") from None
-    if grid.kind == "uneven":
-        raise ScanError(f"{mixed}; uneven slice distances")
-    return grid
 
 
 def _without_equal_pixels(slices: Sequence[Slice]) -> tuple[list[Slice], list[Slice]]:

@@ -16,6 +16,9 @@ from dae3d.scans.dicom.geometry import ALIKE, Geometry, geometry
 from dae3d.scans.dicom.header import Facts, Slice
 from dae3d.scans.dicom.stack_keys import STACK_KEYS, StackKey
 
+PLACE = ("frame of reference", "plane")
+MIXED = "slices of several images mixed"
+
 _NUMBER = {key: number for number, key in enumerate(STACK_KEYS)}
 _REPEATED = {key.name for key in STACK_KEYS if key.repeated}
 # Where slices at one place differ by less than the share that is alike, that tells them apart after all.
@@ -33,8 +36,8 @@ class Stack:
     """Slices of a series that may be one volume.
 
     `key` says which of the series' stacks it is, empty where it has one only. Of `volumes` stacks that
-    differ in time or diffusion direction alone it is number `volume`, from 0. `mixed` names what differs
-    between its slices and others at other places, which all together look like one volume.
+    differ in time or diffusion direction alone it is number `volume`, from 0. `mixed` says that
+    slices are missing, in whose places there are others that differ in what it names.
     """
 
     slices: list[Slice]
@@ -51,7 +54,7 @@ def stacks(slices: Sequence[Slice]) -> list[Stack]:
     another, and where something varies that does not along one image.
     """
     found = [Stack(list(slices))]
-    for name, tell in (("frame of reference", _frames_of_reference), ("plane", _planes)):
+    for name, tell in zip(PLACE, (_frames_of_reference, _planes), strict=True):
         found = [part for stack in found for part in _told_apart(stack, name, tell(stack.slices))]
     return numbered([part for stack in found for part in _split(stack, 0)])
 
@@ -118,32 +121,45 @@ def _split(stack: Stack, first_try: int) -> list[Stack]:
 
 def _of_one_image(stack: Stack) -> list[Stack]:
     """Part the images that the slices of a stack, each at a place of its own, are of."""
+    slices = stack.slices
     for key in STACK_KEYS:
-        parts = _by_key(stack.slices, key, key.share)
-        if len(parts) > 1 and _are_images(key, stack.slices, parts):
-            stack = replace(stack, mixed=stack.mixed or key.name)
-            return [part for one in _keyed(stack, key, parts) for part in _of_one_image(one)]
+        parts = _by_key(slices, key, key.share)
+        if len(parts) == 1:
+            continue
+        found = _keyed(stack, key, parts)
+        if not _lie_between(key, slices, parts):
+            if not _are_mixed(key, slices, parts):
+                continue
+            blocks = _steps(slices, parts)
+            found = [
+                one if blocks[text] <= {1} else replace(one, mixed=key.name)
+                for text, one in zip(parts, found, strict=True)
+            ]
+        return [part for one in found for part in _of_one_image(one)]
     return [stack]
 
 
-def _are_images(key: StackKey, slices: list[Slice], parts: dict[str, list[Slice]]) -> bool:
-    """Whether slices of several values are of several images, not of one along which the value varies."""
-    several = len(parts) * _LEAST <= len(slices)
+def _lie_between(key: StackKey, slices: list[Slice], parts: dict[str, list[Slice]]) -> bool:
+    """Whether slices of several values are whole images, whose slices lie between each other's."""
+    if len(parts) * _LEAST > len(slices):
+        return False
+    if not (all(map(_is_even, parts.values())) and _overlap(list(parts.values()))):
+        return False
+    # Those of passes of one image do as well; together they are even.
+    return not (key.passes and _is_even(slices)) or _are_complete(slices, parts)
+
+
+def _are_mixed(key: StackKey, slices: list[Slice], parts: dict[str, list[Slice]]) -> bool:
+    """Whether slices that look like one image are of several, because a value does not vary so along one."""
+    if _grid(slices) is None or len({key.contrast(text) for text in parts}) == 1:
+        return False
     # A CT may change its technique between skull base and vertex; it is in HU all along.
-    never = key.varies == "never" and slices[0].facts.modality != "CT"
-    if not (several or never):
-        return False
-    together = _grid(slices)
-    if several and all(map(_is_even, parts.values())) and _overlap(list(parts.values())):
-        # Passes of one image lie between each other's slices as well; together they are even.
-        passes = key.passes and together is not None and together.kind != "uneven"
-        return not passes or _are_complete(slices, parts)
-    if together is None or len({key.contrast(text) for text in parts}) == 1:
-        return False
-    if never:
+    if key.varies == "never" and slices[0].facts.modality != "CT":
         # A value for every slice is a count of slices.
         return not (key.repeated and len(parts) == len(slices))
-    return key.varies != "freely" and not _in_blocks(together.order, slices, parts)
+    if key.varies == "freely" or len(parts) * _LEAST > len(slices):
+        return False
+    return any(len(steps) > 1 for steps in _steps(slices, parts).values())
 
 
 def _are_complete(slices: list[Slice], parts: dict[str, list[Slice]]) -> bool:
@@ -154,11 +170,12 @@ def _are_complete(slices: list[Slice], parts: dict[str, list[Slice]]) -> bool:
     return said**2 > together * apart  # nearer to the one than to the other
 
 
-def _in_blocks(order: Sequence[int], slices: list[Slice], parts: dict[str, list[Slice]]) -> bool:
-    """Whether the slices of every value follow each other, or come at regular steps."""
-    ranks = {id(slices[i]): rank for rank, i in enumerate(order)}
-    steps = (np.diff(sorted(ranks[id(one)] for one in part)) for part in parts.values())
-    return all(len(set(step.tolist())) <= 1 for step in steps)
+def _steps(slices: list[Slice], parts: dict[str, list[Slice]]) -> dict[str, set[int]]:
+    """How many slices on from one slice of a value to the next: 1 in a block."""
+    ranks = {id(slices[i]): rank for rank, i in enumerate(geometry(slices).order)}
+    return {
+        text: set(np.diff(sorted(ranks[id(one)] for one in part)).tolist()) for text, part in parts.items()
+    }
 
 
 def _by_key(slices: list[Slice], key: StackKey, share: float) -> dict[str, list[Slice]]:
