@@ -152,17 +152,25 @@ def write_enhanced(
     modality: str = "MR",
     orientation: Sequence[float] = AXIAL,
     shared: bool = True,
+    each: Callable[[int], dict[str, Dataset]] = lambda number: {},
+    pixels: Callable[[int], np.ndarray] = pixels_of,
     **tags: Any,
 ) -> Path:
-    """Write an enhanced multi-frame file; `shared` puts orientation and pixel size into the group of all."""
+    """Write an enhanced multi-frame file; `shared` puts orientation and pixel size into the group of all.
+
+    `each` gives functional groups of its own to frame `number`.
+    """
     common = series_tags(modality, SOPClassUID=_ENHANCED[modality], SOPInstanceUID=generate_uid(), **tags)
     of_frames = {
         key: common.pop(key) for key in ("ImageOrientationPatient", "PixelSpacing", "SliceThickness")
     }
     plane = {"ImageOrientationPatient": list(orientation)}
     measures = {"PixelSpacing": of_frames["PixelSpacing"], "SliceThickness": of_frames["SliceThickness"]}
-    everywhere = _item(PlaneOrientationSequence=_item(**plane), PixelMeasuresSequence=_item(**measures))
-    frames = [_item(PlanePositionSequence=_item(ImagePositionPatient=list(place))) for place in positions]
+    everywhere = item(PlaneOrientationSequence=item(**plane), PixelMeasuresSequence=item(**measures))
+    frames = [
+        item(PlanePositionSequence=item(ImagePositionPatient=list(place)), **each(number))
+        for number, place in enumerate(positions)
+    ]
     if not shared:
         for frame in frames:
             frame.update(everywhere)
@@ -171,7 +179,7 @@ def write_enhanced(
         "SharedFunctionalGroupsSequence": Items([everywhere if shared else Dataset()]),
         "PerFrameFunctionalGroupsSequence": Items(frames),
     }
-    return write_slice(path, common, np.stack([pixels_of(number) for number in range(len(positions))]))
+    return write_slice(path, common, np.stack([pixels(number) for number in range(len(positions))]))
 
 
 def edit(path: Path, **tags: Any) -> None:
@@ -185,7 +193,8 @@ def edit(path: Path, **tags: Any) -> None:
     header.save_as(path)
 
 
-def _item(**values: Any) -> Dataset:
+def item(**values: Any) -> Dataset:
+    """A data set of an item; a data set in it becomes a sequence of one item."""
     item = Dataset()
     for keyword, value in values.items():
         setattr(item, keyword, Items([value]) if isinstance(value, Dataset) else value)

@@ -1,14 +1,22 @@
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    generate_uid,
+)
 
 from dae3d.scans.dicom.finder import FoundSeries, find_series
 from dae3d.scans.dicom.header import is_dicom
@@ -355,16 +363,6 @@ def test_is_dicom(tmp_path):
     assert is_dicom(slice_)
     assert not is_dicom(tmp_path / "notes")
     assert not is_dicom(tmp_path / "nothing here")
-
-
-def test_enhanced_files_of_one_series_are_each_a_volume(tmp_path):
-    uids = one_series()
-    for name in ("a", "b"):
-        write_enhanced(tmp_path / name, evenly(9, 1.5), **uids)
-    found, left_out = find(tmp_path)
-    assert not left_out
-    assert [(one.files, one.header.shape) for one in found] == [(("a",), (10, 12, 9)), (("b",), (10, 12, 9))]
-    assert len({one.series for one in found}) == 2
 
 
 def test_enhanced_file_of_several_volumes(tmp_path):
@@ -779,3 +777,61 @@ def test_a_copy_that_cannot_be_compared(tmp_path):
     # Taken for another image under the same identifiers; `prepare` finds that it cannot be read.
     assert [one.folder.name for one in found] == ["a", "b"]
     assert not left_out
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEG2000Lossless, DeflatedExplicitVRLittleEndian])
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"NumberOfFrames": 10**9}, "too large: 240000000000 bytes of pixels, more than 4 GiB"),
+        ({"Rows": 65535, "Columns": 65535}, "too large: 8589672450 bytes of pixels, more than 4 GiB"),
+        ({"Rows": 30000, "Columns": 30000}, "truncated: "),
+        ({"NumberOfFrames": 10**9, "Rows": 0}, "truncated: "),
+        ({"NumberOfFrames": 10**9, "BitsAllocated": 0}, "truncated: "),
+    ],
+)
+def test_more_pixels_than_can_be_in_the_file(tmp_path, tags, reason, syntax):
+    """Refused by the header, before a list of a thousand million frames is made."""
+    (path,) = write_series(tmp_path, evenly(1), "MR")
+    header = pydicom.dcmread(path)
+    for keyword, value in tags.items():
+        setattr(header, keyword, value)
+    header.file_meta.TransferSyntaxUID = syntax
+    if syntax == JPEG2000Lossless:
+        header.PixelData = encapsulate([bytes(500)])
+        header["PixelData"].is_undefined_length = True
+    header.save_as(path)
+    tracemalloc.start()
+    found, (left_out,) = find(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert not found
+    assert left_out.reason.startswith(reason)
+    assert peak < 10_000_000
+
+
+@pytest.mark.parametrize("length_said", [True, False])
+def test_sequences_in_sequences(tmp_path, length_said):
+    """20,000 deep pydicom gives up, and GDCM kills the process; 20 deep there are real ones."""
+    files = write_series(tmp_path, evenly(10), "MR")
+    for number, path in enumerate(files):
+        raw = path.read_bytes()
+        place = raw.rindex(b"\xe0\x7f\x10\x00OW")
+        path.write_bytes(raw[:place] + nested(20 if number else 20_000, length_said) + raw[place:])
+    found, left_out = find(tmp_path)
+    assert [len(one.files) for one in found] == [9]
+    assert reasons(left_out) == {"unreadable: more than a hundred sequences within each other": 1}
+
+
+def nested(depth: int, length_said: bool) -> bytes:
+    """A Content Sequence in a Content Sequence in ..., explicit VR."""
+    if not length_said:
+        start = b"\x40\x00\x30\xa7SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
+        return start * depth + b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0" * depth
+    parts, length = [], 0
+    for _ in range(depth):
+        parts.append(
+            b"\x40\x00\x30\xa7SQ\0\0" + struct.pack("<I4sI", length + 8, b"\xfe\xff\x00\xe0", length)
+        )
+        length += 20
+    return b"".join(reversed(parts))

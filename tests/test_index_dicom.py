@@ -11,6 +11,7 @@ import pytest
 import dae3d
 from dae3d.cli import main
 from dae3d.errors import Dae3dError
+from dae3d.scans.dicom.contradiction import contradiction
 from dae3d.scans.manifest import Manifest
 from dicom_files import evenly, write_enhanced, write_series
 from test_index import reasons, run, write_scan
@@ -97,6 +98,45 @@ def test_the_users_word_goes_before_the_header(folder: Path) -> None:
         reasons(run(folder, min_slices=10))["ct"]
         == "fewer than 10 voxels along an axis (--min-slices): shape 10x12x9"
     )
+
+
+@pytest.mark.parametrize(
+    ("header", "label", "contradicted"),
+    [
+        ("CT", "t1", True),
+        ("CT", "mr", True),
+        ("CT", "pet", True),
+        ("MR", "ct", True),
+        ("MR", "ct-phantom", True),
+        ("PT", "ct", True),
+        ("PT", "t1ce", True),
+        ("CT", "cbct-raw", False),
+        ("MR", "t2star", False),
+        ("PT", "pet-nac", False),
+        ("CT", "angio", False),  # of either scanner
+        ("MR", "anything", False),
+    ],
+)
+def test_labels_that_a_header_contradicts(header: str, label: str, contradicted: bool) -> None:
+    assert bool(contradiction(label, header)) is contradicted
+    assert contradiction(label, "OT") is None  # a header that says nothing
+
+
+@pytest.mark.parametrize("said", [{"modality": "t1"}, {"rule": ["*=t1"]}])
+def test_a_series_that_is_something_else_is_left_out_unless_forced(tmp_path: Path, said: dict) -> None:
+    write_series(tmp_path / "d" / "ct", evenly(9), "CT")
+    write_series(tmp_path / "d" / "mr", evenly(9), "MR")
+    manifest = run(tmp_path / "d", **said)
+    assert labels(manifest) == {"mr": "t1"}
+    reason = "header contradicts the label: CT, not t1 (--force-modality takes the label)"
+    assert reasons(manifest) == {"ct": reason}
+    assert labels(run(tmp_path / "d", **said, force_modality=True)) == {"ct": "t1", "mr": "t1"}
+
+
+def test_a_header_without_modality_says_it_by_its_class(tmp_path: Path) -> None:
+    write_series(tmp_path / "d" / "ct", evenly(9), "CT", Modality=None)
+    write_series(tmp_path / "d" / "mr", evenly(9), "MR", Modality=None)
+    assert labels(run(tmp_path / "d", modality="t1")) == {"mr": "t1"}
 
 
 def test_the_folder_given_can_be_the_series(folder: Path) -> None:

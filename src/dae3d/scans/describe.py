@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dae3d.scans.dicom.contradiction import contradiction
 from dae3d.scans.dicom.finder import FoundSeries
 from dae3d.scans.header_cache import Facts, Grid, HeaderCache
 from dae3d.scans.index_settings import IndexSettings
@@ -136,6 +137,9 @@ class Describer:
         if modality is None:
             left_out = LeftOut(path=found.folder, reason=UNKNOWN, files=len(found.files))
             return Refused(left_out, rule_for_series(shown, root, found.description or found.protocol))
+        wrong = None if self._settings.force_modality else contradiction(modality, found.scanner)
+        if wrong:
+            return _refused(found.folder, wrong, len(found.files))
         scan = Scan(
             path=found.folder,
             modality=modality,

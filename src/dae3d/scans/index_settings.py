@@ -34,6 +34,11 @@ class IndexSettings(Settings):
     modality: Label | None = Field(
         None, description="modality of every scan that no rule names, label maps too if they are not excluded"
     )
+    force_modality: bool = Field(
+        False,
+        description="label DICOM series as `modality` and `rule` say even where their headers contradict it "
+        "(a CT labelled t1); otherwise those are left out",
+    )
     rule: list[RuleText] = Field(
         [],
         description="GLOB=LABEL: scans whose file name, or path from the folder given, matches GLOB are of "

@@ -1,4 +1,4 @@
-"""Whether a scan that is labelled as CT can be in Hounsfield units at all."""
+"""Whether a scan that is labelled as CT can be in Hounsfield units at all, and whether another one is."""
 
 import numpy as np
 
@@ -22,7 +22,7 @@ _WHITE = (250.0, 255.0)  # the brightest grey value of a picture
 _AIR = (-1100.0, -900.0)
 _AROUND = (-3100.0, -900.0)
 # What is brightest of a body in HU, but for metal.
-_BRIGHT = (100.0, 4000.0)
+_BRIGHTEST = (100.0, 4000.0)
 _WRAPPED = (60000.0, 65535.0)  # -1024 in 16 bits without a sign is 64512
 _RANGE = 1 << 15  # values are counted in whole numbers from minus this on, up to this
 _FILLINGS = 2  # values that each stand for "not imaged"
@@ -76,7 +76,7 @@ def strange_values(statistics: Statistics, modality: str) -> str | None:
         return f"no voxel is below 0, as air is in HU: is it {modality}, or was it cut out?"
     padding = statistics.padding
     air = _AIR[0] <= low <= _AIR[1] or (padding is not None and _AROUND[0] <= padding <= _AROUND[1])
-    if machine(modality) == "mr" and air and _BRIGHT[0] <= high <= _BRIGHT[1]:
+    if machine(modality) == "mr" and air and _BRIGHTEST[0] <= high <= _BRIGHTEST[1]:
         return f"its values, {statistics.minimum:g} to {statistics.maximum:g}, are like the HU of a CT"
     return None
 

@@ -20,6 +20,13 @@ _VOLUMES = {
     "1.2.840.10008.5.1.4.1.1.13.1.1",
     "1.2.840.10008.5.1.4.1.1.13.1.2",
 }
+# The modality of some, by how their SOP class begins.
+_SCANNERS = {
+    "1.2.840.10008.5.1.4.1.1.2.": "CT",
+    "1.2.840.10008.5.1.4.1.1.4.": "MR",
+    "1.2.840.10008.5.1.4.1.1.128.": "PT",
+    "1.2.840.10008.5.1.4.1.1.130.": "PT",
+}
 
 # What is found in the name that PS3.6 gives an object (`UID.name`), and what it is called here.
 _KINDS = (
@@ -85,6 +92,11 @@ def refusal(one: Slice) -> str | None:
     if said is None and (facts.samples > 1 or facts.photometric.upper() not in _GREY):
         return f"colour pictures: {facts.photometric if facts.photometric in _COLOURS else 'other'}"
     return said
+
+
+def scanner_by_class(sop_class: str) -> str:
+    """The Modality (PS3.3 C.7.3.1.1.1) of an image of this SOP class; "" where it is not certain."""
+    return next((scanner for start, scanner in _SCANNERS.items() if f"{sop_class}.".startswith(start)), "")
 
 
 def is_localiser(description: str, slices: int) -> bool:

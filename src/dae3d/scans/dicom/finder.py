@@ -13,12 +13,14 @@ from nibabel.orientations import aff2axcodes
 from pydicom import Dataset
 
 from dae3d.errors import ScanError
-from dae3d.scans.dicom.contents import is_localiser, refusal
+from dae3d.scans.dicom.contents import is_localiser, refusal, scanner_by_class
+from dae3d.scans.dicom.files_of_frames import is_whole, volumes_in_files
 from dae3d.scans.dicom.geometry import SAME_POSITION, geometry
 from dae3d.scans.dicom.header import Facts, Slice, read_header, read_slices, reading
 from dae3d.scans.dicom.identity import salted
 from dae3d.scans.dicom.modality import label_by_header, read_tags
-from dae3d.scans.dicom.stacks import Stack, places, repeats, stacks
+from dae3d.scans.dicom.polarity import TURNED_OVER, UNTOLD
+from dae3d.scans.dicom.stacks import MIXED, Stack, places, repeats, stacks
 from dae3d.scans.manifest import LeftOut
 from dae3d.scans.readers import Header
 
@@ -36,9 +38,9 @@ class FoundSeries:
 
     `files` are relative to `folder`, the innermost that holds them all, in slice order; `modality` is None
     where the header leaves it uncertain; `subject`, `study` and `series` are salted hashes. `scanner`, the
-    header's Modality, is to be compared only, `description` and `protocol` are free text for rules and the
-    screen: none of them is to be written down. Of `volumes` stacks that differ in time or diffusion direction
-    alone it is number `volume`, from 0.
+    header's Modality or what its SOP class says, is to be compared only, `description` and `protocol` are
+    free text for rules and the screen: none of them is to be written down. Of `volumes` stacks that differ in
+    time or diffusion direction alone it is number `volume`, from 0.
     """
 
     folder: Path
@@ -118,9 +120,8 @@ def _read(path: Path) -> list[Slice] | ScanError:
 
 
 def _series_key(one: Slice) -> tuple[str, ...]:
-    """What slices of one series have in common; a file of many frames is a series of its own."""
-    facts = one.facts
-    return (facts.study, facts.series, facts.patient, str(one.instance) if one.frames > 1 else "")
+    """What slices of one series have in common."""
+    return (one.facts.study, one.facts.series, one.facts.patient)
 
 
 def _decide(slices: list[Slice], salt: bytes) -> Iterator[FoundSeries | LeftOut]:
@@ -134,14 +135,15 @@ def _decide(slices: list[Slice], salt: bytes) -> Iterator[FoundSeries | LeftOut]
     kept, copies = _once_each(kept)
     if copies:
         yield _left_out(copies, DUPLICATE)
-    for part in _apart(kept):
-        # A file of many frames is read whole or not at all.
-        frames = part[0].frames
-        if frames > 1 and repeats(part):
-            yield _left_out(part, f"several volumes in one file: {frames} frames")
-            continue
-        for stack in [Stack(part)] if frames > 1 else stacks(part):
+    whole = [one for one in kept if is_whole(one)]
+    for part in _apart([one for one in kept if not is_whole(one)]):
+        for stack in stacks(part):
             yield from _decide_stack(stack, salt)
+    for found in volumes_in_files(whole):
+        if isinstance(found, Stack):
+            yield from _decide_stack(found, salt)
+        else:
+            yield _left_out(*found)
 
 
 def _refusal(one: Slice) -> str:
@@ -181,22 +183,16 @@ def _copies(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _apart(slices: list[Slice]) -> list[list[Slice]]:
-    """Files of many frames one by one; and by folder where slices share a SOP Instance UID.
+    """Slices by folder where they share a SOP Instance UID.
 
     It is an anonymiser who gives one UID to several slices; then those of the series tell no more.
     """
-    if slices and slices[0].frames > 1:
-        return _by([one.path for one in slices], slices)
     if len({one.instance for one in slices}) < len(slices):
-        return _by([one.folder for one in slices], slices)
+        folders: dict[Path, list[Slice]] = {}
+        for one in slices:
+            folders.setdefault(one.folder, []).append(one)
+        return list(folders.values())
     return [slices] if slices else []
-
-
-def _by(keys: Sequence[Path], slices: Sequence[Slice]) -> list[list[Slice]]:
-    parts: dict[Path, list[Slice]] = {}
-    for key, one in zip(keys, slices, strict=True):
-        parts.setdefault(key, []).append(one)
-    return list(parts.values())
 
 
 def _decide_stack(stack: Stack, salt: bytes) -> Iterator[FoundSeries | LeftOut]:
@@ -227,10 +223,16 @@ def _found(stack: Stack, slices: list[Slice], salt: bytes) -> FoundSeries:
         instance = str(header.get("SOPInstanceUID"))
     if is_localiser(description or protocol, len(slices)):
         raise ScanError("localiser: by its description")
+    if stack.mixed:
+        raise ScanError(f"{MIXED}: {stack.mixed} differs")
+    if any(one.facts.rows_reversed is None for one in slices):
+        raise ScanError(f"rows may be reversed: {UNTOLD}")
     grid = geometry(slices)
-    parts = [facts.study, facts.patient, *(text for pair in stack.key for text in pair)]
-    if slices[0].frames > 1:
-        parts += [instance, slices[0].name]
+    parts = [facts.study, facts.patient]
+    if is_whole(slices[0]):
+        parts += [facts.concatenation] if facts.concatenation else [instance, slices[0].name]
+    else:
+        parts += [text for pair in stack.key for text in pair]
     folder = _folder(slices)
     ordered = dict.fromkeys(slices[number].path.relative_to(folder).as_posix() for number in grid.order)
     return FoundSeries(
@@ -242,9 +244,10 @@ def _found(stack: Stack, slices: list[Slice], salt: bytes) -> FoundSeries:
             dtype=dtype,
             orientation="".join(aff2axcodes(grid.affine)),
             affine=grid.affine,
+            remark=TURNED_OVER if facts.rows_reversed else "",
         ),
         modality=modality,
-        scanner=facts.modality,
+        scanner=facts.modality or scanner_by_class(facts.sop_class),
         description=description,
         protocol=protocol,
         subject=salted(salt, "patient", facts.patient or f"of study {facts.study}"),

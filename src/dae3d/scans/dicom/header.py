@@ -4,6 +4,8 @@ An enhanced multi-frame file holds many slices, any other file one. Tags are tho
 """
 
 import logging
+import math
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,11 +16,20 @@ from typing import Any, BinaryIO
 
 import pydicom
 from pydicom import Dataset
-from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from dae3d.errors import ScanError
 from dae3d.scans.dicom.bare import begins_with_elements
+from dae3d.scans.dicom.polarity import POLARITY_TAGS, rows_are_reversed
+from dae3d.scans.dicom.stack_keys import (
+    PRIVATE_CREATORS,
+    STACK_KEYS,
+    elements,
+    optional_texts,
+    stack_texts,
+    texts,
+)
 from dae3d.scans.readers import refuse_no_utf8
 
 Vector = tuple[float, float, float]
@@ -34,28 +45,16 @@ _SUFFIXES = (".dcm", ".ima", ".dicom")
 _MAGIC_AT = 128
 _HEAD = 512  # bytes that are looked at
 
-# By which slices at one position are told apart, in the order they are tried: name and tags. Those in numbers
-# are private: what part of a complex image it is (GE), b-value and direction (GE, Philips, Siemens).
-STACK_KEYS: dict[str, tuple[str | tuple[int, int], ...]] = {
-    "image type": ("ImageType", "ComplexImageComponent", (0x0043, 0x102F)),
-    "kernel": ("ConvolutionKernel",),
-    "slice thickness": ("SliceThickness",),
-    "tube voltage": ("KVP",),
-    "echo": ("EchoTime", "EchoNumbers"),
-    "inversion time": ("InversionTime",),
-    "b-value": ("DiffusionBValue", (0x0019, 0x100C), (0x0043, 0x1039), (0x2001, 0x1003)),
-    "gradient": (
-        "DiffusionGradientOrientation",
-        (0x0019, 0x100E),
-        *((0x0019, element) for element in (0x10BB, 0x10BC, 0x10BD)),
-        *((0x2005, element) for element in (0x10B0, 0x10B1, 0x10B2)),
-    ),
-    "temporal position": ("TemporalPositionIdentifier", "TemporalPositionIndex"),
-    "trigger time": ("TriggerTime",),
-    "frame reference time": ("FrameReferenceTime",),
-    "acquisition": ("AcquisitionNumber",),
-    "acquisition time": ("AcquisitionTime",),
-}
+# Bytes: what DICOM can hold uncompressed.
+_LARGEST = 1 << 32
+# A compressed file has at least one byte for so many of its pixels: an empty slice takes some 100 bytes.
+_COMPRESSION = 10_000
+# Sequences within each other. Real ones are about ten deep; pydicom gives up at 150, GDCM dies of thousands.
+_NESTED = 100
+# Begin of an item with its length, and end of one whose length is not said.
+_ITEM = re.compile(rb"\xfe\xff(?:\x00\xe0(....)|\x0d\xe0)", re.DOTALL)
+_UNSAID = 0xFFFFFFFF
+_TOO_DEEP = "unreadable: more than a hundred sequences within each other"
 
 _TAGS = [
     Tag(tag)
@@ -76,9 +75,16 @@ _TAGS = [
         "ImageOrientationPatient",
         "PixelSpacing",
         "SliceThickness",
+        "SpacingBetweenSlices",
+        "ConcatenationUID",
+        "InConcatenationNumber",
+        "InConcatenationTotalNumber",
+        "InstanceNumber",
+        *POLARITY_TAGS,
+        *PRIVATE_CREATORS,
         "SharedFunctionalGroupsSequence",
         "PerFrameFunctionalGroupsSequence",
-        *(tag for tags in STACK_KEYS.values() for tag in tags),
+        *(tag for key in STACK_KEYS for tag in key.tags),
     )
 ]
 
@@ -89,7 +95,9 @@ class Facts:
 
     UIDs and the patient's identifier are as read, "" where missing. `orientation` holds the directions
     (LPS) along a row and down a column, `pixel_spacing` the distances in mm between rows and between
-    columns.
+    columns, `distance` that between slices as the header says it. Of a volume in several files (a
+    `concatenation`) a file is number `part`, from 1, of `parts`; 0 where the header does not say.
+    `rows_reversed` is None where it cannot be told.
     """
 
     sop_class: str
@@ -106,6 +114,11 @@ class Facts:
     orientation: tuple[float, ...] | None
     pixel_spacing: tuple[float, float] | None
     thickness: float | None
+    distance: float | None = None
+    concatenation: str = ""
+    part: int = 0
+    parts: int = 0
+    rows_reversed: bool | None = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +126,8 @@ class Slice:
     """One slice: a file, or one of its `frames`, `frame` counting from 0.
 
     `position` is the centre of the first voxel in mm, LPS; `instance` a hash of the SOP Instance UID, by
-    which copies of a file are told; `stack` holds the texts of the `STACK_KEYS`.
+    which copies of a file are told; `stack` holds a text for each of the `STACK_KEYS`; `number` is
+    the Instance Number of a file of many frames, 0 where there is none.
     """
 
     folder: Path
@@ -124,6 +138,7 @@ class Slice:
     position: Vector | None
     facts: Facts
     stack: tuple[str, ...]
+    number: int = 0
 
     @property
     def path(self) -> Path:
@@ -161,14 +176,13 @@ def read_slices(path: Path) -> list[Slice]:
     refuse_no_utf8(path)
     with reading(), path.open("rb") as file:
         header = _read(file, _TAGS)
-        slices = _slices(path, header)
-        there = path.stat().st_size - file.tell()
-        needed = 0 if _is_compressed(header) else _pixel_bytes(header)
-    if there < 0:
-        raise ScanError("truncated: within its header")
-    if there < needed:
-        raise ScanError(f"truncated: {there} of {needed} bytes of pixels")
-    return slices
+        size, read = path.stat().st_size, file.tell()
+        if read > size:
+            raise ScanError("truncated: within its header")
+        syntax = header.file_meta.get("TransferSyntaxUID")
+        _refuse_cut_short(header, syntax, size if syntax == DeflatedExplicitVRLittleEndian else size - read)
+        _refuse_nested(file, read)
+        return _slices(path, header)
 
 
 def read_header(path: Path, tags: Sequence[BaseTag | str], pixels: bool = False) -> Dataset:
@@ -202,6 +216,8 @@ def reading(keyword: str = "") -> Iterator[None]:
         yield
     except ScanError:
         raise
+    except RecursionError:
+        raise ScanError(_TOO_DEEP) from None
     except OSError as error:
         raise ScanError(f"unreadable: {error.strerror or type(error).__name__}") from error
     except Exception as error:
@@ -215,13 +231,15 @@ def _slices(path: Path, header: Dataset) -> list[Slice]:
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * frames
     if len(per_frame) != frames:
         raise ScanError(f"unreadable: {len(per_frame)} frames described of {frames}")
-    facts = _facts(header)
-    stack = tuple(sys.intern(_stack_text(header, tags)) for tags in STACK_KEYS.values())
+    facts, common = _facts(header), elements([shared], header)
     instance = hash(header.get("SOPInstanceUID") or path)
+    number = _whole(header, "InstanceNumber") if frames > 1 else 0
     slices = []
     for frame, groups in enumerate(per_frame):
         position, of_frame = _placed(facts, header, [groups, shared])
-        slices.append(Slice(path.parent, path.name, instance, frame, frames, position, of_frame, stack))
+        stack = tuple(map(sys.intern, stack_texts(common | elements([groups]), facts.modality)))
+        one = Slice(path.parent, path.name, instance, frame, frames, position, of_frame, stack, number)
+        slices.append(one)
     return slices
 
 
@@ -238,10 +256,14 @@ def _facts(header: Dataset) -> Facts:
         columns=_count(header, "Columns"),
         samples=_count(header, "SamplesPerPixel") or 1,
         photometric=str(header.get("PhotometricInterpretation") or ""),
-        image_type=tuple(_optional(header, "ImageType")),
+        image_type=tuple(optional_texts(header, "ImageType")),
         orientation=None,
         pixel_spacing=None,
         thickness=None,
+        concatenation=str(header.get("ConcatenationUID") or ""),
+        part=_whole(header, "InConcatenationNumber"),
+        parts=_whole(header, "InConcatenationTotalNumber"),
+        rows_reversed=rows_are_reversed(header),
     )
 
 
@@ -250,16 +272,24 @@ def _placed(facts: Facts, header: Dataset, groups: list[Dataset]) -> tuple[Vecto
     position = _floats(header, groups, "PlanePositionSequence", "ImagePositionPatient")
     orientation = _floats(header, groups, "PlaneOrientationSequence", "ImageOrientationPatient")
     spacing = _floats(header, groups, "PixelMeasuresSequence", "PixelSpacing")
-    thickness: tuple[float, ...] = ()
-    with suppress(ScanError):  # can be done without
-        thickness = _floats(header, groups, "PixelMeasuresSequence", "SliceThickness")
+    thickness, distance = (
+        _measure(header, groups, keyword) for keyword in ("SliceThickness", "SpacingBetweenSlices")
+    )
     of_frame = replace(
         facts,
         orientation=orientation if len(orientation) == 6 else None,
         pixel_spacing=(spacing[0], spacing[1]) if len(spacing) == 2 else None,
-        thickness=thickness[0] if thickness else None,
+        thickness=thickness,
+        distance=distance,
     )
     return ((position[0], position[1], position[2]) if len(position) == 3 else None), of_frame
+
+
+def _measure(header: Dataset, groups: list[Dataset], keyword: str) -> float | None:
+    """A number that can be done without, None where it is missing or malformed."""
+    with suppress(ScanError):
+        return next(iter(_floats(header, groups, "PixelMeasuresSequence", keyword)), None)
+    return None
 
 
 def _floats(header: Dataset, groups: list[Dataset], sequence: str, keyword: str) -> tuple[float, ...]:
@@ -267,7 +297,7 @@ def _floats(header: Dataset, groups: list[Dataset], sequence: str, keyword: str)
     items = [group[sequence][0] for group in groups if group.get(sequence)]
     with reading(keyword):
         value = next((item[keyword].value for item in [*items, header] if keyword in item), None)
-        return tuple(float(text) for text in _texts(value))
+        return tuple(float(text) for text in texts(value))
 
 
 def _count(header: Dataset, keyword: str) -> int:
@@ -275,29 +305,43 @@ def _count(header: Dataset, keyword: str) -> int:
         return int(header.get(keyword) or 0)
 
 
-def _optional(header: Dataset, tag: str | tuple[int, int]) -> list[str]:
-    """The texts of a value that can be done without: none where it is malformed."""
-    if tag in header:
-        with suppress(ScanError), reading():
-            return _texts(header[tag].value)
-    return []
+def _whole(header: Dataset, keyword: str) -> int:
+    """A whole number that can be done without, 0 where it is missing or malformed."""
+    with suppress(ScanError):
+        return _count(header, keyword)
+    return 0
 
 
-def _stack_text(header: Dataset, tags: tuple[str | tuple[int, int], ...]) -> str:
-    return " ".join("\\".join(texts) for texts in (_optional(header, tag) for tag in tags) if texts)
+def _refuse_cut_short(header: Dataset, syntax: UID | None, there: int) -> None:
+    """Refuse a file that cannot hold the pixels that its header names, before anything is made for them."""
+    frames = _count(header, "NumberOfFrames")
+    needed = _count(header, "Rows") * _count(header, "Columns") * max(1, frames)
+    needed *= (_count(header, "SamplesPerPixel") or 1) * _count(header, "BitsAllocated")
+    needed //= 8
+    if needed > _LARGEST:
+        raise ScanError(f"too large: {needed} bytes of pixels, more than 4 GiB")
+    compressed = syntax is not None and not syntax.is_private and (syntax.is_compressed or syntax.is_deflated)
+    if there < (needed // _COMPRESSION if compressed else needed):
+        raise ScanError(f"truncated: {there} of {needed} bytes of pixels")
+    if there < frames and frames > 1:
+        raise ScanError(f"truncated: {there} bytes for {frames} frames")
 
 
-def _texts(value: Any) -> list[str]:
-    if value is None:
-        return []
-    return [str(part) for part in value] if isinstance(value, MultiValue | list | tuple) else [str(value)]
-
-
-def _is_compressed(header: Dataset) -> bool:
-    syntax = header.file_meta.get("TransferSyntaxUID")
-    return syntax is not None and syntax.is_private is False and (syntax.is_compressed or syntax.is_deflated)
-
-
-def _pixel_bytes(header: Dataset) -> int:
-    voxels = _count(header, "Rows") * _count(header, "Columns") * (_count(header, "NumberOfFrames") or 1)
-    return voxels * (_count(header, "SamplesPerPixel") or 1) * _count(header, "BitsAllocated") // 8
+def _refuse_nested(file: BinaryIO, length: int) -> None:
+    """Refuse a header, the first `length` bytes, in which more than `_NESTED` sequences lie in each other."""
+    file.seek(0)
+    header = file.read(length)
+    if header.count(b"\xfe\xff\x00\xe0") <= _NESTED:
+        return
+    ends: list[float] = []
+    for found in _ITEM.finditer(header):
+        while ends and ends[-1] <= found.start():
+            ends.pop()
+        if found[1] is None:
+            if ends and ends[-1] == math.inf:
+                ends.pop()
+        else:
+            said = int.from_bytes(found[1], "little")
+            ends.append(math.inf if said == _UNSAID else found.end() + said)
+        if len(ends) > _NESTED:
+            raise ScanError(_TOO_DEEP)

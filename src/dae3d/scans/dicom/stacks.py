@@ -6,19 +6,23 @@ Echoes, b-values, phases and parts of complex images come in one series as often
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from statistics import median_low
 
 import numpy as np
 
 from dae3d.errors import ScanError
-from dae3d.scans.dicom.geometry import ALIKE, geometry
-from dae3d.scans.dicom.header import STACK_KEYS, Facts, Slice
+from dae3d.scans.dicom.alike import alike_texts, leaders
+from dae3d.scans.dicom.geometry import ALIKE, Geometry, geometry
+from dae3d.scans.dicom.header import Facts, Slice
+from dae3d.scans.dicom.stack_keys import STACK_KEYS, StackKey
 
-_KEYS = tuple(STACK_KEYS)
-# Stacks that differ in these alone are the volumes of a time series, or the directions of one b-value.
-_VOLUMES = {
-    *("gradient", "temporal position", "trigger time", "frame reference time"),
-    *("acquisition", "acquisition time"),
-}
+PLACE = ("frame of reference", "plane")
+MIXED = "slices of several images mixed"
+
+_NUMBER = {key: number for number, key in enumerate(STACK_KEYS)}
+_REPEATED = {key.name for key in STACK_KEYS if key.repeated}
+# Where slices at one place differ by less than the share that is alike, that tells them apart after all.
+_TRIES = [*((key, key.share) for key in STACK_KEYS), *((key, 0.0) for key in STACK_KEYS if key.share)]
 # Of a slice's thickness, and at most in mm: positions that differ by less are the same.
 _SAME, _SAME_AT_MOST = 0.02, 0.1
 # mm: where the header says none.
@@ -32,25 +36,27 @@ class Stack:
     """Slices of a series that may be one volume.
 
     `key` says which of the series' stacks it is, empty where it has one only. Of `volumes` stacks that
-    differ in time or diffusion direction alone it is number `volume`, from 0.
+    differ in time or diffusion direction alone it is number `volume`, from 0. `mixed` says that
+    slices are missing, in whose places there are others that differ in what it names.
     """
 
     slices: list[Slice]
     key: tuple[tuple[str, str], ...] = ()
     volume: int = 0
     volumes: int = 1
+    mixed: str = ""
 
 
 def stacks(slices: Sequence[Slice]) -> list[Stack]:
     """Split slices by frame of reference and plane, and by `STACK_KEYS` where these hold several images.
 
-    That is as long as two of a stack are at one place, and where slices of one value lie evenly between those
-    of another.
+    That is as long as two of a stack are at one place, where slices of one value lie evenly between those of
+    another, and where something varies that does not along one image.
     """
     found = [Stack(list(slices))]
-    for name, tell in (("frame of reference", _frames_of_reference), ("plane", _planes)):
+    for name, tell in zip(PLACE, (_frames_of_reference, _planes), strict=True):
         found = [part for stack in found for part in _told_apart(stack, name, tell(stack.slices))]
-    return _numbered([part for stack in found for part in _split(stack, 0)])
+    return numbered([part for stack in found for part in _split(stack, 0)])
 
 
 def _told_apart(stack: Stack, name: str, texts: Sequence[str]) -> list[Stack]:
@@ -72,8 +78,8 @@ def places(slices: Sequence[Slice]) -> list[int]:
     if len(placed) > 1:
         thicknesses = (slices[i].facts.thickness or 0.0 for i in placed)
         within = min(_SAME_AT_MOST, _SAME * min((mm for mm in thicknesses if mm > 0), default=_THICKNESS))
-        leaders = _leaders(np.array([slices[i].position for i in placed]), within)
-        for i, leader in zip(placed, leaders, strict=True):
+        first = leaders(np.array([slices[i].position for i in placed]), within)
+        for i, leader in zip(placed, first, strict=True):
             numbers[i] = placed[leader]
     return numbers
 
@@ -85,8 +91,8 @@ def _frames_of_reference(slices: Sequence[Slice]) -> list[str]:
 def _planes(slices: Sequence[Slice]) -> list[str]:
     """For each slice a text of its size and orientation, the same for those that are nearly alike."""
     kinds = sorted({one.facts for one in slices}, key=_plane)  # the same texts whatever the order of files
-    leaders = _leaders(np.array([_plane(facts) for facts in kinds]), ALIKE)
-    texts = {facts: _plane_text(kinds[leader]) for facts, leader in zip(kinds, leaders, strict=True)}
+    first = leaders(np.array([_plane(facts) for facts in kinds]), ALIKE)
+    texts = {facts: _plane_text(kinds[leader]) for facts, leader in zip(kinds, first, strict=True)}
     return [texts[one.facts] for one in slices]
 
 
@@ -101,71 +107,112 @@ def _plane_text(facts: Facts) -> str:
     return f"{facts.rows}x{facts.columns} {numbers}"
 
 
-def _leaders(vectors: np.ndarray, within: float) -> list[int]:
-    """For each row the index of one nearly equal to it, by no more than `within` in any number."""
-    # Takes a third of a second to import.
-    from scipy.spatial import cKDTree
-
-    # Equal ones count once, or memory would grow with their square.
-    _, firsts, numbers = np.unique(vectors.round(6), axis=0, return_index=True, return_inverse=True)
-    distinct = vectors[firsts]
-    leaders = np.full(len(distinct), -1)
-    for i, near in enumerate(cKDTree(distinct).query_ball_point(distinct, within, p=np.inf)):
-        if leaders[i] < 0:
-            leaders[[j for j in near if leaders[j] < 0]] = firsts[i]
-    return [int(leader) for leader in leaders[numbers.ravel()]]
-
-
-def _split(stack: Stack, first_key: int) -> list[Stack]:
+def _split(stack: Stack, first_try: int) -> list[Stack]:
     repeated = repeats(stack.slices)
     if not repeated:
-        return _interleaved(stack)
-    for number in range(first_key, len(_KEYS)):
-        parts = _parts(stack.slices, [one.stack[number] for one in stack.slices])
+        return _of_one_image(stack)
+    for number in range(first_try, len(_TRIES)):
+        key, share = _TRIES[number]
+        parts = _by_key(stack.slices, key, share)
         if len(parts) * _LEAST <= len(stack.slices) and sum(map(repeats, parts.values())) < repeated:
-            return [part for one in _keyed(stack, number, parts) for part in _split(one, number + 1)]
+            return [part for one in _keyed(stack, key, parts) for part in _split(one, number + 1)]
     return [stack]
 
 
-def _interleaved(stack: Stack) -> list[Stack]:
-    """Part images of the same region whose slices lie between each other's.
-
-    Passes of one acquisition do as well; together they are even. Nothing excuses another contrast.
-    """
-    for number, name in enumerate(_KEYS):
-        parts = _parts(stack.slices, [one.stack[number] for one in stack.slices])
-        if len(parts) == 1 or len(parts) * _LEAST > len(stack.slices):
+def _of_one_image(stack: Stack) -> list[Stack]:
+    """Part the images that the slices of a stack, each at a place of its own, are of."""
+    slices = stack.slices
+    for key in STACK_KEYS:
+        parts = _by_key(slices, key, key.share)
+        if len(parts) == 1:
             continue
-        if name in _VOLUMES and _is_even(stack.slices):
-            continue
-        if all(map(_is_even, parts.values())) and _overlap(list(parts.values())):
-            return [part for one in _keyed(stack, number, parts) for part in _interleaved(one)]
+        found = _keyed(stack, key, parts)
+        if not _lie_between(key, slices, parts):
+            if not _are_mixed(key, slices, parts):
+                continue
+            blocks = _steps(slices, parts)
+            found = [
+                one if blocks[text] <= {1} else replace(one, mixed=key.name)
+                for text, one in zip(parts, found, strict=True)
+            ]
+        return [part for one in found for part in _of_one_image(one)]
     return [stack]
 
 
-def _keyed(stack: Stack, number: int, parts: dict[str, list[Slice]]) -> list[Stack]:
-    return [Stack(part, (*stack.key, (_KEYS[number], text))) for text, part in parts.items()]
+def _lie_between(key: StackKey, slices: list[Slice], parts: dict[str, list[Slice]]) -> bool:
+    """Whether slices of several values are whole images, whose slices lie between each other's."""
+    if len(parts) * _LEAST > len(slices):
+        return False
+    if not (all(map(_is_even, parts.values())) and _overlap(list(parts.values()))):
+        return False
+    # Those of passes of one image do as well; together they are even.
+    return not (key.passes and _is_even(slices)) or _are_complete(slices, parts)
+
+
+def _are_mixed(key: StackKey, slices: list[Slice], parts: dict[str, list[Slice]]) -> bool:
+    """Whether slices that look like one image are of several, because a value does not vary so along one."""
+    if _grid(slices) is None or len({key.contrast(text) for text in parts}) == 1:
+        return False
+    # A CT may change its technique between skull base and vertex; it is in HU all along.
+    if key.varies == "never" and slices[0].facts.modality != "CT":
+        # A value for every slice is a count of slices.
+        return not (key.repeated and len(parts) == len(slices))
+    if key.varies == "freely" or len(parts) * _LEAST > len(slices):
+        return False
+    return any(len(steps) > 1 for steps in _steps(slices, parts).values())
+
+
+def _are_complete(slices: list[Slice], parts: dict[str, list[Slice]]) -> bool:
+    """Whether slices of one value lie as far apart as the header says, and not all slices together."""
+    said = median_low([one.facts.distance or one.facts.thickness or 0.0 for one in slices])
+    together = geometry(slices).spacing[2]
+    apart = min(geometry(part).spacing[2] for part in parts.values())
+    return said**2 > together * apart  # nearer to the one than to the other
+
+
+def _steps(slices: list[Slice], parts: dict[str, list[Slice]]) -> dict[str, set[int]]:
+    """How many slices on from one slice of a value to the next: 1 in a block."""
+    ranks = {id(slices[i]): rank for rank, i in enumerate(geometry(slices).order)}
+    return {
+        text: set(np.diff(sorted(ranks[id(one)] for one in part)).tolist()) for text, part in parts.items()
+    }
+
+
+def _by_key(slices: list[Slice], key: StackKey, share: float) -> dict[str, list[Slice]]:
+    texts = [one.stack[_NUMBER[key]] for one in slices]
+    first = alike_texts(texts, share)
+    return _parts(slices, [first[text] for text in texts])
+
+
+def _keyed(stack: Stack, key: StackKey, parts: dict[str, list[Slice]]) -> list[Stack]:
+    return [replace(stack, slices=part, key=(*stack.key, (key.name, text))) for text, part in parts.items()]
 
 
 def _parts(slices: Sequence[Slice], texts: Sequence[str]) -> dict[str, list[Slice]]:
     parts: dict[str, list[Slice]] = {}
     for one, text in zip(slices, texts, strict=True):
         parts.setdefault(text, []).append(one)
-    return dict(sorted(parts.items(), key=lambda part: _in_order(part[0])))
+    return dict(sorted(parts.items(), key=lambda part: in_order(part[0])))
 
 
-def _in_order(text: str) -> tuple[float, str]:
+def in_order(text: str) -> tuple[float, str]:
+    """What texts are sorted by: as numbers, if they are any."""
     try:
         return float(text), text
     except ValueError:
         return float("inf"), text
 
 
-def _is_even(slices: list[Slice]) -> bool:
+def _grid(slices: list[Slice]) -> Geometry | None:
     try:
-        return geometry(slices).kind != "uneven"
+        return geometry(slices)
     except ScanError:
-        return False
+        return None
+
+
+def _is_even(slices: list[Slice]) -> bool:
+    grid = _grid(slices)
+    return grid is not None and grid.kind != "uneven"
 
 
 def _overlap(parts: list[list[Slice]]) -> bool:
@@ -177,11 +224,11 @@ def _overlap(parts: list[list[Slice]]) -> bool:
     return any(after[0] < before[1] for before, after in pairwise(reaches))
 
 
-def _numbered(found: list[Stack]) -> list[Stack]:
+def numbered(found: list[Stack]) -> list[Stack]:
     """Number the stacks that are the volumes of one 4-D series."""
     series: dict[tuple[tuple[str, str], ...], list[Stack]] = {}
     for stack in found:
-        series.setdefault(tuple(pair for pair in stack.key if pair[0] not in _VOLUMES), []).append(stack)
+        series.setdefault(tuple(pair for pair in stack.key if pair[0] not in _REPEATED), []).append(stack)
     return [
         replace(stack, volume=number, volumes=len(volumes))
         for volumes in series.values()

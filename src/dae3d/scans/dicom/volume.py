@@ -44,6 +44,9 @@ def _decoded(slices: Sequence[Slice]) -> tuple[np.ndarray, float, float]:
     rescales = [storage.rescales[one.frame] for one, storage in zip(slices, storages, strict=True)]
     for k in {rescale: k for k, rescale in enumerate(rescales)}.values():
         check_stored(slices[k], planes[k], storages[k])
+    planes = [
+        plane[::-1] if one.facts.rows_reversed else plane for one, plane in zip(slices, planes, strict=True)
+    ]
     is_ct = slices[0].facts.modality == "CT"
     if is_ct:
         least = min(float(p.min()) * r.slope + r.intercept for p, r in zip(planes, rescales, strict=True))
