@@ -78,4 +78,5 @@ def _channels(file: Path, labels: list[str], home: Path, root: Path, dataset: st
             modality=label,
             subject=f"{home.name}/{scan_stem(file)}",
             volume=volume if len(labels) > 1 else None,
+            by_name=True,
         )
