@@ -22,14 +22,15 @@ is said.
 
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from dae3d.scans.subjects import SEQUENCES
 
-# Names of one subject, on average; beginnings that more names share are hospitals and data sets.
+# Names of one subject, on average and at most; beginnings that more names share are hospitals and data sets.
 MOST_VISITS = 12
+_MOST_OF_ONE = 36
 
 # So many beginnings without an identifier ("anna_01", "anna_02") there must be before they are subjects.
 _FEWEST_BY_WORD = 8
@@ -49,15 +50,17 @@ _TOKEN = re.compile(
     r"(?P<uid>\d+(?:\.\d+){3,})"
     r"|(?P<date>(?<!\d)(?:19|20)\d\d(?P<mark>[-_.]?)(?:0[1-9]|1[0-2])(?P=mark)(?:0[1-9]|[12]\d|3[01])(?!\d)"
     r"|(?<!\d)\d\d[-_.]\d\d[-_.](?:19|20)\d\d(?!\d))"
-    r"|(?P<visit>(?<![^\W_])(?:visit|vis|v|session|sess|ses|timepoint|time|tp|week|wk|w|month|mo|m|year|yr|y|day|d"
-    r"|followup|fu|baseline|bl|scan|study|exam|fraction|frac|fx|phase|series|acq|run|rep|wave|echo)"
+    r"|(?P<visit>(?<![^\W_])(?:visit|session|sess|ses|timepoint|tp|week|wk|month|mo|year|yr|day|followup|fu"
+    r"|baseline|bl|fraction|frac|fx|wave)[-_. ]?\d{1,4}(?![^\W_]))"
+    r"|(?P<study>(?<![^\W_])(?:vis|v|time|w|m|y|d|scan|study|exam|phase|series|acq|run|rep|echo)"
     r"[-_. ]?\d{1,4}(?![^\W_]))"
     r"|(?P<place>(?<![^\W_])(?:site|center|centre|hospital|clinic|scanner|batch|part|subset|fold|set|group|split"
     r"|task|dataset)[-_. ]?\d+(?![^\W_])|(?<![^\W_])[^\W\d_]+(?:19|20)\d\d(?![^\W_]))"
     r"|(?P<other>[^\W_]+)",
     re.IGNORECASE,
 )
-_KINDS = {"uid": "id", "date": "visit"}
+_KINDS = {"uid": "id", "date": "study"}
+_VISITS = ("visit", "study")  # the second may also be how patients are counted
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _DIGITS_AT_END = re.compile(r"(.*?)(\d+)")
 # What says nothing of whose scan it is, before an identifier or in place of one.
@@ -81,15 +84,19 @@ class Grouping(NamedTuple):
 
 
 class _Name(NamedTuple):
-    """A name in parts: `home` is the folder given and the words before the first identifier."""
+    """A name in parts: `home` is the folder given and the words before the first identifier.
+
+    `studies` are words with numbers that may be visits, or may count patients.
+    """
 
     home: str
     ids: tuple[str, ...]
-    words: tuple[str, ...]
+    studies: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
 
 class _Token(NamedTuple):
-    kind: str  # "id", "visit", "place" or "word"
+    kind: str  # "id", "visit", "study", "place" or "word"
     text: str
 
 
@@ -139,6 +146,7 @@ def _parsed(name: str) -> _Name:
     home = "" if set(own) & set(ids) else root
     seen: set[str] = set()
     words: list[str] = []
+    studies: list[str] = []
     before = True
     for part in parts:
         home += "/" if before else ""
@@ -147,11 +155,13 @@ def _parsed(name: str) -> _Name:
             if kind in ("id", "visit") or text in seen:
                 continue
             seen.add(text)
-            if before:
+            if kind == "study":
+                studies.append(text)
+            elif before:
                 home += f"{_PLACE if kind == 'place' else ' '}{text}"
             else:
                 words.append(text)
-    return _Name(home, tuple(ids), tuple(words))
+    return _Name(home, tuple(ids), tuple(studies), tuple(words))
 
 
 def _without_ids(root: str, own: Sequence[str], parts: Sequence[Sequence[_Token]]) -> _Name:
@@ -159,18 +169,18 @@ def _without_ids(root: str, own: Sequence[str], parts: Sequence[Sequence[_Token]
     ids = [*own]
     words: list[str] = []
     for part in parts:
-        texts = [token.text for token in part if token.kind != "visit"]
-        visits = [token.text for token in part if token.kind == "visit"]
+        texts = [token.text for token in part if token.kind not in _VISITS]
+        visits = [token.text for token in part if token.kind in _VISITS]
         if part is parts[-1] and not visits:
             words += texts if ids else texts[1:]
             texts = [] if ids else texts[:1]
         ids += filter(None, [" ".join(texts), *visits])
-    return _Name("/" if own else f"{root}/", tuple(ids), tuple(words))
+    return _Name("/" if own else f"{root}/", tuple(ids), words=tuple(words))
 
 
 def _tokens(part: str) -> list[_Token]:
     if _YEAR.fullmatch(part):
-        return [_Token("visit", part)]
+        return [_Token("study", part)]
     return list(_tokens_in(part))
 
 
@@ -186,11 +196,11 @@ def _tokens_in(part: str) -> Iterator[_Token]:
 
 
 def _descriptions(names: Iterable[_Name]) -> Collection[str]:
-    """The words that several identifiers have, as no name of a person or place would be."""
+    """The studies and words that come with several identifiers, as those of one patient do not."""
     first: dict[str, tuple[str, tuple[str, ...]]] = {}
     found = set()
     for name in names:
-        for word in name.words:
+        for word in name.studies + name.words:
             if first.setdefault(word, (name.home, name.ids)) != (name.home, name.ids):
                 found.add(word)
     return found
@@ -201,15 +211,25 @@ def _subjects_at(
 ) -> tuple[dict[str, _Key], list[str]]:
     """What tells the subject of each name of a home, and what is in doubt."""
     split = _numbers_split({parts.ids for parts in names.values()})
-    ids = {name: split.get(parts.ids, parts.ids) for name, parts in names.items()}
-    own = {name: [word for word in names[name].words if word not in descriptions] for name in names}
+    told = {
+        name: (
+            *split.get(parts.ids, parts.ids),
+            *(text for text in parts.studies if text not in descriptions),
+        )
+        for name, parts in names.items()
+    }
+    ids = {
+        name: (*told[name], *(word for word in parts.words if word not in descriptions))
+        for name, parts in names.items()
+    }
     count = len(set(ids.values()))
-    if len({(ids[name], *own[name]) for name in names}) > 2 * count:
-        return {name: (home, *ids[name], *own[name]) for name in names}, []
+    if count > 2 * len(set(told.values())):
+        return {name: (home, *found) for name, found in ids.items()}, []
     doubts: list[str] = []
     for depth in range(1, max(map(len, ids.values())) + 1):
-        beginnings = {found[:depth] for found in ids.values()}
-        if len(beginnings) >= 2 and count <= MOST_VISITS * len(beginnings):
+        beginnings = Counter(found[:depth] for found in set(ids.values()))
+        most = max(beginnings.values())
+        if len(beginnings) >= 2 and count <= MOST_VISITS * len(beginnings) and most <= _MOST_OF_ONE:
             # What does not tell a subject is like a folder that many of them are in.
             return {
                 name: (
@@ -223,7 +243,7 @@ def _subjects_at(
             doubts.append(
                 f"names that begin alike are taken for different subjects: {some[0]} and {some[-1]}"
             )
-    return {name: (home, *ids[name], *own[name]) for name in names}, doubts
+    return {name: (home, *found) for name, found in ids.items()}, doubts
 
 
 def _numbers_split(found: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str, ...]]:
