@@ -42,9 +42,10 @@ def _subject_notes(tally: Tally, grouping: Grouping, settings: IndexSettings) ->
     notes = []
     asked = " and ".join(f"--{name}" for name in ("subject", "subjects") if getattr(settings, name))
     if asked and tally.not_asked:
-        others = tally.tellers.total() - tally.tellers["user"]
+        total = tally.tellers.total()
+        others = total - tally.tellers["user"]
         notes.append(
-            f"{asked} does not tell the subjects of {others} scans, such as {short(tally.not_asked)}; "
+            f"no subject by {asked} for {others} of the {total} scans, such as {short(tally.not_asked)}; "
             "they are told as without"
         )
     if tally.unused:
