@@ -303,6 +303,36 @@ def test_a_subject_on_both_sides_is_said(tmp_path, caplog):
     assert "both in `training` and in `validation`, whose results will flatter: 7" in caplog.text
 
 
+def test_visits_of_a_patient_are_held_out_together(tmp_path, caplog):
+    """Patients 01 to 20 of three visits each, told by nothing but their numbers."""
+    visits = [entry(f"genius_{patient:02d}{visit:02d}") for patient in range(1, 21) for visit in range(3)]
+    with caplog.at_level(logging.INFO, "dae3d"):
+        train, held_out = read_task(msd(tmp_path, training=visits)).sides()
+    patients = [{case.name[:9] for case in side} for side in (train, held_out)]
+    assert len(patients[0] | patients[1]) == 20
+    assert not patients[0] & patients[1]
+    assert all(patients)
+    assert "task.json: names that look alike are taken for one subject, 20 times: " in caplog.text
+
+
+def test_what_may_be_a_hospital_or_a_patient_is_said(tmp_path, caplog):
+    cases = [entry(f"{site:02d}_{number:03d}") for site in range(2) for number in range(20)]
+    assert len({case.subject for case in read_task(msd(tmp_path, training=cases)).training}) == 40
+    assert "are taken for different subjects" in caplog.text
+    assert "add `subject` to the entries" in caplog.text
+    caplog.clear()
+    told = [case | {"subject": number} for number, case in enumerate(cases)]
+    assert len({case.subject for case in read_task(msd(tmp_path, training=told)).training}) == 40
+    assert not caplog.text
+
+
+def test_a_subject_in_several_folds_is_said(tmp_path, caplog):
+    read_task(
+        msd(tmp_path, training=[entry("P01_week1", fold=0), entry("P01_week9", fold=1), entry("P02", fold=0)])
+    )
+    assert "subjects in several folds, whose results will flatter: " in caplog.text
+
+
 def test_a_list_beside_its_data(tmp_path):
     content = {
         "modality": "CT",
