@@ -168,6 +168,8 @@ class Describer:
         """Why a 4-D file has not the volumes that are asked of it."""
         count, channels = facts.volumes, self._settings.channels
         asked = self._settings.volume if candidate.volume is None else candidate.volume
+        if candidate.volumes is not None and candidate.volumes != count:
+            return f"holds {count} volumes, where the list names {candidate.volumes} channels"
         if count == 1 and candidate.volume is None:
             return None
         if isinstance(asked, int) and asked >= count:

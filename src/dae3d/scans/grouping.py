@@ -32,11 +32,11 @@ from dae3d.scans.subjects import SEQUENCES
 MOST_VISITS = 12
 _MOST_OF_ONE = 36
 
-# So many beginnings without an identifier ("anna_01", "anna_02") there must be before they are subjects.
+# So many beginnings without an identifier ("anna_01", "anna_02") there must be before they are subjects, and
+# so many names to each on average.
 _FEWEST_BY_WORD = 8
-
-# Names to a subject, on average, that show that there are visits.
 _SEVERAL = 1.5
+
 
 # Marks words of a home that name a hospital or a data set, never a patient.
 _PLACE = "@"
@@ -260,7 +260,7 @@ def _numbers_split(found: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], 
             2 <= len(endings) <= _MOST_ENDINGS
             and max(endings) - min(endings) == len(endings) - 1
             and len(found) >= _TIMES_SEEN * len(endings)
-            and 2 <= len(beginnings) <= len(found) / _SEVERAL
+            and 2 <= len(beginnings) < len(found)
         ):
             return {
                 ids: (*ids[:-1], text + digits[:-length], digits[-length:])

@@ -9,7 +9,9 @@
 
 Names are relative to the list. `labels` maps values to names, or names to values as nnU-Net writes it, or is
 the list of the names of the values 0, 1, ...; the value 0 is the background, named or not. Images of an entry
-are its channels. Entries of `test` may be an image's name alone, and need no label.
+are its channels. Entries of `test` may be an image's name alone, and need no label. `val` and `testing`,
+among others, are read as `validation` and `test`, and nnU-Net's `dataset.json` as a list of the cases in its
+folders.
 """
 
 import logging
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import field_validator
 
 from dae3d.errors import Dae3dError
 from dae3d.scans.grouping import group
@@ -160,7 +162,6 @@ class TaskEntry(Entry):
 class TaskList(ScanList):
     """A task's list as it is written."""
 
-    modality: str | dict[str, str] = Field({}, validation_alias=AliasChoices("modality", "channel_names"))
     labels: Any = None
     training: Sequence[TaskEntry] = ()
     validation: Sequence[TaskEntry] = ()
@@ -330,9 +331,7 @@ def _check_entries(path: Path, content: TaskList) -> None:
     for split, number, entry in content.entries():
         where = f"{split}[{number}]"
         if split != "test" and entry.label is None:
-            raise Dae3dError(
-                f"{path}: {where} ({entry.images[0]}): has no `label`; cases without are for `test`"
-            )
+            raise Dae3dError(f"{path}: {where} ({entry.case}): has no `label`; cases without are for `test`")
         for name in [*entry.images, *filter(None, [entry.label])]:
             if not suffix(Path(name)):
                 raise Dae3dError(f"{path}: {where}: {name}: is no scan by its suffix ({readable_suffixes()})")
@@ -345,14 +344,15 @@ def _check_entries(path: Path, content: TaskList) -> None:
 def _cases(path: Path, content: TaskList) -> dict[TaskSplit, tuple[TaskCase, ...]]:
     entries = list(content.entries())
     images = [tuple(absolute(path.parent / name) for name in entry.images) for _, _, entry in entries]
-    names = case_names([files[0] for files in images])
-    subjects = _subjects(path, entries, [files[0] for files in images])
+    files = [absolute(path.parent / entry.case) for _, _, entry in entries]
+    names = case_names(files)
+    subjects = _subjects(path, entries, files)
     cases: dict[TaskSplit, list[TaskCase]] = {split: [] for split in SPLITS}
-    for (split, _, entry), files, name, subject in zip(entries, images, names, subjects, strict=True):
+    for (split, _, entry), channels, name, subject in zip(entries, images, names, subjects, strict=True):
         cases[split].append(
             TaskCase(
                 name=name,
-                images=files,
+                images=channels,
                 label=None if entry.label is None else absolute(path.parent / entry.label),
                 subject=subject,
                 fold=entry.fold,
