@@ -207,6 +207,9 @@ def _with_known_keys(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
             )
         if not renamed.get(name):
             renamed[name], spelt[name] = value, key
+    for name, key in spelt.items():
+        if name != key and renamed[name]:
+            _log.warning("%s: `%s` is read as `%s`", path, key, name)
     return renamed
 
 
