@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from dae3d.errors import Dae3dError, ScanError
-from dae3d.files import make_folder, writing
+from dae3d.files import inside, make_folder, writing
 from dae3d.inference.device import pick_device
 from dae3d.inference.ensemble import Ensemble, load_ensemble
 from dae3d.inference.native import interpolate_slabs, is_part_of, nearest_classes
@@ -211,7 +211,7 @@ def _names(case: TaskCase, settings: PredictSettings) -> list[str]:
 def _files(case: TaskCase, settings: PredictSettings) -> list[Path]:
     """The file of the labels, and that of the probabilities where they are wanted."""
     endings = [".nii.gz", "_probabilities.nii.gz"] if settings.probabilities else [".nii.gz"]
-    return [settings.out / f"{case.name}{ending}" for ending in endings]
+    return [inside(settings.out, f"{case.name}{ending}") for ending in endings]
 
 
 def _refuse_overwriting_inputs(cases: Sequence[TaskCase], settings: PredictSettings) -> None:
