@@ -37,7 +37,6 @@ _MOST_OF_ONE = 36
 _FEWEST_BY_WORD = 8
 _SEVERAL = 1.5
 
-
 # Marks words of a home that name a hospital or a data set, never a patient.
 _PLACE = "@"
 
@@ -239,7 +238,8 @@ def _subjects_at(
                 for name, found in ids.items()
             }, doubts
         if len(beginnings) >= 2:
-            some = sorted(name for name in names if ids[name][:depth] == min(beginnings))
+            first = min(beginnings)
+            some = sorted(name for name, found in ids.items() if found[:depth] == first)
             doubts.append(
                 f"names that begin alike are taken for different subjects: {some[0]} and {some[-1]}"
             )
