@@ -195,15 +195,21 @@ def test_splits_do_not_depend_on_where_the_folder_lies(tmp_path: Path) -> None:
     assert [(s.subject, s.split) for s in one.scans] == [(s.subject, s.split) for s in other.scans]
 
 
-def test_every_modality_has_a_validation_subject_if_it_can(folder: Path) -> None:
+def test_few_scans_are_held_out_by_their_number_and_what_is_odd_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number in range(3):
         write_scan(folder / f"head{number}_t1.nii.gz")
         write_scan(folder / f"chest{number}_ct.nii.gz")
     write_scan(folder / "single_pet.nii.gz")
     rules = ["*_t1*=t1", "*_ct*=ct", "*_pet*=pet"]
     manifest = run(folder, rule=rules, val_fraction=1e-9)
-    held_out = [scan.modality for scan in manifest.scans if scan.split == "val"]
-    assert sorted(held_out) == ["ct", "t1"]
+    assert [scan.modality for scan in manifest.scans if scan.split == "val"] == ["ct"]
+    assert "nothing held out for pet, t1: too few subjects" in capsys.readouterr().out
+    # 0.29 of 7 are two: one each, and never the only one of a modality.
+    manifest = run(folder, rule=rules, val_fraction=0.29)
+    trained = {scan.modality for scan in manifest.scans if scan.split == "train"}
+    assert trained == {"ct", "pet", "t1"}
     assert {scan.split for scan in run(folder, rule=rules, val_fraction=0).scans} == {"train"}
 
 

@@ -56,6 +56,37 @@ def test_training_and_validation_are_kept(task: Path) -> None:
     assert reasons(manifest) == {"gone.nii.gz": "missing file"}
 
 
+@pytest.mark.parametrize("key", ["val", "valid", "Validation"])
+def test_other_names_of_what_is_held_out(task: Path, key: str) -> None:
+    path = write_list(
+        task / "l.json", modality="CT", **{"training": [entry("a"), entry("b")], key: [entry("c")]}
+    )
+    manifest = run(path, val_fraction=0.9)
+    assert splits(manifest) == {"a.nii.gz": "train", "b.nii.gz": "train", "c.nii.gz": "val"}
+
+
+def test_keys_that_hold_scans_and_are_not_read_are_said(task: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = {"training": [entry("a")], "held_out": [entry("b"), entry("c")], "extra": ["imagesTr/d.nii.gz"]}
+    other = {"authors": ["A", "B"], "sizes": [1, 2], "numbers": [{"n": 1}], "val": 0.2}
+    run(write_list(task / "l.json", modality="CT", **content, **other))
+    assert (
+        "l.json: `held_out` holds 2 scans and is not read; known are `training`, `validation`" in caplog.text
+    )
+    assert "`extra` holds 1 scans" in caplog.text
+    assert not any(f"`{key}`" in caplog.text for key in other)
+
+
+def test_one_part_under_two_names(task: Path) -> None:
+    path = write_list(task / "l.json", training=[entry("a")], val=[entry("b")], validation=[entry("c")])
+    with pytest.raises(
+        Dae3dError, match=r"l\.json: `val` and `validation` are one part, and both have entries"
+    ):
+        run(path, modality="ct")
+    # An empty one is in nobody's way.
+    path = write_list(task / "l.json", training=[entry("a")], val=[entry("b")], validation=[])
+    assert splits(run(path, modality="ct")) == {"a.nii.gz": "train", "b.nii.gz": "val"}
+
+
 def test_folds(task: Path) -> None:
     path = write_list(
         task / "folds.json",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import dae3d
 from dae3d.errors import Dae3dError
 from dae3d.scans.layouts.layout import LAYOUTS
 from dae3d.scans.manifest import LeftOut
@@ -83,6 +84,76 @@ def test_a_task_whose_modality_is_no_word(tmp_path: Path) -> None:
     task(tmp_path, {"0": "CT (portal venous)"}, ["a"], [])
     with pytest.raises(Dae3dError, match=r"dataset\.json: modality: 'CT \(portal venous\)' is no modality"):
         list(LAYOUTS["decathlon"].candidates(tmp_path, None))
+
+
+CHANNELS = {"0": "T2", "1": "ADC"}
+
+
+@pytest.fixture(params=["version 1", "version 1, one missing", "version 2"])
+def nnunet(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Twelve patients of two channels, each a file of its own; the last has one visit more."""
+    cases = [f"p_{number:02d}01" for number in range(1, 13)] + ["p_1202"]
+    home = task(tmp_path / "Dataset005_Prostate", CHANNELS, cases, [])
+    if request.param == "version 2":
+        content = {"channel_names": CHANNELS, "labels": {"background": 0, "PZ": 1}, "file_ending": ".nii.gz"}
+        (home / "dataset.json").write_text(json.dumps(content))
+    plant(home, *(f"imagesTr/{case}_000{channel}.nii.gz" for case in cases for channel in range(2)))
+    plant(home, "labelsTr/p_0101.nii.gz", "imagesTs/p_9901_0000.nii.gz", "imagesTs/p_9901_0001.nii.gz")
+    if request.param == "version 1, one missing":
+        (home / "imagesTr" / "p_0101_0000.nii.gz").unlink()
+    return home
+
+
+@pytest.mark.parametrize("layout", ["decathlon", "nnunet"])
+def test_channels_in_files_have_the_label_of_their_number(nnunet: Path, layout: str, tmp_path: Path) -> None:
+    manifest = dae3d.index(
+        folders=[nnunet], layout=layout, out=tmp_path / "m.jsonl", val_fraction=0.3, min_slices=4
+    )
+    for scan in manifest.scans:
+        assert scan.modality == {"0000": "t2", "0001": "adc"}[scan.path.name[7:11]]
+    sides: dict[str, set[str]] = {}
+    for scan in manifest.scans:
+        sides.setdefault(scan.path.name[:4], set()).add(f"{scan.subject} {scan.split}")
+    assert len(sides) == 13
+    assert all(len(found) == 1 for found in sides.values())
+    missing = [left.path.name for left in manifest.left_out if left.reason == "missing file"]
+    assert missing == ([] if (nnunet / "imagesTr/p_0101_0000.nii.gz").exists() else ["p_0101_0000.nii.gz"])
+
+
+def test_the_list_of_a_data_set_of_nnunet(nnunet: Path, tmp_path: Path) -> None:
+    """Without the layout the same scans are found, less those to test on."""
+    manifest = dae3d.index(folders=[nnunet / "dataset.json"], out=tmp_path / "m.jsonl", min_slices=4)
+    found = {scan.path.name: scan.modality for scan in manifest.scans}
+    there = [path.name for path in (nnunet / "imagesTr").iterdir()]
+    assert found == {name: {"0": "t2", "1": "adc"}[name[10]] for name in there}
+
+
+def test_a_channel_that_the_list_does_not_name(tmp_path: Path) -> None:
+    home = task(tmp_path / "Task05_Prostate", CHANNELS, ["p_00"], [])
+    plant(home, "imagesTr/p_00_0000.nii.gz", "imagesTr/p_00_0001.nii.gz", "imagesTr/p_00_0002.nii.gz")
+    scans, left = found("nnunet", home)
+    assert [(name[-11:-7], scan.modality) for name, scan in scans.items()] == [
+        ("0000", "t2"),
+        ("0001", "adc"),
+    ]
+    assert left == {"imagesTr/p_00_0002.nii.gz": "no channel of Task05_Prostate by its number: 0000 to 0001"}
+
+
+def test_a_file_with_other_volumes_than_the_list_has_channels(tmp_path: Path) -> None:
+    """Its first volume would else be called by the name of the first channel."""
+    home = task(tmp_path / "Task01", {"0": "FLAIR", "1": "T1w"}, ["a", "b", "c"], [])
+    plant(home, "imagesTr/a.nii.gz")
+    plant(home, "imagesTr/b.nii.gz", channels=3)
+    plant(home, "imagesTr/c.nii.gz", channels=2)
+    manifest = dae3d.index(folders=[home], layout="decathlon", out=tmp_path / "m.jsonl", min_slices=4)
+    assert [(scan.path.name, scan.modality) for scan in manifest.scans] == [
+        ("c.nii.gz", "flair"),
+        ("c.nii.gz", "t1"),
+    ]
+    assert {left.path.name: left.reason for left in manifest.left_out} == {
+        "a.nii.gz": "holds 1 volumes, where the list names 2 channels",
+        "b.nii.gz": "holds 3 volumes, where the list names 2 channels",
+    }
 
 
 def test_real_images_of_a_task(shared_data: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from dae3d.errors import Dae3dError
+from dae3d.files import inside
 from dae3d.lines import Lines, Parsed
 
 
@@ -22,6 +23,17 @@ def test_lines_are_those_of_the_text(tmp_path: Path, content: list[bytes], cut: 
     file.write_bytes(b"".join(line + b"\n" for line in content) + cut.replace(b"\n", b" "))
     lines = Lines(file)
     assert [lines[i] for i in range(len(lines))] == content
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "/a", "../a"])
+def test_a_name_that_leads_out_of_a_folder_is_refused(tmp_path: Path, name: str):
+    with pytest.raises(Dae3dError, match="cannot be the name of a file"):
+        inside(tmp_path, name)
+
+
+def test_other_names_stay(tmp_path: Path):
+    for name in ("a..b", ".a", "..a", "a b", "a\\b"):
+        assert inside(tmp_path, name) == tmp_path / name
 
 
 def test_another_process_reads_the_same_or_is_told(tmp_path: Path):

@@ -188,6 +188,18 @@ def test_what_ended_a_run_is_not_hidden_by_what_it_then_cannot_write(manifest, t
     assert names(Store(tmp_path / "store")) == ["0", "1", "2", "3"]
 
 
+@pytest.mark.parametrize("label", ["../../elsewhere", "/abroad", "t1/../..", "..", "a\\\\b", ""])
+def test_a_modality_that_leads_out_of_a_folder_is_refused_with_its_line(manifest, tmp_path, label):
+    """Pictures of a run lie in a folder by modality; a manifest may come from elsewhere."""
+    lines = manifest.read_text().splitlines(keepends=True)
+    lines[2] = lines[2].replace('"modality":"ct"', f'"modality":"{label}"')
+    assert f'"{label}"' in lines[2]
+    manifest.write_text("".join(lines))
+    with pytest.raises(Dae3dError, match=r"manifest.jsonl: line 3 .*\(modality: .* is no modality label"):
+        run(manifest, tmp_path / "store")
+    assert not (tmp_path / "store" / "index.jsonl").exists()
+
+
 def test_a_damaged_line_of_the_manifest_is_named(manifest, tmp_path):
     lines = manifest.read_bytes().splitlines(keepends=True)
     lines[2] = lines[2].replace(b'"', b"'", 1)

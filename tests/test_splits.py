@@ -1,5 +1,6 @@
 """Laws of the split: whole subjects, stable under additions, lists obeyed."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,11 +40,20 @@ def test_adding_scans_moves_nobody_but_the_one_held_out_for_want_of_others(
 ) -> None:
     before = split_subjects(members, fraction, seed)
     after = split_subjects(members + more, fraction, seed)
+    drawn = {subject: hash01(seed, subject) < fraction for subject in after}
     for subject, side in before.items():
-        if hash01(seed, subject) < fraction:
-            assert side == after[subject] == "val"
+        if drawn[subject]:
+            # Of the modalities of a subject that is trained on all the same, one would have no other.
+            for sides, scans in ((before, members), (after, members + more)):
+                own = {member.modality for member in scans if member.subject == subject}
+                assert sides[subject] == "val" or any(
+                    all(drawn[other] for other in subjects_of(scans, modality)) for modality in own
+                )
+        elif side == "val":
+            assert sum(held == "val" for held in before.values()) <= max(1, round(fraction * len(before)))
     moved = {subject for subject in before if before[subject] != after[subject]}
-    assert len(moved) <= 2 * 3  # for each modality, one that was held out and one that is now
+    # For each modality, one that had to be trained on and one that had to be held out, before and after.
+    assert len(moved) <= 4 * 3
 
 
 @given(st.lists(FREE, min_size=1), FRACTION, st.integers(0, 3))
@@ -63,9 +73,30 @@ def test_what_lists_say_is_kept_and_straddlers_are_held_out(members: list[Member
         assert (subject in straddling(members)) == ({"train", "val"} <= marks)
 
 
+@given(st.lists(FREE, min_size=1), FRACTION, st.integers(0, 3))
+def test_every_modality_is_trained_on(members: list[Member], fraction: float, seed: int) -> None:
+    sides = split_subjects(members, fraction, seed)
+    for modality in {member.modality for member in members}:
+        assert any(sides[subject] == "train" for subject in subjects_of(members, modality))
+
+
+@pytest.mark.parametrize(("count", "fraction", "held_out"), [(11, 0.05, 1), (40, 0.05, 2), (30, 0.1, 3)])
+def test_what_is_held_out_for_want_of_others_is_counted_over_all(
+    count: int, fraction: float, held_out: int
+) -> None:
+    """Five modalities, each of subjects of its own: what is asked for is not asked of each of them."""
+    # Names none of which is drawn by its hash.
+    spared = (f"s{number}" for number in range(10_000) if hash01(0, f"s{number}") >= fraction)
+    members = [Member(next(spared), "abcde"[number % 5], None) for number in range(count)]
+    sides = split_subjects(members, fraction, 0)
+    assert sum(side == "val" for side in sides.values()) == held_out
+    held = {member.modality for member in members if sides[member.subject] == "val"}
+    assert len(held) == held_out  # each of another modality
+
+
 @given(st.lists(FREE, min_size=1))
 def test_holding_one_out_takes_no_modality_its_last_training_subject(members: list[Member]) -> None:
-    # A fraction so small that no hash is below it: only step 3 holds out.
+    # A fraction so small that no hash is below it: only step 4 holds out.
     sides = split_subjects(members, 1e-12, 0)
     for modality in "abc":
         there = subjects_of(members, modality)

@@ -303,6 +303,94 @@ def test_a_subject_on_both_sides_is_said(tmp_path, caplog):
     assert "both in `training` and in `validation`, whose results will flatter: 7" in caplog.text
 
 
+def test_visits_of_a_patient_are_held_out_together(tmp_path, caplog):
+    """Patients 01 to 20 of three visits each, told by nothing but their numbers."""
+    visits = [entry(f"genius_{patient:02d}{visit:02d}") for patient in range(1, 21) for visit in range(3)]
+    with caplog.at_level(logging.INFO, "dae3d"):
+        train, held_out = read_task(msd(tmp_path, training=visits)).sides()
+    patients = [{case.name[:9] for case in side} for side in (train, held_out)]
+    assert len(patients[0] | patients[1]) == 20
+    assert not patients[0] & patients[1]
+    assert all(patients)
+    assert "task.json: names that look alike are taken for one subject, 20 times: " in caplog.text
+
+
+def test_the_parts_of_a_list_as_auto3dseg_calls_them(tmp_path, caplog):
+    content = {"training": [entry("a"), entry("b")], "val": [entry("c")], "testing": [{"image": "d.nii.gz"}]}
+    task = read_task(write_task(tmp_path, modality="CT", labels={"1": "spleen"}, **content))
+    assert [names(side) for side in task.sides()] == [["a", "b"], ["c"]]
+    assert names(task.test) == ["d"]
+    assert "task.json: `val` is read as `validation`" in caplog.text
+    read_task(msd(tmp_path, more=[entry("e")]))
+    assert "task.json: `more` holds 1 scans and is not read" in caplog.text
+
+
+NNUNET = {"0": "T2", "1": "ADC"}
+NNUNET_LABELS = {"background": 0, "PZ": 1, "TZ": 2}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_data_set_of_nnunet(tmp_path, version):
+    """The cases of version 1 are listed without their channels, those of version 2 not at all."""
+    for case in ("p_00", "p_01", "p_02"):
+        folder = "Ts" if case == "p_02" else "Tr"
+        for file in (f"images{folder}/{case}_0000", f"images{folder}/{case}_0001", f"labels{folder}/{case}"):
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / f"{file}.nii.gz").touch()
+    (tmp_path / "labelsTs" / "p_02.nii.gz").unlink()
+    content = {"channel_names": NNUNET, "labels": NNUNET_LABELS, "file_ending": ".nii.gz", "numTraining": 2}
+    if version == 1:
+        content = {
+            "modality": NNUNET,
+            "labels": {"0": "background", "1": "PZ", "2": "TZ"},
+            "training": [entry("p_00"), entry("p_01")],
+            "test": ["./imagesTs/p_02.nii.gz"],
+        }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    task = read_task(tmp_path / "dataset.json")
+    assert (task.modalities, task.labels) == (("t2", "adc"), {0: "background", 1: "PZ", 2: "TZ"})
+    assert (names(task.training), names(task.test)) == (["p_00", "p_01"], ["p_02"])
+    (first, second), (last,) = task.training, task.test
+    assert first.images == tuple(tmp_path / f"imagesTr/p_00_000{channel}.nii.gz" for channel in range(2))
+    assert second.label == tmp_path / "labelsTr" / "p_01.nii.gz"
+    assert last.images == tuple(tmp_path / f"imagesTs/p_02_000{channel}.nii.gz" for channel in range(2))
+    assert len({case.subject for case in task.training}) == 2
+    train, held_out = task.split("training"), task.split("validation")
+    assert sorted(names([*train, *held_out])) == ["p_00", "p_01"]
+    (tmp_path / "imagesTr" / "p_01_0001.nii.gz").unlink()
+    with pytest.raises(Dae3dError, match=r"training\[1\]: .*p_01_0001\.nii\.gz: no such file"):
+        [task.split(side) for side in ("training", "validation")]
+
+
+def test_a_list_inside_a_data_set_of_nnunet(tmp_path):
+    cases = {
+        name: {"images": [f"a/{name}_0000.nii.gz", f"b/{name}_0001.nii.gz"], "label": f"s/{name}.nii.gz"}
+        for name in ("x", "y")
+    }
+    path = write_task(tmp_path, channel_names=NNUNET, labels=NNUNET_LABELS, dataset=cases)
+    task = read_task(path)
+    assert task.training[1].images == (tmp_path / "a/y_0000.nii.gz", tmp_path / "b/y_0001.nii.gz")
+    assert task.training[1].label == tmp_path / "s" / "y.nii.gz"
+
+
+def test_what_may_be_a_hospital_or_a_patient_is_said(tmp_path, caplog):
+    cases = [entry(f"{site:02d}_{number:03d}") for site in range(2) for number in range(20)]
+    assert len({case.subject for case in read_task(msd(tmp_path, training=cases)).training}) == 40
+    assert "are taken for different subjects" in caplog.text
+    assert "add `subject` to the entries" in caplog.text
+    caplog.clear()
+    told = [case | {"subject": number} for number, case in enumerate(cases)]
+    assert len({case.subject for case in read_task(msd(tmp_path, training=told)).training}) == 40
+    assert not caplog.text
+
+
+def test_a_subject_in_several_folds_is_said(tmp_path, caplog):
+    read_task(
+        msd(tmp_path, training=[entry("P01_week1", fold=0), entry("P01_week9", fold=1), entry("P02", fold=0)])
+    )
+    assert "subjects in several folds, whose results will flatter: " in caplog.text
+
+
 def test_a_list_beside_its_data(tmp_path):
     content = {
         "modality": "CT",

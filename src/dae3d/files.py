@@ -51,6 +51,17 @@ def make_folder(path: Path) -> None:
             raise Dae3dError(f"{path}: cannot be a folder: {there} is a file") from None
 
 
+def inside(folder: Path, name: str) -> Path:
+    """The path in a folder of a name that comes from a file: a label, or a case's.
+
+    Raises:
+        Dae3dError: where it is the name of no file there, and would lead elsewhere.
+    """
+    if name in ("", ".", "..") or any(c in name for c in ("/", os.sep, "\0")):
+        raise Dae3dError(f"{name!r} cannot be the name of a file in {folder}; choose another name")
+    return folder / name
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Name `path` in the error where writing to it fails.

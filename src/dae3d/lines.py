@@ -83,8 +83,10 @@ class Parsed(Sequence[Model], Generic[Model]):
         line = self._first + range(self._count)[number]
         try:
             return self._model.model_validate_json(self._lines[line])
-        except ValidationError:
-            raise Dae3dError(f"{self._path}: line {line + 1} is damaged; {self._remedy}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            why = f" ({'.'.join(map(str, first['loc']))}: {first['msg']})" if first["loc"] else ""
+            raise Dae3dError(f"{self._path}: line {line + 1} is damaged; {self._remedy}{why}") from None
 
 
 def _line_ends(file: FileIO) -> np.ndarray:

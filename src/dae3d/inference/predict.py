@@ -17,7 +17,7 @@ from dae3d.cores import THREADS
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.evaluation.cases import RECORD
 from dae3d.evaluation.held_out import write_weights
-from dae3d.files import make_folder, writing
+from dae3d.files import inside, make_folder, writing
 from dae3d.inference.cases import (
     ScanCase,
     given_cases,
@@ -272,7 +272,7 @@ def _names(case: ScanCase, settings: PredictSettings) -> list[str]:
 def _files(case: ScanCase, settings: PredictSettings) -> list[Path]:
     """The file of the labels, and that of the probabilities where they are wanted."""
     endings = [_LABELS, _PROBABILITIES] if settings.probabilities else [_LABELS]
-    return [settings.out / f"{case.name}{ending}" for ending in endings]
+    return [inside(settings.out, f"{case.name}{ending}") for ending in endings]
 
 
 def _refuse_overwriting_inputs(cases: Sequence[ScanCase], settings: PredictSettings) -> None:

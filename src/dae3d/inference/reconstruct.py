@@ -31,7 +31,7 @@ from dae3d.disrupt import DISRUPTIONS, Disrupted, DisruptionSettings, sample_key
 from dae3d.disrupt.local_mask import local_mask
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.evaluation.quality import image_quality
-from dae3d.files import write_text
+from dae3d.files import inside, write_text
 from dae3d.inference.device import pick_device
 from dae3d.inference.labelled import labelled_images, unseen
 from dae3d.inference.prepared import Prepared, preparation_of, read_prepared
@@ -135,7 +135,7 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
         image = torch.from_numpy(clean)[None, None].to(device)
         strengths = trained.disruption_settings()
         repair = repair_scan(network, image, disruption, strengths, keys, roi, settings.overlap)
-        folder = settings.out / name
+        folder = inside(settings.out, name)
         _write(folder, repair, scan, f"{path.name} ({label}), {disruption}")
         rows += [
             {"scan": given, "modality": label, "image": which, **_figures(result, repair.clean)}

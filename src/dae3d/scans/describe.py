@@ -4,31 +4,37 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from dae3d.scans.dicom.contradiction import contradiction
 from dae3d.scans.dicom.finder import FoundSeries
 from dae3d.scans.header_cache import Facts, Grid, HeaderCache
 from dae3d.scans.index_settings import IndexSettings
-from dae3d.scans.index_tables import rule_for_file, rule_for_series
 from dae3d.scans.layouts.layout import LAYOUTS
 from dae3d.scans.manifest import LeftOut, Scan, Split
 from dae3d.scans.modality import label_by_bids, label_by_rules, matches, parse_rule
 from dae3d.scans.readers import scan_stem
+from dae3d.scans.rule_hints import rule_for_file, rule_for_series
 from dae3d.scans.sources import Candidate
-from dae3d.scans.subjects import subject_in_path
+from dae3d.scans.subject_table import SubjectTable
+from dae3d.scans.subjects import subject_by_bids, subject_in_path
 
 UNKNOWN = "unknown modality"
+
+Teller = Literal["user", "source", "name"]
 
 
 @dataclass(frozen=True)
 class Described:
     """A scan that can be used, before its subject is put on a side.
 
-    `given` is the side that a list says, `remark` what a user should know of its header.
+    `given` is the side that a list says, `teller` what told its subject: the user's settings, a list, layout,
+    header or BIDS name, or the names of files alone; `remark` is what a user should know of its header.
     """
 
     scan: Scan
     given: Split | None
+    teller: Teller
     remark: str
 
 
@@ -49,6 +55,7 @@ class Describer:
         self._layout = LAYOUTS[settings.layout] if settings.layout else None
         self._roots = roots
         self._headers = headers
+        self._table = SubjectTable(settings.subjects) if settings.subjects else None
 
     def file(self, candidate: Candidate) -> list[Described] | Refused | None:
         """The scans of a file, or why it is left out; None where it is a DICOM file under another's name."""
@@ -71,8 +78,9 @@ class Describer:
             if modality is None:
                 said = f": called {candidate.unread!r}" if candidate.unread else ""
                 return Refused(LeftOut(path=path, reason=UNKNOWN + said), rule_for_file(candidate))
-            scan = self._scan(candidate, facts.grid, volume, modality)
-            described.append(Described(scan, candidate.split, facts.remark))
+            subject, teller = self._subject_of(candidate)
+            scan = self._scan(candidate, facts.grid, volume, modality, subject)
+            described.append(Described(scan, candidate.split, teller, facts.remark))
         return described
 
     def _facts(self, path: Path) -> Facts:
@@ -109,12 +117,13 @@ class Describer:
             or label_by_bids(scan_stem(candidate.path))
         )
 
-    def _scan(self, candidate: Candidate, grid: Grid, volume: int | None, modality: str) -> Scan:
-        subject = self._subject(candidate.shown) or candidate.subject
+    def _scan(
+        self, candidate: Candidate, grid: Grid, volume: int | None, modality: str, subject: str
+    ) -> Scan:
         return Scan(
             path=candidate.path,
             modality=modality,
-            subject=subject or subject_in_path(candidate.case, self._roots),
+            subject=subject,
             dataset=candidate.dataset,
             split=candidate.split or "train",
             **grid.model_dump(),
@@ -140,10 +149,11 @@ class Describer:
         wrong = None if self._settings.force_modality else contradiction(modality, found.scanner)
         if wrong:
             return _refused(found.folder, wrong, len(found.files))
+        asked = self._asked(found.folder, shown)
         scan = Scan(
             path=found.folder,
             modality=modality,
-            subject=self._subject(shown) or found.subject,
+            subject=asked or found.subject,
             dataset=self._settings.dataset or self._settings.layout or root.name,
             split="train",
             **Grid.of(found.header).model_dump(),
@@ -151,7 +161,7 @@ class Describer:
             study=found.study,
             files=found.files,
         )
-        return Described(scan, None, found.header.remark)
+        return Described(scan, None, "user" if asked else "source", found.header.remark)
 
     def _not_chosen(self, found: FoundSeries) -> str | None:
         if found.volumes == 1 or found.volume in self._chosen(found.volumes):
@@ -162,6 +172,8 @@ class Describer:
         """Why a 4-D file has not the volumes that are asked of it."""
         count, channels = facts.volumes, self._settings.channels
         asked = self._settings.volume if candidate.volume is None else candidate.volume
+        if candidate.volumes is not None and candidate.volumes != count:
+            return f"holds {count} volumes, where the list names {candidate.volumes} channels"
         if count == 1 and candidate.volume is None:
             return None
         if isinstance(asked, int) and asked >= count:
@@ -180,7 +192,25 @@ class Describer:
         times = "x".join(map(str, shape))
         return f"fewer than {self._settings.min_slices} voxels along an axis (--min-slices): shape {times}"
 
-    def _subject(self, shown: str) -> str | None:
+    def unused_paths(self) -> list[str]:
+        """The paths of the table of subjects that are no scan's."""
+        return self._table.unused() if self._table else []
+
+    def _subject_of(self, candidate: Candidate) -> tuple[str, Teller]:
+        """The subject of a file's scans, and what told it."""
+        if asked := self._asked(candidate.path, candidate.shown):
+            return asked, "user"
+        if candidate.subject:
+            return candidate.subject, "name" if candidate.by_name else "source"
+        if bids := subject_by_bids(candidate.case, self._roots):
+            return bids, "source"
+        return subject_in_path(candidate.case, self._roots), "name"
+
+    def _asked(self, path: Path, shown: str) -> str | None:
+        """The subject that the user's table or pattern tells."""
+        told = self._table.subject(path, shown) if self._table else None
+        if told:
+            return told
         match = re.search(self._settings.subject, shown) if self._settings.subject else None
         return match[1] if match else None
 

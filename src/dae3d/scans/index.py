@@ -4,8 +4,7 @@ What is found and described is kept on disk until it is known which subjects are
 grows by little more than a subject's name with every scan.
 """
 
-import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,14 +16,17 @@ from dae3d.scans.describe import Described, Describer, Refused
 from dae3d.scans.dicom.finder import find_series
 from dae3d.scans.dicom.identity import load_salt
 from dae3d.scans.gather import Gathered, gather
+from dae3d.scans.grouping import group
 from dae3d.scans.header_cache import HeaderCache
+from dae3d.scans.index_notes import notes_on
 from dae3d.scans.index_settings import IndexSettings
-from dae3d.scans.index_tables import Tally, print_tables, short
+from dae3d.scans.index_tables import print_tables
+from dae3d.scans.index_tally import Tally
 from dae3d.scans.layouts.layout import LAYOUTS
 from dae3d.scans.manifest import LeftOut, Manifest, Scan, Split, is_manifest, write_manifest
 from dae3d.scans.passed_over import NO_SCAN
 from dae3d.scans.sources import absolute, readable_suffixes
-from dae3d.scans.splits import Member, split_subjects, straddling
+from dae3d.scans.splits import split_subjects
 from dae3d.scans.spool import Spool
 from dae3d.settings import verb
 
@@ -45,12 +47,14 @@ def index(settings: IndexSettings) -> Manifest:
     make_folder(folder)
     found = gather(settings, folder)
     described, tally = _describe_all(found, settings)
+    grouping = group(tally.named())
+    tally.rename(grouping.subject_of)
     sides = split_subjects(tally.members, settings.val_fraction, settings.seed)
-    notes = _notes(tally, sides, found.archives, settings)
+    notes = notes_on(tally, grouping, sides, found.archives, settings)
     print_tables(tally, sides, notes)
     if not described:
         raise _nothing_found(tally, settings)
-    scans = (_on_side(item.scan, sides) for item in described)
+    scans = (_on_side(item.scan, grouping.subject_of, sides) for item in described)
     write_manifest(settings.out, len(described), scans, found.left_out)
     print(f"manifest: {settings.out}")
     manifest = Manifest.load(settings.out)
@@ -93,7 +97,7 @@ def _describe_all(found: Gathered, settings: IndexSettings) -> tuple[Spool[Descr
     tally = Tally()
     for item in found.left_out:
         tally.add_left_out(item)
-    for answer in _answers(found, settings):
+    for answer in _answers(found, settings, tally):
         if isinstance(answer, Refused):
             found.left_out.add(answer.left_out)
             tally.add_left_out(answer.left_out)
@@ -101,16 +105,12 @@ def _describe_all(found: Gathered, settings: IndexSettings) -> tuple[Spool[Descr
                 tally.rules[answer.rule] += 1
         else:
             described.add(answer)
-            scan = answer.scan
-            # Equal words are kept once.
-            tally.members[Member(sys.intern(scan.subject), sys.intern(scan.modality), answer.given)] += 1
-            if answer.remark:
-                tally.add_remark(scan.path, answer.remark)
+            tally.add(answer)
     return described, tally
 
 
-def _answers(found: Gathered, settings: IndexSettings) -> Iterator[Described | Refused]:
-    """What every file and every series is."""
+def _answers(found: Gathered, settings: IndexSettings, tally: Tally) -> Iterator[Described | Refused]:
+    """What every file and every series is; `tally` learns what is left of the table of subjects."""
     cache = settings.out.with_name(f".{settings.out.name}.headers")
     with HeaderCache(cache) as headers:
         describer = Describer(settings, found.roots, headers)
@@ -121,44 +121,16 @@ def _answers(found: Gathered, settings: IndexSettings) -> Iterator[Described | R
                 found.dicom.add(candidate.path)
             else:
                 yield from [answer] if isinstance(answer, Refused) else answer
-    if not found.dicom:
-        return
-    slices = tqdm(found.dicom, "reading DICOM headers", unit="file", leave=False, delay=1)
-    for series in find_series(slices, load_salt(settings.salt), settings.workers):
-        if isinstance(series, LeftOut):
-            yield Refused(series)
-        else:
-            yield describer.series(series, found.root_of(series.folder))
+    if found.dicom:
+        slices = tqdm(found.dicom, "reading DICOM headers", unit="file", leave=False, delay=1)
+        for series in find_series(slices, load_salt(settings.salt), settings.workers):
+            if isinstance(series, LeftOut):
+                yield Refused(series)
+            else:
+                yield describer.series(series, found.root_of(series.folder))
+    tally.unused = describer.unused_paths()
 
 
-def _on_side(scan: Scan, sides: Mapping[str, Split]) -> Scan:
-    return scan.model_copy(update={"split": sides[scan.subject]})
-
-
-def _notes(tally: Tally, sides: Mapping[str, Split], archives: int, settings: IndexSettings) -> list[str]:
-    """What the reader of the tables ought to know besides."""
-    notes = []
-    if archives:
-        notes.append(f"archives (.zip, .tar.gz) are not read: {archives}; unpack those that hold scans")
-    if "4-D" in tally.left_out:
-        notes.append("of 4-D files --volume takes one volume, or all; --channels LABEL LABEL ... names each")
-    for remark, kind in tally.remarks.items():
-        notes.append(f"in {kind.files} of the scans, {remark}; for example {short(kind.example)}")
-    return notes + _split_notes(tally.members, sides, settings.val_fraction)
-
-
-def _split_notes(members: Collection[Member], sides: Mapping[str, Split], val_fraction: float) -> list[str]:
-    notes = []
-    both = straddling(members)
-    if both:
-        some = ", ".join(both[:3]) + (f" and {len(both) - 3} more" if len(both) > 3 else "")
-        notes.append(f"held out whole, because lists put them on both sides: {some}")
-    there = {(member.modality, sides[member.subject]) for member in members}
-    modalities = sorted({modality for modality, _ in there})
-    untrained = [modality for modality in modalities if (modality, "train") not in there]
-    if untrained:
-        notes.append(f"nothing to train on for {', '.join(untrained)}: every scan is held out")
-    unvalidated = [modality for modality in modalities if (modality, "val") not in there]
-    if unvalidated and val_fraction > 0:
-        notes.append(f"nothing held out for {', '.join(unvalidated)}: too few subjects, or a list decides so")
-    return notes
+def _on_side(scan: Scan, subject_of: Mapping[str, str], sides: Mapping[str, Split]) -> Scan:
+    subject = subject_of.get(scan.subject, scan.subject)
+    return scan.model_copy(update={"subject": subject, "split": sides[subject]})

@@ -52,8 +52,13 @@ class IndexSettings(Settings):
     subject: str | None = Field(
         None,
         description="regular expression whose first group, found in a scan's path from the folder given, is "
-        "its subject; otherwise lists, layouts, DICOM headers, BIDS names and the names of files and folders "
-        "tell it",
+        "its subject; otherwise lists, layouts, DICOM headers, BIDS names and the names of all files and "
+        "folders tell it",
+    )
+    subjects: Path | None = Field(
+        None,
+        description="table of subjects, .csv or .tsv with the columns path and subject: a scan's path, or a "
+        "folder's above it, absolute or from the folder given; goes before all else that tells subjects",
     )
     volume: _Volumes | int = Field(
         "none", description="which volumes of a 4-D file (a time series) are scans; a number counts from 0"

@@ -5,32 +5,54 @@
      "validation": [{"image": "b.nii.gz", "modality": "ct", "subject": "b"}, "c.nii.gz", ...]}
 
 Several images of one entry are its channels: one scan each, of one subject. A `label` never is a scan,
-and `test` is not read.
+and `test` is not indexed. `val` and `testing`, among others, are read as `validation` and `test`.
 """
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import from_json
 
 from dae3d.errors import Dae3dError
 from dae3d.scans.layouts.published_lists import PUBLISHED, published_file, told_by_published
 from dae3d.scans.manifest import Split
 from dae3d.scans.modality import label_in_list
+from dae3d.scans.nnunet import with_channels
+from dae3d.scans.readers import suffix
 from dae3d.scans.sources import Candidate, absolute
+
+_log = logging.getLogger(__name__)
+
+# What lists call their parts, in lower case.
+_SPELLINGS = {
+    "training": ("training", "train"),
+    "validation": ("validation", "val", "valid", "validating", "dev"),
+    "test": ("test", "testing"),
+}
 
 
 class Entry(BaseModel):
-    """One entry of a list; further keys are passed over, and so is a `class` that is no word."""
+    """One entry of a list; further keys are passed over, and so is a `class` that is no word.
+
+    `case_file` is what nnU-Net's lists call a case whose images are those of its channels.
+    """
 
     image: str | Annotated[list[str], Field(min_length=1)]
     modality: str | list[str] | None = None
     class_: Any = Field(default=None, alias="class")
     subject: str | int | None = None
     fold: int | None = None
+    case_file: str | None = None
+
+    @property
+    def case(self) -> str:
+        """The file whose name and place are those of the case: its first image, unless a list has another."""
+        return self.case_file or self.images[0]
 
     @property
     def images(self) -> list[str]:
@@ -39,12 +61,15 @@ class Entry(BaseModel):
 
 
 class ScanList(BaseModel):
-    """A list's content as far as it tells of scans."""
+    """A list's content as far as it tells of scans; what else it holds is in `model_extra`."""
+
+    model_config = ConfigDict(extra="allow")
 
     name: Any = None
-    modality: str | dict[str, str] = {}
+    modality: str | dict[str, str] = Field({}, validation_alias=AliasChoices("modality", "channel_names"))
     training: Sequence[Entry] = ()
     validation: Sequence[Entry] = ()
+    test: Sequence[Any] = ()
 
     @field_validator("training", "validation", mode="before")
     @classmethod
@@ -77,7 +102,10 @@ def read_list(
         Dae3dError: naming the list and the entry, where it is no such list or has no such fold, and where
             nothing of a published list is where its names start.
     """
-    content = load_list(path, ScanList)
+    root = _root(path, PUBLISHED.get(path.name), roots or {})
+    content = load_list(path, ScanList, root)
+    if content.test:
+        _log.info("%s: the %d entries of `test` are left out", path, len(content.test))
     if not content.training and not content.validation:
         raise Dae3dError(f"{path}: no list of scans: neither `training` nor `validation` has entries")
     folds = {entry.fold for entry in content.training if entry.fold is not None}
@@ -89,7 +117,6 @@ def read_list(
     published = PUBLISHED.get(path.name)
     own_name = content.name if isinstance(content.name, str) else None
     name = dataset or own_name or published or path.stem
-    root = _root(path, published, roots or {})
     scans = [scan for entry, side in marked for scan in _scans(path, root, content, entry, side, name)]
     if published:
         scans = [_as_published(published, scan) for scan in scans]
@@ -129,20 +156,68 @@ def home_elsewhere(folder: Path, files: Iterable[Path]) -> Path:
     return Path(os.path.commonpath(outside)) if outside else folder
 
 
-def load_list(path: Path, model: type[AnyList]) -> AnyList:
+def load_list(path: Path, model: type[AnyList], home: Path | None = None) -> AnyList:
     """Read a list as far as `model` wants to know it.
+
+    Names start from `home`, where none is given from the list's folder: a list of nnU-Net's is known by the
+    files that are there. Keys that are none of the known ones and hold scans are warned about.
 
     Raises:
         Dae3dError: naming the list and the entry, where it does not fit.
     """
     try:
-        return model.model_validate_json(path.read_bytes())
+        content = from_json(path.read_bytes())
+        if isinstance(content, dict):
+            content = with_channels(home or path.parent, _with_known_keys(path, content))
+        found = model.model_validate(content)
     except OSError as error:
         raise Dae3dError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise Dae3dError(f"{path}: no list of scans: {f'{place}: ' if place else ''}{first['msg']}") from None
+    except ValueError as error:
+        raise Dae3dError(f"{path}: no list of scans: Invalid JSON: {error}") from None
+    for key, value in (found.model_extra or {}).items():
+        if _holds_scans(value):
+            _log.warning(
+                "%s: `%s` holds %d scans and is not read; known are %s",
+                path,
+                key,
+                len(value),
+                ", ".join(f"`{name}`" for name in _SPELLINGS),
+            )
+    return found
+
+
+def _with_known_keys(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with its parts under the names that the models have for them.
+
+    Raises:
+        Dae3dError: where two spellings of one both have entries.
+    """
+    renamed: dict[str, Any] = {}
+    spelt: dict[str, str] = {}
+    for key, value in content.items():
+        part = next((part for part, known in _SPELLINGS.items() if key.lower() in known), key)
+        name = part if isinstance(value, list) else key
+        if renamed.get(name) and value:
+            raise Dae3dError(
+                f"{path}: `{spelt[name]}` and `{key}` are one part, and both have entries; keep one"
+            )
+        if not renamed.get(name):
+            renamed[name], spelt[name] = value, key
+    for name, key in spelt.items():
+        if name != key and renamed[name]:
+            _log.warning("%s: `%s` is read as `%s`", path, key, name)
+    return renamed
+
+
+def _holds_scans(value: Any) -> bool:
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, dict):
+        return "image" in first
+    return isinstance(first, str) and bool(suffix(Path(first)))
 
 
 def _scans(
@@ -160,7 +235,7 @@ def _scans(
             shown=Path(os.path.normpath(name)).as_posix(),
             root=root,
             dataset=dataset,
-            case=files[0],
+            case=absolute(root / entry.case),
             modality=label,
             subject=None if entry.subject is None else str(entry.subject),
             split=split,

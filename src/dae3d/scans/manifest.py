@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, field_serializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_serializer
 
 from dae3d.errors import Dae3dError
 from dae3d.files import whole_file
@@ -19,6 +19,17 @@ from dae3d.lines import Lines, Parsed
 _INDEX = "`dae3d index FOLDER --out manifest.jsonl`"
 
 Split = Literal["train", "val"]
+
+
+def _usable(label: str) -> str:
+    # Pictures of a run lie in folders that are called like its modalities.
+    if not label or label.startswith(".") or not label.isprintable() or any(c in label for c in "/\\"):
+        raise ValueError(f"{label!r} is no modality label: one word such as ct, t1, flair")
+    return label
+
+
+# As a manifest or a store's index has it; `modality.Label` is what a user may write.
+Modality = Annotated[str, AfterValidator(_usable)]
 
 
 class Scan(BaseModel):
@@ -32,7 +43,7 @@ class Scan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: Path
-    modality: str
+    modality: Modality
     subject: str
     dataset: str
     split: Split

@@ -19,7 +19,8 @@ class Candidate:
     `path` is absolute; `shown` is the path relative to `root`, the folder given, or as a list writes it;
     `case` is the file whose place tells the subject: itself, or the first channel of a list's entry.
     `modality`, `subject` and `split` are what a list or a layout says, `unread` its word for a modality where
-    that is no label; `volume` is which one is meant of a 4-D file, from 0.
+    that is no label; `by_name` is set where the subject is but the file's name; `volume` is which one is
+    meant of a 4-D file, from 0, and `volumes` how many it is said to have.
     """
 
     path: Path
@@ -31,7 +32,9 @@ class Candidate:
     subject: str | None = None
     split: Split | None = None
     volume: int | None = None
+    volumes: int | None = None
     unread: str | None = None
+    by_name: bool = False
 
 
 def absolute(path: Path) -> Path:

@@ -35,8 +35,10 @@ def split_subjects(members: Collection[Member], val_fraction: float, seed: int) 
     1. A subject with a side given by a list keeps it; one on both sides is held out whole.
     2. Of the others, those whose `hash01` is below `val_fraction` are held out. This depends on no other
        subject, so adding scans moves nobody.
-    3. A modality that then has nothing held out gives its subject of smallest hash, if that leaves every
-       modality something to train on. This subject alone may change when scans are added.
+    3. Where that leaves a modality nothing to train on, its subject of largest hash is trained on.
+    4. Modalities that then have nothing held out give their subject of smallest hash, those of most subjects
+       first, until the share that was asked for is reached, one subject at least; but only where that leaves
+       every modality something to train on. The subjects of 3 and 4 alone may change when scans are added.
     """
     given = _given(members)
     subjects_of: dict[str, set[str]] = defaultdict(set)
@@ -49,7 +51,12 @@ def split_subjects(members: Collection[Member], val_fraction: float, seed: int) 
     free = {subject for subject, marks in given.items() if marks == {None}}
     if val_fraction > 0:
         for modality in sorted(subjects_of):
-            _hold_one_out(subjects_of, modality, free, sides, seed)
+            _train_on_one(subjects_of[modality], free, sides, seed)
+        wanted = max(1, round(val_fraction * len(free)))
+        chosen = [subject for subject in free if sides[subject] == "val"]
+        for modality in sorted(subjects_of, key=lambda modality: (-len(subjects_of[modality]), modality)):
+            if len(chosen) < wanted:
+                chosen += _hold_one_out(subjects_of, modality, free, sides, seed)
     return sides
 
 
@@ -69,17 +76,24 @@ def _given(members: Iterable[Member]) -> dict[str, frozenset[Split | None]]:
     return given
 
 
+def _train_on_one(subjects: set[str], free: set[str], sides: dict[str, Split], seed: int) -> None:
+    if subjects & free and all(sides[subject] == "val" for subject in subjects):
+        sides[max(subjects & free, key=lambda subject: hash01(seed, subject))] = "train"
+
+
 def _hold_one_out(
     subjects_of: Mapping[str, set[str]], modality: str, free: set[str], sides: dict[str, Split], seed: int
-) -> None:
+) -> list[str]:
+    """Hold out a subject of a modality that has none held out; returns it, if one can be spared."""
     if any(sides[subject] == "val" for subject in subjects_of[modality]):
-        return
+        return []
     # The last to train on of a modality stay; every subject of this one is trained on so far.
     scarce = [subjects for subjects in subjects_of.values() if _few_train(subjects, sides)]
     last = set().union(*scarce)
     candidates = (subjects_of[modality] & free) - last
-    if candidates:
-        sides[min(candidates, key=lambda subject: hash01(seed, subject))] = "val"
+    chosen = sorted(candidates, key=lambda subject: hash01(seed, subject))[:1]
+    sides |= dict.fromkeys(chosen, "val")
+    return chosen
 
 
 def _few_train(subjects: Iterable[str], sides: Mapping[str, Split]) -> bool:

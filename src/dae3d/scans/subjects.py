@@ -1,4 +1,4 @@
-"""Whose scan a file is, so that no subject is on both sides of a split.
+"""Whose scan a file is by its path alone, so that no subject is on both sides of a split.
 
 Where neither the user nor a list says it, the subject is read from the path, in this order:
 
@@ -10,8 +10,9 @@ Where neither the user nor a list says it, the subject is read from the path, in
    count as sequence names where the file of channel `_0000` is there.
 
 Both begin with the name of the folder given, not with where it lies, so that moving a data set moves
-nobody to the other side. Names may make one of two subjects, which does no harm to a split. They make two
-of one where visits are named outside BIDS (`patient03_study2`): there the user has to say the subject.
+nobody to the other side. Names may make one of two subjects, which does no harm to a split. Where they
+make two of one, as of visits named outside BIDS (`patient03_study2`), `grouping` brings them together by all
+the names of a data set.
 """
 
 import re
@@ -20,8 +21,8 @@ from pathlib import Path
 
 from dae3d.scans.readers import scan_stem
 
-_SEQUENCES = "t1|t1w|t1n|t1c|t1ce|t1gd|t1post|t2|t2w|t2f|t2star|flair|pd|pdw|swi|dwi|adc|mr|mri|ct|cbct|pet"
-_SEQUENCE_END = re.compile(rf"(?:(?P<rest>.+)[_.-])?(?P<sequence>{_SEQUENCES})", re.IGNORECASE)
+SEQUENCES = "t1|t1w|t1n|t1c|t1ce|t1gd|t1post|t2|t2w|t2f|t2star|flair|pd|pdw|swi|dwi|adc|mr|mri|ct|cbct|pet"
+_SEQUENCE_END = re.compile(rf"(?:(?P<rest>.+)[_.-])?(?P<sequence>{SEQUENCES})", re.IGNORECASE)
 _CHANNEL_END = re.compile(r"(?P<rest>.+)_000[0-9]")
 _BIDS_SUBJECT = re.compile(r"(sub-[^_]+)(?:_.*)?")
 
@@ -31,16 +32,29 @@ def subject_in_path(path: Path, roots: Collection[Path]) -> str:
 
     Of the `roots` (absolute folders) the outermost that holds the scan counts.
     """
-    stem = scan_stem(path)
-    root = next((parent for parent in reversed(path.parents) if parent in roots), path.parent)
-    folders = path.relative_to(root).parts[:-1]
-    bids = next((match[1] for part in (*folders, stem) if (match := _BIDS_SUBJECT.fullmatch(part))), None)
+    bids = subject_by_bids(path, roots)
     if bids is not None:
-        home = root.parts[: root.parts.index(bids)] if bids in root.parts else root.parts
-        return "/".join([*home[-1:], bids])
+        return bids
+    root, folders, stem = _place(path, roots)
     case = _without_channel(path, stem) or _without_sequence(stem)
     parts = [*map(_without_sequence, (root.name, *folders)), case]
     return "/".join(filter(None, parts)) or "/".join([root.name, *folders, stem])
+
+
+def subject_by_bids(path: Path, roots: Collection[Path]) -> str | None:
+    """The subject of the scan at `path` (absolute), where its name or a folder's is one of BIDS."""
+    root, folders, stem = _place(path, roots)
+    bids = next((match[1] for part in (*folders, stem) if (match := _BIDS_SUBJECT.fullmatch(part))), None)
+    if bids is None:
+        return None
+    home = root.parts[: root.parts.index(bids)] if bids in root.parts else root.parts
+    return "/".join([*home[-1:], bids])
+
+
+def _place(path: Path, roots: Collection[Path]) -> tuple[Path, tuple[str, ...], str]:
+    """The folder given that a file is in, the folders from there, and the file's name without suffix."""
+    root = next((parent for parent in reversed(path.parents) if parent in roots), path.parent)
+    return root, path.relative_to(root).parts[:-1], scan_stem(path)
 
 
 def sequence_at_end(stem: str) -> str | None:

@@ -9,7 +9,9 @@
 
 Names are relative to the list. `labels` maps values to names, or names to values as nnU-Net writes it, or is
 the list of the names of the values 0, 1, ...; the value 0 is the background, named or not. Images of an entry
-are its channels. Entries of `test` may be an image's name alone, and need no label.
+are its channels. Entries of `test` may be an image's name alone, and need no label. `val` and `testing`,
+among others, are read as `validation` and `test`, and nnU-Net's `dataset.json` as a list of the cases in its
+folders.
 """
 
 import logging
@@ -20,17 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import field_validator
 
 from dae3d.errors import Dae3dError
 from dae3d.scans.given import Image, contradictions, listed
+from dae3d.scans.grouping import group
 from dae3d.scans.kinds import conflict
 from dae3d.scans.lists import Entry, ScanList, bare_names, home_elsewhere, load_list, modalities_of
 from dae3d.scans.modality import label_in_list
 from dae3d.scans.readers import scan_stem, suffix
 from dae3d.scans.sources import absolute, readable_suffixes
 from dae3d.scans.splits import Member, split_subjects
-from dae3d.scans.subjects import subject_in_path
+from dae3d.scans.subjects import subject_by_bids, subject_in_path
 
 TaskSplit = Literal["training", "validation", "test"]
 SPLITS: tuple[TaskSplit, ...] = get_args(TaskSplit)
@@ -161,7 +164,6 @@ class TaskEntry(Entry):
 class TaskList(ScanList):
     """A task's list as it is written."""
 
-    modality: str | dict[str, str] = Field({}, validation_alias=AliasChoices("modality", "channel_names"))
     labels: Any = None
     training: Sequence[TaskEntry] = ()
     validation: Sequence[TaskEntry] = ()
@@ -384,9 +386,7 @@ def _check_entries(path: Path, content: TaskList) -> None:
     for split, number, entry in content.entries():
         where = f"{split}[{number}]"
         if split != "test" and entry.label is None:
-            raise Dae3dError(
-                f"{path}: {where} ({entry.images[0]}): has no `label`; cases without are for `test`"
-            )
+            raise Dae3dError(f"{path}: {where} ({entry.case}): has no `label`; cases without are for `test`")
         for name in [*entry.images, *filter(None, [entry.label])]:
             if not suffix(Path(name)):
                 raise Dae3dError(f"{path}: {where}: {name}: is no scan by its suffix ({readable_suffixes()})")
@@ -400,20 +400,52 @@ def _cases(path: Path, content: TaskList, places: Sequence[int]) -> dict[TaskSpl
     """All cases, each with the images of its entry at `places`."""
     entries = list(content.entries())
     images = [tuple(absolute(path.parent / name) for name in entry.images) for _, _, entry in entries]
-    names = case_names([files[0] for files in images])
-    roots = {path.parent, home_elsewhere(path.parent, [files[0] for files in images])}
+    files = [absolute(path.parent / entry.case) for _, _, entry in entries]
+    names = case_names(files)
+    subjects = _subjects(path, entries, files)
     cases: dict[TaskSplit, list[TaskCase]] = {split: [] for split in SPLITS}
-    for (split, _, entry), files, name in zip(entries, images, names, strict=True):
+    for (split, _, entry), channels, name, subject in zip(entries, images, names, subjects, strict=True):
         cases[split].append(
             TaskCase(
                 name=name,
-                images=tuple(files[place] for place in places),
+                images=tuple(channels[place] for place in places),
                 label=None if entry.label is None else absolute(path.parent / entry.label),
-                subject=subject_in_path(files[0], roots) if entry.subject is None else str(entry.subject),
+                subject=subject,
                 fold=entry.fold,
             )
         )
     return {split: tuple(found) for split, found in cases.items()}
+
+
+def _subjects(
+    path: Path, entries: Sequence[tuple[TaskSplit, int, TaskEntry]], files: Sequence[Path]
+) -> list[str]:
+    """The subject of each entry: its own, or that of its first image's name among all names."""
+    roots = {path.parent, home_elsewhere(path.parent, files)}
+    told = [
+        subject_by_bids(file, roots) if entry.subject is None else str(entry.subject)
+        for (_, _, entry), file in zip(entries, files, strict=True)
+    ]
+    named = [
+        None if subject else subject_in_path(file, roots) for subject, file in zip(told, files, strict=True)
+    ]
+    grouping = group({name: ("",) for name in named if name})
+    for other, one in list(grouping.subject_of.items())[:1]:
+        several = len(set(grouping.subject_of.values()))
+        _log.info(
+            "%s: names that look alike are taken for one subject, %d times: %s and %s; "
+            "`subject` in the entries tells it otherwise",
+            path,
+            several,
+            one,
+            other,
+        )
+    for doubt in grouping.doubts:
+        _log.warning("%s: %s; if they are not, add `subject` to the entries", path, doubt)
+    return [
+        subject or grouping.subject_of.get(str(name), str(name))
+        for subject, name in zip(told, named, strict=True)
+    ]
 
 
 def case_names(files: Sequence[Path]) -> list[str]:
@@ -430,10 +462,16 @@ def case_names(files: Sequence[Path]) -> list[str]:
 def _warn_of_shared_subjects(task: Task) -> None:
     trained = {case.subject for case in task.training}
     shared = sorted({case.subject for case in task.validation} & trained)
-    if shared:
-        _log.warning(
-            "%s: subjects both in `training` and in `validation`, whose results will flatter: %s%s",
-            task.path,
-            ", ".join(shared[:3]),
-            f" and {len(shared) - 3} others" if len(shared) > 3 else "",
-        )
+    folds = Counter(subject for subject, _ in {(case.subject, case.fold) for case in task.training})
+    for where, subjects in (
+        ("both in `training` and in `validation`", shared),
+        ("in several folds", sorted(subject for subject, count in folds.items() if count > 1)),
+    ):
+        if subjects:
+            _log.warning(
+                "%s: subjects %s, whose results will flatter: %s%s",
+                task.path,
+                where,
+                ", ".join(subjects[:3]),
+                f" and {len(subjects) - 3} others" if len(subjects) > 3 else "",
+            )

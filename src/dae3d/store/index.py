@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dae3d.errors import Dae3dError
 from dae3d.files import whole_file
 from dae3d.lines import Lines, Parsed
-from dae3d.scans.manifest import Split
+from dae3d.scans.manifest import Modality, Split
 from dae3d.store.scan import Preparation, StoredScan
 from dae3d.store.shards import Shard, in_words, unfinished
 
@@ -50,7 +50,7 @@ class _AnyHeader(_Version):
 
 class _Origin(BaseModel):
     path: str
-    modality: str
+    modality: Modality
     dataset: str
     split: Split
     digest: str | None = None

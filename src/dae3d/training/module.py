@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dae3d.files import inside
 from dae3d.reporting.pictures import save_picture
 from dae3d.training.optimiser import learning_rate, parameter_groups
 from dae3d.training.run_settings import RunSettings
@@ -144,7 +145,7 @@ class TrainingModule(lightning.LightningModule, ABC):
 
     def picture(self, name: str, image: np.ndarray) -> None:
         """Keep a picture (H, W, 3) uint8 of this step, in the run folder and in TensorBoard."""
-        save_picture(image, self.pictures / name / f"{self.global_step:08d}.png")
+        save_picture(image, inside(self.pictures, name) / f"{self.global_step:08d}.png")
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(name, image, self.global_step, dataformats="HWC")

@@ -1,4 +1,7 @@
-"""Medical Segmentation Decathlon (http://medicaldecathlon.com): `dataset.json` and image folders."""
+"""Medical Segmentation Decathlon (http://medicaldecathlon.com): `dataset.json` and image folders.
+
+Or a raw data set of nnU-Net, which has a file for each channel, see `scans.nnunet`.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,6 +12,7 @@ from dae3d.errors import Dae3dError
 from dae3d.scans.lists import Entry, ScanList, bare_names, load_list
 from dae3d.scans.manifest import LeftOut
 from dae3d.scans.modality import label_in_list
+from dae3d.scans.nnunet import channel_of
 from dae3d.scans.readers import scan_stem, suffix
 from dae3d.scans.sources import Candidate, absolute, files_in
 
@@ -27,7 +31,7 @@ class Task(ScanList):
 def candidates_in_decathlon(root: Path, dataset: str | None) -> Iterator[Candidate | LeftOut]:
     """The images of the task `root`, or of all tasks in `root`, those without labels too.
 
-    Each volume of a 4-D image is a scan of its own, of the same subject.
+    Each volume of a 4-D image is a scan of its own, of the same subject; so is each channel's file.
 
     Raises:
         Dae3dError: where a `dataset.json` is none of a task.
@@ -36,17 +40,19 @@ def candidates_in_decathlon(root: Path, dataset: str | None) -> Iterator[Candida
         task = load_list(home / "dataset.json", Task)
         labels = _channel_labels(home, task)
         name = dataset or home.name
+        entries = [*task.training, *task.test]
+        by_file = any(entry.case_file for entry in entries)
         present: set[Path] = set()
         for file in files_in(home, set()):
             if isinstance(file, LeftOut):
                 yield file
             elif suffix(file) and file.parent.name in _IMAGES:
                 present.add(file)
-                yield from _channels(file, labels, home, root, name)
+                yield from _scans(file, labels, home, root, name, by_file)
             elif suffix(file):
                 reason = "segmentation" if file.parent.name in _LABELS else f"no image of {home.name}"
                 yield LeftOut(path=file, reason=reason)
-        listed = [home / image for entry in (*task.training, *task.test) for image in entry.images]
+        listed = [home / image for entry in entries for image in entry.images]
         yield from (
             LeftOut(path=file, reason="missing file") for file in map(absolute, listed) if file not in present
         )
@@ -67,8 +73,20 @@ def _channel_labels(home: Path, task: Task) -> list[str]:
         raise Dae3dError(f"{home / 'dataset.json'}: modality: {error}") from None
 
 
-def _channels(file: Path, labels: list[str], home: Path, root: Path, dataset: str) -> Iterator[Candidate]:
-    for volume, label in enumerate(labels):
+def _scans(
+    file: Path, labels: list[str], home: Path, root: Path, dataset: str, by_file: bool
+) -> Iterator[Candidate | LeftOut]:
+    """The channels in a file, or, `by_file`, the one that its number says."""
+    case, channels = scan_stem(file), list(enumerate(labels))
+    single = by_file or len(labels) == 1
+    if by_file:
+        case, number = channel_of(file) or (case, None)
+        channels = channels[number : number + 1] if number is not None else []
+        if not channels:
+            yield LeftOut(
+                path=file, reason=f"no channel of {home.name} by its number: 0000 to {len(labels) - 1:04d}"
+            )
+    for number, label in channels:
         yield Candidate(
             path=file,
             shown=file.relative_to(root).as_posix(),
@@ -76,6 +94,8 @@ def _channels(file: Path, labels: list[str], home: Path, root: Path, dataset: st
             dataset=dataset,
             case=file,
             modality=label,
-            subject=f"{home.name}/{scan_stem(file)}",
-            volume=volume if len(labels) > 1 else None,
+            subject=f"{home.name}/{case}",
+            volume=None if single else number,
+            volumes=None if single else len(labels),
+            by_name=True,
         )

@@ -24,6 +24,7 @@ LayoutName = Literal[
     "btcv",
     "feta",
     "decathlon",
+    "nnunet",
     "bids",
     "openmind",
 ]
@@ -160,6 +161,14 @@ sub-001/anat/
 Task01_BrainTumour/ (or inside it)
   dataset.json
   imagesTr/BRATS_001.nii.gz, imagesTs/, labelsTr/ (left out)""",
+        candidates_in_decathlon,
+    ),
+    "nnunet": Layout(
+        "a raw data set of nnU-Net",
+        """\
+Dataset005_Prostate/ (or inside it; Task05_Prostate/ of version 1)
+  dataset.json
+  imagesTr/prostate_00_0000.nii.gz, prostate_00_0001.nii.gz, ..., imagesTs/, labelsTr/ (left out)""",
         candidates_in_decathlon,
     ),
     "bids": Layout(
