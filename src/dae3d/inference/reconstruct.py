@@ -30,7 +30,7 @@ from dae3d.disrupt import DISRUPTIONS, Disrupted, DisruptionSettings, sample_key
 from dae3d.disrupt.local_mask import local_mask
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.evaluation.quality import image_quality
-from dae3d.files import write_text
+from dae3d.files import whole_file, write_text
 from dae3d.inference.device import pick_device
 from dae3d.inference.prepared import Prepared, preparation_of, read_prepared
 from dae3d.models.swin_unetr import SwinUNETR
@@ -240,7 +240,6 @@ def _named(scans: list[Path]) -> list[tuple[Path, str]]:
 
 def _write(folder: Path, repair: Repair, scan: Prepared, title: str) -> None:
     """NIfTI files with the scan's own order of axes, and a picture."""
-    folder.mkdir(parents=True, exist_ok=True)
     images = {
         "clean": repair.clean,
         "disrupted": repair.disrupted,
@@ -251,7 +250,8 @@ def _write(folder: Path, repair: Repair, scan: Prepared, title: str) -> None:
     back = ornt_transform(axcodes2ornt("RAS"), io_orientation(scan.acquired))
     affine = scan.volume.affine @ inv_ornt_aff(back, scan.volume.array.shape)
     for name, volume in volumes.items():
-        nibabel.Nifti1Image(apply_orientation(volume, back), affine).to_filename(folder / f"{name}.nii.gz")
+        with whole_file(folder / f"{name}.nii.gz") as temporary:
+            nibabel.Nifti1Image(apply_orientation(volume, back), affine).to_filename(temporary)
     triptych(volumes, title, folder / "triptych.png", scan.volume.spacing)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dae3d.errors import Dae3dError
@@ -172,7 +172,8 @@ def save_weights(
         if not name.endswith("relative_position_index")
     }
     with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+        # Its `save_file` writes to a name that does not say whose it is, and for the owner's eyes alone.
+        temporary.write_bytes(save(tensors, metadata=header))
 
 
 def read_weights(source: str | Path) -> Contents:

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 
 from dae3d.errors import Dae3dError
-from dae3d.files import write_text
+from dae3d.files import unfinished_files, write_text
 from dae3d.training.background import Snapshots
 from dae3d.training.callbacks import Progress, Rows, Saver, StopAtNonFiniteLoss, find_checkpoints
 from dae3d.training.compiling import CompiledBlocks
@@ -195,7 +195,7 @@ def _write_settings(settings: RunSettings) -> None:
 def _remove_unfinished(out: Path) -> None:
     """Remove what a process that was killed was about to write: a checkpoint may be gigabytes."""
     for folder in ("checkpoints", "weights"):
-        for part in (out / folder).glob(".*.tmp"):
+        for part in unfinished_files(out / folder):
             part.unlink(missing_ok=True)
 
 
