@@ -1,6 +1,7 @@
 """The verb `predict`: segment scans with one fine-tuned network or several, in the scans' own grids."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from dae3d.errors import Dae3dError, ScanError
-from dae3d.files import make_folder, writing
+from dae3d.files import make_folder, reserve, unfinished_files, unfinished_name, writing
 from dae3d.inference.device import pick_device
 from dae3d.inference.ensemble import Ensemble, load_ensemble
 from dae3d.inference.native import interpolate_slabs, is_part_of, nearest_classes
@@ -92,6 +93,7 @@ def predict(settings: PredictSettings) -> list[Path]:
     problems = []
     with Journal(settings.out / RECORD, _heading(ensemble, settings)) as record:
         _refuse_overwriting_others(cases, record, settings)
+        _remove_unfinished(settings.out)
         done = [case for case in cases if _is_done(case, record, settings)]
         if done:
             log.info("%d of %d scans are segmented already", len(done), len(cases))
@@ -144,15 +146,20 @@ def _predict_case(
 
 @contextmanager
 def _probabilities(files: Sequence[Path], shape: tuple[int, ...]) -> Iterator[Any]:
-    """An array (K, X, Y, Z) on disk beside the file to be, background everywhere; or None."""
+    """An array (K, X, Y, Z) on disk beside the file to be, background everywhere; or None.
+
+    Raises:
+        OSError: where there is no room for it.
+    """
     if not files:
         yield None
         return
     make_folder(files[0].parent)
-    scratch = files[0].with_name(f".{os.getpid()}.{files[0].name}.raw")
+    scratch = unfinished_name(files[0])
     try:
+        reserve(scratch, math.prod(shape) * np.dtype(np.float32).itemsize)
         # Planes are finished one by one along the last axis most often: that one is outermost, as in NIfTI.
-        array = np.memmap(scratch, np.float32, "w+", shape=(shape[0], *shape[:0:-1])).transpose(0, 3, 2, 1)
+        array = np.memmap(scratch, np.float32, "r+", shape=(shape[0], *shape[:0:-1])).transpose(0, 3, 2, 1)
         array[0] = 1
         yield array
     finally:
@@ -202,6 +209,13 @@ def _refuse_other_classes(task: Task, recipe: CaseRecipe) -> None:
     if tuple(task.labels) != recipe.label_values:
         raise Dae3dError(f"{task.path}: its `labels` are {own}, but the weights were trained on {learned}")
     log.warning("%s: its classes are called %s, but in the weights %s", task.path, own, learned)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed was writing: a scan's probabilities may be gigabytes."""
+    for part in unfinished_files(folder):
+        if part.name.endswith(".nii.gz"):
+            part.unlink(missing_ok=True)
 
 
 def _names(case: TaskCase, settings: PredictSettings) -> list[str]:
