@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from dae3d.errors import Dae3dError
+from dae3d.files import whole_file
 from dae3d.inference.reconstruct import reconstruct
 from dae3d.phantom import write_phantom
 from dae3d.reporting.page import report
@@ -67,7 +68,7 @@ def demo(settings: DemoSettings) -> Path:
         exclude=settings.exclude,
         val_fraction=0.2,
     )
-    store = prepare(manifest=out / "manifest.jsonl", out=out / "store")
+    store = prepare(manifest=out / "manifest.jsonl", out=out / "store", only=True)
     try:
         run = pretrain(
             config="small-cpu",
@@ -107,11 +108,10 @@ def embedded_scans(folder: Path) -> Path:
     source = Path(spec.submodule_search_locations[0]) / _NILEARN_DATA
     mni = folder / "mni152"
     phantoms = folder / "ct-phantom"
-    for made in (mni, phantoms):
-        made.mkdir(parents=True, exist_ok=True)
     for theirs, ours in _MNI152.items():
         if not (mni / ours).is_file():
-            shutil.copyfile(source / theirs, mni / ours)
+            with whole_file(mni / ours) as temporary:
+                shutil.copyfile(source / theirs, temporary)
     for seed in range(PHANTOMS):
         path = phantoms / f"sub-phantom{seed}_ct-phantom.nii.gz"
         if not path.is_file():

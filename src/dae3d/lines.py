@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from dae3d.errors import Dae3dError
+from dae3d.errors import Dae3dError, first_problem
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -83,8 +83,10 @@ class Parsed(Sequence[Model], Generic[Model]):
         line = self._first + range(self._count)[number]
         try:
             return self._model.model_validate_json(self._lines[line])
-        except ValidationError:
-            raise Dae3dError(f"{self._path}: line {line + 1} is damaged; {self._remedy}") from None
+        except ValidationError as error:
+            raise Dae3dError(
+                f"{self._path}: line {line + 1} is damaged ({first_problem(error)}); {self._remedy}"
+            ) from None
 
 
 def _line_ends(file: FileIO) -> np.ndarray:
