@@ -12,6 +12,7 @@ from dae3d.errors import Dae3dError
 _MARK = ".dae3d-"
 _UNFINISHED = re.compile(rf"{re.escape(_MARK)}[0-9a-f]{{8}}\..+")
 _LONGEST = 255  # bytes of a file's name
+_BEGINNING = 4096  # bytes of a file, by which it is known
 _BLOCK = 1 << 24  # bytes written at a time
 
 
@@ -72,22 +73,21 @@ def reserve(path: Path, size: int) -> None:
                 file.write(bytes(min(_BLOCK, size - start)))
 
 
-def refuse_other_file(path: Path, what: str, *beginnings: bytes) -> None:
+def refuse_other_file(path: Path, what: str, beginning: bytes) -> None:
     """Raise Dae3dError where `path` is there and is not `what` it is to become: it may be anybody's.
 
     Args:
         path: to be written.
-        what: in words, such as "page of dae3d".
-        beginnings: one of which files of that kind begin with.
+        what: in words.
+        beginning: how files of that kind begin, a regular expression that takes any byte for a dot.
     """
-    if not os.path.lexists(path):
-        return
     if path.is_dir():
         raise Dae3dError(f"out: {path} is a folder; name the file to write")
+    if not os.path.lexists(path):
+        return
     with reading(path), path.open("rb") as file:
-        start = file.read(max(map(len, beginnings)))
-    if not start.startswith(beginnings):
-        raise Dae3dError(f"out: {path} is there, and is no {what}; name another, or move it away")
+        if not re.match(beginning, file.read(_BEGINNING), re.DOTALL):
+            raise Dae3dError(f"out: {path} is there, and is no {what}; name another, or move it away")
 
 
 def make_folder(path: Path) -> None:

@@ -30,7 +30,7 @@ from dae3d.disrupt import DISRUPTIONS, Disrupted, DisruptionSettings, sample_key
 from dae3d.disrupt.local_mask import local_mask
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.evaluation.quality import image_quality
-from dae3d.files import whole_file, write_text
+from dae3d.files import refuse_other_file, whole_file, write_text
 from dae3d.inference.device import pick_device
 from dae3d.inference.prepared import Prepared, preparation_of, read_prepared
 from dae3d.models.swin_unetr import SwinUNETR
@@ -107,6 +107,8 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     preparation = preparation_of(network)
     if network.encoder.axes == "reference" and roi != 2 * trained.embed_dim:
         raise Dae3dError(f"roi: with reference axes it must be {2 * trained.embed_dim}, not {roi}")
+    figures = settings.out / "metrics.csv"
+    refuse_other_file(figures, "table of `reconstruct`", rb"scan,modality,image,l1,psnr,ssim\r?\n")
     log.info("%s, windows of %d^3", disruption, roi)
 
     rows: list[dict[str, Any]] = []
@@ -128,7 +130,7 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
             {"scan": str(path), "modality": label, "image": which, **_figures(result, repair.clean)}
             for which, result in (("disrupted", repair.disrupted), ("repaired", repair.repaired))
         ]
-        _write_rows(settings.out / "metrics.csv", rows)
+        _write_rows(figures, rows)
     if not rows:
         raise Dae3dError("none of the scans could be used; the messages above say why")
     _show(rows, settings.out)

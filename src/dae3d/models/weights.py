@@ -186,6 +186,18 @@ def read_weights(source: str | Path) -> Contents:
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file has weights with the header of dae3d, in any of the layouts that it writes."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {"architecture", "info"} <= (file.metadata() or {}).keys()
+        file = torch.load(path, map_location="meta", weights_only=True)
+    except Exception:  # whatever is raised for what is no such file
+        return False
+    return HEADER in file or HEADER in getattr(file, "_metadata", {})
+
+
 def _check(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
     if value not in allowed:
         raise Dae3dError(f"{name}: must be one of {', '.join(map(repr, allowed))}, not {value!r}")
