@@ -128,7 +128,7 @@ class Earlier:
         if not self.others:
             return
         contents = np.sort(np.array(tally.contents, np.uint64))
-        twice = []
+        twice, example = 0, ""
         self.lost = 0
         for scan in readable(self._store / INDEX, StoredScan):
             if isinstance(scan, str):
@@ -141,14 +141,14 @@ class Earlier:
                 if not os.path.lexists(scan.path):
                     self.moved += 1
                     continue
-                twice.append(scan.source.name)
+                twice, example = twice + 1, example or scan.source.name
             tally.keep(scan)
         if twice:
             _log.warning(
                 "%s: %d scans are there under another path as well, such as %s, and are drawn twice as often",
                 self._store,
-                len(twice),
-                twice[0],
+                twice,
+                example,
             )
 
     def warn_of_lost(self) -> None:
