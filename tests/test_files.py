@@ -72,6 +72,8 @@ def test_names_that_are_like_those_of_unfinished_files_are_others(tmp_path):
     assert unfinished_files(tmp_path) == []
     unfinished_name(tmp_path / "a").touch()
     assert len(unfinished_files(tmp_path)) == 1
+    assert len(unfinished_files(tmp_path, "a", "b")) == 1
+    assert unfinished_files(tmp_path, "b") == []
 
 
 def test_reserved_room_is_there(tmp_path):
@@ -111,12 +113,12 @@ def test_what_a_killed_prediction_left_is_removed(tmp_path):
     weights = fine_tuned(tmp_path / "w.safetensors", seed=2)
     (tmp_path / "out").mkdir()
     unfinished_name(tmp_path / "out" / "p_probabilities.nii.gz").write_bytes(bytes(1000))
-    (tmp_path / "out" / ".mine.nii.gz").touch()
-    dae3d.predict(
-        scans=[ct_scan(tmp_path / "p.nii.gz")], weights=[weights], out=tmp_path / "out", device="cpu"
-    )
+    others = unfinished_name(tmp_path / "out" / "metrics.csv")
+    others.touch()
+    given = {"scans": [ct_scan(tmp_path / "p.nii.gz")], "weights": [weights], "device": "cpu"}
+    dae3d.predict(out=tmp_path / "out", probabilities=True, **given)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [".mine.nii.gz", "p.nii.gz", "predictions.jsonl"]
+    assert names == [others.name, "p.nii.gz", "p_probabilities.nii.gz", "predictions.jsonl"]
 
 
 @pytest.mark.parametrize("content", [b"mine", b"mine\n", b'{"mine": 1}\n{"x": 2}\nrest', b"\0\0\n"])

@@ -10,7 +10,7 @@ from secrets import token_hex
 from dae3d.errors import Dae3dError
 
 _MARK = ".dae3d-"
-_UNFINISHED = re.compile(rf"{re.escape(_MARK)}[0-9a-f]{{8}}\..+")
+_UNFINISHED = re.compile(rf"{re.escape(_MARK)}[0-9a-f]{{8}}\.(.+)")
 _LONGEST = 255  # bytes of a file's name
 _BEGINNING = 4096  # bytes of a file, by which it is known
 _BLOCK = 1 << 24  # bytes written at a time
@@ -24,9 +24,13 @@ def unfinished_name(path: Path) -> Path:
     return path.with_name(mark + name.decode(errors="ignore"))
 
 
-def unfinished_files(folder: Path) -> list[Path]:
-    """What writers that were killed left in a folder, and what others are writing."""
-    return sorted(path for path in folder.glob(f"{_MARK}*") if _UNFINISHED.fullmatch(path.name))
+def unfinished_files(folder: Path, *names: str) -> list[Path]:
+    """What writers that were killed left in a folder, and what others are writing.
+
+    With `names`, only what was to become a file of one of these.
+    """
+    found = {path: _UNFINISHED.fullmatch(path.name) for path in folder.glob(f"{_MARK}*")}
+    return sorted(path for path, match in found.items() if match and (not names or match[1] in names))
 
 
 @contextmanager

@@ -93,7 +93,10 @@ def predict(settings: PredictSettings) -> list[Path]:
     problems = []
     with Journal(settings.out / RECORD, _heading(ensemble, settings)) as record:
         _refuse_overwriting_others(cases, record, settings)
-        _remove_unfinished(settings.out)
+        for part in unfinished_files(
+            settings.out, *(name for case in cases for name in _names(case, settings))
+        ):
+            part.unlink(missing_ok=True)  # a scan's probabilities may be gigabytes
         done = [case for case in cases if _is_done(case, record, settings)]
         if done:
             log.info("%d of %d scans are segmented already", len(done), len(cases))
@@ -209,13 +212,6 @@ def _refuse_other_classes(task: Task, recipe: CaseRecipe) -> None:
     if tuple(task.labels) != recipe.label_values:
         raise Dae3dError(f"{task.path}: its `labels` are {own}, but the weights were trained on {learned}")
     log.warning("%s: its classes are called %s, but in the weights %s", task.path, own, learned)
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Remove what a process that was killed was writing: a scan's probabilities may be gigabytes."""
-    for part in unfinished_files(folder):
-        if part.name.endswith(".nii.gz"):
-            part.unlink(missing_ok=True)
 
 
 def _names(case: TaskCase, settings: PredictSettings) -> list[str]:

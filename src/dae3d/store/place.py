@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from dae3d.errors import Dae3dError
-from dae3d.files import make_folder, reading, write_text
+from dae3d.files import make_folder, reading, writing
 from dae3d.store.case_files import CASE_INDEX, CASES
 from dae3d.store.index import INDEX
 from dae3d.store.scan import REJECTED, SCANS
@@ -40,7 +40,9 @@ def take_place(store: Path) -> None:
                 f"{store}: holds {', '.join(others)}, which dae3d has not made; name another folder for the "
                 "store, such as a new one in it"
             )
-    write_text(store / MARK, _MARK_TEXT.format(", ".join(_NAMES)))
+    with writing(store):
+        # Not by way of another file: this is not under the store's lock, and who holds it deletes those.
+        (store / MARK).write_text(_MARK_TEXT.format(", ".join(_NAMES)))
 
 
 def is_store(folder: Path) -> bool:

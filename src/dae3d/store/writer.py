@@ -11,8 +11,10 @@ from pathlib import Path
 from dae3d.errors import Dae3dError
 from dae3d.files import make_folder, unfinished_files
 from dae3d.locks import lock
+from dae3d.store.case_files import CASE_INDEX
+from dae3d.store.index import INDEX
 from dae3d.store.place import take_place
-from dae3d.store.scan import PARTIAL
+from dae3d.store.scan import PARTIAL, REJECTED
 from dae3d.store.shards import PARTS, Shard
 
 LOCK = ".lock"
@@ -92,7 +94,9 @@ def locked(path: Path, shared: bool = False, wait: bool = False) -> Iterator[Non
 def leftovers(store: Path) -> list[Path]:
     """What killed runs left: files that were not yet whole, by names that no others have."""
     partial = [path for path in store.glob(f"{PARTIAL}*") if _PARTIAL.fullmatch(path.name)]
-    return sorted([*partial, *unfinished_files(store), *unfinished_files(store / PARTS)])
+    # The page is not written under the lock.
+    tables = unfinished_files(store, INDEX, CASE_INDEX, REJECTED)
+    return sorted([*partial, *tables, *unfinished_files(store / PARTS)])
 
 
 def _remove(path: Path) -> None:
