@@ -167,6 +167,12 @@ def test_a_damaged_index_loses_no_other_scans_without_a_word(two, caplog):
     assert two.prepare(two.second) == ["a", "c", "x", "y"]
     assert "does not list 1 stored files that" in caplog.text
     caplog.clear()
+    index.write_bytes(content[5:])
+    assert two.prepare(two.second) == ["a", "b", "c", "x", "y"]
+    index.write_bytes(content[5:])
+    assert two.prepare(two.second, crop_foreground=True) == ["x", "y"]
+    assert "does not list 3 stored files that" in caplog.text
+    caplog.clear()
     index.unlink()
     assert two.prepare(two.second) == ["x", "y"]
     assert "does not list 3 stored files that" in caplog.text

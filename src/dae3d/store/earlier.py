@@ -123,18 +123,21 @@ class Earlier:
         listed = np.array(self._keys, np.uint64)
         return int(np.count_nonzero(~np.isin(np.array(tally.files, np.uint64), listed)))
 
-    def keep(self, tally: Tally) -> None:
-        """Count the others too, but for those whose file is gone while its content is among the wanted."""
+    def keep(self, tally: Tally, preparation: Preparation) -> None:
+        """Count the others too, but for those whose file is gone while its content is among the wanted.
+
+        In an index whose first line is damaged, some may be of another preparation; these are lost.
+        """
         if not self.others:
             return
         contents = np.sort(np.array(tally.contents, np.uint64))
         twice, example = 0, ""
         self.lost = 0
         for scan in readable(self._store / INDEX, StoredScan):
-            if isinstance(scan, str):
-                self.lost += scan not in self._wanted
+            if (scan if isinstance(scan, str) else scan.file) in self._wanted:
                 continue
-            if scan.file in self._wanted:
+            if isinstance(scan, str) or scan.preparation != preparation:
+                self.lost += 1
                 continue
             place = np.searchsorted(contents, np.uint64(content_key(scan)))
             if place < len(contents) and int(contents[place]) == content_key(scan):

@@ -23,7 +23,7 @@ from dae3d.scans.read import source_files
 from dae3d.settings import Positional, Settings, verb
 from dae3d.store.convert import Outcome, convert
 from dae3d.store.earlier import Earlier
-from dae3d.store.index import INDEX, Header, read_header
+from dae3d.store.index import INDEX, Header, OtherVersion, read_header
 from dae3d.store.recipe import Spacing
 from dae3d.store.scan import PARTIAL, REJECTED, SCANS, Preparation
 from dae3d.store.shards import PARTS, Shard, all_shards, in_words
@@ -182,7 +182,7 @@ def _put_together(tally: Tally, earlier: Earlier, settings: PrepareSettings) -> 
         rows.append(("other labels", f"{earlier.relabelled}: modality, subject or split"))
     if settings.only:
         return [*rows, ("taken out", f"{earlier.others}, which the manifest does not list")]
-    earlier.keep(tally)
+    earlier.keep(tally, settings.preparation)
     earlier.warn_of_lost()
     if tally.kept:
         rows.append(("kept", f"{tally.kept}, which the manifest does not list (--only takes them out)"))
@@ -262,8 +262,14 @@ def _goes_with(part: Path, header: Header) -> bool:
 
 def _retire_other(index: Path, header: Header) -> None:
     """Remove an index of another preparation: the files that it lists are about to be replaced."""
-    if not _goes_with(index, header):
-        index.unlink(missing_ok=True)
+    try:
+        if read_header(index).preparation == header.preparation:
+            return
+    except OtherVersion:
+        pass
+    except (FileNotFoundError, Dae3dError):
+        return  # nobody can open a damaged one, and its sound lines are still wanted
+    index.unlink(missing_ok=True)
 
 
 def _keep_unchanged(wanted: Wanted, settings: PrepareSettings, tally: Tally, indexes: list[Path]) -> None:
