@@ -181,7 +181,9 @@ def _put_together(tally: Tally, earlier: Earlier, settings: PrepareSettings) -> 
     if earlier.relabelled:
         rows.append(("other labels", f"{earlier.relabelled}: modality, subject or split"))
     if settings.only:
-        return [*rows, ("taken out", f"{earlier.others}, which the manifest does not list")]
+        if earlier.others:
+            rows.append(("taken out", f"{earlier.others}, which the manifest does not list"))
+        return rows
     earlier.keep(tally, settings.preparation)
     earlier.warn_of_lost()
     if tally.kept:
