@@ -26,5 +26,8 @@ $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	$(BIN)/pip install --quiet --editable '.[dev,demo]' $(CONSTRAINTS)
 	touch $@
 
+# Deletes what these targets have made and nothing else: an environment or a folder of one's own stays.
 clean:
-	rm -rf $(VENV) demo-out build dist .mypy_cache .ruff_cache .pytest_cache
+	[ ! -e $(VENV)/installed ] || rm -rf $(VENV)
+	[ ! -e demo-out/.dae3d-demo ] || rm -rf demo-out
+	rm -rf .mypy_cache .ruff_cache .pytest_cache

@@ -1,13 +1,14 @@
 """What `prepare` itself costs with the number of scans: time and peak memory, with converting left out.
 
 The scans of a generated manifest are empty files, and a stand-in for converting gives each the metadata of a
-scan. Three rows for each number: everything is new; nothing has changed; the last of four shards, which puts
-the index together. Each is measured in a process of its own.
+scan. Four rows for each number: everything is new; nothing has changed; the last of four shards, which puts
+the index together; a second manifest of as many scans is added. Each is measured in a process of its own.
 
     python benchmarks/prepare_scale.py [--scans 2000 200000] [--workdir FOLDER]
 """
 
 import argparse
+import hashlib
 import json
 import resource
 import subprocess
@@ -47,7 +48,12 @@ def main() -> None:
             make_manifest(Path(folder), number)
             for shard in range(SHARDS - 1):
                 step(folder, f"{shard}/{SHARDS}")
-            for name, words in (("new", "all"), ("again", "all"), ("last shard", f"{SHARDS - 1}/{SHARDS}")):
+            for name, words in (
+                ("new", "all"),
+                ("again", "all"),
+                ("last shard", f"{SHARDS - 1}/{SHARDS}"),
+                ("added", "added"),
+            ):
                 row = step(folder, words)
                 print(f"| {number} | {name} | {row['seconds']:.1f} | {row['peak']:.0f} |", flush=True)
 
@@ -59,8 +65,9 @@ def step(folder: str, name: str) -> dict[str, float]:
 
 
 def make_manifest(folder: Path, number: int) -> None:
-    (folder / "scans").mkdir()
-    write_manifest(folder / "manifest.jsonl", number, empty_scans(folder / "scans", number), ())
+    for name, scans in (("manifest.jsonl", "scans"), ("added.jsonl", "added")):
+        (folder / scans).mkdir()
+        write_manifest(folder / name, number, empty_scans(folder / scans, number), ())
 
 
 def empty_scans(folder: Path, number: int) -> Iterator[Scan]:
@@ -81,12 +88,13 @@ def empty_scans(folder: Path, number: int) -> Iterator[Scan]:
 
 
 def measured(folder: Path, name: str) -> dict[str, float]:
-    """Run `prepare` on the manifest in `folder`, whole or one shard."""
+    """Run `prepare` on the manifest in `folder`, whole or one shard, or on the second one."""
     prepare_module.convert = stand_in
-    shard = None if name == "all" else name
+    shard = name if "/" in name else None
+    manifest = folder / ("added.jsonl" if name == "added" else "manifest.jsonl")
     out = folder / ("store" if shard is None else "shards")
     began = time.perf_counter()
-    prepare_module.prepare(manifest=folder / "manifest.jsonl", out=out, shard=shard, workers=1, report=False)
+    prepare_module.prepare(manifest=manifest, out=out, shard=shard, workers=1, report=False)
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
@@ -97,7 +105,7 @@ def stand_in(scan: Scan, preparation: Preparation, store: Path, partial: str) ->
     stored = StoredScan(
         file=file.name,
         stored_stamp=Stamp.of([file]),
-        source=scan.model_copy(update={"digest": "0" * 64}),
+        source=scan.model_copy(update={"digest": hashlib.sha256(scan.name.encode()).hexdigest()}),
         source_stamp=Stamp.of([scan.path]),
         preparation=preparation,
         shape=SHAPE,

@@ -327,3 +327,56 @@ def test_what_is_no_store(tmp_path):
         index.write_text(text)
         with pytest.raises(Dae3dError, match=r"cases\.jsonl: damaged"):
             CaseStore(tmp_path / "store")
+
+
+@pytest.mark.parametrize("order", [("mr", "ct"), ("ct", "mr")])
+def test_runs_of_other_modalities_share_a_store_and_no_statistics(tmp_path, order):
+    """In HU all from -1500 down is padding, of which statistics, foreground and resampling know nothing."""
+    image = phantom(SHAPE)
+    image[:3] = -2000
+    image[3:5] = -3000
+    path = write_nifti(tmp_path / "ct.nii", image)
+    label = write_nifti(tmp_path / "label.nii", labels(SHAPE))
+    case = TaskCase("one", (path,), label, "one")
+    rules = {"ct": "zscore", "mr": "zscore"}
+    read = {}
+    for modality in (*order, *order):
+        made = recipe(modalities=(modality,), crop_foreground=True, intensity=rules)
+        store = prepare_cases([case], made, tmp_path / "store", workers=1)
+        whole = read_case([path], made)
+        assert store.cases[0].shape == whole.grid.shape
+        read[modality] = store.image(0, (0, 0, 0), whole.grid.shape, rules)
+        np.testing.assert_array_equal(read[modality], whole.normalised(made))
+    assert not np.array_equal(read["ct"], read["mr"])
+    # Neither run took the other's files away, and none was prepared twice.
+    assert len(list((tmp_path / "store" / "cases").iterdir())) == 2
+
+
+def test_a_ct_that_is_not_in_hu_does_not_pass_for_having_been_called_mr(tmp_path):
+    path = write_nifti(tmp_path / "ct.nii", phantom(SHAPE) + np.int16(1100))
+    case = TaskCase("one", (path,), write_nifti(tmp_path / "label.nii", labels(SHAPE)), "one")
+    prepare_cases([case], recipe(modalities=("mr",)), tmp_path / "store", workers=1)
+    with pytest.raises(Dae3dError, match=r"one: .*ct.nii: not in HU"):
+        prepare_cases([case], recipe(modalities=("ct",)), tmp_path / "store", workers=1)
+
+
+def test_channels_share_no_statistics_where_their_modalities_change_places(tmp_path):
+    voxels = phantom(SHAPE)
+    voxels[:4] = -2000
+    images = tuple(write_nifti(tmp_path / f"{i}.nii", voxels) for i in range(2))
+    case = TaskCase("one", images, write_nifti(tmp_path / "label.nii", labels(SHAPE)), "one")
+    # Outside HU, padding would lie alone below half of its value; here there is air of -1015.
+    for modalities, padding in ((("ct", "mr"), [-1500, None]), (("mr", "ct"), [None, -1500])):
+        store = prepare_cases([case], recipe(modalities=modalities), tmp_path / "store", workers=1)
+        assert [channel.statistics.padding for channel in store.cases[0].channels] == padding
+
+
+def test_a_store_of_an_earlier_version_can_be_read(tmp_path):
+    """Its cases do not say which channels are in HU; they are prepared anew when they are next asked for."""
+    cases = some_cases(tmp_path, 2)
+    out = tmp_path / "store"
+    prepare_cases(cases, recipe(), out, workers=1)
+    index = out / "cases.jsonl"
+    index.write_text(index.read_text().replace(',"hounsfield":[true]', ""))
+    assert '"hounsfield"' not in index.read_text()
+    assert CaseStore(out).label(1, (0, 0, 0), SHAPE).max() == 2

@@ -72,7 +72,7 @@ def test_a_killed_run_leaves_whole_cases_and_is_gone_on_with(data):
     store = prepare_cases(cases(data), RECIPE, data / "store", workers=1)
     assert before.items() <= done(data).items()
     assert len(store.cases) == len(done(data)) == CASES
-    assert not (data / "store" / "partial").exists()
+    assert not (data / "store" / ".dae3d-partial").exists()
     last = store.label(CASES - 1, (0, 0, 0), SHAPE)
     np.testing.assert_array_equal(last, phantom(SHAPE, CASES - 1) > 40)
 

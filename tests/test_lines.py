@@ -53,5 +53,5 @@ def test_another_process_reads_the_same_or_is_told(tmp_path: Path):
 def test_a_bad_line_is_named(tmp_path: Path):
     file = tmp_path / "lines"
     file.write_text('{"number":0}\n{"number":"x"}\n')
-    with pytest.raises(Dae3dError, match=r"lines: line 2 is damaged; make it anew"):
+    with pytest.raises(Dae3dError, match=r"lines: line 2 is damaged .*; make it anew"):
         Parsed(Lines(file), Entry, 0, 2, file, "make it anew")[1]

@@ -115,23 +115,28 @@ def test_labels_change_without_writing_scans(tmp_path):
     assert store.scans[1].source == relabelled.model_copy(update={"digest": digest})
 
 
-def test_other_settings_do_all_scans_again(manifest, tmp_path):
+def test_other_settings_are_refused_or_do_all_scans_again(manifest, tmp_path):
     out = tmp_path / "store"
     prepare(manifest=manifest, out=out, workers=1)
-    before = written(out)
-    store = prepare(manifest=manifest, out=out, workers=1, spacing=(2, 2, 2))
+    before, index = written(out), (out / "index.jsonl").read_bytes()
+    told = "with spacing as acquired and crop_foreground off, not with spacing 2 2 2 and crop_foreground on"
+    with pytest.raises(Dae3dError, match=f"{told}: name another folder, or .* --again"):
+        prepare(manifest=manifest, out=out, workers=1, spacing=(2, 2, 2), crop_foreground=True)
+    assert (written(out), (out / "index.jsonl").read_bytes()) == (before, index)
+    store = prepare(manifest=manifest, out=out, workers=1, spacing=(2, 2, 2), again=True)
     assert all(written(out)[name] != when for name, when in before.items())
     assert {scan.shape for scan in store.scans} == {(16, 16, 16)}
-    store = prepare(manifest=manifest, out=out, workers=1)
+    store = prepare(manifest=manifest, out=out, workers=1, again=True)
     np.testing.assert_array_equal(whole(store, 2), phantom((30, 31, 32), 2))
 
 
-def test_scans_that_left_the_manifest_leave_the_index(manifest, tmp_path):
+def test_scans_that_left_the_manifest_leave_the_index_with_only(manifest, tmp_path):
     out = tmp_path / "store"
     scans = [scan.source for scan in prepare(manifest=manifest, out=out, workers=1).scans]
     before = written(out)
     write_manifest(manifest, scans[:1])
-    assert len(prepare(manifest=manifest, out=out, workers=1).scans) == 1
+    assert len(prepare(manifest=manifest, out=out, workers=1).scans) == 3
+    assert len(prepare(manifest=manifest, out=out, workers=1, only=True).scans) == 1
     write_manifest(manifest, scans)
     assert len(prepare(manifest=manifest, out=out, workers=1).scans) == 3
     assert written(out) == before
@@ -231,7 +236,7 @@ def test_a_manifest_that_cannot_be_used_is_refused(manifest, tmp_path):
         prepare(manifest=write_manifest(manifest, [scan, scan]), out=tmp_path / "other")
     with pytest.raises(Dae3dError, match="lists no scans"):
         prepare(manifest=write_manifest(manifest, []), out=tmp_path / "other")
-    with pytest.raises(Dae3dError, match="cannot be written to"):
+    with pytest.raises(Dae3dError, match=r"cannot be a folder: .* is a file"):
         prepare(manifest=write_manifest(manifest, [scan]), out=manifest)
 
 

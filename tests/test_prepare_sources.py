@@ -123,7 +123,7 @@ def test_missing_sources_are_kept_as_they_were_stored(manifest, tmp_path, caplog
     damaged.write_bytes(content)
     assert names(run(manifest, out)) == ["0", "2", "3"]
     assert rejected(out) == {"1": "unreadable: No such file or directory"}
-    assert names(run(manifest, out, crop_foreground=True)) == ["0", "2"]
+    assert names(run(manifest, out, crop_foreground=True, again=True)) == ["0", "2"]
 
 
 def test_an_interrupted_run_takes_nothing_out_of_the_index(manifest, tmp_path, monkeypatch):
@@ -204,5 +204,5 @@ def test_a_damaged_line_of_the_manifest_is_named(manifest, tmp_path):
     lines = manifest.read_bytes().splitlines(keepends=True)
     lines[2] = lines[2].replace(b'"', b"'", 1)
     manifest.write_bytes(b"".join(lines))
-    with pytest.raises(Dae3dError, match=r"manifest.jsonl: line 3 is damaged; make the manifest anew"):
+    with pytest.raises(Dae3dError, match=r"manifest.jsonl: line 3 is damaged .*; make the manifest anew"):
         run(manifest, tmp_path / "store")

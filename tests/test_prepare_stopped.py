@@ -64,6 +64,7 @@ def test_a_killed_run_leaves_whole_scans_and_is_gone_on_with(many, workers):
     assert {name: after[name] for name in before} == before
     assert len(after) == len(store.scans) == 40
     assert sorted(path.name for path in out.iterdir()) == [
+        ".dae3d-store",
         ".lock",
         "data-report.html",
         "index.jsonl",

@@ -16,7 +16,7 @@ from dae3d.errors import Dae3dError, SettingsError
 from dae3d.scans.manifest import Manifest
 from dae3d.store.check import store_check
 from dae3d.store.prepare import prepare
-from dae3d.store.shards import Shard
+from dae3d.store.shards import PARTS, Shard
 from dae3d.store.store import Store
 from dae3d.store.writer import shard_writer
 from scan_files import described, phantom, undescribed, until, write_manifest, write_nifti, written
@@ -117,14 +117,16 @@ def test_a_whole_run_takes_over_and_its_store_is_not_mixed_with_older_parts(mani
     before = written(out)
     assert len(run(manifest, out).scans) == 6
     assert {name: written(out)[name] for name in before} == before
-    assert not (out / "parts").exists()
-    run(manifest, out, spacing=(2, 2, 2))
-    run(manifest, out, "1/2")
-    assert not (out / "parts" / "index-0-of-2.jsonl").exists()
+    assert not (out / PARTS).exists()
+    run(manifest, out, spacing=(2, 2, 2), again=True)
+    with pytest.raises(Dae3dError, match=r"was prepared with spacing 2 2 2 .* --again"):
+        run(manifest, out, "1/2")
+    run(manifest, out, "1/2", again=True)
+    assert not (out / PARTS / "index-0-of-2.jsonl").exists()
     # The index of the whole run lists files that the shards are replacing.
     with pytest.raises(Dae3dError, match="waits for shard 0 of 2"):
         Store(out)
-    assert {scan.preparation.spacing for scan in run(manifest, out, "0/2").scans} == {None}
+    assert {scan.preparation.spacing for scan in run(manifest, out, "0/2", again=True).scans} == {None}
 
 
 def test_an_unfinished_array_of_the_same_settings_leaves_the_index_and_is_not_repaired(manifest, tmp_path):
@@ -136,7 +138,7 @@ def test_an_unfinished_array_of_the_same_settings_leaves_the_index_and_is_not_re
     assert (out / "index.jsonl").read_bytes() == before
     with pytest.raises(Dae3dError, match="waits for shard 1 of 3"):
         store_check(store=out, repair=True, workers=1)
-    assert sorted(path.name for path in (out / "parts").glob("index*")) == [
+    assert sorted(path.name for path in (out / PARTS).glob("index*")) == [
         "index-0-of-3.jsonl",
         "index-2-of-3.jsonl",
     ]
@@ -146,7 +148,7 @@ def test_what_a_shard_left_may_be_damaged(manifest, tmp_path):
     out = tmp_path / "store"
     run(manifest, out, "0/2")
     for damage in (Path.unlink, lambda path: path.write_bytes(b"path,reason\n\xff\n")):
-        damage(out / "parts" / "rejected-0-of-2.csv")
+        damage(out / PARTS / "rejected-0-of-2.csv")
         with pytest.raises(Dae3dError, match=r"rejected-0-of-2.csv: cannot be read .* run its shard again"):
             run(manifest, out, "1/2")
         assert len(run(manifest, out, "0/2").scans) == 6
@@ -160,7 +162,7 @@ def test_parts_of_other_settings_manifests_or_numbers_are_not_put_together(manif
     write_manifest(manifest, scans[:6])
     assert len(run(manifest, out, "0/2").scans) == 2
     run(manifest, out, "1/3")
-    assert [path.name for path in (out / "parts").glob("index*")] == ["index-1-of-3.jsonl"]
+    assert [path.name for path in (out / PARTS).glob("index*")] == ["index-1-of-3.jsonl"]
     with pytest.raises(Dae3dError, match="shards 0, 2 of 3"):
         Store(out)
 
@@ -171,9 +173,10 @@ def test_shards_at_once(manifest, tmp_path):
     assert [process.wait() for process in runs] == [0, 0]
     assert names(Store(out)) == ["0", "1", "2", "3", "5", "6"]
     assert sorted(path.name for path in out.iterdir()) == [
+        ".dae3d-store",
         ".lock",
+        "dae3d-parts",
         "index.jsonl",
-        "parts",
         "rejected.csv",
         "scans",
     ]
@@ -210,7 +213,7 @@ def test_a_stopped_shard_is_not_taken_for_done(tmp_path, kind):
     store = run(manifest, out, "0/2")
     assert len(store.scans) == 24
     assert {name: written(out)[name] for name in before} == before
-    assert not list(out.glob("partial*"))
+    assert not list(out.glob(".dae3d-partial*"))
 
 
 @pytest.mark.parametrize("text", ["4/4", "1", "-1/4", "a/b", "0/0", "1/2/3"])

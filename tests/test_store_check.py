@@ -141,18 +141,19 @@ def test_an_index_is_made_anew_of_the_files(prepared, store, capsys, lost):
 def test_files_of_scans_that_left_the_manifest_are_kept_and_not_listed(prepared, store, tmp_path, capsys):
     scans = [scan.source for scan in Store(store).scans]
     other = write_manifest(tmp_path / "fewer.jsonl", scans[:3])
-    prepare(manifest=other, out=store, workers=1, report=False)
-    (store / "partial").mkdir()
-    (store / "partial" / "half.b2nd").touch()
-    (store / ".index.jsonl.0123.tmp").touch()
+    prepare(manifest=other, out=store, workers=1, only=True, report=False)
+    (store / ".dae3d-partial").mkdir()
+    (store / ".dae3d-partial" / "half.b2nd").touch()
+    (store / ".dae3d-0123abcd.index.jsonl").touch()
     for repair in ((), ("--repair",)):
         status, out, _ = shown(capsys, store, *repair)
         assert status == 0
         assert "1 whole files, kept" in out
-        assert ".index.jsonl.0123.tmp, partial" in out
+        assert ".dae3d-0123abcd.index.jsonl, .dae3d-partial" in out
     assert len(Store(store).scans) == 3
     assert len(written(store)) == 4
-    assert sorted(path.name for path in store.iterdir()) == [".lock", "index.jsonl", "rejected.csv", "scans"]
+    names = [".dae3d-store", ".lock", "index.jsonl", "rejected.csv", "scans"]
+    assert sorted(path.name for path in store.iterdir()) == names
     # A damaged one would be taken up as it is when its scan comes back.
     flip_a_bit(store / "scans" / file_name(scans[3]))
     assert shown(capsys, store)[0] == 1

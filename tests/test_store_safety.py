@@ -142,7 +142,7 @@ def excluding(prepared: Path, store: Path, tmp_path: Path) -> None:
     scans = [scan.source for scan in Store(store).scans][:3]
     scans[1] = scans[1].model_copy(update={"split": "val"})
     manifest = write_manifest(tmp_path / "fewer.jsonl", scans)
-    prepare(manifest=manifest, out=store, workers=1, report=False)
+    prepare(manifest=manifest, out=store, workers=1, only=True, report=False)
 
 
 @pytest.mark.parametrize("line", [0, 3])
@@ -224,12 +224,12 @@ def test_no_flipped_bit_ends_a_read_with_an_error_of_the_decoder(store):
 
 
 def test_a_folder_that_cannot_be_cleared_is_told_of(prepared, store):
-    (store / "partial").mkdir()
-    (store / "partial" / "half.b2nd").touch()
-    (store / "partial").chmod(0)
+    (store / ".dae3d-partial").mkdir()
+    (store / ".dae3d-partial" / "half.b2nd").touch()
+    (store / ".dae3d-partial").chmod(0)
     command = [sys.executable, "-m", "dae3d.cli", "prepare", prepared / "manifest.jsonl", "--out", store]
     run = subprocess.run(without_privilege([*command, "--no-report"]), capture_output=True, text=True)
-    os.chmod(store / "partial", 0o755)
+    os.chmod(store / ".dae3d-partial", 0o755)
     assert run.returncode == 1
     assert "partial: cannot be written: Permission denied" in run.stderr
     assert "Traceback" not in run.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from dae3d.errors import Dae3dError
+from dae3d.files import whole_file, write_text
 from dae3d.inference.reconstruct import reconstruct
 from dae3d.phantom import write_phantom
 from dae3d.reporting.page import report
@@ -18,6 +19,9 @@ from dae3d.store.prepare import prepare
 from dae3d.training.pretrain import pretrain
 
 PHANTOMS = 6
+# The file by which a demo's folder is known, and what is the demo's in it.
+_MARK = ".dae3d-demo"
+_NAMES = ("scans", "manifest.jsonl", "store", "run", "reconstructions")
 # Where the nilearn wheel keeps the MNI152 template (ICBM 2009a symmetric), and the names it gets here.
 _NILEARN_DATA = Path("datasets/data")
 _MNI152 = {
@@ -52,9 +56,10 @@ def demo(settings: DemoSettings) -> Path:
         The report's path.
 
     Raises:
-        Dae3dError: where nilearn is missing or the scans cannot be used.
+        Dae3dError: where nilearn is missing, the scans cannot be used, or the folder is not a demo's.
     """
     out = settings.out
+    _take_folder(out)
     folders, rules = settings.data, settings.rule
     if folders is None:
         print("The demo trains on the MNI152 T1 template, its tissue maps, and a CT-like PHANTOM made here.")
@@ -67,7 +72,7 @@ def demo(settings: DemoSettings) -> Path:
         exclude=settings.exclude,
         val_fraction=0.2,
     )
-    store = prepare(manifest=out / "manifest.jsonl", out=out / "store")
+    store = prepare(manifest=out / "manifest.jsonl", out=out / "store", only=True)
     try:
         run = pretrain(
             config="small-cpu",
@@ -95,6 +100,14 @@ def demo(settings: DemoSettings) -> Path:
     return page
 
 
+def _take_folder(out: Path) -> None:
+    """Mark the folder as a demo's; refuse one that holds a user's own store or run."""
+    others = [name for name in _NAMES if (out / name).exists()]
+    if others and not ((out / _MARK).is_file() or (out / "scans" / "mni152").is_dir()):
+        raise Dae3dError(f"out: {out} holds {', '.join(others)}, of no demo; name another folder")
+    write_text(out / _MARK, f"What is called {', '.join(_NAMES)} in this folder is a demo's.\n")
+
+
 def embedded_scans(folder: Path) -> Path:
     """Put the embedded scans into a folder, as a user's would lie there; what is there already stays.
 
@@ -107,11 +120,10 @@ def embedded_scans(folder: Path) -> Path:
     source = Path(spec.submodule_search_locations[0]) / _NILEARN_DATA
     mni = folder / "mni152"
     phantoms = folder / "ct-phantom"
-    for made in (mni, phantoms):
-        made.mkdir(parents=True, exist_ok=True)
     for theirs, ours in _MNI152.items():
         if not (mni / ours).is_file():
-            shutil.copyfile(source / theirs, mni / ours)
+            with whole_file(mni / ours) as temporary:
+                shutil.copyfile(source / theirs, temporary)
     for seed in range(PHANTOMS):
         path = phantoms / f"sub-phantom{seed}_ct-phantom.nii.gz"
         if not path.is_file():

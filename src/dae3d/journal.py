@@ -25,7 +25,8 @@ class Journal:
         anew: where the file has another heading, begin it anew instead of refusing it.
 
     Raises:
-        Dae3dError: where the file is of another heading, another process has it, or it cannot be written.
+        Dae3dError: where the file is of another heading or no journal, another process has it, or it cannot
+            be written.
     """
 
     def __init__(self, path: Path, heading: Mapping[str, Any], anew: bool = False) -> None:
@@ -47,6 +48,8 @@ class Journal:
         """Where the line of each result begins; the last one of a name counts."""
         places: dict[str, int] = {}
         self._file.seek(0)
+        self._refuse_other(self._file.readline())
+        self._file.seek(0)
         end, heading = 0, None
         for line in self._file:
             if not line.endswith(b"\n"):
@@ -57,18 +60,30 @@ class Journal:
             elif _is_result(entry):
                 places[entry["name"]] = end
             end += len(line)
-        # A crash may have cut the last line short, and the next would go on from it.
-        self._file.truncate(end)
         if heading is not None and heading != self._heading:
             if not anew:
                 raise Dae3dError(
                     f"{self.path}: of other weights or settings ({_differences(heading, self._heading)}); "
                     "name another --out"
                 )
-            self._file.truncate(0)
-            heading, places = None, {}
+            heading, places, end = None, {}, 0
+        # A crash may have cut the last line short, and the next would go on from it.
+        self._file.truncate(end)
         self._is_new = heading is None
         return places
+
+    def _refuse_other(self, first: bytes) -> None:
+        """A journal begins with a heading that has our first field; a crash may have left a part of it."""
+        own = json.dumps(self._heading).encode()
+        if first.endswith(b"\n"):
+            ours = next(iter(self._heading), None) in _parsed(first)
+        else:
+            ours = own.startswith(first)
+        if not ours:
+            raise Dae3dError(
+                f"{self.path}: is there, and does not begin as dae3d would have it; move it away, or name "
+                "another --out"
+            )
 
     def __enter__(self) -> Self:
         return self

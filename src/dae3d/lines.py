@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from dae3d.errors import Dae3dError
+from dae3d.errors import Dae3dError, first_problem
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -84,9 +84,9 @@ class Parsed(Sequence[Model], Generic[Model]):
         try:
             return self._model.model_validate_json(self._lines[line])
         except ValidationError as error:
-            first = error.errors()[0]
-            why = f" ({'.'.join(map(str, first['loc']))}: {first['msg']})" if first["loc"] else ""
-            raise Dae3dError(f"{self._path}: line {line + 1} is damaged; {self._remedy}{why}") from None
+            raise Dae3dError(
+                f"{self._path}: line {line + 1} is damaged ({first_problem(error)}); {self._remedy}"
+            ) from None
 
 
 def _line_ends(file: FileIO) -> np.ndarray:

@@ -8,6 +8,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
+from dae3d.files import whole_file
+
 SHAPE = (144, 112, 128)
 SPACING = 2.5  # mm
 
@@ -15,7 +17,8 @@ SPACING = 2.5  # mm
 def write_phantom(path: Path, seed: int) -> None:
     """Write one phantom as NIfTI, int16 HU, 144 x 112 x 128 voxels of 2.5 mm; another seed, another body."""
     affine = np.diag([SPACING, SPACING, SPACING, 1.0])
-    nibabel.Nifti1Image(phantom(seed), affine).to_filename(path)
+    with whole_file(path) as temporary:
+        nibabel.Nifti1Image(phantom(seed), affine).to_filename(temporary)
 
 
 def phantom(seed: int) -> np.ndarray:

@@ -28,7 +28,7 @@ from dae3d.benchmarking.model import training_step
 from dae3d.benchmarking.nnunet import write_nnunet_files
 from dae3d.benchmarking.predict import segmentation
 from dae3d.benchmarking.process import in_new_process
-from dae3d.files import write_text
+from dae3d.files import refuse_other_file, write_text
 from dae3d.inference.device import pick_device
 from dae3d.inference.sliding import window_count
 from dae3d.phantom import phantom
@@ -103,6 +103,7 @@ def bench(settings: BenchSettings) -> Path:
     Raises:
         Dae3dError: where the device is not there, or a measurement fails.
     """
+    refuse_other_file(settings.out, "result of `bench`", rb'\{\n "device": ')
     device = str(pick_device(settings.device))
     parts: dict[str, tuple[str, Callable[[BenchSettings, str], Measured]]] = {
         "model": ("training step", _model),

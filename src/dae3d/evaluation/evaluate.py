@@ -21,8 +21,9 @@ from dae3d.errors import Dae3dError
 from dae3d.evaluation.cases import pair, score
 from dae3d.evaluation.held_out import held_out, read_weights_beside
 from dae3d.evaluation.results import Mean, Results
-from dae3d.files import write_text
+from dae3d.files import refuse_other_file, write_text
 from dae3d.journal import Journal
+from dae3d.reporting.html import refuse_other_page
 from dae3d.reporting.segmentation import Context, write_report
 from dae3d.scans.modality import Label
 from dae3d.scans.task import TaskSplit, read_task
@@ -106,6 +107,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
             a run's.
     """
     _refuse_a_runs_folder(settings.folder)
+    _refuse_other_files(settings.folder)
     task = read_task(settings.data, settings.modality, order=_order(settings))
     cases = task.split(settings.split, settings.fold)
     # Class indices, in which labels are compared, are ranks of the label values.
@@ -153,6 +155,13 @@ def _refuse_a_runs_folder(folder: Path) -> None:
             f"out: {folder} is the folder of a run, whose metrics.csv and report.html would be replaced; "
             f"take another, such as {folder / 'evaluation'}"
         )
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Refuse to write over what no evaluation has made."""
+    refuse_other_file(folder / "metrics.csv", "table of `evaluate`", rb"case,class,metric,value\r?\n")
+    refuse_other_file(folder / "metrics.json", "result of `evaluate`", rb'\{\n "task": ')
+    refuse_other_page(folder / "report.html")
 
 
 def _order(settings: EvaluateSettings) -> Sequence[str] | None:

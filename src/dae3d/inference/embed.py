@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dae3d.cores import THREADS
 from dae3d.errors import Dae3dError, ScanError
-from dae3d.files import whole_file
+from dae3d.files import reading, refuse_other_file, whole_file
 from dae3d.inference.cases import ScanCase, given_cases, say_strange_values
 from dae3d.inference.device import pick_device
 from dae3d.inference.labelled import labelled_images, unseen
@@ -119,8 +119,7 @@ def embed(settings: EmbedSettings) -> Embeddings:
     Raises:
         Dae3dError: where the weights cannot be used, a modality is not known, or no scan could be read.
     """
-    if settings.out.suffix == ".parquet":
-        _pyarrow()
+    _refuse_other_file(settings.out)
     device = pick_device(settings.device, settings.threads)
     merging = settings.monai_merging
     encoder: Any = load(settings.weights, task="encoder", axes=settings.axes, monai_merging=merging).to(
@@ -279,6 +278,22 @@ def _read(
     _, volume, statistics = read_prepared(case.images[0], preparation, case.modality)
     image = normalise(volume.intensities(), case.modality, statistics, intensity)
     return image[None], statistics.foreground
+
+
+def _refuse_other_file(path: Path) -> None:
+    """Refuse to write over what no `embed` has made, or without the package that it takes."""
+    what, columns = "table of `embed`", ["scan", "modality", "features"]
+    if path.suffix == ".npz":
+        # A zip archive, in which the name of the first array follows 30 bytes.
+        refuse_other_file(path, what, rb"PK\x03\x04.{26}features\.npy")
+        return
+    _pyarrow()
+    refuse_other_file(path, what, rb"PAR1")
+    if path.exists():
+        with reading(path):
+            found = importlib.import_module("pyarrow.parquet").read_schema(path).names
+        if found != columns:
+            raise Dae3dError(f"out: {path} is there, and is no {what}; name another, or move it away")
 
 
 def _write(embeddings: Embeddings, path: Path) -> None:

@@ -1,11 +1,11 @@
 """Write NIfTI files in the grid of another scan, whole or not at all."""
 
-import os
 from pathlib import Path
 
 import nibabel
 import numpy as np
 
+from dae3d.files import whole_file
 from dae3d.scans.nifti_affine import unit_of
 from dae3d.scans.readers import load_nifti, suffix
 
@@ -26,16 +26,14 @@ def write_nifti(path: Path, array: np.ndarray, scan: Path, affine: np.ndarray) -
         path: `.nii.gz` file.
         array: (X, Y, Z), or (X, Y, Z, K), of the scan's shape; written in its own type, unscaled.
         affine: (4, 4) from the scan's voxels to RAS+ mm, as `read_volume` gives it.
+
+    Raises:
+        Dae3dError: where it cannot be written.
     """
     kind, header = _spatial_header(scan, affine)
     header.set_data_dtype(array.dtype)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with whole_file(path) as temporary:
         kind(array, affine, header).to_filename(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _spatial_header(scan: Path, affine: np.ndarray) -> tuple[type[nibabel.Nifti1Image], nibabel.Nifti1Header]:

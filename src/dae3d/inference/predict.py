@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from dae3d.cores import THREADS
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.evaluation.cases import RECORD
 from dae3d.evaluation.held_out import write_weights
-from dae3d.files import inside, make_folder, writing
+from dae3d.files import inside, make_folder, reserve, unfinished_files, unfinished_name, writing
 from dae3d.inference.cases import (
     ScanCase,
     given_cases,
@@ -130,6 +131,10 @@ def predict(settings: PredictSettings) -> list[Path]:
         _refuse_overwriting_others(cases, record, settings)
         if ensemble.infos:
             write_weights(settings.out, ensemble.infos)
+        for part in unfinished_files(
+            settings.out, *(name for case in cases for name in _names(case, settings))
+        ):
+            part.unlink(missing_ok=True)  # a scan's probabilities may be gigabytes
         done = [case for case in cases if _is_done(case, record, settings)]
         if done:
             log.info("%d of %d scans are segmented already", len(done), len(cases))
@@ -187,15 +192,20 @@ def _predict_case(
 
 @contextmanager
 def _probabilities(files: Sequence[Path], shape: tuple[int, ...]) -> Iterator[Any]:
-    """An array (K, X, Y, Z) on disk beside the file to be, background everywhere; or None."""
+    """An array (K, X, Y, Z) on disk beside the file to be, background everywhere; or None.
+
+    Raises:
+        OSError: where there is no room for it.
+    """
     if not files:
         yield None
         return
     make_folder(files[0].parent)
-    scratch = files[0].with_name(f".{os.getpid()}.{files[0].name}.raw")
+    scratch = unfinished_name(files[0])
     try:
+        reserve(scratch, math.prod(shape) * np.dtype(np.float32).itemsize)
         # Planes are finished one by one along the last axis most often: that one is outermost, as in NIfTI.
-        array = np.memmap(scratch, np.float32, "w+", shape=(shape[0], *shape[:0:-1])).transpose(0, 3, 2, 1)
+        array = np.memmap(scratch, np.float32, "r+", shape=(shape[0], *shape[:0:-1])).transpose(0, 3, 2, 1)
         array[0] = 1
         yield array
     finally:

@@ -31,7 +31,7 @@ from dae3d.disrupt import DISRUPTIONS, Disrupted, DisruptionSettings, sample_key
 from dae3d.disrupt.local_mask import local_mask
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.evaluation.quality import image_quality
-from dae3d.files import inside, write_text
+from dae3d.files import inside, refuse_other_file, whole_file, write_text
 from dae3d.inference.device import pick_device
 from dae3d.inference.labelled import labelled_images, unseen
 from dae3d.inference.prepared import Prepared, preparation_of, read_prepared
@@ -116,6 +116,8 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     preparation = preparation_of(network)
     if network.encoder.axes == "reference" and roi != 2 * trained.embed_dim:
         raise Dae3dError(f"roi: with reference axes it must be {2 * trained.embed_dim}, not {roi}")
+    figures = settings.out / "metrics.csv"
+    refuse_other_file(figures, "table of `reconstruct`", rb"scan,modality,image,l1,psnr,ssim\r?\n")
     log.info("%s, windows of %d^3", disruption, roi)
 
     scans = labelled_images(settings.scans, settings.rule, settings.modality, settings.volume)
@@ -141,7 +143,7 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
             {"scan": given, "modality": label, "image": which, **_figures(result, repair.clean)}
             for which, result in (("disrupted", repair.disrupted), ("repaired", repair.repaired))
         ]
-        _write_rows(settings.out / "metrics.csv", rows)
+        _write_rows(figures, rows)
     if not rows:
         raise Dae3dError("none of the scans could be used; the messages above say why")
     _show(rows, settings.out)
@@ -237,7 +239,6 @@ def _named(scans: list[Path]) -> list[tuple[Path, str]]:
 
 def _write(folder: Path, repair: Repair, scan: Prepared, title: str) -> None:
     """NIfTI files with the scan's own order of axes, and a picture."""
-    folder.mkdir(parents=True, exist_ok=True)
     images = {
         "clean": repair.clean,
         "disrupted": repair.disrupted,
@@ -248,7 +249,8 @@ def _write(folder: Path, repair: Repair, scan: Prepared, title: str) -> None:
     back = ornt_transform(axcodes2ornt("RAS"), io_orientation(scan.acquired))
     affine = scan.volume.affine @ inv_ornt_aff(back, scan.volume.array.shape)
     for name, volume in volumes.items():
-        nibabel.Nifti1Image(apply_orientation(volume, back), affine).to_filename(folder / f"{name}.nii.gz")
+        with whole_file(folder / f"{name}.nii.gz") as temporary:
+            nibabel.Nifti1Image(apply_orientation(volume, back), affine).to_filename(temporary)
     triptych(volumes, title, folder / "triptych.png", scan.volume.spacing)
 
 

@@ -1,5 +1,6 @@
 """The verb `export`: weights in our layout, in MONAI's, or in the published one."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ from dae3d.files import whole_file
 from dae3d.models.foreign import MONAI_MERGING, MonaiMerging
 from dae3d.models.layouts import FINETUNING, PRETRAINING, Layout, to_layout
 from dae3d.models.swin_unetr import Architecture, FeatureEncoder, SwinUNETR
-from dae3d.models.weights import HEADER, load, save_weights
+from dae3d.models.weights import HEADER, is_ours, load, save_weights
 from dae3d.settings import Settings, verb
 
 SUFFIXES = {"safetensors": (".safetensors",), "monai": (".pt", ".pth"), "reference": (".pt", ".pth")}
@@ -66,9 +67,11 @@ def export(settings: ExportSettings) -> Path:
         The file.
 
     Raises:
-        Dae3dError: where the weights cannot be read, or the layout has no place for their network.
+        Dae3dError: where the weights cannot be read, the layout has no place for their network, or `out` is
+            there and no weights that dae3d wrote.
     """
-    network = load(settings.weights, monai_merging=settings.monai_merging)
+    network: Any = load(settings.weights, monai_merging=settings.monai_merging)
+    _refuse_other_file(settings.out, network.weights)
     write: dict[str, Callable[[Any, Path], Exported]] = {
         "safetensors": _write_safetensors,
         "monai": _write_monai,
@@ -77,6 +80,14 @@ def export(settings: ExportSettings) -> Path:
     exported = write[settings.format](network, settings.out)
     _show(exported, settings)
     return settings.out
+
+
+def _refuse_other_file(out: Path, source: Path) -> None:
+    """Refuse to write over the weights that are exported, and over what dae3d has not written."""
+    if out.exists() and out.samefile(source):
+        raise Dae3dError(f"out: {out} is the file of the weights themselves; name another")
+    if os.path.lexists(out) and not is_ours(out):
+        raise Dae3dError(f"out: {out} is there, and was not written by dae3d; name another, or move it away")
 
 
 def _write_safetensors(network: Any, out: Path) -> Exported:

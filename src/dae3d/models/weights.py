@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dae3d.errors import Dae3dError
@@ -219,7 +220,8 @@ def save_weights(
         if not name.endswith("relative_position_index")
     }
     with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+        # Its `save_file` writes to a name that does not say whose it is, and for the owner's eyes alone.
+        temporary.write_bytes(save(tensors, metadata=header))
 
 
 def read_weights(source: str | Path, monai_merging: MonaiMerging | None = None) -> Contents:
@@ -236,6 +238,18 @@ def read_weights(source: str | Path, monai_merging: MonaiMerging | None = None) 
     if header is None:
         return _in_another_layout(path, tensors, monai_merging)
     return _of_header(path, Renamed(tensors, {}, {}), header, monai_merging)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file has weights with the header of dae3d, in any of the layouts that it writes."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {"architecture", "info"} <= (file.metadata() or {}).keys()
+        file = torch.load(path, map_location="meta", weights_only=True)
+    except Exception:  # whatever is raised for what is no such file
+        return False
+    return HEADER in file or HEADER in getattr(file, "_metadata", {})
 
 
 def _check(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:

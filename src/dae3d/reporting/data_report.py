@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dae3d.files import write_text
 from dae3d.reporting import data_outliers, data_pictures
 from dae3d.reporting.data_outliers import Flagged, outliers
 from dae3d.reporting.data_pictures import Drawn
 from dae3d.reporting.data_survey import Survey, Surveyed
 from dae3d.reporting.data_twins import Repeats, repeats
-from dae3d.reporting.html import fill
+from dae3d.reporting.html import fill, write_page
 from dae3d.reporting.words import figure, listing, plural
 from dae3d.scans.manifest import LeftOut, Scan
 
@@ -105,7 +104,7 @@ def write_data_report(
         rules=data_outliers,
         side_of=_side,
     )
-    write_text(out, page)
+    write_page(out, page)
     return out
 
 

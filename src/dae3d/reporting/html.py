@@ -7,7 +7,11 @@ from typing import Any
 
 import jinja2
 
+from dae3d.files import refuse_other_file, write_text
 from dae3d.reporting.words import plural, quantity
+
+# How `base.html` begins, and its titles end.
+_PAGE = rb'<!doctype html>\n<html lang="en">\n<head>\n(<meta [^>]*>\n)*<title>[^<]* report</title>'
 
 
 def fill(template: str, filters: Mapping[str, Callable[..., str]], **values: Any) -> str:
@@ -21,6 +25,21 @@ def fill(template: str, filters: Mapping[str, Callable[..., str]], **values: Any
     )
     environment.filters |= {"quantity": quantity, "plural": plural, **filters}
     return environment.get_template(template).render(values)
+
+
+def refuse_other_page(path: Path) -> None:
+    """Raise Dae3dError where there is a file that is no report: it may be anybody's."""
+    refuse_other_file(path, "report of dae3d", _PAGE)
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page, whole or not at all.
+
+    Raises:
+        Dae3dError: where it cannot be written, or there is a file that is no report.
+    """
+    refuse_other_page(path)
+    write_text(path, page)
 
 
 def embedded(picture: Path) -> str:

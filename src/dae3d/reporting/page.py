@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from dae3d.errors import Dae3dError
-from dae3d.files import write_text
 from dae3d.reporting import finetuning, pretraining
+from dae3d.reporting.html import write_page
 from dae3d.reporting.run import load_run
 from dae3d.settings import Positional, Settings, verb
 
@@ -42,6 +42,6 @@ def report(settings: ReportSettings) -> Path:
     out = settings.out or settings.run / "report.html"
     if out.is_dir():
         raise Dae3dError(f"out: {out} is a folder; name the page to write, such as {out / 'report.html'}")
-    write_text(out, RENDER[run.record.kind](run))
+    write_page(out, RENDER[run.record.kind](run))
     log.info("report: %s", out)
     return out

@@ -1,6 +1,5 @@
 """Pictures of volumes: orthogonal mid-slices side by side."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.patheffects import withStroke
+
+from dae3d.files import whole_file
 
 # name, axis that is cut, where its two remaining directions point on screen: left, right, top, bottom
 PLANES = (("axial", 2, "RLAP"), ("coronal", 1, "RLSI"), ("sagittal", 0, "APSI"))
@@ -53,10 +54,8 @@ def triptych(
 
 def save_picture(image: np.ndarray, path: Path) -> None:
     """Write (H, W, 3) uint8 as a PNG, whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    imsave(temporary, image, format="png")
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        imsave(temporary, image, format="png")
 
 
 def triptych_array(

@@ -10,11 +10,10 @@ import numpy as np
 from dae3d.evaluation.cases import Pair, read_classes
 from dae3d.evaluation.held_out import HeldOut
 from dae3d.evaluation.results import ClassSummary, Mean, Results
-from dae3d.files import write_text
 from dae3d.reporting import strips
 from dae3d.reporting.case_view import view_case
 from dae3d.reporting.findings import findings, summary, with_interval
-from dae3d.reporting.html import embedded, fill
+from dae3d.reporting.html import embedded, fill, write_page
 from dae3d.reporting.overlay import draw_case
 from dae3d.reporting.pictures import save_picture
 from dae3d.scans.readers import read_volume
@@ -84,7 +83,7 @@ def write_report(
         for rank, i in remarkable(results).items()
     ]
     out = folder / "report.html"
-    write_text(out, render(results, context, drawn))
+    write_page(out, render(results, context, drawn))
     return out
 
 

@@ -17,18 +17,19 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dae3d.errors import Dae3dError, ScanError
+from dae3d.errors import Dae3dError, ScanError, first_problem
 from dae3d.files import write_text
 from dae3d.scans.readers import Volume, files_read, read_volume
 from dae3d.scans.task import TaskCase
 from dae3d.store.conform_case import ConformedCase, conform_case, cut_away, labels_at, upright_label
 from dae3d.store.positions import draw_positions
 from dae3d.store.recipe import CaseGeometry, CaseRecipe
-from dae3d.store.scan import PARTIAL, Row, write_array
+from dae3d.store.scan import PARTIAL, PlainName, Row, write_array
 from dae3d.store.source import Stamp, digest
 from dae3d.store.statistics import Box, Statistics
 
-CASES = "cases"
+# The folder of cases in a store, and the store's list of them.
+CASES, CASE_INDEX = "cases", "cases.jsonl"
 LABEL, POSITIONS, METADATA = "label.b2nd", "positions.npy", "case.json"
 
 
@@ -68,7 +69,7 @@ class StoredCase(BaseModel):
     name: str
     subject: str
     fold: int | None
-    folder: str
+    folder: PlainName
     sources: tuple[Source, ...]
     geometry: CaseGeometry
     shape: tuple[int, int, int]
@@ -101,9 +102,10 @@ def sources_of(case: TaskCase) -> list[Path]:
 
 
 def folder_name(case: TaskCase, geometry: CaseGeometry) -> str:
-    """The stored folder of a case: readable, and one for the same files under the same geometry."""
+    """The stored folder of a case: readable, and one for the same name, files and geometry."""
     paths = [os.path.abspath(path) for path in sources_of(case)]
-    key = "\n".join([geometry.model_dump_json(), *paths])
+    # Which voxels are drawn depends on the name.
+    key = "\n".join([geometry.model_dump_json(), case.name, *paths])
     readable = re.sub(r"[^a-z0-9]+", "-", case.name.lower()).strip("-")[:80]
     return f"{readable}-{hashlib.sha256(os.fsencode(key)).hexdigest()[:16]}"
 
@@ -112,7 +114,7 @@ def store_case(case: TaskCase, recipe: CaseRecipe, store: Path) -> CaseOutcome:
     """Prepare one case, unless the store has it.
 
     Raises:
-        Dae3dError: where the store cannot be written to.
+        Dae3dError: where the store cannot be written to, or a case in it says that it is another.
     """
     try:
         sources = tuple(_source(path) for path in sources_of(case))
@@ -128,7 +130,11 @@ def store_case(case: TaskCase, recipe: CaseRecipe, store: Path) -> CaseOutcome:
 
 
 def unchanged(case: TaskCase, recipe: CaseRecipe, store: Path) -> StoredCase | None:
-    """The case as the store has it; None where it has not, or where a file seems changed since."""
+    """The case as the store has it; None where it has not, or where a file seems changed since.
+
+    Raises:
+        Dae3dError: where what is stored says that it lies elsewhere.
+    """
     stored = _whole(case, recipe, store)
     try:
         if stored is None or any(Stamp.of(files_read(s.path)) != s.stamp for s in stored.sources):
@@ -143,13 +149,25 @@ def _whole(case: TaskCase, recipe: CaseRecipe, store: Path) -> StoredCase | None
     folder = store / CASES / folder_name(case, recipe.geometry)
     try:
         stored = StoredCase.model_validate_json((folder / METADATA).read_bytes())
+    except OSError:
+        return None
+    except ValidationError as error:
+        if error.errors()[0]["loc"] == ("folder",):
+            raise Dae3dError(f"{folder / METADATA}: {first_problem(error)}") from None
+        return None
+    if stored.folder != folder.name:
+        raise Dae3dError(
+            f"{folder / METADATA}: folder: must be the name of the folder that it lies in, not "
+            f"{stored.folder!r}; if it is a copy of another case, delete {folder}"
+        )
+    try:
         whole = all(
             (folder / f"{number}.b2nd").stat().st_size == channel.bytes
             for number, channel in enumerate(stored.channels)
         )
         whole &= (folder / LABEL).stat().st_size == stored.label_bytes
         whole &= (folder / POSITIONS).is_file()
-    except (OSError, ValidationError):
+    except OSError:
         return None
     told = {"name": case.name, "subject": case.subject, "fold": case.fold}
     return stored.model_copy(update=told) if whole else None

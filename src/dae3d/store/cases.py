@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
 from dae3d.cores import usable_cores
-from dae3d.errors import Dae3dError
+from dae3d.errors import Dae3dError, first_problem
 from dae3d.files import write_text
 from dae3d.scans.readers import Volume
 from dae3d.scans.task import TaskCase
 from dae3d.store.boxes import Triple, padded, read_box
 from dae3d.store.case_files import (
+    CASE_INDEX,
     CASES,
     LABEL,
     POSITIONS,
@@ -30,8 +31,6 @@ from dae3d.store.intensity import normalise
 from dae3d.store.recipe import CaseRecipe
 from dae3d.store.workers import work_through
 from dae3d.store.writer import only_writer
-
-INDEX = "cases.jsonl"
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class CaseStore:
         """
         self.path = Path(path)
         try:
-            first, *lines = (self.path / INDEX).read_text().splitlines()
+            first, *lines = (self.path / CASE_INDEX).read_text().splitlines()
             header = _Header.model_validate_json(first)
             self.recipe = header.recipe
             self.cases: Sequence[StoredCase] = tuple(map(StoredCase.model_validate_json, lines))
@@ -70,8 +69,10 @@ class CaseStore:
         except (FileNotFoundError, NotADirectoryError):
             raise Dae3dError(f"{self.path}: no prepared cases here; `dae3d finetune` prepares them") from None
         except (ValidationError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise Dae3dError(f"{self.path / INDEX}: damaged ({reason}); run `dae3d finetune` again") from None
+            reason = first_problem(error)
+            raise Dae3dError(
+                f"{self.path / CASE_INDEX}: damaged ({reason}); run `dae3d finetune` again"
+            ) from None
         self._numbers = {case.name: number for number, case in enumerate(self.cases)}
 
     def number(self, name: str) -> int:
@@ -162,7 +163,7 @@ def prepare_cases(
         ordered = [stored[case.name] for case in cases]
         header = _Header(recipe=recipe, cases=len(ordered))
         lines = [model.model_dump_json() for model in (header, *ordered)]
-        write_text(folder / INDEX, "\n".join(lines) + "\n")
+        write_text(folder / CASE_INDEX, "\n".join(lines) + "\n")
         _warn_of_cut_labels(ordered)
         return CaseStore(folder)
 

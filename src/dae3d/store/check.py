@@ -28,6 +28,7 @@ from dae3d.store.index import (
     readable,
     refuse_unfinished,
 )
+from dae3d.store.place import DAMAGED, stored_files
 from dae3d.store.scan import PARTIAL, SCANS, Preparation, StoredScan
 from dae3d.store.shards import PARTS, unfinished
 from dae3d.store.store import Store
@@ -36,8 +37,6 @@ from dae3d.store.whole import Checked, State, check_file
 from dae3d.store.workers import work_through
 from dae3d.store.writer import leftovers, only_writer, refuse_writing
 
-# Folder of a store for damaged files.
-DAMAGED = "damaged"
 _SHOWN = 50
 
 _log = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ class _Contents:
         self.why = ""
         self.listed: set[str] = set()
         self.lost: set[str] = set()
-        files = {path.name for path in (store / SCANS).glob("*.b2nd")}
+        files = set(stored_files(store))
         index = store / INDEX
         try:
             self.header = read_header(index)
@@ -86,7 +85,7 @@ class _Contents:
             self.why, self.lost = f"{index}: missing", files
         except Dae3dError as error:
             self.why = str(error)
-            for entry in readable(index):
+            for entry in readable(index, StoredScan):
                 if isinstance(entry, str):
                     self.lost.add(entry)
                 else:
@@ -101,7 +100,7 @@ class _Contents:
     def __iter__(self) -> Iterator[tuple[str, StoredScan | None]]:
         """The names of all files, with what the index says of them."""
         if self.listed:
-            entries = readable(self.store / INDEX)
+            entries = readable(self.store / INDEX, StoredScan)
             yield from ((scan.file, scan) for scan in entries if isinstance(scan, StoredScan))
         yield from ((file, None) for file in self.unlisted)
 

@@ -12,9 +12,9 @@ from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dae3d.errors import Dae3dError
+from dae3d.errors import Dae3dError, first_problem
 from dae3d.files import whole_file
-from dae3d.lines import Lines, Parsed
+from dae3d.lines import Lines, Model, Parsed
 from dae3d.scans.manifest import Modality, Split
 from dae3d.store.scan import Preparation, StoredScan
 from dae3d.store.shards import Shard, in_words, unfinished
@@ -124,13 +124,16 @@ def iterate(path: Path) -> Iterator[StoredScan]:
             raise Dae3dError(_damaged(path, error)) from None
 
 
-def readable(path: Path) -> Iterator[StoredScan | str]:
-    """The scans on the sound lines of an index; of other lines the stored file, where that can be read."""
+def readable(path: Path, model: type[Model]) -> Iterator[Model | str]:
+    """The scans on the sound lines of an index, as a `model` that is the whole or a part of `StoredScan`.
+
+    Of other lines the stored file, where that can be read.
+    """
     with _opened(path) as file:
         file.readline()
         for line in file:
             try:
-                yield StoredScan.model_validate_json(line)
+                yield model.model_validate_json(line)
             except ValidationError:
                 if name := _FILE.search(line):
                     yield name[1].decode(errors="replace")
@@ -167,7 +170,7 @@ def _header(line: bytes, path: Path) -> Header:
         if _of_another_version(line):
             raise OtherVersion(
                 f"{path.parent}: made by another version of dae3d; prepare it anew with "
-                f"`dae3d prepare MANIFEST --out {path.parent}`"
+                f"`dae3d prepare MANIFEST --out {path.parent} --again`"
             ) from None
         raise Dae3dError(_damaged(path, error)) from None
 
@@ -193,4 +196,4 @@ def _why_none(store: Path) -> str:
 
 
 def _damaged(path: Path, error: ValueError) -> str:
-    return f"{path}: damaged ({str(error).splitlines()[0]}); {_REMEDY}"
+    return f"{path}: damaged ({first_problem(error)}); {_REMEDY}"

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from dae3d.scans.manifest import Scan
 from dae3d.scans.read import source_files
 from dae3d.settings import Positional, Settings, verb
 from dae3d.store.convert import Outcome, convert
-from dae3d.store.index import INDEX, Header, read_header
+from dae3d.store.earlier import Earlier
+from dae3d.store.index import INDEX, Header, OtherVersion, read_header
 from dae3d.store.recipe import Spacing
 from dae3d.store.scan import PARTIAL, REJECTED, SCANS, Preparation
 from dae3d.store.shards import PARTS, Shard, all_shards, in_words
@@ -43,12 +44,25 @@ class PrepareSettings(Settings):
     """Settings of `prepare`."""
 
     manifest: Annotated[Path, Positional()] = Field(description="manifest written by `dae3d index`")
-    out: Path = Field(description="folder of the store; run again, it does what is missing or changed")
+    out: Path = Field(
+        description="folder of the store; run again, it does what is missing or changed, and with another "
+        "manifest it adds to what is there"
+    )
     spacing: Spacing | None = Field(
         None, description="resample to this voxel size in mm, right, anterior and superior; none: as acquired"
     )
     crop_foreground: bool = Field(
         False, description="cut away the surroundings beyond 10 mm of the foreground"
+    )
+    only: bool = Field(
+        False,
+        description="let the store list what the manifest lists and nothing else: scans of other manifests, "
+        "or that were taken out of this one, leave it; `dae3d store check --prune` then deletes their files",
+    )
+    again: bool = Field(
+        False,
+        description="where the store was prepared with other settings, prepare all its scans anew, rather "
+        "than refuse",
     )
     workers: int = Field(
         default_factory=usable_cores,
@@ -96,13 +110,18 @@ class PrepareSettings(Settings):
 
 @verb
 def prepare(settings: PrepareSettings) -> Store:
-    """Write the scans of a manifest into a store, in parallel, and only those it does not have as they are.
+    """Add the scans of a manifest to a store, in parallel, and only those it does not have as they are.
+
+    Scans that the store lists already and the manifest does not stay, unless `only` takes them out; those of
+    which the file is gone, while the manifest has its content under another path, have been moved and leave.
 
     Returns:
         The store; from a shard that others have not finished beside, with that shard's scans alone.
 
     Raises:
-        Dae3dError: where the manifest or the store cannot be used, a worker died, or no scan is usable.
+        Dae3dError: where the manifest or the store cannot be used, the store was prepared with other settings
+            and not to be prepared `again`, a subject would be on both sides of the split, a worker died, or
+            no scan is usable.
     """
     shard = Shard.parse(settings.shard) if settings.shard else None
     wanted = Wanted(settings.manifest, shard)
@@ -120,6 +139,7 @@ def prepare(settings: PrepareSettings) -> Store:
 def _prepare_whole(settings: PrepareSettings, wanted: Wanted) -> None:
     out = settings.out
     with only_writer(out, SCANS):
+        earlier = _look_at_earlier(wanted, settings)
         # Shards that are run again must not be put together with others that are older than this run.
         shutil.rmtree(out / PARTS, ignore_errors=True)
         header = Header(preparation=settings.preparation, scans=0)
@@ -137,14 +157,46 @@ def _prepare_whole(settings: PrepareSettings, wanted: Wanted) -> None:
                 for kept in wanted.not_looked_at(out, [out / INDEX], settings.preparation):
                     tally.count(kept)
                 if begun:
-                    _write_down(tally, out, header)
+                    _write_down(tally, settings, header, earlier)
             raise
-        _write_down(tally, out, header)
+        _write_down(tally, settings, header, earlier)
     _refuse_nothing(tally, out / REJECTED)
 
 
-def _write_down(tally: Tally, out: Path, header: Header) -> None:
-    _show(str(out), tally, out / REJECTED)
+def _look_at_earlier(wanted: Wanted, settings: PrepareSettings) -> Earlier:
+    """What the store lists; raises Dae3dError where the scans of the manifest cannot be added to that."""
+    earlier = Earlier(settings.out, wanted)
+    earlier.refuse_other_preparation(settings.preparation, settings.again, settings.only)
+    if not settings.only:
+        earlier.refuse_both_sides()
+    return earlier
+
+
+def _put_together(tally: Tally, earlier: Earlier, settings: PrepareSettings) -> list[tuple[str, str]]:
+    """Add what stays of the store's earlier scans; returns rows for the screen."""
+    if not earlier.scans:
+        if not settings.only:
+            earlier.warn_of_lost()
+        return []
+    rows = [("listed before", str(earlier.scans)), ("added to those", str(earlier.added(tally)))]
+    if earlier.relabelled:
+        rows.append(("other labels", f"{earlier.relabelled}: modality, subject or split"))
+    if settings.only:
+        if earlier.others:
+            rows.append(("taken out", f"{earlier.others}, which the manifest does not list"))
+        return rows
+    earlier.keep(tally, settings.preparation)
+    earlier.warn_of_lost()
+    if tally.kept:
+        rows.append(("kept", f"{tally.kept}, which the manifest does not list (--only takes them out)"))
+    if earlier.moved:
+        rows.append(("moved", f"{earlier.moved}, which the manifest lists under other paths"))
+    return rows
+
+
+def _write_down(tally: Tally, settings: PrepareSettings, header: Header, earlier: Earlier) -> None:
+    out = settings.out
+    _show(str(out), tally, out / REJECTED, _put_together(tally, earlier, settings))
     if tally.scans:
         tally.write_index(out / INDEX, header)
     tally.write_rejected(out / REJECTED)
@@ -163,6 +215,7 @@ def _prepare_shard(settings: PrepareSettings, wanted: Wanted, shard: Shard) -> b
     out = settings.out
     header = Header(preparation=settings.preparation, scans=0, manifest=digest([settings.manifest]))
     with shard_writer(out, SCANS, shard) as folder:
+        _look_at_earlier(wanted, settings)
         for part in (out / PARTS).glob("index-*.jsonl"):
             if not (part.stem.endswith(f"-of-{shard.of}") and _goes_with(part, header)):
                 part.unlink(missing_ok=True)
@@ -179,11 +232,12 @@ def _prepare_shard(settings: PrepareSettings, wanted: Wanted, shard: Shard) -> b
         tally.write_index(out / shard.index, header)
         # One after the other, so that what is written last has been made of the newest parts.
         with locked(out / PARTS / ".lock", wait=True):
-            return _merge(out, header, shard.of, folder)
+            return _merge(wanted, settings, header, shard.of, folder)
 
 
-def _merge(out: Path, header: Header, of: int, folder: str) -> bool:
-    """Make the index out of the parts of all shards, if they are there."""
+def _merge(wanted: Wanted, settings: PrepareSettings, header: Header, of: int, folder: str) -> bool:
+    """Add the parts of all shards to the index, if they are there."""
+    out = settings.out
     shards = all_shards(of)
     missing = [shard for shard in shards if not _goes_with(out / shard.index, header)]
     if missing:
@@ -194,8 +248,10 @@ def _merge(out: Path, header: Header, of: int, folder: str) -> bool:
         tally.add_part(out / shard.index, out / shard.rejected)
     tally.write_rejected(out / REJECTED)
     _refuse_nothing(tally, out / REJECTED)
+    # What another shard has added since this one began is among what the manifest lists.
+    rows = _put_together(tally, _look_at_earlier(wanted, settings), settings)
     tally.write_index(out / INDEX, header.model_copy(update={"manifest": None}))
-    _show(f"{out}, all {of} shards", tally, out / REJECTED)
+    _show(f"{out}, all {of} shards", tally, out / REJECTED, rows)
     return True
 
 
@@ -209,8 +265,14 @@ def _goes_with(part: Path, header: Header) -> bool:
 
 def _retire_other(index: Path, header: Header) -> None:
     """Remove an index of another preparation: the files that it lists are about to be replaced."""
-    if not _goes_with(index, header):
-        index.unlink(missing_ok=True)
+    try:
+        if read_header(index).preparation == header.preparation:
+            return
+    except OtherVersion:
+        pass
+    except (FileNotFoundError, Dae3dError):
+        return  # nobody can open a damaged one, and its sound lines are still wanted
+    index.unlink(missing_ok=True)
 
 
 def _keep_unchanged(wanted: Wanted, settings: PrepareSettings, tally: Tally, indexes: list[Path]) -> None:
@@ -276,14 +338,16 @@ def _seen(scan: Scan) -> bool:
 
 
 def _refuse_nothing(tally: Tally, rejected: Path) -> None:
-    if not tally.scans:
+    if tally.scans == tally.kept:
         raise Dae3dError(f"none of the {tally.rejected} scans is usable; {rejected} says why")
 
 
-def _show(what: str, tally: Tally, rejected: Path) -> None:
+def _show(what: str, tally: Tally, rejected: Path, rows: Iterable[tuple[str, str]] = ()) -> None:
     table = Table("store", escape(what))
     table.add_row("prepared now", str(tally.prepared))
     table.add_row("already there", str(tally.scans - tally.prepared))
+    for row in rows:
+        table.add_row(*row)
     table.add_row("rejected", str(tally.rejected))
     for name, reason in tally.first_rejected(_REJECTED_SHOWN):
         table.add_row("", escape(f"{Path(name).name}: {reason}"))

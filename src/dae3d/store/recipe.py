@@ -7,13 +7,18 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from dae3d.scans.modality import Label
 from dae3d.scans.task import parse_labels
 from dae3d.store.intensity import ScalingRules
+from dae3d.store.padding import HOUNSFIELD
 
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Spacing = tuple[Millimetres, Millimetres, Millimetres]
 
 
 class CaseGeometry(BaseModel):
-    """The part of a recipe that stored voxels depend on; with another one, a case is prepared anew."""
+    """The part of a recipe that stored files depend on; with another one, a case is prepared anew.
+
+    `hounsfield` says of each channel whether it is in Hounsfield units, by which padding is told, and with it
+    statistics and foreground; files that were made before that was on record have nothing there.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -21,6 +26,7 @@ class CaseGeometry(BaseModel):
     spacing: Spacing | None
     crop_foreground: bool
     label_values: tuple[int, ...]
+    hounsfield: tuple[bool, ...] = ()
 
 
 class CaseRecipe(BaseModel):
@@ -59,7 +65,10 @@ class CaseRecipe(BaseModel):
 
     @property
     def geometry(self) -> CaseGeometry:
-        """The part that stored voxels depend on."""
+        """The part that stored files depend on."""
         return CaseGeometry(
-            spacing=self.spacing, crop_foreground=self.crop_foreground, label_values=self.label_values
+            spacing=self.spacing,
+            crop_foreground=self.crop_foreground,
+            label_values=self.label_values,
+            hounsfield=tuple(modality in HOUNSFIELD for modality in self.modalities),
         )

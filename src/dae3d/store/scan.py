@@ -8,19 +8,19 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from secrets import token_hex
-from typing import Literal
+from typing import Annotated, Literal
 
 import blosc2
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from dae3d.errors import Dae3dError
 from dae3d.scans.manifest import Scan, Split
 from dae3d.store.source import Stamp
 from dae3d.store.statistics import Statistics
 
-# Folders of a store: the stored files, and those being written.
-SCANS, PARTIAL = "scans", "partial"
+# Folders of a store: the stored files, and those being written, whose name says that it may be deleted.
+SCANS, PARTIAL = "scans", ".dae3d-partial"
 # The table of scans that could not be prepared.
 REJECTED = "rejected.csv"
 CHUNK, BLOCK = 64, 32
@@ -30,6 +30,15 @@ _LEVEL = 5
 # What a stored file holds beside its voxels: the scan's metadata, and the checksum of both.
 METADATA, CHECKSUM = "dae3d", "dae3d-crc32"
 
+
+def _plain_name(name: str) -> str:
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"must be the name of a file or folder in the store, not {name!r}")
+    return name
+
+
+# What a store says itself of where its files lie must not lead out of it.
+PlainName = Annotated[str, AfterValidator(_plain_name)]
 Row = tuple[float, float, float, float]
 
 
@@ -54,7 +63,7 @@ class StoredScan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    file: str
+    file: PlainName
     stored_stamp: Stamp | None = None  # known once the file has been written
     source: Scan
     source_stamp: Stamp
@@ -169,6 +178,8 @@ def read_metadata(path: Path) -> StoredScan | None:
         if CHECKSUM not in array.schunk.vlmeta:
             return None  # nobody could tell whether it is whole
         scan = StoredScan.model_validate_json(array.schunk.vlmeta[METADATA])
+        if scan.file != path.name:
+            return None  # a copy under another name
         return scan.model_copy(update={"stored_stamp": Stamp.of([path])})
     except Exception:  # Blosc2 raises whatever it comes to in damaged bytes, SyntaxError among it
         return None

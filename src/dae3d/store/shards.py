@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PARTS = "parts"
+# The folder's name says whose it is: it is deleted whole.
+PARTS = "dae3d-parts"
 _NAME = re.compile(r"-\d+-of-(\d+)(?:\.jsonl)?$")
 
 

@@ -1,6 +1,8 @@
 """What a run of `prepare` has come to, kept on disk until it is written down in order."""
 
 import csv
+import hashlib
+from array import array
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,6 +13,7 @@ from dae3d.scans.spool import Spool
 from dae3d.store.convert import Outcome
 from dae3d.store.index import Header, iterate, write_index
 from dae3d.store.scan import StoredScan
+from dae3d.store.wanted import file_key
 
 
 class Ordered:
@@ -40,7 +43,9 @@ class Tally:
     def __init__(self, folder: Path) -> None:
         self._lines = Ordered(folder)
         self._rejected = Ordered(folder)
-        self.prepared = self.unseen = self.bytes_stored = self.bytes_raw = 0
+        # What 64 bits say of the scans: which stored files they are, and of which content.
+        self.files, self.contents = array("Q"), array("Q")
+        self.prepared = self.unseen = self.kept = self.bytes_stored = self.bytes_raw = 0
 
     @property
     def scans(self) -> int:
@@ -64,8 +69,15 @@ class Tally:
     def add(self, scan: StoredScan) -> None:
         """Count one scan of the store."""
         self._lines.add(scan.source.name, scan.model_dump_json())
+        self.files.append(file_key(scan.file))
+        self.contents.append(content_key(scan))
         self.bytes_stored += scan.stored_stamp.bytes if scan.stored_stamp else 0
         self.bytes_raw += scan.voxel_bytes
+
+    def keep(self, scan: StoredScan) -> None:
+        """Count one that this run has not seen to."""
+        self.add(scan)
+        self.kept += 1
 
     def reject(self, name: str, reason: str) -> None:
         """Count one scan that cannot be used."""
@@ -97,3 +109,9 @@ class Tally:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(("path", "reason"))
             table.writerows(self._rejected)
+
+
+def content_key(scan: StoredScan) -> int:
+    """64 bits that stand for what a scan was made from, wherever that lies."""
+    content = f"{scan.source.digest} {scan.source.volume}"
+    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest())

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dae3d.errors import Dae3dError
-from dae3d.scans.manifest import Manifest, Scan
+from dae3d.scans.manifest import Manifest, Scan, Split
 from dae3d.scans.read import source_files
 from dae3d.store.convert import Outcome, described, measured_alike
 from dae3d.store.index import iterate, read_header
@@ -30,9 +30,12 @@ class Wanted:
         if not self._scans:
             raise Dae3dError(f"{manifest}: lists no scans")
         listed = tqdm(self._scans, desc="manifest", unit="scan", leave=False, delay=1)
-        keys = np.fromiter(map(_key, map(file_name, listed)), np.uint64, len(self._scans))
+        pairs = ((file_key(file_name(scan)), _side_key(scan.subject, scan.split)) for scan in listed)
+        both = np.fromiter(pairs, np.dtype((np.uint64, 2)), len(self._scans))
+        keys, self._sides = both[:, 0], np.unique(both[:, 1])
         self._order = np.argsort(keys, kind="stable")
         self._keys = keys[self._order]
+        self.manifest = manifest
         twice = np.flatnonzero(self._keys[1:] == self._keys[:-1])
         if len(twice):
             raise Dae3dError(f"{manifest}: lists {self._scans[int(self._order[twice[0]])].name} twice")
@@ -72,6 +75,21 @@ class Wanted:
             self.done(stored.file)
             yield Outcome.kept(described(stored, scan, stored.source_stamp))
 
+    def __contains__(self, file: str) -> bool:
+        """Whether the manifest lists the scan with that stored file, in this shard or another."""
+        return self._number(file) is not None
+
+    def find(self, file: str) -> Scan | None:
+        """The manifest's entry of the scan with that stored file."""
+        number = self._number(file)
+        return None if number is None else self._scan(number)
+
+    def has_on_other_side(self, subject: str, split: Split) -> bool:
+        """Whether the manifest has a scan of the subject on the other side of the split."""
+        other = _side_key(subject, "train" if split == "val" else "val")
+        place = np.searchsorted(self._sides, np.uint64(other))
+        return bool(place < len(self._sides) and int(self._sides[place]) == other)
+
     def done(self, file: str) -> None:
         """Count the scan with that stored file as done."""
         number = self._number(file)
@@ -103,7 +121,7 @@ class Wanted:
         return scan.model_copy(update={"path": Path(os.path.abspath(scan.path))})
 
     def _number(self, file: str) -> int | None:
-        key = _key(file)
+        key = file_key(file)
         place = int(np.searchsorted(self._keys, np.uint64(key)))
         found = place < len(self._keys) and int(self._keys[place]) == key
         return int(self._order[place]) if found else None
@@ -117,6 +135,14 @@ def _there(file: Path, stored: StoredScan) -> bool:
         return False
 
 
-def _key(file: str) -> int:
+def file_key(file: str) -> int:
     """64 bits of a stored file's name, which stand for it: no two files of a store share them by chance."""
-    return int.from_bytes(hashlib.blake2b(file.encode(), digest_size=8).digest())
+    return _key(file)
+
+
+def _side_key(subject: str, split: Split) -> int:
+    return _key(f"{split} {subject}")
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest())

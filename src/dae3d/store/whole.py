@@ -23,7 +23,7 @@ State = Literal["whole", "missing", "unreadable", "damaged", "other"]
 
 
 class OtherFormat(ValueError):
-    """A stored file that another version of dae3d wrote."""
+    """A stored file that another version of dae3d wrote, or under another name."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def read_whole(path: Path) -> StoredScan:
 
     Raises:
         OSError, MemoryError: where it could not be read, which says nothing of what it holds.
-        OtherFormat: where another version of dae3d wrote it.
+        OtherFormat: where another version of dae3d wrote it, or it was written under another name.
         ValueError: where it is damaged.
     """
     stamp = Stamp.of([path])
@@ -77,6 +77,8 @@ def read_whole(path: Path) -> StoredScan:
     except Exception as error:  # whatever the decoder makes of damaged bytes
         words = str(error).splitlines() or [type(error).__name__]
         raise ValueError(words[0]) from None
+    if scan.file != path.name:
+        raise OtherFormat(f"says that its name is {scan.file!r}")
     return scan.model_copy(update={"stored_stamp": stamp})
 
 

@@ -2,17 +2,23 @@
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dae3d.errors import Dae3dError
+from dae3d.files import make_folder, unfinished_files
 from dae3d.locks import lock
-from dae3d.store.scan import PARTIAL
+from dae3d.store.case_files import CASE_INDEX
+from dae3d.store.index import INDEX
+from dae3d.store.place import take_place
+from dae3d.store.scan import PARTIAL, REJECTED
 from dae3d.store.shards import PARTS, Shard
 
 LOCK = ".lock"
+_PARTIAL = re.compile(rf"{re.escape(PARTIAL)}(-\d+-of-\d+)?")
 
 _log = logging.getLogger(__name__)
 
@@ -22,13 +28,15 @@ def only_writer(store: Path, folder: str, wait: bool = False) -> Iterator[None]:
     """Make the store and its `folder`, clear what a killed run left, and keep other runs out.
 
     Raises:
-        Dae3dError: where it cannot be written to, or another run is writing and this one is not to `wait`.
+        Dae3dError: where it cannot be written to or is another's folder, or another run is writing and this
+            one is not to `wait`.
     """
-    _make(store, folder)
+    take_place(store)
+    make_folder(store / folder)
     with locked(store / LOCK, wait=wait):
         for leftover in leftovers(store):
             _remove(leftover)
-        _make(store, PARTIAL)
+        make_folder(store / PARTIAL)
         try:
             yield
         finally:
@@ -40,14 +48,16 @@ def shard_writer(store: Path, folder: str, shard: Shard) -> Iterator[str]:
     """As `only_writer` for one shard, which lets others write; gives the folder for files not yet whole.
 
     Raises:
-        Dae3dError: where the store cannot be written to, or is being written whole or by this same shard.
+        Dae3dError: where the store cannot be written to or is another's folder, or is being written whole or
+            by this same shard.
     """
-    _make(store, folder)
-    _make(store, PARTS)
+    take_place(store)
+    make_folder(store / folder)
+    make_folder(store / PARTS)
     partial = f"{PARTIAL}-{shard.name}"
     with locked(store / LOCK, shared=True), locked(store / shard.lock):
         shutil.rmtree(store / partial, ignore_errors=True)
-        _make(store, partial)
+        make_folder(store / partial)
         try:
             yield partial
         finally:
@@ -82,8 +92,11 @@ def locked(path: Path, shared: bool = False, wait: bool = False) -> Iterator[Non
 
 
 def leftovers(store: Path) -> list[Path]:
-    """What killed runs left: files that were not yet whole."""
-    return sorted([*store.glob(f"{PARTIAL}*"), *store.glob(".*.tmp"), *store.glob(f"{PARTS}/.*.tmp")])
+    """What killed runs left: files that were not yet whole, by names that no others have."""
+    partial = [path for path in store.glob(f"{PARTIAL}*") if _PARTIAL.fullmatch(path.name)]
+    # The page is not written under the lock.
+    tables = unfinished_files(store, INDEX, CASE_INDEX, REJECTED)
+    return sorted([*partial, *tables, *unfinished_files(store / PARTS)])
 
 
 def _remove(path: Path) -> None:
@@ -91,10 +104,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _make(store: Path, folder: str) -> None:
-    try:
-        (store / folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Dae3dError(f"{store}: cannot be written to: {error.strerror}") from None

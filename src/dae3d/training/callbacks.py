@@ -12,7 +12,6 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
-from safetensors import SafetensorError
 
 from dae3d.errors import Dae3dError
 from dae3d.files import whole_file
@@ -226,8 +225,8 @@ class Saver(lightning.Callback):
                 self.record.write(step, finished)
                 for old in find_checkpoints(self.checkpoints)[self.settings.keep :]:
                     old.unlink()
-        except (RuntimeError, SafetensorError) as error:
-            # What PyTorch and safetensors raise where a disk is full.
+        except RuntimeError as error:
+            # What PyTorch raises where a disk is full.
             reason = str(error).splitlines()[0]
             raise Dae3dError(f"{self.settings.out}: cannot be written: {reason}") from error
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from dae3d.cores import use_threads
 from dae3d.errors import Dae3dError
-from dae3d.files import write_text
+from dae3d.files import refuse_other_file, unfinished_files, write_text
 from dae3d.training.background import Snapshots
 from dae3d.training.callbacks import Progress, Rows, Saver, StopAtNonFiniteLoss, find_checkpoints
 from dae3d.training.compiling import CompiledBlocks
@@ -179,10 +179,15 @@ def _precision(settings: RunSettings) -> Literal["32-true", "bf16-mixed", "16-mi
 
 
 def refuse_another_run(settings: RunSettings) -> None:
-    """Raise Dae3dError where the folder holds a run that is not to be resumed."""
+    """Raise Dae3dError where the folder holds a run that is not to be resumed, or files of no run."""
     out = settings.out
-    if not settings.resume and (find_checkpoints(out / "checkpoints") or (out / "metrics.csv").is_file()):
+    if settings.resume:
+        return
+    holds = [*find_checkpoints(out / "checkpoints"), *(out / "weights").glob("*.safetensors")]
+    if holds or (out / "metrics.csv").is_file():
         raise Dae3dError(f"out: {out} holds a run; go on with --resume, or name another folder")
+    refuse_other_file(out / "settings.yaml", "settings of a run", rb"(.*\n)?(data|max_steps|roi|lr): ")
+    refuse_other_file(out / "run.json", "record of a run", rb'\{\n "dae3d": ')
 
 
 def prepare_run_folder(settings: RunSettings) -> Path | None:
@@ -214,7 +219,7 @@ def _write_settings(settings: RunSettings) -> None:
 def _remove_unfinished(out: Path) -> None:
     """Remove what a process that was killed was about to write: a checkpoint may be gigabytes."""
     for folder in ("checkpoints", "weights"):
-        for part in (out / folder).glob(".*.tmp"):
+        for part in unfinished_files(out / folder):
             part.unlink(missing_ok=True)
 
 

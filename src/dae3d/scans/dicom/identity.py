@@ -11,7 +11,7 @@ import secrets
 from pathlib import Path
 
 from dae3d.errors import Dae3dError
-from dae3d.files import make_folder, writing
+from dae3d.files import make_folder, unfinished_name, writing
 
 _DIGITS = 16
 _LEAST_BYTES = 16
@@ -59,9 +59,9 @@ def _own_salt() -> Path:
 def _make(place: Path) -> None:
     """Write a new salt whole; where another process was first, keep that one's."""
     make_folder(place.parent)
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    temporary = unfinished_name(place)
     with writing(place):
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "w") as file:
                 file.write(secrets.token_hex(32) + "\n")
