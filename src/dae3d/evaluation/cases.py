@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dae3d.errors import Dae3dError, ScanError
+from dae3d.errors import Dae3dError, ScanError, as_scan_error
 from dae3d.evaluation.segmentation import Scores, compare
 from dae3d.journal import Journal
 from dae3d.scans.grids import Grid, grid_difference
@@ -111,7 +111,8 @@ def read_classes(path: Path, recipe: CaseRecipe) -> tuple[np.ndarray, Grid]:
     """
     try:
         volume = read_volume(path)
-        indices = class_indices(volume, recipe)
+        with as_scan_error():
+            indices = class_indices(volume, recipe)
     except ScanError as error:
         raise ScanError(f"{path}: {error}") from None
     x, y, z = indices.shape

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dae3d.errors import as_scan_error
 from dae3d.scans.readers import Volume, read_volume
 from dae3d.store.examine import AS_ACQUIRED, examine
 from dae3d.store.scan import Preparation
@@ -32,4 +33,5 @@ def read_prepared(path: Path, preparation: Preparation, modality: str) -> Prepar
         ScanError: where it cannot be read, or `prepare` would reject it.
     """
     volume = read_volume(path)
-    return Prepared(volume.affine, *examine(volume, preparation, modality))
+    with as_scan_error():
+        return Prepared(volume.affine, *examine(volume, preparation, modality))

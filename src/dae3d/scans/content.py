@@ -2,6 +2,7 @@
 
 import gzip
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ def suffix_by_content(path: Path) -> str | None:
         try:
             with gzip.open(path) as file:
                 head = file.read(_HEAD)
-        except (EOFError, gzip.BadGzipFile):
+        except (EOFError, OSError, zlib.error):
             return None
     if head[344:] == b"n+1\0" or head[4:8] == b"n+2\0":
         return ".nii.gz" if zipped else ".nii"

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dae3d.errors import Dae3dError, ScanError
+from dae3d.errors import Dae3dError, ScanError, as_scan_error
 from dae3d.files import write_text
 from dae3d.scans.readers import Volume, files_read, read_volume
 from dae3d.scans.task import TaskCase
@@ -128,7 +128,7 @@ def unchanged(case: TaskCase, recipe: CaseRecipe, store: Path) -> StoredCase | N
     try:
         if stored is None or any(Stamp.of(files_read(s.path)) != s.stamp for s in stored.sources):
             return None
-    except OSError:
+    except (OSError, ScanError):
         return None
     return stored
 
@@ -162,7 +162,8 @@ def read_case(images: Sequence[Path], recipe: CaseRecipe) -> ConformedCase:
     """
     volumes = [_read(path) for path in images]
     try:
-        return conform_case(volumes, recipe)
+        with as_scan_error():
+            return conform_case(volumes, recipe)
     except ScanError as error:
         raise ScanError(f"{', '.join(map(str, images))}: {error}") from None
 
@@ -173,7 +174,8 @@ def _convert(case: TaskCase, recipe: CaseRecipe, store: Path, sources: tuple[Sou
     conformed = read_case(case.images, recipe)
     label_volume = _read(case.label)
     try:
-        upright = upright_label(label_volume, conformed, recipe)
+        with as_scan_error():
+            upright = upright_label(label_volume, conformed, recipe)
     except ScanError as error:
         raise ScanError(f"{case.label}: {error}") from None
     label = labels_at(conformed.grid, upright)

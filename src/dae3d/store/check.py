@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dae3d.errors import Dae3dError
 from dae3d.files import make_folder, writing
+from dae3d.processes import usable_cores
 from dae3d.settings import Positional, Settings, verb
 from dae3d.store.index import (
     INDEX,
@@ -32,7 +33,7 @@ from dae3d.store.shards import PARTS, unfinished
 from dae3d.store.store import Store
 from dae3d.store.tally import Tally
 from dae3d.store.whole import Checked, State, check_file
-from dae3d.store.workers import usable_cores, work_through
+from dae3d.store.workers import work_through
 from dae3d.store.writer import leftovers, only_writer, refuse_writing
 
 # Folder of a store for damaged files.
@@ -172,15 +173,18 @@ def _checked(contents: _Contents, settings: StoreCheckSettings) -> _Findings:
     work = work_through(
         contents,
         partial(check_file, store=settings.store),
-        lambda entry: entry[0],
+        _died,
         min(settings.workers, max(1, len(contents))),
         False,
-        "--workers",
     )
     with closing(work), tqdm(work, "check", len(contents), unit="scan") as progress:
         for checked in progress:
             findings.add(checked)
     return findings
+
+
+def _died(entry: tuple[str, StoredScan | None], reason: str) -> Checked:
+    return Checked(*entry, "unreadable", why=f"cannot be read: {reason}")
 
 
 def _refuse_wrong(contents: _Contents, findings: _Findings, repaired: bool) -> None:

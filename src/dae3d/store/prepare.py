@@ -17,7 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from dae3d.errors import Dae3dError
+from dae3d.errors import Dae3dError, ScanError
+from dae3d.processes import usable_cores
 from dae3d.scans.manifest import Scan
 from dae3d.scans.read import source_files
 from dae3d.settings import Positional, Settings, verb
@@ -30,7 +31,7 @@ from dae3d.store.source import digest
 from dae3d.store.store import Store
 from dae3d.store.tally import Tally
 from dae3d.store.wanted import Wanted
-from dae3d.store.workers import usable_cores, work_through
+from dae3d.store.workers import work_through
 from dae3d.store.writer import locked, only_writer, shard_writer
 
 _REJECTED_SHOWN = 10
@@ -101,7 +102,7 @@ def prepare(settings: PrepareSettings) -> Store:
         The store; from a shard that others have not finished beside, with that shard's scans alone.
 
     Raises:
-        Dae3dError: where the manifest or the store cannot be used, a worker died, or no scan is usable.
+        Dae3dError: where the manifest or the store cannot be used, or no scan is usable.
     """
     shard = Shard.parse(settings.shard) if settings.shard else None
     wanted = Wanted(settings.manifest, shard)
@@ -248,9 +249,7 @@ def _outcomes(wanted: Wanted, settings: PrepareSettings, folder: str) -> Generat
     resampling = settings.spacing is not None
     if settings.scheduler is None:
         workers = min(settings.workers, wanted.to_do)
-        return work_through(
-            wanted.still_to_do(), run, lambda scan: scan.name, workers, resampling, "--workers"
-        )
+        return work_through(wanted.still_to_do(), run, Outcome.rejected, workers, resampling)
     try:
         from dae3d.store.cluster import work_on_cluster
     except ModuleNotFoundError:
@@ -270,7 +269,7 @@ def _seen(scan: Scan) -> bool:
     """Whether the files of a scan can be read from here."""
     try:
         return all(os.access(file, os.R_OK) for file in source_files(scan))
-    except OSError:
+    except (OSError, ScanError):
         return False
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from dae3d.scans.limits import refuse_mode
+
 
 class Stamp(BaseModel):
     """Size and time of last change, by which a changed file is noticed without reading it."""
@@ -17,8 +19,15 @@ class Stamp(BaseModel):
 
     @classmethod
     def of(cls, paths: Iterable[Path]) -> "Stamp":
-        """The stamp of some files together: the sum of their sizes, the latest of their changes."""
+        """The stamp of some files together: the sum of their sizes, the latest of their changes.
+
+        Raises:
+            OSError: where one cannot be found.
+            ScanError: where one is a pipe, a socket or a device.
+        """
         stats = [path.stat() for path in paths]
+        for stat in stats:
+            refuse_mode(stat.st_mode)
         return cls(bytes=sum(s.st_size for s in stats), mtime_ns=max(s.st_mtime_ns for s in stats))
 
 

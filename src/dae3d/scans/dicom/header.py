@@ -18,6 +18,7 @@ from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 
 from dae3d.errors import ScanError
+from dae3d.scans.limits import refuse_irregular
 from dae3d.scans.readers import refuse_no_utf8
 
 Vector = tuple[float, float, float]
@@ -135,8 +136,10 @@ def is_dicom(path: Path) -> bool:
 
 
 def has_preamble(path: Path) -> bool:
-    """Whether a file begins as DICOM files do; False where it cannot be opened."""
+    """Whether a file begins as DICOM files do; False where it is none, or cannot be opened."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             return file.read(_MAGIC_AT + 4)[_MAGIC_AT:] == b"DICM"
     except OSError:
@@ -150,16 +153,15 @@ def read_slices(path: Path) -> list[Slice]:
         ScanError: where it is no DICOM, cut short, its values are malformed, or its path is not in UTF-8.
     """
     refuse_no_utf8(path)
-    with reading(), path.open("rb") as file:
+    with _opened(path) as file:
         header = _read(file, _TAGS)
-        slices = _slices(path, header)
         there = path.stat().st_size - file.tell()
         needed = 0 if _is_compressed(header) else _pixel_bytes(header)
-    if there < 0:
-        raise ScanError("truncated: within its header")
-    if there < needed:
-        raise ScanError(f"truncated: {there} of {needed} bytes of pixels")
-    return slices
+        if there < 0:
+            raise ScanError("truncated: within its header")
+        if there < needed:
+            raise ScanError(f"truncated: {there} of {needed} bytes of pixels")
+        return _slices(path, header, there)
 
 
 def read_header(path: Path, tags: Sequence[BaseTag | str], pixels: bool = False) -> Dataset:
@@ -168,8 +170,16 @@ def read_header(path: Path, tags: Sequence[BaseTag | str], pixels: bool = False)
     Raises:
         ScanError: where it cannot be read.
     """
-    with reading(), path.open("rb") as file:
+    with _opened(path) as file:
         return _read(file, tags, pixels)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    with reading():
+        refuse_irregular(path)
+        with path.open("rb") as file:
+            yield file
 
 
 def _read(file: BinaryIO, tags: Sequence[BaseTag | str], pixels: bool = False) -> Dataset:
@@ -200,8 +210,11 @@ def reading(keyword: str = "") -> Iterator[None]:
         raise ScanError(f"unreadable: {place}{type(error).__name__}") from error
 
 
-def _slices(path: Path, header: Dataset) -> list[Slice]:
+def _slices(path: Path, header: Dataset, pixel_bytes: int) -> list[Slice]:
     frames = _count(header, "NumberOfFrames") or 1
+    # However compressed, a frame takes more than a byte.
+    if frames > max(1, pixel_bytes):
+        raise ScanError(f"unreadable: {frames} frames in {pixel_bytes} bytes of pixels")
     shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * frames
     if len(per_frame) != frames:
