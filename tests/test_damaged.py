@@ -15,6 +15,7 @@ from pydicom import Dataset
 
 import dae3d
 from dae3d.errors import ScanError
+from dae3d.reporting.data_check import check_scans
 from dae3d.scans.dicom.header import read_slices
 from dae3d.scans.isolated import isolated
 from dae3d.scans.manifest import Manifest
@@ -172,7 +173,7 @@ def test_index_lists_every_bad_file_and_goes_on(tmp_path: Path) -> None:
     assert "compressed bytes cannot hold 1999400059998 bytes" in reasons["huge.nii.gz"]
 
 
-def test_check_and_prepare_name_what_went_bad_since_and_go_on(tmp_path: Path) -> None:
+def test_check_and_prepare_name_what_went_bad_since_and_go_on(tmp_path: Path, caplog) -> None:
     scans = [described(write_nifti(tmp_path / f"{name}.nii.gz", VOXELS + i)) for i, name in enumerate("abc")]
     scans[1].path.write_bytes(rotten(PACKED, 10))
     deadly = tmp_path / "deadly.nrrd"
@@ -186,11 +187,10 @@ def test_check_and_prepare_name_what_went_bad_since_and_go_on(tmp_path: Path) ->
     assert set(reasons) == {"b.nii.gz", "deadly.nrrd"}
     assert "damaged" in reasons["b.nii.gz"]
     assert reasons["deadly.nrrd"] == "its process crashed (SIGSEGV)"
-    from dae3d.reporting.data_check import check_scans
-
     page = check_scans(Manifest.load(manifest), manifest, 1).read_text()
     assert "damaged" in page
     assert "its process crashed (SIGSEGV)" in page
+    assert "2 of 4 scans cannot be used, such as" in caplog.text
 
 
 def nested(depth: int) -> bytes:

@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,7 +16,10 @@ from typing import Any
 
 # Forked from a process that has no more than imported what readers need, a worker is there at once. Forked
 # from this one, it would share the threads of PyTorch and Blosc2 half-way through their work.
-_SERVER = "forkserver" in multiprocessing.get_all_start_methods()
+_SERVER = (
+    "forkserver" in multiprocessing.get_all_start_methods()
+    and len(tempfile.gettempdir()) < 70  # the server is called through a socket there, named in 108 bytes
+)
 _context: Any = multiprocessing.get_context("forkserver" if _SERVER else "spawn")
 _IMPORTED = ["dae3d.scans.read"]
 
@@ -58,10 +62,11 @@ class Worker:
         Raises:
             WorkerDied: where the process has died of it, or is ended after so many seconds.
         """
-        if not wait(self.signs, seconds):
+        ready = wait(self.signs, seconds)
+        if not ready:
             self.kill()
             raise WorkerDied("was ended for taking too long")
-        if not self._pipe.poll():
+        if self._pipe not in ready and not self._pipe.poll():
             raise self._death()
         try:
             done, result = self._pipe.recv()

@@ -111,8 +111,7 @@ def read_classes(path: Path, recipe: CaseRecipe) -> tuple[np.ndarray, Grid]:
     """
     try:
         volume = read_volume(path)
-        with as_scan_error():
-            indices = class_indices(volume, recipe)
+        indices = class_indices(volume, recipe)
     except ScanError as error:
         raise ScanError(f"{path}: {error}") from None
     x, y, z = indices.shape
@@ -145,9 +144,10 @@ def score(
     """
 
     def run(pair: Pair) -> CaseScores:
-        prediction, _ = read_classes(pair.prediction, recipe)
-        reference, grid = read_classes(pair.reference, recipe)
-        return compare(prediction, reference, grid.spacing, classes, tolerance)
+        with as_scan_error():
+            prediction, _ = read_classes(pair.prediction, recipe)
+            reference, grid = read_classes(pair.reference, recipe)
+            return compare(prediction, reference, grid.spacing, classes, tolerance)
 
     measured = {p.name: journal.find(p.name, p.compared) for p in pairs}
     known = {

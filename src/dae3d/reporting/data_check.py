@@ -1,5 +1,6 @@
 """The voxels of all scans of a manifest, read once to find what headers do not tell: `index --check`."""
 
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -28,6 +29,8 @@ from dae3d.store.statistics import Statistics
 from dae3d.store.workers import work_through
 
 Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
 
 
 class _Checked(BaseModel):
@@ -101,6 +104,15 @@ def check_scans(manifest: Manifest, out: Path, workers: int) -> Path:
     results = _Results(len(scans), out.parent)
     _read_all(scans, out.with_name(f".{out.name}.checked"), results, processes)
     usable = results.usable
+    if results.left_out:
+        first = results.left_out[0]
+        _log.warning(
+            "%d of %d scans cannot be used, such as %s: %s; the report names all",
+            len(results.left_out),
+            len(scans),
+            first.path,
+            first.reason,
+        )
 
     def look(place: int) -> Surveyed:
         return results.at(usable[place])
@@ -118,7 +130,7 @@ def check_scans(manifest: Manifest, out: Path, workers: int) -> Path:
 
 
 def _read_all(scans: Sequence[Scan], notes: Path, results: _Results, processes: int) -> None:
-    heading = {"checked": 2, "preparation": AS_ACQUIRED.model_dump(mode="json")}
+    heading = {"checked": 3, "preparation": AS_ACQUIRED.model_dump(mode="json")}
     with Journal(notes, heading, anew=True) as journal:
         for number, scan in enumerate(tqdm(scans, "unchanged", unit="scan", leave=False, delay=1)):
             known = _known(journal, scan)

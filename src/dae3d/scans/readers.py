@@ -317,15 +317,24 @@ def _itk_header(path: Path, volume: int | None) -> Header:
 def _itk_volume(path: Path, volume: int | None) -> Volume:
     reader = _itk_reader(path)
     affine = _itk_affine(reader)
-    header, files = read_text_header(path), files_read(path)
-    if header is not None and header.compression == "deflate" and not header.checked:
-        check_deflated(files[-1], 0 if len(files) > 1 else header.end, header.voxels)
+    _check_compressed(path)
     if volume is not None and reader.GetDimension() == 4:
         reader.SetExtractIndex([0, 0, 0, volume])
         reader.SetExtractSize([*reader.GetSize()[:3], 0])
     # SimpleITK's array axes run (Z, Y, X).
     array = sitk.GetArrayFromImage(reader.Execute()).T
     return Volume(array.reshape(_squeezed(array.shape)), affine)
+
+
+def _check_compressed(path: Path) -> None:
+    """Check what MetaIO does not; of voxels in several files it reads none that are compressed."""
+    header, (header_file, *data) = read_text_header(path), files_read(path)
+    if header is None or header.checked or header.compression != "deflate" or len(data) > 1:
+        return
+    if data:
+        check_deflated(data[0], 0, header.voxels)
+    else:
+        check_deflated(header_file, header.end, header.voxels)
 
 
 def _shape_of(stored: Sequence[int], volume: int | None) -> tuple[int, int, int]:

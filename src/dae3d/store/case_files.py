@@ -116,7 +116,8 @@ def store_case(case: TaskCase, recipe: CaseRecipe, store: Path) -> CaseOutcome:
             stored = stored.model_copy(update={"sources": sources})
             write_text(store / CASES / stored.folder / METADATA, stored.model_dump_json(indent=1))
         else:
-            stored = _convert(case, recipe, store, sources)
+            with as_scan_error():
+                stored = _convert(case, recipe, store, sources)
     except ScanError as error:
         return CaseOutcome(case, reason=str(error))
     return CaseOutcome(case, stored)
@@ -174,8 +175,7 @@ def _convert(case: TaskCase, recipe: CaseRecipe, store: Path, sources: tuple[Sou
     conformed = read_case(case.images, recipe)
     label_volume = _read(case.label)
     try:
-        with as_scan_error():
-            upright = upright_label(label_volume, conformed, recipe)
+        upright = upright_label(label_volume, conformed, recipe)
     except ScanError as error:
         raise ScanError(f"{case.label}: {error}") from None
     label = labels_at(conformed.grid, upright)
