@@ -1,5 +1,7 @@
 import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -123,3 +125,16 @@ def finetuned(tiny_run, tiny_finetune, tmp_path_factory) -> Path:
     import dae3d
 
     return dae3d.finetune(init=tiny_run, out=tmp_path_factory.mktemp("finetuned") / "whole", **tiny_finetune)
+
+
+@pytest.fixture
+def in_this_process() -> Iterator[None]:
+    """What worker processes do is done in this one, where a test can change it."""
+
+    def work_through(items: Iterable[Any], run: Callable[[Any], Any], *_: Any) -> Iterator[Any]:
+        yield from map(run, items)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for user in ("store.prepare", "store.cases", "store.check", "reporting.data_check"):
+            patch.setattr(f"dae3d.{user}.work_through", work_through)
+        yield

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dae3d.errors import Dae3dError
 from dae3d.scans.task import TaskCase
 from dae3d.store.cases import CaseStore, prepare_cases
 from dae3d.store.recipe import CaseRecipe
@@ -88,13 +87,12 @@ def test_runs_wait_for_each_other_and_get_their_own_cases(data):
     assert [case.name for case in CaseStore(data / "store").cases] == [case.name for case in store.cases]
 
 
-def test_a_worker_that_dies_is_told_of_with_the_setting_that_helps(data):
+def test_a_worker_that_dies_keeps_no_case_from_being_prepared(data):
     def kill_one() -> None:
         until(lambda: done(data))
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    with pytest.raises(Dae3dError, match=r"worker process died.*: c\d+.*\(--prepare-workers\)"):
-        prepare_cases(cases(data), RECIPE, data / "store", workers=2)
+    assert len(prepare_cases(cases(data), RECIPE, data / "store", workers=2).cases) == CASES
     killer.join()

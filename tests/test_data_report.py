@@ -237,6 +237,7 @@ def test_two_processes_make_the_same_page(folder: Path) -> None:
     assert check_scans(Manifest(entries(folder)), folder / "manifest.jsonl", 2).read_text() == alone
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_check_goes_on_where_it_was_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scans, out = entries(folder), folder / "manifest.jsonl"
     whole, read = check._check, []
@@ -275,6 +276,7 @@ def test_check_goes_on_where_it_was_stopped(folder: Path, monkeypatch: pytest.Mo
     "failure",
     [OSError(errno.EIO, "Input/output error"), MemoryError(), ScanError("unreadable: MemoryError: ")],
 )
+@pytest.mark.usefixtures("in_this_process")
 def test_what_may_pass_is_not_remembered(folder: Path, failure: Exception, monkeypatch) -> None:
     out, scans = folder / "manifest.jsonl", list(entries(folder))
     whole = check.read_scan

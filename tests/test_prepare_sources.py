@@ -41,6 +41,7 @@ def rejected(store: Path) -> dict[str, str]:
         return {Path(row["path"]).parent.name: row["reason"] for row in csv.DictReader(file)}
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_source_replaced_while_it_is_read_is_done_by_the_next_run(manifest, tmp_path, monkeypatch):
     changing = tmp_path / "data" / "2" / "ct.nii"
 
@@ -87,6 +88,7 @@ def test_a_scan_that_resampling_would_blow_up_is_rejected(manifest, tmp_path):
 
 
 @pytest.mark.parametrize("ask", [np.empty, torch.empty])
+@pytest.mark.usefixtures("in_this_process")
 def test_a_scan_that_needs_too_much_memory_does_not_end_the_run(manifest, tmp_path, monkeypatch, ask):
     def greedy(volume, preparation, modality):
         if volume.array[0, 0, 0] == phantom((20, 21, 22), 1)[0, 0, 0]:
@@ -95,7 +97,7 @@ def test_a_scan_that_needs_too_much_memory_does_not_end_the_run(manifest, tmp_pa
 
     monkeypatch.setattr("dae3d.store.examine.conform", greedy)
     assert names(run(manifest, tmp_path / "store")) == ["0", "2", "3"]
-    assert rejected(tmp_path / "store")["1"].startswith("needs more memory than there is")
+    assert rejected(tmp_path / "store")["1"].startswith("unreadable: it needs more memory than there is")
 
 
 def test_missing_sources_are_kept_as_they_were_stored(manifest, tmp_path, caplog):
@@ -126,6 +128,7 @@ def test_missing_sources_are_kept_as_they_were_stored(manifest, tmp_path, caplog
     assert names(run(manifest, out, crop_foreground=True, again=True)) == ["0", "2"]
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_an_interrupted_run_takes_nothing_out_of_the_index(manifest, tmp_path, monkeypatch):
     out = tmp_path / "store"
     run(manifest, out)

@@ -108,7 +108,7 @@ def test_an_interrupted_run_keeps_what_is_done(many, workers):
     assert {name: after[name] for name in before} == before
 
 
-def test_a_worker_that_dies_is_told_of(many):
+def test_a_worker_that_dies_keeps_no_scan_from_being_prepared(many):
     manifest, out = many
 
     def kill_one() -> None:
@@ -117,13 +117,8 @@ def test_a_worker_that_dies_is_told_of(many):
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    with pytest.raises(
-        Dae3dError,
-        match=r"worker process died.*data/\d\d\.nii.*run the same command again.*fewer workers \(--workers\)",
-    ):
-        prepare(manifest=manifest, out=out, workers=2)
+    assert len(prepare(manifest=manifest, out=out, workers=2).scans) == 40
     killer.join()
-    assert 1 <= len(Store(out).scans) < 40  # of the three that are there, two may not have been told of yet
 
 
 def test_one_run_at_a_time(many):

@@ -252,12 +252,16 @@ def test_a_git_lfs_pointer_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".mha", ".nrrd", ".mhd"])
-def test_voxels_cut_short_are_found_when_they_are_read(tmp_path: Path, ending: str) -> None:
+def test_voxels_cut_short_are_found(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"scan{ending}"
     sitk.WriteImage(SCALAR, str(path))
     whole = path.with_suffix(".raw") if ending == ".mhd" else path
     whole.write_bytes(whole.read_bytes()[:-200])
-    assert read_header(path).shape == SHAPE
+    if ending == ".nii.gz":
+        assert read_header(path).shape == SHAPE
+    else:
+        with pytest.raises(ScanError, match="unreadable: truncated: 1780 of 1980 bytes of voxels"):
+            read_header(path)
     with pytest.raises(ScanError, match="unreadable"):
         read_volume(path)
 

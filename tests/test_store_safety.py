@@ -193,6 +193,7 @@ def test_prune_and_repair_leave_an_unfinished_array_alone(prepared, store, capsy
     assert sorted(path for path in store.rglob("*") if path.is_file()) == before
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_check_stands_in_nobodys_way(prepared, store, monkeypatch):
     def while_others_write_and_check(entry, store):
         again(prepared, store)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dae3d.errors import Dae3dError, ScanError
+from dae3d.errors import Dae3dError, ScanError, as_scan_error
 from dae3d.evaluation.segmentation import Scores, compare
 from dae3d.journal import Journal, sources_in
 from dae3d.scans.grids import Grid, grid_difference
@@ -168,9 +168,10 @@ def score(
     """
 
     def run(pair: Pair) -> CaseScores:
-        prediction, _ = read_classes(pair.prediction, recipe)
-        reference, grid = read_classes(pair.reference, recipe)
-        return compare(prediction, reference, grid.spacing, classes, tolerance)
+        with as_scan_error():
+            prediction, _ = read_classes(pair.prediction, recipe)
+            reference, grid = read_classes(pair.reference, recipe)
+            return compare(prediction, reference, grid.spacing, classes, tolerance)
 
     measured = {p.name: journal.find(p.name, p.compared) for p in pairs}
     known = {

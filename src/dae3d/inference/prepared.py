@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dae3d.errors import as_scan_error
 from dae3d.scans.given import Image
 from dae3d.scans.readers import Volume
 from dae3d.store.examine import AS_ACQUIRED, examine
@@ -36,8 +37,9 @@ def read_prepared(image: Image, preparation: Preparation, modality: str) -> Prep
         ScanError: where it cannot be read, or `prepare` would reject it.
     """
     volume = image.read()
-    conformed, statistics = examine(volume, preparation, modality)
-    said = strange_values(statistics, modality)
+    with as_scan_error():
+        conformed, statistics = examine(volume, preparation, modality)
+        said = strange_values(statistics, modality)
     if said:
         log.warning("%s: taken as %s, but %s", image.path, modality, said)
     return Prepared(volume.affine, conformed, statistics)

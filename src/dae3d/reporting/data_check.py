@@ -1,5 +1,6 @@
 """The voxels of all scans of a manifest, read once to find what headers do not tell: `index --check`."""
 
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
 from dae3d.cores import usable_cores
-from dae3d.errors import ScanError
+from dae3d.errors import ScanError, as_scan_error
 from dae3d.journal import Journal
 from dae3d.reporting.data_pictures import Drawn, Read, Triple, draw, levels, mid_planes
 from dae3d.reporting.data_report import PAGE, write_data_report
@@ -28,6 +29,8 @@ from dae3d.store.statistics import Statistics
 from dae3d.store.workers import work_through
 
 Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
 
 
 class _Checked(BaseModel):
@@ -94,20 +97,29 @@ def check_scans(manifest: Manifest, out: Path, workers: int) -> Path:
         The page's path.
 
     Raises:
-        Dae3dError: where the page cannot be written, a process dies, or another one is at the same work.
+        Dae3dError: where the page cannot be written, or another process is at the same work.
     """
     scans = manifest.scans
     processes = min(workers, usable_cores())
     results = _Results(len(scans), out.parent)
     _read_all(scans, out.with_name(f".{out.name}.checked"), results, processes)
     usable = results.usable
+    if results.left_out:
+        first = results.left_out[0]
+        _log.warning(
+            "%d of %d scans cannot be used, such as %s: %s; the report names all",
+            len(results.left_out),
+            len(scans),
+            first.path,
+            first.reason,
+        )
 
     def look(place: int) -> Surveyed:
         return results.at(usable[place])
 
     def drawn(chosen: Sequence[int]) -> Iterator[tuple[int, Drawn | None]]:
         tasks = (_Task(place, scans[int(usable[place])]) for place in chosen)
-        with closing(_spread(tasks, _draw, min(processes, len(chosen)))) as work:
+        with closing(_spread(tasks, _draw, _not_drawn, min(processes, len(chosen)))) as work:
             yield from tqdm(work, "drawing", len(chosen), unit="scan", leave=False, delay=1)
 
     found = survey(map(look, range(len(usable))))
@@ -128,7 +140,7 @@ def _read_all(scans: Sequence[Scan], notes: Path, results: _Results, processes: 
         tasks = (_Task(number, scans[number]) for number in todo)
         with (
             tqdm(total=len(scans), initial=len(scans) - len(todo), desc="check", unit="scan") as progress,
-            closing(_spread(tasks, _check, min(processes, len(todo)))) as work,
+            closing(_spread(tasks, _check, _not_checked, min(processes, len(todo)))) as work,
         ):
             for number, checked in work:
                 if checked.stamp is not None:
@@ -146,15 +158,18 @@ def _known(journal: Journal, scan: Scan) -> _Checked | None:
     try:
         checked = _Checked.model_validate_json(text)
         same = checked.modality == scan.modality and checked.stamp == Stamp.of(source_files(scan))
-    except (OSError, ValidationError):
+    except (OSError, ScanError, ValidationError):
         return None
     return checked if same else None
 
 
 def _spread(
-    tasks: Iterable[_Task], run: Callable[[_Task], Result], processes: int
+    tasks: Iterable[_Task],
+    run: Callable[[_Task], Result],
+    died: Callable[[_Task, str], Result],
+    processes: int,
 ) -> Generator[Result, None, None]:
-    return work_through(tasks, run, lambda task: task.scan.name, max(processes, 1), False, "--workers")
+    return work_through(tasks, run, died, max(processes, 1), False)
 
 
 def _check(task: _Task) -> tuple[int, _Checked]:
@@ -162,11 +177,10 @@ def _check(task: _Task) -> tuple[int, _Checked]:
     try:
         files = source_files(scan)
         stamp = Stamp.of(files)
-        surveyed = _survey(scan, digest(files))
+        with as_scan_error():
+            surveyed = _survey(scan, digest(files))
     except OSError as error:
         reason = f"unreadable: {error.strerror}"
-    except MemoryError:
-        reason = "unreadable: it needs more memory than there is"
     except ScanError as error:
         reason = str(error)
         if not reason.startswith("unreadable"):
@@ -175,6 +189,10 @@ def _check(task: _Task) -> tuple[int, _Checked]:
         return task.number, _Checked(modality=scan.modality, stamp=stamp, surveyed=surveyed)
     # Disks and memory may be well again next time.
     return task.number, _Checked(modality=scan.modality, reason=reason)
+
+
+def _not_checked(task: _Task, reason: str) -> tuple[int, _Checked]:
+    return task.number, _Checked(modality=task.scan.modality, reason=reason)
 
 
 def _survey(scan: Scan, content: str) -> Surveyed:
@@ -194,11 +212,16 @@ def _examine(scan: Scan) -> tuple[Volume, Statistics]:
 
 def _draw(task: _Task) -> tuple[int, Drawn | None]:
     try:
-        volume, statistics = _examine(task.scan)
-    except (OSError, MemoryError, ScanError):
+        with as_scan_error():
+            volume, statistics = _examine(task.scan)
+            planes = mid_planes(_boxes(volume), volume.array.shape, statistics)
+            return task.number, draw(planes, volume.spacing, task.scan.modality, statistics)
+    except (OSError, ScanError):
         return task.number, None
-    planes = mid_planes(_boxes(volume), volume.array.shape, statistics)
-    return task.number, draw(planes, volume.spacing, task.scan.modality, statistics)
+
+
+def _not_drawn(task: _Task, _: str) -> tuple[int, Drawn | None]:
+    return task.number, None
 
 
 def _boxes(volume: Volume) -> Read:

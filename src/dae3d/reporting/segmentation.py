@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dae3d.errors import ScanError
 from dae3d.evaluation.cases import Pair, read_classes
 from dae3d.evaluation.held_out import HeldOut
 from dae3d.evaluation.results import ClassSummary, Mean, Results
@@ -130,7 +131,11 @@ def _draw(
 ) -> DrawnCase:
     reference, _ = read_classes(pair.reference, recipe)
     prediction, _ = read_classes(pair.prediction, recipe)
-    view = view_case(read_volume(pair.images[0]), reference, prediction)
+    try:
+        image = read_volume(pair.images[0])
+    except ScanError as error:
+        raise ScanError(f"{pair.images[0]}: {error}") from None
+    view = view_case(image, reference, prediction)
     dice = results.metric("dice")[number]
     names = {
         recipe.class_names.index(name): f"{name} {'n/a' if math.isnan(dice[i]) else f'{dice[i]:.2f}'}"

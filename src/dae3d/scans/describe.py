@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dae3d.errors import ScanError, as_scan_error
 from dae3d.scans.dicom.contradiction import contradiction
 from dae3d.scans.dicom.finder import FoundSeries
 from dae3d.scans.header_cache import Facts, Grid, HeaderCache
@@ -85,7 +86,10 @@ class Describer:
 
     def _facts(self, path: Path) -> Facts:
         try:
-            return self._headers.facts(path)
+            with as_scan_error():
+                return self._headers.facts(path)
+        except ScanError as error:
+            return Facts(reason=str(error))
         except FileNotFoundError:
             return Facts(reason="missing file")
         except OSError as error:

@@ -6,7 +6,6 @@ Format: https://itk.org/Wiki/ITK/MetaIO/Documentation
 
 import math
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from nibabel.orientations import aff2axcodes
 
 from dae3d.errors import ScanError
+from dae3d.scans.compressed import check_deflated
 from dae3d.scans.itk_header import ItkHeader, Placing, floats, numbered, text_lines
 from dae3d.scans.lengths import units_as_mm
 
@@ -26,8 +26,6 @@ _OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "I": "S", "S": "I"}
 # Bytes of a value on disk.
 _BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 _TYPE = re.compile(rf"MET_U?({'|'.join(_BYTES)})(?:_ARRAY)?")
-_BLOCK = 1 << 20
-_ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
 
 
 class MetaHeader(ItkHeader):
@@ -122,14 +120,14 @@ class MetaHeader(ItkHeader):
         if not whole:
             return
         if compressed:
-            there = sum(_decompressed(path, start, packed) for path, start in self._parts())
-            _refuse_short(there, self._bytes, "bytes")
-        elif self._is("BinaryData", default=True):
-            sizes = (path.stat().st_size - start for path, start in self._parts())
-            _refuse_short(sum(max(0, size) for size in sizes), self._bytes, "bytes")
-        else:
+            # Of voxels in several files ITK reads none that are compressed.
+            path, start = self._parts()[0]
+            check_deflated(path, start, self._bytes)
+        elif not self._is("BinaryData", default=True):
             text = b"".join(path.read_bytes()[start:] for path, start in self._parts())
-            _refuse_short(len(text.split()), self._values, "values")
+            there = len(text.split())
+            if there < self._values:
+                raise ScanError(f"unreadable: truncated: {there} of {self._values} values of voxels")
             if not text[-1:].isspace():
                 raise ScanError("unreadable: ASCII voxels without a blank or line end after the last one")
 
@@ -160,35 +158,3 @@ class MetaHeader(ItkHeader):
 
     def _numbers(self, name: str) -> list[float]:
         return floats(self.fields.get(name, "").split())
-
-
-def _refuse_short(there: int, needed: int, things: str) -> None:
-    if there < needed:
-        raise ScanError(f"unreadable: cut short: {there} of {needed} {things} of voxels")
-
-
-def _decompressed(path: Path, start: int, size: int) -> int:
-    """How many bytes a zlib or gzip stream comes to, in `size` bytes of a file from `start` on (0: in all).
-
-    Raises:
-        ScanError: where it is damaged or cut short.
-    """
-    count = 0
-    inflate = zlib.decompressobj(_ZLIB_OR_GZIP)
-    left = size or path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(start)
-        while not inflate.eof:
-            block = inflate.unconsumed_tail
-            if not block:
-                block = file.read(min(left, _BLOCK))
-                left -= len(block)
-            if not block:
-                break
-            try:
-                count += len(inflate.decompress(block, _BLOCK))
-            except zlib.error as error:
-                raise ScanError(f"unreadable: compressed voxels are damaged ({error})") from None
-    if not inflate.eof:
-        raise ScanError("unreadable: cut short: compressed voxels have no end")
-    return count

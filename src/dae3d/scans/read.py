@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dae3d.errors import as_scan_error
 from dae3d.scans.dicom.volume import read_series
 from dae3d.scans.manifest import Scan
 from dae3d.scans.readers import Volume, files_read, read_volume
@@ -12,10 +13,12 @@ def read_scan(scan: Scan) -> Volume:
 
     Raises:
         ScanError: where it cannot be read.
+        OSError: where its files cannot be found.
     """
-    if scan.series is not None:
-        return read_series(source_files(scan))
-    return read_volume(scan.path, scan.volume)
+    with as_scan_error():
+        if scan.series is not None:
+            return read_series(source_files(scan))
+        return read_volume(scan.path, scan.volume)
 
 
 def source_files(scan: Scan) -> list[Path]:

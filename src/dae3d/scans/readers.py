@@ -5,8 +5,10 @@ and where it cannot be read as that, what its content says.
 """
 
 import logging
+import math
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,15 +21,21 @@ import numpy as np
 import SimpleITK as sitk
 from nibabel.affines import voxel_sizes
 from nibabel.fileslice import fileslice
+from nibabel.openers import ImageOpener
 from nibabel.orientations import aff2axcodes
+from nibabel.volumeutils import array_from_file
 
 from dae3d.errors import ScanError
+from dae3d.scans.compressed import GZIP_SUFFIXES, GzipContent, voxel_file
 from dae3d.scans.content import renamed, suffix_by_content
+from dae3d.scans.isolated import isolated
 from dae3d.scans.itk_header import ItkHeader
+from dae3d.scans.limits import refuse_irregular, refuse_too_large, refuse_truncated
 from dae3d.scans.meta_header import MetaHeader
 from dae3d.scans.nifti_affine import affine_of
 from dae3d.scans.nifti_voxels import check_voxels
 from dae3d.scans.nrrd_header import NrrdHeader
+from dae3d.scans.text_header import TextHeader, read_text_header
 
 NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".nii.bz2", ".hdr", ".hdr.gz", ".hdr.bz2", ".mgz", ".mgh")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -44,6 +52,9 @@ _PAIRS = {".hdr": ".img", ".hdr.gz": ".img.gz", ".hdr.bz2": ".img.bz2"}
 nibabel.imageglobals.logger.setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module="nibabel")
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+# Seconds, for a header and for a scan: tapes may have to be wound.
+_HEADER_PATIENCE, _PATIENCE = 600.0, 3600.0
 
 # ITK's world is LPS (+x to the patient's left), ours and NIfTI's is RAS.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -114,8 +125,10 @@ def files_read(path: Path) -> list[Path]:
     """The file itself, and those that its header (Analyze, MetaImage, NRRD) stands for or names, if there.
 
     Raises:
+        ScanError: where one of them is a pipe, a socket or a device.
         OSError: where there is no such file.
     """
+    refuse_irregular(path)
     ending = suffix(path)
     data: list[Path] = []
     if ending in _PAIRS:
@@ -126,7 +139,10 @@ def files_read(path: Path) -> list[Path]:
         header = _itk_text(path)
         with suppress(ScanError):  # whoever reads it says why
             data = header.data_files() if header else []
-    return [path, *(file for file in data if file.is_file())]
+    there = [file for file in data if file.exists()]
+    for file in there:
+        refuse_irregular(file)
+    return [path, *(file for file in there if file.is_file())]
 
 
 def volume_count(path: Path) -> int:
@@ -135,7 +151,7 @@ def volume_count(path: Path) -> int:
     Raises:
         ScanError: where it cannot be read, or is neither 3-D nor 4-D.
     """
-    shape = _squeezed(_read(path, _itk_shape, _nibabel_shape))
+    shape = _squeezed(_read(path, _itk_shape, _nibabel_shape, _HEADER_PATIENCE))
     if len(shape) > 4:
         raise ScanError(f"{len(shape)}-D: shape {_times(shape)}")
     return shape[3] if len(shape) == 4 else 1
@@ -152,17 +168,21 @@ def read_header(path: Path, volume: int | None = None) -> Header:
         ScanError: with the reason, where it cannot be read, is no plain 3-D scan (4-D without `volume`, 2-D,
             RGB, complex), or has zero or non-finite spacing.
     """
-    return _read(path, partial(_itk_header, volume=volume), partial(_nibabel_header, volume=volume))
+    by_itk, by_nibabel = partial(_itk_header, volume=volume), partial(_nibabel_header, volume=volume)
+    return _read(path, by_itk, by_nibabel, _HEADER_PATIENCE)
 
 
 def read_volume(path: Path, volume: int | None = None) -> Volume:
     """Read a whole scan; of a 4-D file, no more than the `volume` asked for, numbered from 0.
 
     Raises:
-        ScanError: as `read_header`, and where the voxels cannot be read (a truncated gzip).
+        ScanError: as `read_header`, where the voxels cannot be read or are not what was compressed, by its
+            checksum, and where they do not fit into memory.
     """
-    read_header(path, volume)
-    return _read(path, partial(_itk_volume, volume=volume), partial(_nibabel_volume, volume=volume))
+    header = read_header(path, volume)
+    refuse_too_large(header.shape, np.dtype(header.dtype).itemsize)
+    by_itk, by_nibabel = partial(_itk_volume, volume=volume), partial(_nibabel_volume, volume=volume)
+    return _read(path, by_itk, by_nibabel, _PATIENCE)
 
 
 def load_nifti(path: Path) -> Any:
@@ -171,14 +191,29 @@ def load_nifti(path: Path) -> Any:
     Raises:
         ScanError: where it cannot be read.
     """
-    return _read(path, lambda _: None, nibabel.load)
+    return None if suffix(path) in ITK_SUFFIXES else _read(path, _nothing, nibabel.load, _HEADER_PATIENCE)
 
 
-def _read(path: Path, by_itk: Callable[[Path], Result], by_nibabel: Callable[[Path], Result]) -> Result:
-    """Read `path` as what its suffix says it is, else as what its content says."""
+def _nothing(path: Path) -> None:
+    """What nibabel makes of a file that is not for it."""
+
+
+def _read(
+    path: Path, by_itk: Callable[[Path], Result], by_nibabel: Callable[[Path], Result], seconds: float
+) -> Result:
+    """Read `path` as what its suffix says it is, else as what its content says.
+
+    ITK, which can die of a file, does it in a process apart.
+    """
     refuse_no_utf8(path)
     try:
-        return by_itk(path) if suffix(path) in ITK_SUFFIXES else by_nibabel(path)
+        files = files_read(path)
+        if suffix(path) not in ITK_SUFFIXES:
+            return by_nibabel(path)
+        header = read_text_header(path)
+        if header is not None:
+            _refuse_absent_voxels(header, files)
+        return isolated(by_itk, path, seconds)
     except ScanError:
         raise
     except Exception as error:
@@ -186,7 +221,16 @@ def _read(path: Path, by_itk: Callable[[Path], Result], by_nibabel: Callable[[Pa
         if found is None or suffix(path) in (found, *_DETACHED):
             raise ScanError(f"unreadable: {_why(path, error)}") from error
     with renamed(path, found) as link:
-        return _read(link, by_itk, by_nibabel)
+        return _read(link, by_itk, by_nibabel, seconds)
+
+
+def _refuse_absent_voxels(header: TextHeader, files: Sequence[Path]) -> None:
+    """Refuse voxels that their files have no room for; where they lie in none that is known, ITK says so."""
+    header_file, *data = files
+    if header.compression == "other" or not (data or suffix(header_file) not in _DETACHED):
+        return
+    there = sum(file.stat().st_size for file in data) if data else header_file.stat().st_size - header.end
+    refuse_truncated(header.voxels, there, header.compression == "deflate")
 
 
 def _suffix_by_content(path: Path) -> str | None:
@@ -208,13 +252,25 @@ def refuse_no_utf8(path: Path) -> None:
         raise ScanError("its path is not in UTF-8; rename it") from None
 
 
+def _load(path: Path) -> Any:
+    """The image that nibabel makes of a file, whose voxels are there by their number."""
+    with np.errstate(over="ignore"):
+        image: Any = nibabel.load(path)
+    proxy, data = image.dataobj, Path(image.file_map["image"].filename)
+    voxels, there = math.prod(map(int, proxy.shape)) * proxy.dtype.itemsize, data.stat().st_size
+    if data.suffix.lower() in GZIP_SUFFIXES:
+        refuse_truncated(voxels, there, deflated=True)
+    elif data.suffix.lower() not in ImageOpener.compress_ext_map:
+        refuse_truncated(voxels, there - proxy.offset)
+    return image
+
+
 def _nibabel_shape(path: Path) -> tuple[int, ...]:
-    image: Any = nibabel.load(path)
-    return image.shape
+    return _load(path).shape
 
 
 def _nibabel_header(path: Path, volume: int | None) -> Header:
-    image: Any = nibabel.load(path)
+    image = _load(path)
     dtype = image.get_data_dtype()
     _refuse_non_scalar(dtype)
     shape = _shape_of(image.shape, volume)
@@ -223,15 +279,19 @@ def _nibabel_header(path: Path, volume: int | None) -> Header:
 
 
 def _nibabel_volume(path: Path, volume: int | None) -> Volume:
-    image: Any = nibabel.load(path)
+    image = _load(path)
     proxy = image.dataobj
     slope, intercept = float(getattr(proxy, "slope", 1.0)), float(getattr(proxy, "inter", 0.0))
-    if volume is None or len(_squeezed(image.shape)) == 3:
-        array = proxy.get_unscaled()
-    else:
-        with image.file_map["image"].get_prepare_fileobj("rb") as file:
+    with voxel_file(image.file_map["image"]) as file:
+        if volume is None or len(_squeezed(image.shape)) == 3:
+            mapped = not isinstance(file, GzipContent)
+            array = array_from_file(proxy.shape, proxy.dtype, file, proxy.offset, proxy.order, mapped)
+        else:
             chosen = (..., volume, *[0] * (len(proxy.shape) - 4))
             array = fileslice(file, chosen, proxy.shape, proxy.dtype, proxy.offset, proxy.order)
+    if "header" in image.file_map:
+        with voxel_file(image.file_map["header"]):
+            pass
     native = np.asarray(array).astype(array.dtype.newbyteorder("="), copy=False)
     return Volume(native.reshape(_squeezed(native.shape)), affine_of(image)[0], slope, intercept)
 
@@ -306,7 +366,7 @@ def _shape_of(stored: Sequence[int], volume: int | None) -> tuple[int, int, int]
         shape = shape[:3]
     if len(shape) != 3:
         raise ScanError(f"{len(shape)}-D: shape {_times(shape)}")
-    if 0 in shape:
+    if min(shape) < 1:
         raise ScanError(f"empty: shape {_times(shape)}")
     return shape[0], shape[1], shape[2]
 
@@ -357,5 +417,5 @@ def _why(path: Path, error: Exception) -> str:
     if head == _LFS_POINTER:
         return "a Git LFS pointer in place of the file; `git lfs pull` fetches it"
     text = _ITK_PREAMBLE.sub("", " ".join(str(error).split())).replace(str(path), path.name)
-    kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+    kind = "" if isinstance(error, RuntimeError | zlib.error) else f"{type(error).__name__}: "
     return f"{kind}{text}"[:300]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dae3d.errors import Dae3dError, ScanError, first_problem
+from dae3d.errors import Dae3dError, ScanError, as_scan_error, first_problem
 from dae3d.files import write_text
 from dae3d.scans.readers import Volume, files_read, read_volume
 from dae3d.scans.task import TaskCase
@@ -123,7 +123,8 @@ def store_case(case: TaskCase, recipe: CaseRecipe, store: Path) -> CaseOutcome:
             stored = stored.model_copy(update={"sources": sources})
             write_text(store / CASES / stored.folder / METADATA, stored.model_dump_json(indent=1))
         else:
-            stored = _convert(case, recipe, store, sources)
+            with as_scan_error():
+                stored = _convert(case, recipe, store, sources)
     except ScanError as error:
         return CaseOutcome(case, reason=str(error))
     return CaseOutcome(case, stored)
@@ -139,7 +140,7 @@ def unchanged(case: TaskCase, recipe: CaseRecipe, store: Path) -> StoredCase | N
     try:
         if stored is None or any(Stamp.of(files_read(s.path)) != s.stamp for s in stored.sources):
             return None
-    except OSError:
+    except (OSError, ScanError):
         return None
     return stored
 
@@ -185,7 +186,8 @@ def read_case(images: Sequence[Path], recipe: CaseRecipe) -> ConformedCase:
     """
     volumes = [_read(path) for path in images]
     try:
-        return conform_case(volumes, recipe)
+        with as_scan_error():
+            return conform_case(volumes, recipe)
     except ScanError as error:
         raise ScanError(f"{', '.join(map(str, images))}: {error}") from None
 

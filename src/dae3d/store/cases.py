@@ -147,7 +147,7 @@ def prepare_cases(
 
     Raises:
         Dae3dError: with every case that cannot be used, and why, once the others are done; or where the store
-            cannot be written to, or a worker died.
+            cannot be written to.
     """
     with only_writer(folder, CASES, wait=True):
         stored: dict[str, StoredCase] = {}
@@ -183,7 +183,7 @@ def _outcomes(
     run = partial(store_case, recipe=recipe, store=folder)
     workers = min(workers, len(todo))
     resampling = recipe.spacing is not None
-    work = work_through(todo, run, lambda case: case.name, workers, resampling, "--prepare-workers")
+    work = work_through(todo, run, _died, workers, resampling)
     done = len(cases) - len(todo)
     with (
         tqdm(total=len(cases), initial=done, desc="prepare cases", unit="case") as progress,
@@ -192,6 +192,10 @@ def _outcomes(
         for outcome in outcomes:
             yield outcome
             progress.update()
+
+
+def _died(case: TaskCase, reason: str) -> CaseOutcome:
+    return CaseOutcome(case, reason=reason)
 
 
 def _shared_contents(cases: Sequence[StoredCase]) -> dict[str, str]:

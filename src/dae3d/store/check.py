@@ -172,15 +172,18 @@ def _checked(contents: _Contents, settings: StoreCheckSettings) -> _Findings:
     work = work_through(
         contents,
         partial(check_file, store=settings.store),
-        lambda entry: entry[0],
+        _died,
         min(settings.workers, max(1, len(contents))),
         False,
-        "--workers",
     )
     with closing(work), tqdm(work, "check", len(contents), unit="scan") as progress:
         for checked in progress:
             findings.add(checked)
     return findings
+
+
+def _died(entry: tuple[str, StoredScan | None], reason: str) -> Checked:
+    return Checked(*entry, "unreadable", why=f"cannot be read: {reason}")
 
 
 def _refuse_wrong(contents: _Contents, findings: _Findings, repaired: bool) -> None:

@@ -1,13 +1,11 @@
 """One scan from its source file into the store, in one call that any process can make."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dae3d.errors import ScanError
+from dae3d.errors import ScanError, as_scan_error
 from dae3d.scans.manifest import Scan
 from dae3d.scans.read import read_scan, source_files
 from dae3d.scans.readers import Volume
@@ -19,8 +17,6 @@ from dae3d.store.source import Stamp, digest
 from dae3d.store.whole import read_whole
 
 _SAME_SPACING = 1e-3  # relative
-_TOO_MUCH = "needs more memory than there is, which fewer workers may leave"
-_NO_MEMORY = "can't allocate memory"  # PyTorch's words
 
 
 @dataclass(frozen=True)
@@ -65,13 +61,15 @@ def convert(scan: Scan, preparation: Preparation, store: Path, partial: str = PA
         if old is not None and _is_whole(store / SCANS / old.file):
             return Outcome.kept(described(old, scan, old.source_stamp), unseen=True)
         return Outcome.rejected(scan, f"unreadable: {error.strerror}", unseen=True)
+    except ScanError as error:
+        return Outcome.rejected(scan, str(error))
     try:
         if old is not None and old.source_stamp == stamp:
             return Outcome.kept(described(old, scan, stamp))
         content = digest(files)
         if old is not None and old.source.digest == content:
             return Outcome.kept(described(old, scan, stamp))
-        with _enough_memory():
+        with as_scan_error():
             volume, new = _converted(scan, stamp, content, preparation)
             if Stamp.of(source_files(scan)) != stamp:
                 return Outcome.rejected(scan, "changed while it was read; run the same command again")
@@ -104,23 +102,10 @@ def _converted(scan: Scan, stamp: Stamp, content: str, preparation: Preparation)
     return volume, stored
 
 
-@contextmanager
-def _enough_memory() -> Iterator[None]:
-    """Reject the scan that needs more memory than there is, rather than end the run at it."""
-    try:
-        yield
-    except MemoryError:
-        raise ScanError(_TOO_MUCH) from None
-    except RuntimeError as error:
-        if _NO_MEMORY not in str(error):
-            raise
-        raise ScanError(_TOO_MUCH) from None
-
-
 def _is_whole(path: Path) -> bool:
     try:
         read_whole(path)
-    except (OSError, MemoryError, ValueError):
+    except (OSError, MemoryError, ScanError, ValueError):
         return False
     return True
 

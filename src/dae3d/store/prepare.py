@@ -18,7 +18,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from dae3d.cores import usable_cores
-from dae3d.errors import Dae3dError
+from dae3d.errors import Dae3dError, ScanError
 from dae3d.scans.manifest import Scan
 from dae3d.scans.read import source_files
 from dae3d.settings import Positional, Settings, verb
@@ -120,8 +120,8 @@ def prepare(settings: PrepareSettings) -> Store:
 
     Raises:
         Dae3dError: where the manifest or the store cannot be used, the store was prepared with other settings
-            and not to be prepared `again`, a subject would be on both sides of the split, a worker died, or
-            no scan is usable.
+            and not to be prepared `again`, a subject would be on both sides of the split, or no scan is
+            usable.
     """
     shard = Shard.parse(settings.shard) if settings.shard else None
     wanted = Wanted(settings.manifest, shard)
@@ -311,9 +311,7 @@ def _outcomes(wanted: Wanted, settings: PrepareSettings, folder: str) -> Generat
     resampling = settings.spacing is not None
     if settings.scheduler is None:
         workers = min(settings.workers, wanted.to_do)
-        return work_through(
-            wanted.still_to_do(), run, lambda scan: scan.name, workers, resampling, "--workers"
-        )
+        return work_through(wanted.still_to_do(), run, Outcome.rejected, workers, resampling)
     try:
         from dae3d.store.cluster import work_on_cluster
     except ModuleNotFoundError:
@@ -333,7 +331,7 @@ def _seen(scan: Scan) -> bool:
     """Whether the files of a scan can be read from here."""
     try:
         return all(os.access(file, os.R_OK) for file in source_files(scan))
-    except OSError:
+    except (OSError, ScanError):
         return False
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from dae3d.scans.limits import refuse_mode
 from dae3d.scans.readers import files_read
 
 
@@ -24,8 +25,16 @@ class Stamp(BaseModel):
 
     @classmethod
     def of(cls, paths: Iterable[Path]) -> "Stamp":
-        """The stamp of some files together, in any order."""
-        stats = sorted((stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in paths))
+        """The stamp of some files together, in any order.
+
+        Raises:
+            OSError: where one cannot be found.
+            ScanError: where one is a pipe, a socket or a device.
+        """
+        found = [path.stat() for path in paths]
+        for stat in found:
+            refuse_mode(stat.st_mode)
+        stats = sorted((stat.st_size, stat.st_mtime_ns) for stat in found)
         each = hashlib.blake2b(repr(stats).encode(), digest_size=8).hexdigest() if len(stats) > 1 else None
         return cls(bytes=sum(size for size, _ in stats), mtime_ns=max(time for _, time in stats), each=each)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dae3d.errors import Dae3dError
+from dae3d.errors import Dae3dError, ScanError
 from dae3d.scans.manifest import Manifest, Scan, Split
 from dae3d.scans.read import source_files
 from dae3d.store.convert import Outcome, described, measured_alike
@@ -61,7 +61,7 @@ class Wanted:
         for scan, stored in self._as_listed(store, indexes, preparation):
             try:
                 source: Stamp | None = Stamp.of(source_files(scan))
-            except OSError:
+            except (OSError, ScanError):
                 source = None
             if source in (None, stored.source_stamp):
                 self.done(stored.file)
@@ -131,7 +131,7 @@ def _there(file: Path, stored: StoredScan) -> bool:
     """Whether a stored file has not been touched since the index was written."""
     try:
         return Stamp.of([file]) == stored.stored_stamp
-    except OSError:
+    except (OSError, ScanError):
         return False
 
 

@@ -10,6 +10,7 @@ import blosc2
 import numpy as np
 from pydantic import ValidationError
 
+from dae3d.errors import ScanError
 from dae3d.store.scan import CHECKSUM, CHUNK, METADATA, SCANS, StoredScan, checksum
 from dae3d.store.source import Stamp
 
@@ -50,6 +51,8 @@ def check_file(entry: tuple[str, StoredScan | None], store: Path) -> Checked:
         return Checked(file, listed, "missing", why="missing")
     except OSError as error:
         return Checked(file, listed, "unreadable", why=f"cannot be read: {error.strerror}")
+    except ScanError as error:
+        return Checked(file, listed, "unreadable", why=str(error))
     except MemoryError:
         return Checked(file, listed, "unreadable", why="cannot be read: too little memory")
     except OtherFormat as error:
@@ -64,7 +67,7 @@ def read_whole(path: Path) -> StoredScan:
     """What a stored file says of its scan, once all of it has been read and is as it was written.
 
     Raises:
-        OSError, MemoryError: where it could not be read, which says nothing of what it holds.
+        OSError, MemoryError, ScanError: where it could not be read, which says nothing of what it holds.
         OtherFormat: where another version of dae3d wrote it, or it was written under another name.
         ValueError: where it is damaged.
     """

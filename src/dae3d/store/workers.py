@@ -1,23 +1,20 @@
 """Work spread over processes: each holds one scan at a time, and none outlives the one that started it."""
 
 import logging
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from types import ModuleType
-from typing import TypeVar
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import wait
+from typing import Generic, TypeVar
 
 import SimpleITK as sitk
 
-from dae3d.errors import Dae3dError
+from dae3d.processes import Worker, WorkerDied
 
 _log = logging.getLogger(__name__)
+
+# Seconds, for one scan.
+_PATIENCE = 3600.0
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,82 +23,99 @@ Result = TypeVar("Result")
 def work_through(
     items: Iterable[Item],
     run: Callable[[Item], Result],
-    name: Callable[[Item], str],
+    died: Callable[[Item, str], Result],
     workers: int,
     resampling: bool,
-    setting: str,
 ) -> Generator[Result, None, None]:
-    """Do `run` for each item in `workers` processes, in this one where that is 1; yields what is done.
+    """Do `run` for each item in `workers` processes; yields what is done.
 
-    Interrupted, it still yields the items that are at work, then raises KeyboardInterrupt. `resampling` says
-    that PyTorch will be used, which takes seconds to import; `setting` is what the user calls `workers`.
+    An item whose process dies is tried again when the others are done, alone. Of one that it dies of again,
+    or that takes an hour, `died` makes the result, from the item and the reason. Interrupted, it still yields
+    the items that are at work, then raises KeyboardInterrupt. `resampling` says that PyTorch will be used,
+    which takes seconds to import.
 
     Raises:
-        Dae3dError: where a process is killed, with the names of what it may have died of.
+        Exception: what `run` raises.
     """
-    if workers == 1:
-        yield from map(run, items)
-        return
-    # Forked processes would share the threads of PyTorch and Blosc2 half-way through their work.
-    executor = ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(resampling,),
-    )
-    pending: dict[Future[Result], Item] = {}
+    crew = _Crew(run, died, partial(use_one_thread, resampling))
     try:
         for item in items:
-            # No more are handed over than are worked on, so what is pending is what is in memory.
-            if len(pending) == workers:
-                yield from _finished(pending)
-            with _starting_processes():
-                pending[executor.submit(run, item)] = item
-        while pending:
-            yield from _finished(pending)
+            # No more are handed over than are worked on, so what is at work is what is in memory.
+            while crew.busy >= workers:
+                yield from crew.finished()
+            crew.begin(item)
+        while crew.busy:
+            yield from crew.finished()
+        for item in crew.again():
+            crew.begin(item)
+            yield from crew.finished()
     except KeyboardInterrupt:
-        _log.warning("finishing the %d scans at work", len(pending))
-        with suppress(BrokenProcessPool):
-            while pending:
-                yield from _finished(pending)
+        _log.warning("finishing the %d scans at work", crew.busy)
+        while crew.busy:
+            yield from crew.finished()
         raise
-    except BrokenProcessPool:
-        names = ", ".join(map(name, pending.values()))
-        raise Dae3dError(
-            f"a worker process died, most often for lack of memory, while these were at work: {names}. "
-            f"What is finished is kept: run the same command again to go on, with fewer workers ({setting})"
-        ) from None
     finally:
-        executor.shutdown(cancel_futures=True)
+        crew.end()
 
 
-def _finished(pending: dict[Future[Result], Item]) -> Iterator[Result]:
-    done, _ = wait(pending, return_when=FIRST_COMPLETED)
-    for future in done:
-        result = future.result()
-        del pending[future]
-        yield result
+class _Crew(Generic[Item, Result]):
+    """Worker processes, and the items that they are at."""
 
+    def __init__(
+        self, run: Callable[[Item], Result], died: Callable[[Item, str], Result], start: Callable[[], None]
+    ) -> None:
+        self._run, self._died, self._start = run, died, start
+        self._idle: list[Worker] = []
+        self._at_work: dict[Worker, Item] = {}
+        self._fatal: list[Item] = []
+        self._last_try = False
 
-@contextmanager
-def _starting_processes() -> Iterator[None]:
-    """What processes inherit that are started within: Ctrl-C is for the main process, to end the work.
+    @property
+    def busy(self) -> int:
+        """How many are at work."""
+        return len(self._at_work)
 
-    They also do not run the caller's script anew, of which nothing is needed there.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        sys.modules["__main__"] = main
+    def begin(self, item: Item) -> None:
+        """Give an item to a process that has none."""
+        worker = self._idle.pop() if self._idle else Worker(self._start)
+        self._at_work[worker] = item
+        # What has died meanwhile is found to be dead when it is asked for its answer.
+        with suppress(WorkerDied):
+            worker.begin(self._run, item)
 
+    def finished(self) -> Iterator[Result]:
+        """Wait until one item is done, or more; yields what came of them."""
+        signs = {sign: worker for worker in self._at_work for sign in worker.signs}
+        ready = wait(list(signs), _PATIENCE)
+        # Where none is done in that time, the first has been at work the longest.
+        late = [] if ready else list(self._at_work)[:1]
+        for worker in dict.fromkeys([signs[sign] for sign in ready] or late):
+            item = self._at_work.pop(worker)
+            try:
+                result = worker.answer(0)
+            except WorkerDied as death:
+                if self._last_try or late:
+                    yield self._died(item, f"its process {death}")
+                else:
+                    self._fatal.append(item)
+            else:
+                self._idle.append(worker)
+                yield result
 
-def _start_worker(resampling: bool) -> None:
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    use_one_thread(resampling)
+    def again(self) -> Iterator[Item]:
+        """The items whose processes have died, for the last time."""
+        self._last_try = True
+        for worker in self._idle:
+            worker.end()
+        self._idle.clear()
+        if self._fatal:
+            _log.warning("%d scans are tried again, alone: their processes died", len(self._fatal))
+        yield from self._fatal
+
+    def end(self) -> None:
+        """End all processes when they have done what they are at."""
+        for worker in [*self._idle, *self._at_work]:
+            worker.end()
 
 
 def use_one_thread(resampling: bool) -> None:
@@ -111,10 +125,3 @@ def use_one_thread(resampling: bool) -> None:
         import torch
 
         torch.set_num_threads(1)
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -12,7 +12,7 @@ from pathlib import Path
 from nibabel.orientations import aff2axcodes
 from pydicom import Dataset
 
-from dae3d.errors import ScanError
+from dae3d.errors import ScanError, as_scan_error
 from dae3d.scans.dicom.contents import is_localiser, refusal, scanner_by_class
 from dae3d.scans.dicom.files_of_frames import is_whole, volumes_in_files
 from dae3d.scans.dicom.geometry import SAME_POSITION, geometry
@@ -74,7 +74,7 @@ def find_series(files: Iterable[Path], salt: bytes, workers: int = 1) -> Iterato
             series.setdefault(_series_key(one), []).append(one)
     for key in list(series):
         # Given up one by one, so that what is yielded takes the place of what it was made from.
-        yield from _decide(series.pop(key), salt)
+        yield from _decided(series.pop(key), salt)
 
 
 class _Shared:
@@ -144,6 +144,15 @@ def _decide(slices: list[Slice], salt: bytes) -> Iterator[FoundSeries | LeftOut]
             yield from _decide_stack(found, salt)
         else:
             yield _left_out(*found)
+
+
+def _decided(slices: list[Slice], salt: bytes) -> list[FoundSeries | LeftOut]:
+    """As `_decide`; a series whose headers nobody foresaw is left out."""
+    try:
+        with as_scan_error():
+            return list(_decide(slices, salt))
+    except (ScanError, OSError) as error:
+        return [_left_out(slices, str(error))]
 
 
 def _refusal(one: Slice) -> str:

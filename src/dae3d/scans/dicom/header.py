@@ -30,6 +30,7 @@ from dae3d.scans.dicom.stack_keys import (
     stack_texts,
     texts,
 )
+from dae3d.scans.limits import refuse_irregular
 from dae3d.scans.readers import refuse_no_utf8
 
 Vector = tuple[float, float, float]
@@ -155,12 +156,14 @@ def is_dicom(path: Path) -> bool:
 
 
 def has_preamble(path: Path) -> bool:
-    """Whether a file begins as DICOM files do; False where it cannot be opened."""
+    """Whether a file begins as DICOM files do; False where it is none, or cannot be opened."""
     return _head(path)[_MAGIC_AT : _MAGIC_AT + 4] == b"DICM"
 
 
 def _head(path: Path) -> bytes:
     try:
+        if not path.is_file():
+            return b""
         with path.open("rb") as file:
             return file.read(_HEAD)
     except OSError:
@@ -174,7 +177,7 @@ def read_slices(path: Path) -> list[Slice]:
         ScanError: where it is no DICOM, cut short, its values are malformed, or its path is not in UTF-8.
     """
     refuse_no_utf8(path)
-    with reading(), path.open("rb") as file:
+    with _opened(path) as file:
         header = _read(file, _TAGS)
         size, read = path.stat().st_size, file.tell()
         if read > size:
@@ -191,8 +194,16 @@ def read_header(path: Path, tags: Sequence[BaseTag | str], pixels: bool = False)
     Raises:
         ScanError: where it cannot be read.
     """
-    with reading(), path.open("rb") as file:
+    with _opened(path) as file:
         return _read(file, tags, pixels)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    with reading():
+        refuse_irregular(path)
+        with path.open("rb") as file:
+            yield file
 
 
 def _read(file: BinaryIO, tags: Sequence[BaseTag | str], pixels: bool = False) -> Dataset:

@@ -15,7 +15,10 @@ from dae3d.scans.dicom.geometry import geometry
 from dae3d.scans.dicom.header import Slice, read_slices, reading
 from dae3d.scans.dicom.hounsfield import Rescale, Storage, check_hounsfield, check_stored, read_storage
 from dae3d.scans.dicom.straighten import PADDING, straightened
+from dae3d.scans.limits import refuse_too_large
 from dae3d.scans.readers import Volume
+
+_BYTES = 2  # of a voxel, as most are stored
 
 
 def read_series(files: Sequence[Path]) -> Volume:
@@ -26,10 +29,11 @@ def read_series(files: Sequence[Path]) -> Volume:
     else; see `straightened` for stacks that have to be resampled.
 
     Raises:
-        ScanError: where a file cannot be read or decoded, the slices make no stack (see `geometry`), or a CT
-            is not in HU.
+        ScanError: where a file cannot be read or decoded, the slices make no stack (see `geometry`) or do not
+            fit into memory, or a CT is not in HU.
     """
     slices = [one for path in files for one in read_slices(path)]
+    refuse_too_large((len(slices), slices[0].facts.rows, slices[0].facts.columns), _BYTES)
     grid = geometry(slices)
     ordered = [slices[i] for i in grid.order]
     with reading():

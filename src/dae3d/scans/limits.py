@@ -1,0 +1,56 @@
+"""What no scan is, told by numbers before a library is called: what is no file, or fits nowhere."""
+
+import math
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.filesize import decimal
+
+from dae3d.errors import ScanError
+from dae3d.memory import free_memory
+
+# Deflate makes no more of a byte (https://zlib.net/zlib_tech.html).
+_DEFLATE_RATIO = 1032
+
+
+def refuse_irregular(path: Path) -> None:
+    """Refuse what would be waited for, for ever.
+
+    Raises:
+        ScanError: where `path` is a pipe, a socket or a device.
+        OSError: where it cannot be found.
+    """
+    refuse_mode(path.stat().st_mode)
+
+
+def refuse_mode(mode: int) -> None:
+    """As `refuse_irregular`, by a file's mode; raises ScanError."""
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ScanError("unreadable: no file: a pipe, socket or device")
+
+
+def refuse_truncated(needed: int, there: int, deflated: bool = False) -> None:
+    """Refuse voxels of `needed` bytes where there are `there` bytes for them, which may be `deflated`.
+
+    Raises:
+        ScanError: where they cannot be in these.
+    """
+    if deflated and needed > there * _DEFLATE_RATIO:
+        raise ScanError(f"unreadable: {there} compressed bytes cannot hold {needed} bytes of voxels")
+    if not deflated and needed > there:
+        raise ScanError(f"unreadable: truncated: {there} of {needed} bytes of voxels")
+
+
+def refuse_too_large(shape: Sequence[int], bytes_each: int) -> None:
+    """Refuse a scan whose voxels, of so many bytes each, do not fit into memory.
+
+    Raises:
+        ScanError: where there is less free.
+    """
+    needed, free = math.prod(shape) * bytes_each, free_memory()
+    if needed > free:
+        raise ScanError(
+            f"unreadable: its voxels take {decimal(needed)} of memory, and {decimal(free)} are free; fewer "
+            "workers may leave more"
+        )
