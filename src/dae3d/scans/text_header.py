@@ -1,7 +1,7 @@
 """What NRRD and MetaImage headers, which are text, say of the bytes of their voxels.
 
-SimpleITK reads these files. It is told here, before it is called, whether it could die of a header, and whether
-there are as many bytes as the voxels need.
+SimpleITK reads these files. It is told here, before it is called, whether it could die of a header, and
+whether there are as many bytes as the voxels need.
 """
 
 import math
