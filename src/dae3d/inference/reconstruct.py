@@ -36,6 +36,7 @@ from dae3d.inference.prepared import Prepared, preparation_of, read_prepared
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.models.weights import load
 from dae3d.reporting.pictures import triptych
+from dae3d.run_folder import refuse_a_runs_folder
 from dae3d.scans.modality import Label, RuleText, label_by_bids, label_by_rules, parse_rule
 from dae3d.scans.readers import scan_stem
 from dae3d.settings import Positional, Settings, verb
@@ -93,8 +94,11 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
         The rows of `metrics.csv`: scan, modality, image ("disrupted" or "repaired"), l1, psnr (dB), ssim.
 
     Raises:
-        Dae3dError: where the weights cannot be used or no scan could be read.
+        Dae3dError: where the weights cannot be used, no scan could be read, or the folder holds something else
+            that would be overwritten: a run, results of other scans, or one of the scans.
     """
+    refuse_a_runs_folder(settings.out, "reconstructions")
+    _refuse_overwriting(settings)
     device = pick_device(settings.device)
     network: Any = load(settings.weights, axes=settings.axes)
     if not isinstance(network, SwinUNETR):
@@ -216,7 +220,8 @@ def _trained_with(network: Any) -> PretrainSettings:
     """The settings a network was trained with; published checkpoints have the published ones."""
     if "settings" in network.info:
         try:
-            return PretrainSettings(**network.info["settings"])
+            recorded = {**network.info["settings"], "resume": False}
+            return PretrainSettings.model_validate(recorded, context={"chosen": ()})
         except ValidationError as error:
             raise Dae3dError(
                 f"{network.weights}: its settings are not ours: {error.errors()[0]['msg']}"
@@ -236,6 +241,24 @@ def _named(scans: list[Path]) -> list[tuple[Path, str]]:
         once = stems.count(stem) == 1
         names.append(stem if once else next(n for n in numbered if n not in stems and n not in names))
     return list(zip(scans, names, strict=True))
+
+
+def _refuse_overwriting(settings: ReconstructSettings) -> None:
+    """Refuse a folder with the results of other scans, or with one of the scans under the name of a result."""
+    results = settings.out / "metrics.csv"
+    if results.is_file():
+        with results.open(newline="") as file:
+            others = {row.get("scan", "") for row in csv.DictReader(file)} - set(map(str, settings.scans))
+        if others:
+            raise Dae3dError(
+                f"out: {results} is of other scans ({min(others) or 'not of a reconstruction'}), and would be "
+                "overwritten; take another folder"
+            )
+    for path, name in _named(settings.scans):
+        if path.resolve().parent == (settings.out / name).resolve():
+            raise Dae3dError(
+                f"out: results would lie beside {path}, and could overwrite it; take another folder"
+            )
 
 
 def _write(folder: Path, repair: Repair, scan: Prepared, title: str) -> None:

@@ -42,6 +42,8 @@ def report(settings: ReportSettings) -> Path:
     out = settings.out or settings.run / "report.html"
     if out.is_dir():
         raise Dae3dError(f"out: {out} is a folder; name the page to write, such as {out / 'report.html'}")
+    if out.exists() and out.suffix not in (".html", ".htm"):
+        raise Dae3dError(f"out: {out} is there and is no page; name one that ends in .html")
     write_text(out, RENDER[run.record.kind](run))
     log.info("report: %s", out)
     return out

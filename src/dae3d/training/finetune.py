@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import lightning
@@ -12,11 +13,11 @@ from dae3d.models.load_report import LoadReport
 from dae3d.models.swin_unetr import Architecture, Segmenter
 from dae3d.models.weights import load_into, read_weights
 from dae3d.settings import verb
-from dae3d.training.callbacks import find_checkpoints
+from dae3d.training.callbacks import find_checkpoints, step_of
 from dae3d.training.cases import CaseLoaders, LabelledData, labelled_data
 from dae3d.training.finetune_settings import FinetuneSettings
-from dae3d.training.record import log_to
-from dae3d.training.run import device_count, prepare_run_folder, refuse_another_run, step_of, train
+from dae3d.training.resume import checkpoint_of, saved_settings
+from dae3d.training.run import device_count, train
 from dae3d.training.run_settings import check_heads
 from dae3d.training.segmentation import Segmentation
 
@@ -38,33 +39,39 @@ def finetune(settings: FinetuneSettings) -> Path:
 
     Raises:
         Dae3dError: where the list or a case cannot be used, the weights do not fit, the run folder already
-            holds a run, or the loss is not finite.
+            holds a run or one that cannot be resumed, or the loss is not finite.
     """
     settings = with_sizes(settings)
-    refuse_another_run(settings)
+    checkpoint = checkpoint_of(settings)
+    if checkpoint is not None:
+        settings = _as_begun(settings, checkpoint)
     devices, nodes = device_count(settings)
     data = labelled_data(settings)
     batch = settings.batch_size * devices * nodes
     settings = settings.for_epochs_of(-(-data.stream.per_epoch // (batch * settings.accumulate)))
-    checkpoint = prepare_run_folder(settings)
-    if (step_of(checkpoint) or 0) >= int(settings.max_steps):
+    if checkpoint is not None and step_of(checkpoint) >= int(settings.max_steps):
         log.info("%s is already at step %s of %s", settings.out, step_of(checkpoint), settings.max_steps)
         return settings.out
-    with log_to(settings.out / "log.txt"):
-        _announce(settings, data)
-        lightning.seed_everything(settings.seed, verbose=False)
-        network = _network(settings, data, resumed=checkpoint is not None)
-        module = Segmentation(settings, network, data, settings.out / "pictures")
-        about = {
+    lightning.seed_everything(settings.seed, verbose=False)
+    network, report = _network(settings, data, resumed=checkpoint is not None)
+
+    def scans_of(sample: int) -> list[str]:
+        return data.scans_of(sample, batch)
+
+    train(
+        settings,
+        Segmentation(settings, network, data, settings.out / "pictures"),
+        CaseLoaders(data, settings),
+        checkpoint,
+        about={
             "kind": "finetune",
             "init": str(settings.init) if settings.init and settings.transfer != "none" else None,
             **data.about(settings.data),
-        }
-
-        def scans_of(sample: int) -> list[str]:
-            return data.scans_of(sample, batch)
-
-        train(settings, module, CaseLoaders(data, settings), checkpoint, about, scans_of, "finetune")
+        },
+        scans_of=scans_of,
+        what="finetune",
+        announce=partial(_announce, settings, data, report),
+    )
     return settings.out
 
 
@@ -101,8 +108,20 @@ def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
     return settings.model_copy(update=resolved)
 
 
-def _network(settings: FinetuneSettings, data: LabelledData, resumed: bool) -> Segmenter:
-    """The network to begin with, and what is taken over of the weights of --init."""
+def _as_begun(settings: FinetuneSettings, checkpoint: Path) -> FinetuneSettings:
+    """The settings with those of the beginning that nothing is made of any more."""
+    saved = saved_settings(settings)
+    begun = {name: getattr(saved or settings, name) for name in ("init", "transfer")}
+    for name, value in begun.items():
+        if getattr(settings, name) != value:
+            log.info("%s: not used, for the run goes on from %s; it stays %s", name, checkpoint, value)
+    return settings.model_copy(update=begun)
+
+
+def _network(
+    settings: FinetuneSettings, data: LabelledData, resumed: bool
+) -> tuple[Segmenter, LoadReport | None]:
+    """The network to begin with, and a report of what is taken over of the weights of --init."""
     architecture = Architecture(
         **{name: getattr(settings, name) for name in SIZES},
         restore_intensity=False,
@@ -112,18 +131,12 @@ def _network(settings: FinetuneSettings, data: LabelledData, resumed: bool) -> S
     )
     network = Segmenter(architecture, settings.checkpoint_activations, settings.axes or "straight")
     if settings.init is not None and settings.transfer != "none" and not resumed:
-        report = load_into(network, read_weights(settings.init), settings.transfer, show=False)
-        _show(report)
-    return network
+        return network, load_into(network, read_weights(settings.init), settings.transfer, show=False)
+    return network, None
 
 
 @rank_zero_only
-def _show(report: LoadReport) -> None:
-    report.print()
-
-
-@rank_zero_only
-def _announce(settings: FinetuneSettings, data: LabelledData) -> None:
+def _announce(settings: FinetuneSettings, data: LabelledData, report: LoadReport | None) -> None:
     log.info(
         "fine-tuning on %s: %d cases (%s), %d classes, validating on %d",
         settings.data,
@@ -132,3 +145,5 @@ def _announce(settings: FinetuneSettings, data: LabelledData) -> None:
         len(data.recipe.labels),
         len(data.validation),
     )
+    if report is not None:
+        report.print()

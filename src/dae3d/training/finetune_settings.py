@@ -1,7 +1,7 @@
 """Settings of fine-tuning. Defaults are the published recipe for BTCV where it has one."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -157,3 +157,15 @@ class FinetuneSettings(RunSettings):
         if self.freeze_steps not in (0, "0 epochs") and self.freeze == "none":
             raise ValueError("freeze_steps: needs --freeze encoder")
         return self
+
+    def kept(self) -> dict[str, Any]:
+        """What decides the network, its parameters and which of them learn, by setting."""
+        names = ("embed_dim", "depths", "heads", "window", "patch_embed", "patch_merging", "axes")
+        return {
+            **super().kept(),
+            **{name: getattr(self, name) for name in names},
+            "deep_supervision": self.deep_supervision,
+            "freeze": self.freeze,
+            "freeze_steps": self.freeze_steps in (0, "0 epochs"),
+            "layer_decay": self.layer_decay == 1,  # whether every stage has a rate of its own
+        }

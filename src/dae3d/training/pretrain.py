@@ -1,16 +1,18 @@
 """The verb `pretrain`."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from dae3d.settings import verb
+from dae3d.training.callbacks import step_of
 from dae3d.training.data import CropLoaders, TrainingData, training_data
 from dae3d.training.pretraining import Pretraining
-from dae3d.training.record import log_to
-from dae3d.training.run import device_count, prepare_run_folder, step_of, train
+from dae3d.training.resume import checkpoint_of
+from dae3d.training.run import device_count, train
 from dae3d.training.settings import PretrainSettings
 
 log = logging.getLogger(__name__)
@@ -27,23 +29,29 @@ def pretrain(settings: PretrainSettings) -> Path:
         The run folder.
 
     Raises:
-        Dae3dError: where the store has nothing to train on, the run folder already holds a run, or the loss
-            is not finite.
+        Dae3dError: where the store has nothing to train on, the run folder already holds a run or one that
+            cannot be resumed, or the loss is not finite.
     """
+    checkpoint = checkpoint_of(settings)
     devices, nodes = device_count(settings)
     data = training_data(settings, devices * nodes)
     settings = settings.for_epochs_of(-(-data.batches_per_epoch // settings.accumulate))
-    checkpoint = prepare_run_folder(settings)
-    if (step_of(checkpoint) or 0) >= int(settings.max_steps):
+    if checkpoint is not None and step_of(checkpoint) >= int(settings.max_steps):
         log.info("%s is already at step %s of %s", settings.out, step_of(checkpoint), settings.max_steps)
         return settings.out
-    with log_to(settings.out / "log.txt"):
-        _announce(settings, data)
-        lightning.seed_everything(settings.seed, verbose=False)
-        preparation = data.store.scans.header.preparation
-        module = Pretraining(settings, data.modalities, preparation, settings.out / "pictures")
-        about = {"kind": "pretrain", "disruption": settings.disruption, **data.about()}
-        train(settings, module, CropLoaders(data, settings), checkpoint, about, data.scans_of, "pretrain")
+    lightning.seed_everything(settings.seed, verbose=False)
+    preparation = data.store.scans.header.preparation
+    module = Pretraining(settings, data.modalities, preparation, settings.out / "pictures")
+    train(
+        settings,
+        module,
+        CropLoaders(data, settings),
+        checkpoint,
+        about={"kind": "pretrain", "disruption": settings.disruption, **data.about()},
+        scans_of=data.scans_of,
+        what="pretrain",
+        announce=partial(_announce, settings, data),
+    )
     return settings.out
 
 

@@ -1,7 +1,8 @@
 """Settings of pre-training. Defaults are the published recipe where it has one."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -127,6 +128,16 @@ class PretrainSettings(RunSettings):
             raise ValueError("reconstruction_loss: masked needs disruption mae; the others mask no voxels")
         check_heads(self.embed_dim, self.heads)
         return self
+
+    def kept(self) -> dict[str, Any]:
+        """What decides the network, its parameters and which of them learn, by setting."""
+        masks_blocks = block_mask in DISRUPTIONS[self.disruption]
+        return {
+            **super().kept(),
+            **asdict(self.architecture()),
+            "freeze": self.freeze,
+            "disruption": masks_blocks,  # whether there is a mask token to learn
+        }
 
     def architecture(self) -> Architecture:
         """The network's sizes."""
