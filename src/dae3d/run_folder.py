@@ -6,7 +6,7 @@ from dae3d.errors import Dae3dError
 
 
 def signs_of_a_run(folder: Path) -> list[Path]:
-    """Files that a run alone leaves, of a run that may have been tidied up in part; the most telling first."""
+    """Files that a run alone leaves, even one that was tidied up in part; the most telling ones first."""
     found = [
         *sorted((folder / "checkpoints").glob("step-*.ckpt"), reverse=True),
         *sorted((folder / "weights").glob("*.safetensors")),
@@ -15,10 +15,17 @@ def signs_of_a_run(folder: Path) -> list[Path]:
 
 
 def refuse_a_runs_folder(folder: Path, instead: str) -> None:
-    """Raise Dae3dError where results with a `metrics.csv` would replace a run's; `instead` is a folder in it."""
-    signs = signs_of_a_run(folder)
-    if signs:
+    """Refuse to write results there, whose `metrics.csv` would replace the run's.
+
+    Args:
+        folder: to be written to.
+        instead: the name of a folder in it that will do.
+
+    Raises:
+        Dae3dError: where it is the folder of a run.
+    """
+    if signs_of_a_run(folder):
         raise Dae3dError(
-            f"out: {folder} is the folder of a run ({signs[0].relative_to(folder)}), whose metrics.csv would "
-            f"be replaced; take another, such as {folder / instead}"
+            f"out: {folder} is the folder of a run, whose metrics.csv would be replaced; "
+            f"take another, such as {folder / instead}"
         )

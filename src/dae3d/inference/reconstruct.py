@@ -6,6 +6,7 @@ import io
 import itertools
 import logging
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -94,8 +95,8 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
         The rows of `metrics.csv`: scan, modality, image ("disrupted" or "repaired"), l1, psnr (dB), ssim.
 
     Raises:
-        Dae3dError: where the weights cannot be used, no scan could be read, or the folder holds something else
-            that would be overwritten: a run, results of other scans, or one of the scans.
+        Dae3dError: where the weights cannot be used, no scan could be read, or something else would be
+            overwritten: a run, results of other scans, or one of the scans.
     """
     refuse_a_runs_folder(settings.out, "reconstructions")
     _refuse_overwriting(settings)
@@ -244,21 +245,17 @@ def _named(scans: list[Path]) -> list[tuple[Path, str]]:
 
 
 def _refuse_overwriting(settings: ReconstructSettings) -> None:
-    """Refuse a folder with the results of other scans, or with one of the scans under the name of a result."""
+    """Refuse a folder with results of other scans, or with one of the scans where its results would lie."""
     results = settings.out / "metrics.csv"
     if results.is_file():
         with results.open(newline="") as file:
-            others = {row.get("scan", "") for row in csv.DictReader(file)} - set(map(str, settings.scans))
+            measured = {row.get("scan") or "" for row in csv.DictReader(file)}
+        others = {os.path.abspath(scan) for scan in measured} - set(map(os.path.abspath, settings.scans))
         if others:
-            raise Dae3dError(
-                f"out: {results} is of other scans ({min(others) or 'not of a reconstruction'}), and would be "
-                "overwritten; take another folder"
-            )
+            raise Dae3dError(f"out: {results} is not of these scans alone, and would be overwritten")
     for path, name in _named(settings.scans):
         if path.resolve().parent == (settings.out / name).resolve():
-            raise Dae3dError(
-                f"out: results would lie beside {path}, and could overwrite it; take another folder"
-            )
+            raise Dae3dError(f"out: the results of {path} would lie beside it; take another folder")
 
 
 def _write(folder: Path, repair: Repair, scan: Prepared, title: str) -> None:
