@@ -100,6 +100,15 @@ class TrainingModule(lightning.LightningModule, ABC):
         """Say what the network is, for a run that goes on from there."""
         checkpoint["header"] = self.header()
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count the batches as this run has them a step, where `accumulate` is another than before."""
+        batches = checkpoint["global_step"] * self.run_settings.accumulate
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            # A checkpoint may have been taken before the last batch counted as completed.
+            moved = batches - counts["ready"]
+            counts.update({name: count + moved for name, count in counts.items()})
+
     def unlike(self, header: dict[str, Any]) -> str | None:
         """Why a run with this header, {} if unknown, cannot go on with this network; None if it can."""
         return None

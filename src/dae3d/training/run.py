@@ -96,14 +96,14 @@ def train(
         _remove_unfinished(settings.out)
         announce()
         _announce(settings, resumed_at, trainer)
-        _fit(trainer, module, loaders, checkpoint)
+        _fit(trainer, module, loaders, checkpoint, settings.out)
         if trainer.global_step < int(settings.max_steps):
             raise KeyboardInterrupt(_how_to_go_on(settings.out))
         if trainer.is_global_zero:
             log.info("done: weights in %s", settings.out / "weights")
 
 
-def _fit(trainer: Any, module: Any, loaders: Any, checkpoint: Path | None) -> None:
+def _fit(trainer: Any, module: Any, loaders: Any, checkpoint: Path | None, out: Path) -> None:
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=True)
@@ -112,7 +112,7 @@ def _fit(trainer: Any, module: Any, loaders: Any, checkpoint: Path | None) -> No
         if not trainer.interrupted:
             raise
         signal.signal(signal.SIGINT, on_interrupt)
-        raise KeyboardInterrupt(_how_to_go_on(Path(trainer.default_root_dir))) from None
+        raise KeyboardInterrupt(_how_to_go_on(out)) from None
 
 
 def _how_to_go_on(out: Path) -> str:
@@ -130,7 +130,6 @@ def _trainer(
     validate_first: bool,
 ) -> lightning.Trainer:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
     warnings.filterwarnings("ignore", message=".*Grad strides do not match.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
     # Their successors are not in every PyTorch that will do.
