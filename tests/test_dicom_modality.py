@@ -270,3 +270,122 @@ def test_times_never_contradict_themselves(acquisition):
     assert agreed(set(), label) == label
     if label is not None:
         assert agreed({label}, label) == label
+
+
+SPIN_ECHO = ("SE", 10, 500)  # with which words decide between t1 and t1ce alone
+
+
+@pytest.mark.parametrize(
+    ("description", "label"),
+    [
+        *(
+            (text, "t1")
+            for text in ("t1_tse_sag_ohne_KM", "T1 vor KM", "AX T1 sans gado", "SAG T1 AVANT GADO")
+        ),
+        *((text, "t1") for text in ("AX T1 sin GD", "T1 utan gd", "T1 zonder contrast", "T1 before Gd")),
+        *(
+            (text, "t1")
+            for text in ("T1 Gd-", "T1_C-", "T1 KM (-)", "SAG T1 avant injection", "T1 senza contrasto")
+        ),
+        *((text, "t1") for text in ("T1 ohne i.v. KM", "T1 sin contraste", "T1 nativ", "T1 før kontrast")),
+        *((text, "t1ce") for text in ("T1 nach KM", "T1 après gado", "T1 con contraste", "T1 med kontrast")),
+        *(
+            (text, "t1ce")
+            for text in ("T1-GD-tra", "T1 injecté", "t1_tse_KM_dark", "T1 C+", "T1 post Gd-DTPA")
+        ),
+        ("T1 sin Gd / con Gd", None),
+        # German "vor OP" and English "before surgery" tell of no agent.
+        ("T1 vor OP", "t1"),
+    ],
+)
+def test_agents_in_other_languages(description, label):
+    assert label_by_header(mr(description, *SPIN_ECHO)) == label
+
+
+@pytest.mark.parametrize(
+    ("agent", "label"),
+    [
+        ("ohne", "t1"),
+        ("keine", "t1"),
+        ("sans", "t1"),
+        ("sin contraste", "t1"),
+        ("Dotarem 10 ml", "t1ce"),
+        ("Sinerem", "t1ce"),
+    ],
+)
+def test_agents_of_the_header_in_other_languages(agent, label):
+    assert label_by_header(mr("T1 tra", *SPIN_ECHO, ContrastBolusAgent=agent)) == label
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        *("Fractional Aniso. DTI", "DTI mean diffusivity", "DWI exADC", "DTI 64 dir MD", "ep2d_diff_eADC"),
+        *("FILT_PHA: Ax SWAN", "SWI phase", "Pha Images SWI", "T2* R2star"),
+        *("T1_SUBTRACTED", "T1 Subtraktion", "T1 soustraction", "T1 mDixon F", "T1 vibe Fett", "PDFF T2*"),
+        *("T2_mapping", "T1 Mapping MOLLI", "ShMOLLI T1", "T2 wash-in", "T1 COR MIPs", "T1 rCBV"),
+    ],
+)
+def test_maps_phases_and_subtractions_are_no_images_of_a_contrast(description):
+    assert label_by_header(mr(description, "SE", 10, 500)) is None
+    assert label_by_header(mr(description, "EP", 80, 5000)) is None
+
+
+@pytest.mark.parametrize(
+    ("description", "label"),
+    [
+        *(
+            (f"T1 vibe fs {phase} phase", "t1")
+            for phase in ("arterial", "portal venous", "late", "in", "3rd")
+        ),
+        ("T1 tse phase oversampling", "t1"),
+        ("T1 dynamic phase 2", "t1"),
+        ("T1 fat sat", "t1"),
+        ("T1 Fett sat", "t1"),
+        ("T1 tra submandibular", "t1"),
+    ],
+)
+def test_what_sounds_like_one_and_is_none(description, label):
+    assert label_by_header(mr(description, *SPIN_ECHO)) == label
+
+
+@pytest.mark.parametrize(
+    ("description", "image_type", "label"),
+    [
+        *(
+            (text, ["DERIVED", "PRIMARY", "AXIAL"], None)
+            for text in ("Z Effective", "Electron Density", "Rho Z")
+        ),
+        *(
+            (text, ["DERIVED", "PRIMARY", "AXIAL"], None)
+            for text in ("rCBF", "COR MIPS 10mm", "Effective Z", "tMIP")
+        ),
+        *(
+            ("ME", ["DERIVED", "PRIMARY", "AXIAL", value], None)
+            for value in ("EFF_ATOMIC_NUM", "MAT_SPECIFIC")
+        ),
+        *(
+            ("ME", ["DERIVED", "PRIMARY", "AXIAL", value], None)
+            for value in ("ELECTRON_DENSITY", "MAT_FRACTIONAL")
+        ),
+        # In HU by the standard.
+        *(("ME", ["DERIVED", "PRIMARY", "AXIAL", value], "ct") for value in ("VMI", "MAT_REMOVED")),
+        ("ABD WASHOUT 15 MIN", ["ORIGINAL", "PRIMARY", "AXIAL"], "ct"),
+        ("HEAD SUB-MM", ["ORIGINAL", "PRIMARY", "AXIAL"], "ct"),
+        ("R/O PERF APPENDIX", ["ORIGINAL", "PRIMARY", "AXIAL"], "ct"),
+    ],
+)
+def test_ct_that_is_and_is_not_in_hu(description, image_type, label):
+    assert label_by_header(header("CT", SeriesDescription=description, ImageType=image_type)) == label
+
+
+def test_a_projection_of_pet_is_no_pet():
+    given = {"CorrectedImage": ["ATTN", "DECY"]}
+    assert label_by_header(header("PT", SeriesDescription="WB AC", **given)) == "pet"
+    assert label_by_header(header("PT", SeriesDescription="WB AC MIP", **given)) is None
+    assert (
+        label_by_header(
+            header("PT", SeriesDescription="WB", ImageType=["DERIVED", "PRIMARY", "MIP"], **given)
+        )
+        is None
+    )

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dae3d import __version__
+from dae3d.cores import usable_cores
 from dae3d.errors import Dae3dError
 from dae3d.evaluation.cases import pair, score
 from dae3d.evaluation.results import Mean, Results
@@ -64,7 +64,7 @@ class EvaluateSettings(Settings):
     )
     seed: int = Field(0, ge=0, description="of the bootstrap")
     workers: int = Field(
-        default_factory=lambda: min(4, os.cpu_count() or 1),
+        default_factory=lambda: min(4, usable_cores()),
         ge=1,
         description="cases compared at a time, each with two label maps in memory",
     )

@@ -2,21 +2,25 @@
 
 import torch
 
+from dae3d.cores import use_threads
 from dae3d.errors import Dae3dError
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the GPU where there is one.
+def pick_device(name: str, threads: int | None = None) -> torch.device:
+    """The device of that name; "auto" is the GPU where there is one. A CPU computes with so many `threads`.
 
     Raises:
         Dae3dError: where it is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise Dae3dError(
             f"device: must be auto, cpu, cuda or cuda:N, and be there, not {name!r}: {reason}"
         ) from None
+    if device.type == "cpu":
+        use_threads(threads)
+    return device

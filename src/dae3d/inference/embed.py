@@ -14,6 +14,7 @@ import torch
 from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
+from dae3d.cores import THREADS
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.files import whole_file
 from dae3d.inference.device import pick_device
@@ -71,6 +72,7 @@ class EmbedSettings(Settings):
     )
     window_batch: int = Field(1, ge=1, description="windows that go through the network together")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: int | None = Field(None, ge=1, description=THREADS)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def embed(settings: EmbedSettings) -> Embeddings:
     """
     if settings.out.suffix == ".parquet":
         _pyarrow()
-    device = pick_device(settings.device)
+    device = pick_device(settings.device, settings.threads)
     encoder: Any = load(settings.weights, task="encoder", axes=settings.axes).to(device)
     recipe = CaseRecipe(**encoder.info["recipe"]) if "recipe" in encoder.info else None
     if recipe is None and encoder.architecture.in_channels > 1:

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from tqdm import tqdm
 
+from dae3d.cores import THREADS
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.files import make_folder, writing
 from dae3d.inference.device import pick_device
@@ -55,6 +56,7 @@ class PredictSettings(Settings):
     probabilities: bool = Field(False, description="also write <name>_probabilities.nii.gz, a volume a class")
     window_batch: int = Field(1, ge=1, description="windows that go through a network together")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: int | None = Field(None, ge=1, description=THREADS)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -85,7 +87,7 @@ def predict(settings: PredictSettings) -> list[Path]:
         Dae3dError: where the weights, the list's classes or the folder cannot be used; or, once the others
             are done, with every scan that cannot be, and why.
     """
-    device = pick_device(settings.device)
+    device = pick_device(settings.device, settings.threads)
     ensemble = load_ensemble(settings.weights, device)
     cases = _cases(settings, ensemble.recipe)
     _refuse_overwriting_inputs(cases, settings)

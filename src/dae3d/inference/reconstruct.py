@@ -27,6 +27,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from dae3d.cores import THREADS
 from dae3d.disrupt import DISRUPTIONS, Disrupted, DisruptionSettings, sample_keys
 from dae3d.disrupt.local_mask import local_mask
 from dae3d.errors import Dae3dError, ScanError
@@ -71,6 +72,7 @@ class ReconstructSettings(Settings):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of the disruption")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: int | None = Field(None, ge=1, description=THREADS)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     """
     refuse_a_runs_folder(settings.out, "reconstructions")
     _refuse_overwriting(settings)
-    device = pick_device(settings.device)
+    device = pick_device(settings.device, settings.threads)
     network: Any = load(settings.weights, axes=settings.axes)
     if not isinstance(network, SwinUNETR):
         task = network.info["task"]

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
+from dae3d.cores import usable_cores
 from dae3d.errors import ScanError
 from dae3d.journal import Journal
 from dae3d.reporting.data_pictures import Drawn, Read, Triple, draw, levels, mid_planes
@@ -24,7 +25,7 @@ from dae3d.store.examine import AS_ACQUIRED, examine
 from dae3d.store.fingerprint import voxel_digest
 from dae3d.store.source import Stamp, digest
 from dae3d.store.statistics import Statistics
-from dae3d.store.workers import usable_cores, work_through
+from dae3d.store.workers import work_through
 
 Result = TypeVar("Result")
 

@@ -5,7 +5,7 @@ from dae3d.reporting.curves import Chart, chart
 from dae3d.reporting.html import fill
 from dae3d.reporting.run import Run
 from dae3d.reporting.run_page import both, facts, optimisation, steps, without_gaps
-from dae3d.reporting.summary import progress
+from dae3d.reporting.summary import legs, progress
 from dae3d.reporting.words import duration, listing, plural, quantity, some
 
 _DICE = "val/dice"
@@ -25,7 +25,7 @@ def render(run: Run) -> str:
         name=run.folder.resolve().name,
         run=run,
         record=run.record,
-        summary=[training(run), *result(run)],
+        summary=[training(run), *legs(run), *result(run)],
         missing=missing(run),
         facts=facts(run),
         chart_groups=chart_groups(run),

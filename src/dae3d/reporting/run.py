@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dae3d.errors import Dae3dError
 from dae3d.metrics import read_metrics
@@ -42,6 +42,13 @@ class Validation(_Record):
     scans: tuple[str, ...] = ()
 
 
+class Leg(_Record):
+    """The data that the steps after `start` were trained on."""
+
+    start: int = Field(alias="from")
+    data: Data = Data()
+
+
 class RunRecord(_Record):
     """`run.json`: what ran where, on what, how far and how fast. What it does not say is None or empty."""
 
@@ -62,6 +69,7 @@ class RunRecord(_Record):
     peak_memory_bytes: int | None = None
     peak_memory_of: str | None = None
     data: Data = Data()
+    legs: tuple[Leg, ...] = ()
     validation: dict[str, Validation] = {}
     cases: dict[str, tuple[str, ...]] = {}
 

@@ -17,7 +17,18 @@ DISRUPTIONS = {
 
 def summary(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
     """What was trained on what, how long, and with which result: sentences."""
-    return [_training(run), *_result(run, comparisons)]
+    return [_training(run), *legs(run), *_result(run, comparisons)]
+
+
+def legs(run: Run) -> list[str]:
+    """From which steps on a run that was resumed was trained on other data."""
+    sentences = []
+    for leg in run.record.legs[1:]:
+        scans = [f"{plural(row.train, 'scan')} of {row.modality} ({row.dataset})" for row in leg.data.rows]
+        sentences.append(
+            f"From step {leg.start} on it was trained on other data than before: {', '.join(scans)}."
+        )
+    return sentences
 
 
 def missing(run: Run) -> list[str]:

@@ -1,7 +1,6 @@
 """Labelled cases prepared for fine-tuning: writing them into a store, and reading crops out of it."""
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -12,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
+from dae3d.cores import usable_cores
 from dae3d.errors import Dae3dError
 from dae3d.files import write_text
 from dae3d.scans.readers import Volume
@@ -151,7 +151,7 @@ def prepare_cases(
     with only_writer(folder, CASES, wait=True):
         stored: dict[str, StoredCase] = {}
         unusable: dict[str, str] = {}
-        for outcome in _outcomes(cases, recipe, folder, workers or os.cpu_count() or 1):
+        for outcome in _outcomes(cases, recipe, folder, workers or usable_cores()):
             if outcome.stored is None:
                 unusable[outcome.case.name] = outcome.reason
             else:

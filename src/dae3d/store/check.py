@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
+from dae3d.cores import usable_cores
 from dae3d.errors import Dae3dError
 from dae3d.files import make_folder, writing
 from dae3d.settings import Positional, Settings, verb
@@ -32,7 +33,7 @@ from dae3d.store.shards import PARTS, unfinished
 from dae3d.store.store import Store
 from dae3d.store.tally import Tally
 from dae3d.store.whole import Checked, State, check_file
-from dae3d.store.workers import usable_cores, work_through
+from dae3d.store.workers import work_through
 from dae3d.store.writer import leftovers, only_writer, refuse_writing
 
 # Folder of a store for damaged files.

@@ -49,6 +49,7 @@ class _AnyHeader(_Version):
 
 
 class _Origin(BaseModel):
+    path: str
     modality: str
     dataset: str
     split: Split

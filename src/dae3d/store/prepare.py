@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
+from dae3d.cores import usable_cores
 from dae3d.errors import Dae3dError
 from dae3d.scans.manifest import Scan
 from dae3d.scans.read import source_files
@@ -30,7 +31,7 @@ from dae3d.store.source import digest
 from dae3d.store.store import Store
 from dae3d.store.tally import Tally
 from dae3d.store.wanted import Wanted
-from dae3d.store.workers import usable_cores, work_through
+from dae3d.store.workers import work_through
 from dae3d.store.writer import locked, only_writer, shard_writer
 
 _REJECTED_SHOWN = 10

@@ -23,13 +23,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def usable_cores() -> int:
-    """The processor cores that this process may use, which a batch system makes fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def work_through(
     items: Iterable[Item],
     run: Callable[[Item], Result],

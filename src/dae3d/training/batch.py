@@ -57,15 +57,17 @@ class Packed:
     slot: Slot | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Every tensor sent to another process takes a file of its own.
+        # A tensor sent to another process takes a file in /dev/shm, of which Docker gives 64 MiB in all.
         numbers = {"modality": self.modality.tolist(), "sample": self.sample.tolist()}
-        voxels = self.voxels if self.slot is None else len(self.voxels)
+        voxels = self.voxels.numpy() if self.slot is None else len(self.voxels)
         return {"parts": self.parts, "slot": self.slot, "voxels": voxels, **numbers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.modality, self.sample = torch.tensor(state["modality"]), torch.tensor(state["sample"])
-        if self.slot is not None:
+        if self.slot is None:
+            self.voxels = torch.from_numpy(state["voxels"])
+        else:
             self.voxels = self.slot.bytes(state["voxels"])
             # Once only: when voxels have been taken out, or when nobody will.
             self._empty_slot = weakref.finalize(self, self.slot.empty)
@@ -93,7 +95,7 @@ class Packed:
         return {"image": image, "modality": self.modality, "sample": self.sample}
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Packed":
-        moved = Packed(move(self.voxels), self.parts, move(self.modality), move(self.sample))
+        moved = type(self)(move(self.voxels), self.parts, move(self.modality), move(self.sample))
         self._leave_slot()
         return moved
 
@@ -106,9 +108,8 @@ class Packed:
 def pack(crops: Sequence[NumberedCrop], slots: Slots | None = None) -> Packed:
     """Put crops together into a batch, in a loader process in one of its slots where one is empty."""
     arrays = [numbered.crop.voxels for numbered in crops]
-    firsts = [0, *accumulate(map(_room, (array.nbytes for array in arrays)))]
-    worker = get_worker_info()
-    slot = slots.fill(worker.id) if slots and worker else None
+    firsts = [0, *accumulate(map(aligned, (array.nbytes for array in arrays)))]
+    slot = slot_of_this_process(slots)
     voxels = slot.bytes(firsts[-1]) if slot else torch.empty(firsts[-1], dtype=torch.uint8)
     parts = []
     for numbered, array, first in zip(crops, arrays, firsts, strict=False):
@@ -123,12 +124,19 @@ def pack(crops: Sequence[NumberedCrop], slots: Slots | None = None) -> Packed:
     return Packed(voxels, parts, modality, sample, slot)
 
 
+def slot_of_this_process(slots: Slots | None) -> Slot | None:
+    """An empty slot of this loader process; None where there is none, or this is no loader process."""
+    worker = get_worker_info()
+    return slots.fill(worker.id) if slots and worker else None
+
+
 def slot_bytes(batch_size: int, roi: int) -> int:
     """Bytes of the largest batch of crops of `roi`^3 voxels, all of them float32."""
-    return batch_size * _room(4 * roi**3)
+    return batch_size * aligned(4 * roi**3)
 
 
-def _room(size: int) -> int:
+def aligned(size: int) -> int:
+    """Bytes from the start of one part of a batch to that of the next."""
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 

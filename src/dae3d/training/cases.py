@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from dae3d.scans.task import TaskCase, read_task
 from dae3d.store.cases import CaseStore, prepare_cases
 from dae3d.store.recipe import CaseRecipe
 from dae3d.training.augment import Augmentation
-from dae3d.training.batch import Sample
+from dae3d.training.batch import Packed, Sample
 from dae3d.training.case_sampling import CaseStream
-from dae3d.training.data import endless_loader
+from dae3d.training.data import endless_loader, slots_of
 from dae3d.training.finetune_settings import FinetuneSettings
+from dae3d.training.labelled_batch import labelled_slot_bytes, pack_labelled
 from dae3d.training.sampling import philox
 
 _SUBSET = 6
@@ -55,7 +57,7 @@ class LabelledData:
                 for case in (self.store.cases[n] for n in (*self.training, *self.validation))
             ),
         }
-        return {"data": {"store": str(self.store.path), "rows": [row]}, "cases": names}
+        return {"data": {"store": str(self.store.path.absolute()), "rows": [row]}, "cases": names}
 
 
 def labelled_data(settings: FinetuneSettings) -> LabelledData:
@@ -135,9 +137,16 @@ class CaseLoaders(lightning.LightningDataModule):
         super().__init__()
         self.data, self.settings = data, settings
 
-    def train_dataloader(self) -> DataLoader[Sample]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank's crops."""
-        return endless_loader(LabelledCrops(self.data, self.settings), self.settings, self.trainer)
+        given, channels = self.settings, len(self.data.recipe.modalities)
+        slots = slots_of(given, self.trainer, labelled_slot_bytes(given.batch_size, channels, given.roi))
+        crops = LabelledCrops(self.data, given)
+        return endless_loader(crops, given, self.trainer, partial(pack_labelled, slots=slots))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Take a batch of crops apart; validation has numbers of cases."""
+        return batch.unpack(self.settings.roi) if isinstance(batch, Packed) else batch
 
     def val_dataloader(self) -> DataLoader[int]:
         """This rank's validation cases, by place in `data.validation`; -1 where another rank has one more."""

@@ -1,6 +1,6 @@
 """Crops from the store to the network: the dataset and the loaders."""
 
-import gc
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +10,12 @@ from typing import Any
 import lightning
 from torch.utils.data import DataLoader, Dataset
 
+from dae3d.cores import usable_cores
 from dae3d.errors import Dae3dError
 from dae3d.store.index import Outline
 from dae3d.store.store import Store
 from dae3d.training.batch import NumberedCrop, Packed, Sample, pack, slot_bytes
+from dae3d.training.loader_process import check_shared_memory, start_loader_process
 from dae3d.training.run_settings import RunSettings
 from dae3d.training.sampling import (
     LAST_SAMPLE,
@@ -82,18 +84,25 @@ class TrainingData:
     def about(self) -> dict[str, Any]:
         """For `run.json`: the scans by modality and data set, and the validation crops."""
         return {
-            "data": {"store": str(self.store.path), "rows": self.scans.rows()},
+            "data": {
+                "store": str(self.store.path.absolute()),
+                "rows": self.scans.rows(),
+                "scans_digest": self.scans.digest(),
+            },
             "validation": self._validation(),
         }
 
     def _validation(self) -> dict[str, Any]:
         described: dict[str, Any] = {}
         for number, name in enumerate(self.modalities):
-            scans = [self.store.scans[crop.scan] for crop in self.validation if crop.modality == number]
+            crops = [crop for crop in self.validation if crop.modality == number]
+            scans = [self.store.scans[crop.scan] for crop in crops]
+            places = [f"{scan.path.name} {crop.start}" for scan, crop in zip(scans, crops, strict=True)]
             described[name] = {
                 "crops": len(scans),
                 "split": scans[0].split,
                 "scans": sorted({scan.path.name for scan in scans}),
+                "crops_digest": hashlib.blake2b("\n".join(places).encode(), digest_size=8).hexdigest(),
             }
         return described
 
@@ -105,6 +114,7 @@ class Scans:
         self.training: dict[str, list[int]] = {}
         self.held_out: dict[str, list[int]] = {}
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
+        self._digest = hashlib.blake2b(digest_size=8)
 
     def add(self, number: int, scan: Outline) -> None:
         """Use a scan."""
@@ -114,11 +124,16 @@ class Scans:
             (modality, dataset), {"modality": modality, "dataset": dataset, "train": 0, "val": 0, "voxels": 0}
         )
         row[split] += 1
+        self._digest.update(f"{split} {modality} {dataset} {os.path.basename(scan.source.path)}\n".encode())
         row["voxels"] += scan.shape[0] * scan.shape[1] * scan.shape[2]
 
     def rows(self) -> list[dict[str, Any]]:
         """How many there are of each modality and data set."""
         return [self._rows[key] for key in sorted(self._rows)]
+
+    def digest(self) -> str:
+        """The same for the same scans in the same order, wherever their files and the store are."""
+        return self._digest.hexdigest()
 
 
 def training_data(settings: PretrainSettings, world_size: int) -> TrainingData:
@@ -176,8 +191,7 @@ class CropLoaders(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless batches of this rank's crops."""
         crops, given = self._crops(self.data.stream), self.settings
-        size = slot_bytes(given.batch_size, given.roi)
-        slots = Slots(loader_processes(given, self.trainer), _AHEAD + _MOVING, size)
+        slots = slots_of(given, self.trainer, slot_bytes(given.batch_size, given.roi))
         return endless_loader(crops, given, self.trainer, partial(pack, slots=slots))
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -193,8 +207,19 @@ class CropLoaders(lightning.LightningDataModule):
         return CropDataset(self.data.store, crops, self.settings.roi, last, self.settings.intensity)
 
 
+def slots_of(settings: RunSettings, trainer: Any, size: int) -> Slots:
+    """Shared memory for the batches, of `size` bytes, that loader processes make ahead.
+
+    Raises:
+        Dae3dError: where there is not enough for these processes.
+    """
+    workers = loader_processes(settings, trainer)
+    check_shared_memory(workers)
+    return Slots(workers, _AHEAD + _MOVING, size)
+
+
 def endless_loader(
-    crops: Dataset[Any], settings: RunSettings, trainer: Any, collate: Callable[[Any], Any] | None = None
+    crops: Dataset[Any], settings: RunSettings, trainer: Any, collate: Callable[[Any], Any]
 ) -> DataLoader[Any]:
     """Batches of this rank's samples from the trainer's step on, without end."""
     workers = loader_processes(settings, trainer)
@@ -207,7 +232,7 @@ def endless_loader(
         persistent_workers=workers > 0,
         prefetch_factor=_AHEAD if workers else None,
         pin_memory=not _on_cpu(trainer),
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_loader_process,
     )
 
 
@@ -215,13 +240,8 @@ def loader_processes(settings: RunSettings, trainer: Any) -> int:
     """How many loader processes a device gets; 0 where it loads crops itself."""
     if settings.workers is not None:
         return settings.workers
-    return 1 if _on_cpu(trainer) else max(1, min(8, (os.cpu_count() or 1) // trainer.num_devices))
+    return 1 if _on_cpu(trainer) else max(1, min(8, usable_cores() // trainer.num_devices))
 
 
 def _on_cpu(trainer: Any) -> bool:
     return bool(trainer.strategy.root_device.type == "cpu")
-
-
-def _start_worker(number: int) -> None:
-    # What the process was forked with stays shared with its parent: collecting garbage would write to it.
-    gc.freeze()

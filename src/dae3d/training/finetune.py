@@ -16,6 +16,7 @@ from dae3d.settings import verb
 from dae3d.training.callbacks import find_checkpoints, step_of
 from dae3d.training.cases import CaseLoaders, LabelledData, labelled_data
 from dae3d.training.finetune_settings import FinetuneSettings
+from dae3d.training.legs import Leg, legs_of, say_new_data
 from dae3d.training.resume import checkpoint_of, saved_settings
 from dae3d.training.run import device_count, train
 from dae3d.training.run_settings import check_heads
@@ -49,8 +50,9 @@ def finetune(settings: FinetuneSettings) -> Path:
     data = labelled_data(settings)
     batch = settings.batch_size * devices * nodes
     settings = settings.for_epochs_of(-(-data.stream.per_epoch // (batch * settings.accumulate)))
-    if checkpoint is not None and step_of(checkpoint) >= int(settings.max_steps):
-        log.info("%s is already at step %s of %s", settings.out, step_of(checkpoint), settings.max_steps)
+    resumed_at = None if checkpoint is None else step_of(checkpoint)
+    if resumed_at is not None and resumed_at >= int(settings.max_steps):
+        log.info("%s is already at step %s of %s", settings.out, resumed_at, settings.max_steps)
         return settings.out
     lightning.seed_everything(settings.seed, verbose=False)
     network, report = _network(settings, data, resumed=checkpoint is not None)
@@ -58,19 +60,21 @@ def finetune(settings: FinetuneSettings) -> Path:
     def scans_of(sample: int) -> list[str]:
         return data.scans_of(sample, batch)
 
+    about = {
+        "kind": "finetune",
+        "init": str(settings.init) if settings.init and settings.transfer != "none" else None,
+        **data.about(settings.data),
+    }
+    legs = legs_of(settings.out, about, resumed_at)
     train(
         settings,
         Segmentation(settings, network, data, settings.out / "pictures"),
         CaseLoaders(data, settings),
         checkpoint,
-        about={
-            "kind": "finetune",
-            "init": str(settings.init) if settings.init and settings.transfer != "none" else None,
-            **data.about(settings.data),
-        },
+        about={**about, "legs": legs},
         scans_of=scans_of,
         what="finetune",
-        announce=partial(_announce, settings, data, report),
+        announce=partial(_announce, settings, data, report, legs, resumed_at),
     )
     return settings.out
 
@@ -136,7 +140,13 @@ def _network(
 
 
 @rank_zero_only
-def _announce(settings: FinetuneSettings, data: LabelledData, report: LoadReport | None) -> None:
+def _announce(
+    settings: FinetuneSettings,
+    data: LabelledData,
+    report: LoadReport | None,
+    legs: list[Leg],
+    resumed_at: int | None,
+) -> None:
     log.info(
         "fine-tuning on %s: %d cases (%s), %d classes, validating on %d",
         settings.data,
@@ -147,3 +157,4 @@ def _announce(settings: FinetuneSettings, data: LabelledData, report: LoadReport
     )
     if report is not None:
         report.print()
+    say_new_data(legs, resumed_at)

@@ -10,6 +10,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from dae3d.settings import verb
 from dae3d.training.callbacks import step_of
 from dae3d.training.data import CropLoaders, TrainingData, training_data
+from dae3d.training.legs import Leg, baselines_due, legs_of, say_new_data
 from dae3d.training.pretraining import Pretraining
 from dae3d.training.resume import checkpoint_of
 from dae3d.training.run import device_count, train
@@ -36,26 +37,33 @@ def pretrain(settings: PretrainSettings) -> Path:
     devices, nodes = device_count(settings)
     data = training_data(settings, devices * nodes)
     settings = settings.for_epochs_of(-(-data.batches_per_epoch // settings.accumulate))
-    if checkpoint is not None and step_of(checkpoint) >= int(settings.max_steps):
-        log.info("%s is already at step %s of %s", settings.out, step_of(checkpoint), settings.max_steps)
+    resumed_at = None if checkpoint is None else step_of(checkpoint)
+    if resumed_at is not None and resumed_at >= int(settings.max_steps):
+        log.info("%s is already at step %s of %s", settings.out, resumed_at, settings.max_steps)
         return settings.out
     lightning.seed_everything(settings.seed, verbose=False)
     preparation = data.store.scans.header.preparation
     module = Pretraining(settings, data.modalities, preparation, settings.out / "pictures")
+    about = {"kind": "pretrain", "disruption": settings.disruption, **data.about()}
+    legs = legs_of(settings.out, about, resumed_at)
+    module.baselines_due = baselines_due(settings.out, legs)
     train(
         settings,
         module,
         CropLoaders(data, settings),
         checkpoint,
-        about={"kind": "pretrain", "disruption": settings.disruption, **data.about()},
+        about={**about, "legs": legs},
         scans_of=data.scans_of,
         what="pretrain",
-        announce=partial(_announce, settings, data),
+        announce=partial(_announce, settings, data, legs, resumed_at),
     )
     return settings.out
 
 
 @rank_zero_only
-def _announce(settings: PretrainSettings, data: TrainingData) -> None:
+def _announce(
+    settings: PretrainSettings, data: TrainingData, legs: list[Leg], resumed_at: int | None
+) -> None:
     modalities = ", ".join(data.modalities)
     log.info("pre-training on %s: %s, disruption %s", settings.data, modalities, settings.disruption)
+    say_new_data(legs, resumed_at)

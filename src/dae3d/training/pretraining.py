@@ -44,6 +44,7 @@ class Pretraining(TrainingModule):
         super().__init__(settings, network.to(memory_format=torch.channels_last_3d), pictures)
         self.settings, self.modalities, self.preparation = settings, modalities, preparation
         self.strengths = settings.disruption_settings()
+        self.baselines_due = False  # before the next validation crops are repaired trivially, too
         self._validated: list[dict[str, Tensor]] = []
 
     def header(self) -> dict[str, Any]:
@@ -123,7 +124,7 @@ class Pretraining(TrainingModule):
             "modality": batch["modality"],
         }
         quality = {"": image_quality(repaired, clean)}
-        if self.trainer.sanity_checking:
+        if self.baselines_due or self.trainer.sanity_checking:
             quality |= self._baselines(disrupted.image, clean)
         for name, (_, psnr, ssim) in quality.items():
             result[f"psnr/{name}"], result[f"ssim/{name}"] = psnr, ssim
@@ -131,7 +132,7 @@ class Pretraining(TrainingModule):
         self._validated.append(result)
 
     def on_validation_epoch_end(self) -> None:
-        """Record the means over each modality's crops; at step 0, those of trivial repairs too."""
+        """Record the means over each modality's crops; the first time, those of trivial repairs too."""
         all_crops = {key: torch.cat([r[key] for r in self._validated]) for key in self._validated[0]}
         modality = all_crops["modality"]
         contrastive = self._contrastive(all_crops["features"], modality, across_ranks=False)
@@ -143,6 +144,7 @@ class Pretraining(TrainingModule):
                 if key not in ("features", "modality"):
                     row[_metric(key, name)] = float(values[modality == number].mean())
         self.record(row)
+        self.baselines_due = False
         super().on_validation_epoch_end()
 
     def _baselines(self, disrupted: Tensor, clean: Tensor) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from torch import nn
 
+from dae3d.cores import use_threads
 from dae3d.errors import Dae3dError
 from dae3d.files import make_folder, write_text
 from dae3d.training.background import Snapshots
@@ -29,12 +31,15 @@ from dae3d.training.callbacks import (
 )
 from dae3d.training.compiling import CompiledBlocks
 from dae3d.training.cpu import keep_freed_memory
+from dae3d.training.loader_process import naming_loader_processes
 from dae3d.training.module import TrainingModule
 from dae3d.training.record import MetricsFile, log_to
 from dae3d.training.resume import refuse_other_network
 from dae3d.training.run_settings import RunSettings
 
 log = logging.getLogger(__name__)
+
+_LARGE = 30_000_000  # parameters
 
 
 def train(
@@ -88,6 +93,7 @@ def train(
     loop._broadcast_sigterm_tensor = lambda: None
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
+        use_threads(settings.threads)
     if checkpoint is not None:
         refuse_other_network(module, checkpoint)
     make_folder(settings.out)
@@ -95,7 +101,7 @@ def train(
         _write_settings(settings)
         _remove_unfinished(settings.out)
         announce()
-        _announce(settings, resumed_at, trainer)
+        _announce(settings, resumed_at, trainer, module.network)
         _fit(trainer, module, loaders, checkpoint, settings.out)
         if trainer.global_step < int(settings.max_steps):
             raise KeyboardInterrupt(_how_to_go_on(settings.out))
@@ -106,7 +112,8 @@ def train(
 def _fit(trainer: Any, module: Any, loaders: Any, checkpoint: Path | None, out: Path) -> None:
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=True)
+        with naming_loader_processes():
+            trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:
         # Lightning's answer to a KeyboardInterrupt; it also leaves Ctrl-C without effect.
         if not trainer.interrupted:
@@ -164,9 +171,19 @@ def _trainer(
 
 
 def device_count(settings: RunSettings) -> tuple[int, int]:
-    """Devices a node and nodes: as asked for, as the launcher (torchrun) says, or all GPUs there are."""
+    """Devices a node and nodes: as asked for, as the launcher (torchrun) says, or all GPUs there are.
+
+    Raises:
+        Dae3dError: where a GPU is asked for, and there is none.
+    """
     local, world = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
     gpus = torch.cuda.device_count() if settings.accelerator != "cpu" else 0
+    if settings.accelerator == "gpu" and not (gpus or torch.backends.mps.is_available()):
+        raise Dae3dError(
+            "accelerator: gpu was asked for (shipped configs for GPUs do so), and PyTorch finds none here. "
+            "--config small-cpu fits a machine without; --accelerator cpu trains this network all the same, "
+            "which may take weeks"
+        )
     devices = settings.devices or int(local or 0) or max(1, gpus)
     nodes = settings.nodes or (int(world) // devices if world and local else 1)
     return devices, nodes
@@ -195,7 +212,7 @@ def _precision(settings: RunSettings) -> Literal["32-true", "bf16-mixed", "16-mi
 @rank_zero_only
 def _write_settings(settings: RunSettings) -> None:
     saved = settings.out / "settings.yaml"
-    text = settings.model_copy(update={"resume": False}).to_yaml()
+    text = settings.model_copy(update={"resume": False}).with_absolute_paths().to_yaml()
     if saved.is_file() and saved.read_text() != text:
         before, now = yaml.safe_load(saved.read_text()), yaml.safe_load(text)
         changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
@@ -212,7 +229,7 @@ def _remove_unfinished(out: Path) -> None:
 
 
 @rank_zero_only
-def _announce(settings: RunSettings, resumed_at: int | None, trainer: Any) -> None:
+def _announce(settings: RunSettings, resumed_at: int | None, trainer: Any, network: nn.Module) -> None:
     log.info(
         "%s %s: crops of %d^3, batch %d x %d, precision %s",
         "resuming at step" if resumed_at else "from step",
@@ -222,3 +239,10 @@ def _announce(settings: RunSettings, resumed_at: int | None, trainer: Any) -> No
         trainer.world_size,
         trainer.precision,
     )
+    parameters = sum(p.numel() for p in network.parameters())
+    if settings.accelerator == "auto" and trainer.strategy.root_device.type == "cpu" and parameters > _LARGE:
+        log.warning(
+            "no GPU was found: a network of %.0f million parameters takes minutes a step on a CPU; "
+            "small-cpu (embed_dim 12) fits one",
+            parameters / 1e6,
+        )

@@ -2,14 +2,16 @@
 
 import logging
 import math
+import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
+from dae3d.cores import THREADS
 from dae3d.settings import Group, Settings
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,14 @@ def in_steps(duration: int | str, steps_per_epoch: int) -> int:
     if isinstance(duration, int):
         return duration
     return int(duration.split()[0]) * steps_per_epoch
+
+
+def _found(path: Path, was: Path, out: Path) -> Path:
+    """A path that a run in `was` had, for the run in `out`: the same one, or where it is beside the run."""
+    if path.is_absolute() and path.exists():
+        return path
+    beside = out / os.path.relpath(path, was)
+    return beside if beside.exists() else path
 
 
 class RunSettings(Settings):
@@ -94,6 +104,7 @@ class RunSettings(Settings):
     accelerator: Annotated[Literal["auto", "cpu", "gpu"], HARDWARE] = Field(
         "auto", description="where to run"
     )
+    threads: Annotated[int | None, HARDWARE] = Field(None, ge=1, description=THREADS)
     devices: Annotated[int | None, HARDWARE] = Field(
         None, ge=1, description="devices a node (default: all GPUs, or what the launcher says)"
     )
@@ -118,8 +129,27 @@ class RunSettings(Settings):
         # The user's own words, in distinction to those of a config, or of the run resumed.
         chosen = set((info.context or {}).get("chosen", given))
         if given.get("resume") in (True, "true") and "out" in given:
-            given = {**_saved(cls, Path(given["out"]), begins="data" in given), **given}
+            out = Path(given["out"])
+            given = {**cls._moved(_saved(cls, out, begins="data" in given), out), **given}
         return {**given, **_lowered_rates(cls, given, chosen)}
+
+    @classmethod
+    def _moved(cls, saved: dict[str, Any], out: Path) -> dict[str, Any]:
+        """Saved settings, with paths that lie as they did relative to the run, wherever both are by now."""
+        names = [name for name in cls.path_fields() if saved.get(name) is not None]
+        return saved | {name: _found(Path(saved[name]), Path(saved.get("out", out)), out) for name in names}
+
+    @classmethod
+    def path_fields(cls) -> list[str]:
+        """The settings that name a file or folder, but for the run's own."""
+        kinds = {name: field.annotation for name, field in cls.model_fields.items() if name != "out"}
+        return [name for name, kind in kinds.items() if Path in (kind, *get_args(kind))]
+
+    def with_absolute_paths(self) -> Self:
+        """The settings as they mean the same from any folder."""
+        paths = {name: getattr(self, name) for name in (*self.path_fields(), "out")}
+        made = {name: Path(os.path.abspath(path)) for name, path in paths.items() if path is not None}
+        return self.model_copy(update=made)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

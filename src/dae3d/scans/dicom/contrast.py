@@ -1,6 +1,7 @@
 """The contrast of an MR series: by the words of its description, by how it was acquired, and by both."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 # A word stands between anything but letters and digits: "t1" is in "T1_mprage", not in "dataset1".
@@ -24,23 +25,53 @@ _WORDS = {
     "angio": _word(r"tof|mra|mrv|angio(?:graphy)?"),
     "unit1": _word(r"uni(?: images| den)?"),
 }
+# Projections, renderings and reports, of any modality.
+DERIVED_PICTURES = (
+    r"t?mips?|min ?ips?|max ?ips?|mnips?|vrt|ssd|subtra[ck]\w*|soustraction|segmentation|screen ?save"
+    r"|dose (?:report|info\w*|record|summary)"
+)
+# Maps of perfusion, of any modality.
+PERFUSION_MAPS = r"perfusion|r?cbf|r?cbv|r?mtt|r?ttp|tmax|ktrans|kep|i?auc|permeability"
 # Series that are no image of a contrast: planning, phase, maps, projections, series in time, parts of Dixon.
 _NO_CONTRAST = _word(
-    r"(?:aah)?scout|loc(?:ali[sz]er)?|survey|calib(?:ration)?|shim|report|screen ?save|fusion|synthetic"
-    r"|map|maps|[tb][012] ?map|field ?map(?:ping)?|qsm|pha images|phase images?|mag images"
-    r"|mip|minip|sub|subtraction|eadc|exp|exponential|fa|colfa|tensor"
-    r"|perf|perfusion|pwi|dsc|dce|p?c?asl|r?cbf|r?cbv|mtt|ttp|ktrans"
+    rf"{DERIVED_PICTURES}|{PERFUSION_MAPS}|subs?|parcellation|overlay|perf|wash ?(?:in|out)"
+    r"|(?:aah)?scout|loc(?:ali[sz]er)?|survey|calib(?:ration)?|shim|report|fusion|synthetic|prescan"
+    r"|(?:[tb][012]|field)? ?map(?:s|ping)?|mapit|(?:sh)?molli|sasha|relaxometry|qsm|mag images|velocity|venc"
+    r"|e(?:x|xp)? ?adc|exp|exponential|fa|colfa|tensor|(?:fractional|relative) aniso\w*|diffusivity"
+    r"|(?:e?dti|diff|diffusion) (?:[^ ]+ )*[mar]d"
+    r"|pwi|dsc|dce|p?c?asl|r2 ?(?:\*|star)"
     r"|bold|(?:rs ?)?fmri|rest|resting|task|sbref|cine|svs|csi|mrs|spectroscopy|mre|mrcp"
-    r"|inv ?[12]|dir|psir|t1 ?rho|fat(?! ?(?:sat|sup))|dixon(?: [^ ]+)* f"
+    r"|inv ?[12]|dir|psir|t1 ?rho|(?:fat|fett|graisse)(?! ?(?:sat|sup))|(?:pd)?ff|m?dixon(?: [^ ]+)* f"
     r"|opp|opposed phase|out ?(?:of )?phase"
 )
-_AGENT = r"contrast|gd|gado?|gadolinium|ce|km"
+# "Phase" is said of phase images, but also of the time since an agent was given, of Dixon and of encoding.
+_PHASE = _word(r"pha|phases?")
+_NAMED_PHASE = (
+    r"arter\w*|art|ven\w*|portal|pv|late|early|mid|delay\w*|equilibrium|hepat\w*|hb|nephro\w*|cortico\w*"
+    r"|excretory|parenchymal|pancreatic|uptake|dynamic|dyn|multi|single|dual|bi|tri|triple|in|breath|cardiac"
+    r"|tardive|spaet|first|second|third|post|pre|plain|native|[0-9]+(?:st|nd|rd|th)?"
+)
+_OTHER_PHASE = _word(
+    rf"(?:{_NAMED_PHASE}) (?:pha|phases?)"
+    r"|(?:pha|phases?) (?:[0-9]+|over ?sampl\w*|enc\w*|os|cycl\w*|sens\w*)"
+)
+
+_AGENT = (
+    r"(?:iv |i v )?(?:contrast[eo]?|kontrast\w*|gd|gado?|gadolinium|gadovist|dotarem|magnevist|prohance|ce|km"
+    r"|inj|inject\w*)"
+)
 # "Pre" and "post" are also said of other events, and "post fossa" of a place.
 _ELSE = r"(?! ?(?:op|operative|surg\w*|fossa|rt|rtx|radi\w*|chemo\w*|treat\w*|therapy|tx|biopsy|resect\w*)\b)"
+# In English, German, French, Spanish, Italian, Portuguese, Dutch, Swedish, Danish, Norwegian and Polish.
+_BEFORE = r"before|vor|avant|antes(?: de)?|prima(?: di)?|voor|innan|fore|for|foer|przed"
+_WITHOUT = r"no|non|not|without|wo|w o|ohne|kein|sans|sin|senza|sem|utan|uden|uten|zonder|geen|bez"
 _BEFORE_AGENT = _word(
-    rf"pre(?: ?contrast| (?:{_AGENT}))?{_ELSE}|plain|native?|unenhanced"
-    rf"|(?:no|non|without|wo|w o) (?:iv )?(?:{_AGENT}|c)|(?:without|wo|w o)$"
+    rf"pre(?: ?contrast| {_AGENT})?{_ELSE}|plain|nativ[eoa]?|unenhanced|(?:{_BEFORE}) {_AGENT}"
+    rf"|(?:{_WITHOUT}) (?:{_AGENT}|c)|(?:without|wo|w o|ohne|sans)$"
+    rf"|{_AGENT} (?:no|none|nein|non|neg|negative)"
 )
+# "Gd-", "C(-)": the sign would be lost among what stands between words.
+_MINUS = re.compile(rf"{_START}(gd|km|ce|c|gado\w*|contrast|kontrast)(?:-|\s*\(-\))(?=[\s_)]|$)")
 _AFTER_AGENT = re.compile(
     rf"{_START}(?:post(?: ?contrast)?{_ELSE}|{_AGENT}){_END}|{_START}c ?\+|\+ ?(?:c|gd){_END}"
 )
@@ -49,6 +80,9 @@ _AFTER_AGENT = re.compile(
 _FINER = {"t2": ("flair", "stir", "t2star"), "t2star": ("swi",)}
 # Where a description has several words, these say more than "t1" or "t2".
 _TELLING = ("adc", "dwi", "swi", "angio", "unit1", "stir", "t2star")
+
+# Letters that Unicode does not take apart.
+_LETTERS = str.maketrans({"ø": "o", "æ": "ae", "ł": "l", "ß": "ss"})
 
 
 @dataclass(frozen=True)
@@ -67,13 +101,14 @@ class Acquisition:
 
 
 def words(text: str) -> str:
-    """The words of a description, in lower case, one space between them; "+" and "*" stay."""
-    return " ".join(re.sub(r"[^a-z0-9+*]+", " ", text.lower()).split())
+    """The words of a description: lower case, no accents, one space between them; "+" and "*" stay."""
+    plain = unicodedata.normalize("NFKD", text.lower().translate(_LETTERS)).encode("ascii", "ignore").decode()
+    return " ".join(re.sub(r"[^a-z0-9+*]+", " ", _MINUS.sub(r" no \1 ", plain)).split())
 
 
 def names_no_contrast(text: str) -> bool:
-    """Whether `words` tell of a localiser, a map, a projection or a series in time."""
-    return bool(_NO_CONTRAST.search(text))
+    """Whether `words` tell of a localiser, a map, a phase image, a projection or a series in time."""
+    return bool(_NO_CONTRAST.search(text) or _PHASE.search(_OTHER_PHASE.sub(" ", text)))
 
 
 def contrasts_in_words(text: str) -> set[str]:

@@ -13,6 +13,8 @@ from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 
 from dae3d.scans.dicom.contrast import (
+    DERIVED_PICTURES,
+    PERFUSION_MAPS,
     Acquisition,
     agreed,
     contrast_agent_in_words,
@@ -71,22 +73,30 @@ _NO_CONTRAST = {
     *("MIP", "MNIP", "MIN IP", "MINIP", "MAX_IP", "MIN_IP", "PROJECTION IMAGE", "VOLUME_RENDERED"),
     *("FAT", "OUT_PHASE", "OPP_PHASE", "OPPOSED_PHASE", "FAT_FRACTION"),
 }
+_PROJECTIONS = {"MIP", "MINIP", "MIN_IP", "MAX_IP", "VRT", "SSD", "VOLUME_RENDERED", "PROJECTION IMAGE"}
 # The same for CT: projections, renderings, and maps whose values are no HU.
-_NO_HU = {
-    *("LOCALIZER", "MIP", "MINIP", "MIN_IP", "MAX_IP", "VRT", "SSD", "VOLUME_RENDERED", "PROJECTION IMAGE"),
+_NO_HU = _PROJECTIONS | {
+    "LOCALIZER",
     *("PERFUSION", "CBF", "CBV", "MTT", "TTP", "TMAX", "MATERIAL_SPECIFIC", "ELECTRON_DENSITY"),
+    # Multi-energy CT (DICOM PS3.3, C.8.2.1.1.1); VMI, MAT_REMOVED and MAT_MODIFIED are in HU.
+    *("EFF_ATOMIC_NUM", "MAT_SPECIFIC", "MAT_FRACTIONAL", "MAT_VALUE_BASED"),
 }
 _NO_HU_WORDS = re.compile(
-    r"\b(?:t?mip|min ?ip|max ?ip|mnip|vrt|ssd|topo|topogram|scout|surview|perfusion|cbf|cbv|mtt|ttp|tmax"
-    r"|iodine|z ?eff|dose (?:report|info\w*|record|summary)|screen ?save)\b"
+    rf"\b(?:{DERIVED_PICTURES}|{PERFUSION_MAPS}|topo|topogram|scout|surview|iodine|uric ?acid|pbv"
+    r"|z ?eff|z effective|eff(?:ective)? z|eff(?:ective)? atomic \w+|atomic number"
+    r"|electron ?dens\w*|rho ?z?|material (?:density|map)|photoelectric)\b"
 )
+_PROJECTED = re.compile(rf"\b(?:{DERIVED_PICTURES})\b")
 # X-Ray 3D Angiographic and X-Ray 3D Craniofacial Image Storage.
 _CONE_BEAM_CLASSES = ("1.2.840.10008.5.1.4.1.1.13.1.1", "1.2.840.10008.5.1.4.1.1.13.1.2")
 _CONE_BEAM = re.compile(
     r"\b(?:cbct|cone ?beam|on board imager|obi|xvi|i cat|newtom|accuitomo|veraview\w*|galileos|orthophos)\b"
 )
 # Words that stand in Contrast/Bolus Agent where none was given; "non-ionic" is one that was.
-_NO_AGENT = re.compile(r"$|[n0]$|(?:no|non(?! ?ionic)|none|not|nil|na|n a|native?|w o|without)\b")
+_NO_AGENT = re.compile(
+    r"$|[n0]$|(?:no|non(?! ?ionic)|none|not|nil|na|n a|native?|w o|without|ohne|keine?s?|nein|sans|aucun|sin"
+    r"|ningun\w*|senza|nessuno|sem|nenhum|utan|ing[ae]n|inget|uden|uten|zonder|geen|bez|brak)\b"
+)
 
 
 def label_by_header(header: Dataset) -> str | None:
@@ -118,6 +128,8 @@ def _ct_label(header: Dataset) -> str | None:
 
 
 def _pet_label(header: Dataset) -> str | None:
+    if _values(header, "ImageType") & _PROJECTIONS or _PROJECTED.search(_description(header)):
+        return None
     corrections = _values(header, "CorrectedImage")
     uncorrected = "ATTN" not in corrections if corrections else "nac" in _description(header).split()
     return None if uncorrected else "pet"

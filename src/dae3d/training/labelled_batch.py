@@ -1,0 +1,45 @@
+"""A batch of labelled crops on its way, in the slots of shared memory that batches of pre-training take."""
+
+from collections.abc import Sequence
+
+import torch
+
+from dae3d.training.batch import Packed, Part, Sample, aligned, slot_of_this_process
+from dae3d.training.slots import Slots
+
+_TENSORS = ("image", "label")
+
+
+class LabelledBatch(Packed):
+    """Its two parts are the images and the labels of the whole batch."""
+
+    def unpack(self, roi: int) -> Sample:
+        """Give "image" (B, C, roi, roi, roi) float32, "label" (B, 1, ...) uint8, "sample"."""
+        made = {}
+        for name, part in zip(_TENSORS, self.parts, strict=True):
+            tensor = self.voxels[part.first_byte : part.last_byte].view(part.dtype).view(part.shape)
+            made[name] = tensor if self.slot is None else tensor.clone()
+        self._leave_slot()
+        return made | {"sample": self.sample}
+
+
+def pack_labelled(samples: Sequence[Sample], slots: Slots | None = None) -> LabelledBatch:
+    """Put labelled crops together into a batch, in a slot of a loader process where one is empty."""
+    parts, size = [], 0
+    for name in _TENSORS:
+        first = samples[0][name]
+        last = size + len(samples) * first.nbytes
+        parts.append(Part(size, last, first.dtype, (len(samples), *first.shape), (0, 0, 0), None))
+        size = aligned(last)
+    slot = slot_of_this_process(slots)
+    voxels = slot.bytes(size) if slot else torch.empty(size, dtype=torch.uint8)
+    for name, part in zip(_TENSORS, parts, strict=True):
+        there = voxels[part.first_byte : part.last_byte].view(part.dtype).view(part.shape)
+        torch.stack([sample[name] for sample in samples], out=there)
+    sample = torch.stack([sample["sample"] for sample in samples])
+    return LabelledBatch(voxels, parts, torch.zeros(0, dtype=torch.int64), sample, slot)
+
+
+def labelled_slot_bytes(batch_size: int, channels: int, roi: int) -> int:
+    """Bytes of a batch of crops of `roi`^3 voxels: `channels` float32 and a label of uint8."""
+    return aligned(batch_size * channels * 4 * roi**3) + aligned(batch_size * roi**3)
