@@ -172,10 +172,14 @@ def test_a_list_with_another_class_is_refused_before_anything_is_written(
     task.write_text(json.dumps(content))
     before = contents(run)
     reason = (
-        "tensor network.* is .* there and .* here" if of_old else "its label values are 0, 1, 4, and here"
+        r"the run cannot go on from .*tensor network.* is .* there and .* here"
+        if of_old
+        else "its label values are 0, 1, 4, 5, but the run in .* was begun with 0, 1, 4;"
     )
-    with pytest.raises(Dae3dError, match=rf"more\.json: the run cannot go on from .*{reason}"):
-        dae3d.finetune(out=run, resume=True, data=task, store=tmp_path / "store", max_steps=20)
+    store = tmp_path / "store"
+    with pytest.raises(Dae3dError, match=rf"more\.json: {reason}"):
+        dae3d.finetune(out=run, resume=True, data=task, store=store, max_steps=20)
+    assert store.exists() == of_old
     assert contents(run) == before
 
 

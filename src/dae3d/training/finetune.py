@@ -8,16 +8,17 @@ from pathlib import Path
 import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from dae3d.errors import SettingsError
+from dae3d.errors import Dae3dError, SettingsError
 from dae3d.models.load_report import LoadReport
 from dae3d.models.swin_unetr import Architecture, Segmenter
 from dae3d.models.weights import load_into, read_weights
 from dae3d.settings import verb
+from dae3d.store.recipe import CaseRecipe
 from dae3d.training.callbacks import find_checkpoints, step_of
 from dae3d.training.cases import CaseLoaders, LabelledData, labelled_data
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.legs import Leg, legs_of, say_new_data
-from dae3d.training.resume import checkpoint_of, saved_settings
+from dae3d.training.resume import checkpoint_of, read_checkpoint, saved_settings
 from dae3d.training.run import device_count, train
 from dae3d.training.run_settings import check_heads
 from dae3d.training.segmentation import Segmentation
@@ -47,7 +48,7 @@ def finetune(settings: FinetuneSettings) -> Path:
     if checkpoint is not None:
         settings = _as_begun(settings, checkpoint)
     devices, nodes = device_count(settings)
-    data = labelled_data(settings)
+    data = labelled_data(settings, check=partial(_refuse_other_classes, settings, checkpoint))
     batch = settings.batch_size * devices * nodes
     settings = settings.for_epochs_of(-(-data.stream.per_epoch // (batch * settings.accumulate)))
     resumed_at = None if checkpoint is None else step_of(checkpoint)
@@ -120,6 +121,23 @@ def _as_begun(settings: FinetuneSettings, checkpoint: Path) -> FinetuneSettings:
         if getattr(settings, name) != value:
             log.info("%s: not used, for the run goes on from %s; it stays %s", name, checkpoint, value)
     return settings.model_copy(update=begun)
+
+
+def _refuse_other_classes(settings: FinetuneSettings, checkpoint: Path | None, recipe: CaseRecipe) -> None:
+    """A run cannot go on with other channels or label values; other names of classes are said."""
+    header = {} if checkpoint is None else read_checkpoint(checkpoint).get("header", {})
+    if "recipe" not in header:
+        return
+    before, now = header["recipe"], recipe.model_dump(mode="json")
+    for what, name in (("channels", "modalities"), ("label values", "labels")):
+        there, here = (", ".join(each[name]) for each in (before, now))
+        if there != here:
+            raise Dae3dError(
+                f"{settings.data}: its {what} are {here}, but the run in {settings.out} was begun with "
+                f"{there}; begin another one in another folder"
+            )
+    if before["labels"] != now["labels"]:
+        log.warning("%s: its classes were called %s at first", settings.data, before["labels"])
 
 
 def _network(

@@ -109,10 +109,6 @@ class TrainingModule(lightning.LightningModule, ABC):
             moved = batches - counts["ready"]
             counts.update({name: count + moved for name, count in counts.items()})
 
-    def unlike(self, header: dict[str, Any]) -> str | None:
-        """Why a run with this header, {} if unknown, cannot go on with this network; None if it can."""
-        return None
-
     def on_train_start(self) -> None:
         """Set the first rate, and start the clock of the first row."""
         self.set_rates()

@@ -143,11 +143,11 @@ def _readable(checkpoint: Path) -> bool:
 def refuse_other_network(module: TrainingModule, checkpoint: Path) -> None:
     """Raise Dae3dError where the checkpoint's parameters are not the module's, or do not learn alike.
 
-    Settings are compared before; this finds what depends on the data, such as classes.
+    Settings are compared before; this finds what else they may depend on, such as the number of classes.
     """
     contents = read_checkpoint(checkpoint)
     data = module.run_settings.data
-    reason = module.unlike(contents.get("header", {})) or _unlike(module, contents)
+    reason = _unlike(module, contents)
     if reason:
         raise Dae3dError(
             f"{data}: the run cannot go on from {checkpoint}: {reason}; give the data and the settings that "

@@ -1,6 +1,5 @@
 """The training step of fine-tuning: Dice and cross-entropy; and its validation on whole cases."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from dae3d.training.cases import LabelledData
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.module import TrainingModule
 from dae3d.training.optimiser import parameter_groups
-
-log = logging.getLogger(__name__)
 
 
 class Segmentation(TrainingModule):
@@ -63,19 +60,6 @@ class Segmentation(TrainingModule):
             "recipe": self.data.recipe.model_dump(mode="json"),
             "axes": self.settings.axes,
         }
-
-    def unlike(self, header: dict[str, Any]) -> str | None:
-        """Why a run with this header cannot go on: other classes or channels. Other names are said."""
-        if "recipe" not in header:
-            return None
-        before, now = header["recipe"], self.header()["recipe"]
-        for what, name in (("channels", "modalities"), ("label values", "labels")):
-            there, here = (", ".join(recipe[name]) for recipe in (before, now))
-            if there != here:
-                return f"its {what} are {there}, and here {here}"
-        if before["labels"] != now["labels"]:
-            log.warning("its classes are called %s, and here %s", before["labels"], now["labels"])
-        return None
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """The loss of one batch of this rank: Dice and cross-entropy, at every resolution that has a head."""
