@@ -1,5 +1,6 @@
 """A resumed run trains with what it records; what it cannot go on with is refused, and nothing is lost."""
 
+import io
 import json
 import logging
 import math
@@ -229,7 +230,14 @@ def test_our_checkpoints_are_tensors_and_plain_data(tiny_run, finetuned):
         assert checkpoint(path.parents[1], int(path.stem[5:]))["global_step"] == int(path.stem[5:])
 
 
-@pytest.mark.parametrize("damage", [b"", bytes(3000), b"PK\x03\x04" + bytes(3000)])
+def other_file():
+    """What another program saved with PyTorch."""
+    file = io.BytesIO()
+    torch.save({"state_dict": {"weight": torch.zeros(2)}}, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("damage", [b"", bytes(3000), b"PK\x03\x04" + bytes(3000), other_file()])
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(damage, tiny_run, tmp_path, caplog):
     run = copied(tiny_run, tmp_path)
     for path in find_checkpoints(run / "checkpoints"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -314,6 +315,20 @@ def test_a_resumed_run_keeps_its_settings_but_for_those_given(tmp_path):
     assert (resumed.lr, resumed.batch_size, resumed.data) == (5e-4, 3, saved.data)
     fresh = resolve(PretrainSettings, NEEDED | {"out": tmp_path})
     assert fresh.lr == 1e-4
+
+
+def test_a_setting_that_the_run_was_begun_without_means_what_was_then(tmp_path):
+    older = yaml.safe_load(pretrain_settings(out=tmp_path).to_yaml())
+    del older["normalise_skips"]
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(older))
+    assert not resolve(PretrainSettings, {"out": tmp_path, "resume": True}).normalise_skips
+
+
+@pytest.mark.parametrize(("text", "said"), [("lr: [1", "is not YAML"), ("lr", "holds no settings")])
+def test_settings_of_a_run_that_cannot_be_read_are_named(text, said, tmp_path):
+    (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(SettingsError, match=rf"settings\.yaml {said}"):
+        resolve(PretrainSettings, {"out": tmp_path, "resume": True})
 
 
 # A schedule whose rates do not fit together

@@ -20,6 +20,8 @@ from dae3d.training.run_settings import RunSettings
 
 log = logging.getLogger(__name__)
 
+_PARTS = {"global_step", "loops", "state_dict", "optimizer_states"}
+
 
 def checkpoint_of(settings: RunSettings) -> Path | None:
     """The checkpoint that the run goes on from, None to begin.
@@ -125,6 +127,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"({objects or 'a pickle'}), which could run any code; no checkpoint of dae3d does: remove it to "
             "go on from the one before"
         ) from None
+    if not (isinstance(contents, dict) and contents.keys() >= _PARTS):
+        raise ValueError("not a checkpoint of a run")
     return contents
 
 

@@ -57,6 +57,9 @@ def _found(path: Path, was: Path, out: Path) -> Path:
 class RunSettings(Settings):
     """What pre-training and fine-tuning have in common."""
 
+    # What a settings.yaml from before a setting was there means.
+    earlier: ClassVar[dict[str, Any]] = {}
+
     durations: ClassVar[tuple[str, ...]] = ("max_steps", "warmup_steps", "val_every", "save_every")
 
     data: Path = Field(description="what to train on")
@@ -193,7 +196,7 @@ class RunSettings(Settings):
         return {"ema_decay": self.ema_decay is not None}
 
 
-def _saved(model: type[Settings], out: Path, begins: bool) -> dict[str, Any]:
+def _saved(model: type[RunSettings], out: Path, begins: bool) -> dict[str, Any]:
     """The settings of the run in a folder, {} where there is none and `begins` says that one may begin."""
     path = out / "settings.yaml"
     if not path.is_file():
@@ -209,7 +212,7 @@ def _saved(model: type[Settings], out: Path, begins: bool) -> dict[str, Any]:
     strangers = ", ".join(sorted(saved.keys() - model.model_fields.keys()))
     if strangers:
         raise ValueError(f"resume: {path} is of another verb, or of a newer version: it has {strangers}")
-    return saved
+    return {**model.earlier, **saved}
 
 
 def _lowered_rates(model: type[Settings], given: dict[str, Any], chosen: set[str]) -> dict[str, float]:

@@ -31,6 +31,7 @@ class PretrainSettings(RunSettings):
     """Everything that decides a pre-training run."""
 
     configs: ClassVar[str] = "pretrain"
+    earlier: ClassVar[dict[str, Any]] = {"normalise_skips": False}
 
     data: Path = Field(description="store made by `dae3d prepare`")
     disruption: Annotated[DisruptionName, DISRUPTION] = Field(
