@@ -1,10 +1,13 @@
 """Settings: what is refused and how it is said, YAML, durations, and the shipped configs."""
 
 import inspect
+import logging
+import math
 from pathlib import Path
 from typing import Annotated
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -17,6 +20,8 @@ from dae3d.inference.reconstruct import ReconstructSettings
 from dae3d.scans.index import IndexSettings
 from dae3d.settings import Settings, read_config, resolve, shipped_configs, verb
 from dae3d.store.prepare import PrepareSettings
+from dae3d.training.finetune_settings import FinetuneSettings
+from dae3d.training.optimiser import learning_rate
 from dae3d.training.run_settings import in_steps
 from dae3d.training.settings import PretrainSettings
 
@@ -310,6 +315,71 @@ def test_a_resumed_run_keeps_its_settings_but_for_those_given(tmp_path):
     assert (resumed.lr, resumed.batch_size, resumed.data) == (5e-4, 3, saved.data)
     fresh = resolve(PretrainSettings, NEEDED | {"out": tmp_path})
     assert fresh.lr == 1e-4
+
+
+def test_a_setting_that_the_run_was_begun_without_means_what_was_then(tmp_path):
+    older = yaml.safe_load(pretrain_settings(out=tmp_path).to_yaml())
+    del older["normalise_skips"]
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(older))
+    assert not resolve(PretrainSettings, {"out": tmp_path, "resume": True}).normalise_skips
+
+
+@pytest.mark.parametrize(("text", "said"), [("lr: [1", "is not YAML"), ("lr", "holds no settings")])
+def test_settings_of_a_run_that_cannot_be_read_are_named(text, said, tmp_path):
+    (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(SettingsError, match=rf"settings\.yaml {said}"):
+        resolve(PretrainSettings, {"out": tmp_path, "resume": True})
+
+
+# A schedule whose rates do not fit together
+
+
+@pytest.mark.parametrize("model", [PretrainSettings, FinetuneSettings])
+def test_usual_rates_above_the_highest_are_lowered_with_it(model, caplog):
+    usual = resolve(model, dict(NEEDED))
+    assert usual.min_lr == model.model_fields["min_lr"].default
+    with caplog.at_level(logging.INFO):
+        low = resolve(model, NEEDED | {"lr": "1e-7"})
+    assert (low.lr, low.min_lr, low.warmup_lr) == (1e-7, min(1e-7, usual.min_lr), min(1e-7, usual.warmup_lr))
+    assert ("min_lr: 1e-07 instead of 1e-05" in caplog.text) == (usual.min_lr > 1e-7)
+    low = low.for_epochs_of(1)
+    assert max(learning_rate(step, low) for step in range(0, 30_000, 7)) <= 1e-7
+
+
+@pytest.mark.parametrize("name", ["min_lr", "warmup_lr"])
+def test_rates_that_are_given_are_not_changed_but_refused(name):
+    with pytest.raises(SettingsError, match=f"^{name}: must be at most lr 1e-07, not 2e-07"):
+        resolve(PretrainSettings, NEEDED | {"lr": 1e-7, name: 2e-7})
+    with pytest.raises(SettingsError, match=f"^{name}: must be at most lr 0.0001, not 0.01"):
+        resolve(PretrainSettings, NEEDED | {name: 1e-2})
+
+
+def test_rates_of_a_config_and_of_the_run_resumed_give_way_to_a_rate_that_is_given(tmp_path):
+    low = pretrain_settings(config="small-cpu", lr=1e-6)
+    assert (low.min_lr, low.warmup_lr) == (1e-6, 1e-6)
+    saved = pretrain_settings(out=tmp_path, min_lr=1e-5, warmup_lr=1e-9)
+    (tmp_path / "settings.yaml").write_text(saved.to_yaml())
+    resumed = resolve(PretrainSettings, {"out": tmp_path, "resume": True, "lr": 1e-6})
+    assert (resumed.min_lr, resumed.warmup_lr) == (1e-6, 1e-9)
+
+
+def test_the_usual_warm_up_is_a_tenth_of_a_run_that_is_shorter(caplog):
+    with caplog.at_level(logging.INFO):
+        short = resolve(FinetuneSettings, NEEDED | {"max_steps": "5 epochs"}).for_epochs_of(10)
+    assert (short.warmup_steps, short.max_steps) == (5, 50)
+    assert "warmup_steps: 5 instead of 300, for the run has 50 steps" in caplog.text
+    # Half a cosine over 50 steps, from step 0 on.
+    expected = 8e-4 * 0.5 * (1 + math.cos(math.pi * 5 / 50))
+    assert max(learning_rate(step, short) for step in range(50)) == pytest.approx(expected)
+    longer = resolve(FinetuneSettings, NEEDED | {"max_steps": 301}).for_epochs_of(10)
+    assert longer.warmup_steps == 300
+
+
+def test_a_warm_up_that_was_given_stays_and_is_remarked_on(caplog):
+    with caplog.at_level(logging.INFO):
+        long = pretrain_settings(warmup_steps="4 epochs", max_steps=20).for_epochs_of(10)
+    assert (long.warmup_steps, long.max_steps) == (40, 20)
+    assert "warmup_steps: 40, but the run has 20 steps, so lr 0.0001 is not reached" in caplog.text
 
 
 # Verbs

@@ -66,13 +66,13 @@ def finetune_settings(**fields):
     ],
 )
 def test_which_axes_are_flipped(fields, classes, axes):
-    assert with_flip_axes(finetune_settings(**fields), classes, begun=False).flip_axes == axes
+    assert with_flip_axes(finetune_settings(**fields), classes).flip_axes == axes
 
 
 def test_whatever_is_drawn_a_left_kidney_stays_one():
     """Of a body with three arrows in it, no augmentation is a mirror image in the axial plane."""
     settings = finetune_settings(flip_prob=0.5, rotate_prob=0.5, scale_prob=0, shift_prob=0)
-    augment = Augmentation(with_flip_axes(settings, SIDED, begun=False))
+    augment = Augmentation(with_flip_axes(settings, SIDED))
     body = torch.zeros(1, 8, 8, 8)
     body[0, 0], body[0, :, 0] = 1, 2  # left, and then back
     turned = {tuple(torch.rot90(body, k, (1, 2))[0, :, :, 3].flatten().tolist()) for k in range(4)}

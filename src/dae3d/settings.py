@@ -43,13 +43,15 @@ class Group(str):
 def resolve(model: type[Settings], fields: dict[str, Any]) -> Settings:
     """Make settings from keywords; a `config` keyword names a YAML file whose values they override.
 
+    Validators find in their context, as `chosen`, which settings are the keywords' own.
+
     Raises:
         SettingsError: naming each bad field, its value and what is allowed.
     """
     config = fields.pop("config", None)
-    merged = {**read_config(config, model.configs), **fields} if config is not None else fields
+    values = {} if config is None else read_config(config, model.configs)
     try:
-        return model.model_validate(merged)
+        return model.model_validate({**values, **fields}, context={"chosen": set(fields)})
     except ValidationError as error:
         raise SettingsError(_explain(model, error)) from None
 

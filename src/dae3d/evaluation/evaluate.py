@@ -25,6 +25,7 @@ from dae3d.files import refuse_other_file, write_text
 from dae3d.journal import Journal
 from dae3d.reporting.html import refuse_other_page
 from dae3d.reporting.segmentation import Context, write_report
+from dae3d.run_folder import refuse_a_runs_folder
 from dae3d.scans.modality import Label
 from dae3d.scans.task import TaskSplit, read_task
 from dae3d.settings import Settings, verb
@@ -106,7 +107,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
             lie on different grids, and each label map with a value of no class; or the folder, where it is
             a run's.
     """
-    _refuse_a_runs_folder(settings.folder)
+    refuse_a_runs_folder(settings.folder, "evaluation")
     _refuse_other_files(settings.folder)
     task = read_task(settings.data, settings.modality, order=_order(settings))
     cases = task.split(settings.split, settings.fold)
@@ -147,14 +148,6 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
 
 def _split_name(settings: EvaluateSettings) -> str:
     return settings.split if settings.fold is None else f"{settings.split}, fold {settings.fold}"
-
-
-def _refuse_a_runs_folder(folder: Path) -> None:
-    if (folder / "run.json").exists():
-        raise Dae3dError(
-            f"out: {folder} is the folder of a run, whose metrics.csv and report.html would be replaced; "
-            f"take another, such as {folder / 'evaluation'}"
-        )
 
 
 def _refuse_other_files(folder: Path) -> None:

@@ -6,6 +6,8 @@ import io
 import itertools
 import logging
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +40,7 @@ from dae3d.inference.prepared import Prepared, preparation_of, read_prepared
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.models.weights import load
 from dae3d.reporting.pictures import triptych
+from dae3d.run_folder import refuse_a_runs_folder
 from dae3d.scans.given import VOLUME_GIVEN, image_names
 from dae3d.scans.modality import Label, RuleText
 from dae3d.scans.readers import scan_stem
@@ -100,9 +103,10 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
         The rows of `metrics.csv`: scan, modality, image ("disrupted" or "repaired"), l1, psnr (dB), ssim.
 
     Raises:
-        Dae3dError: where the weights cannot be used, they never saw scans of a modality, or no scan could be
-            read.
+        Dae3dError: where the weights cannot be used, they never saw scans of a modality, no scan could be
+            read, or something else would be overwritten: a run, results of other scans, or one of the scans.
     """
+    refuse_a_runs_folder(settings.out, "reconstructions")
     device = pick_device(settings.device, settings.threads)
     network: Any = load(settings.weights, axes=settings.axes)
     known = network.info.get("modalities", ())
@@ -124,9 +128,10 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     never_saw = unseen(scans, known)
     if never_saw:
         raise Dae3dError(f"{never_saw}; --modality takes scans as one of those all the same")
+    named = _named(image_names([scan.image for scan in scans]))
+    _refuse_overwriting(settings.out, [scan.name for scan in scans], named)
     rows: list[dict[str, Any]] = []
-    paths = image_names([scan.image for scan in scans])
-    for number, ((given, source, label), (path, name)) in enumerate(zip(scans, _named(paths), strict=True)):
+    for number, ((given, source, label), (path, name)) in enumerate(zip(scans, named, strict=True)):
         try:
             scan = read_prepared(source, preparation, label)
             clean = normalise(scan.volume.intensities(), label, scan.statistics, trained.intensity)
@@ -215,7 +220,8 @@ def _trained_with(network: Any) -> PretrainSettings:
     """The settings a network was trained with; published checkpoints have the published ones."""
     if "settings" in network.info:
         try:
-            return PretrainSettings(**network.info["settings"])
+            recorded = {**network.info["settings"], "resume": False}
+            return PretrainSettings.model_validate(recorded, context={"chosen": ()})
         except ValidationError as error:
             raise Dae3dError(
                 f"{network.weights}: its settings are not ours: {error.errors()[0]['msg']}"
@@ -235,6 +241,20 @@ def _named(scans: list[Path]) -> list[tuple[Path, str]]:
         once = stems.count(stem) == 1
         names.append(stem if once else next(n for n in numbered if n not in stems and n not in names))
     return list(zip(scans, names, strict=True))
+
+
+def _refuse_overwriting(out: Path, scans: Sequence[str], named: Sequence[tuple[Path, str]]) -> None:
+    """Refuse a folder with results of other scans, or with one of the scans where its results would lie."""
+    results = out / "metrics.csv"
+    if results.is_file():
+        with results.open(newline="") as file:
+            measured = {row.get("scan") or "" for row in csv.DictReader(file)}
+        others = {os.path.abspath(scan) for scan in measured} - set(map(os.path.abspath, scans))
+        if others:
+            raise Dae3dError(f"out: {results} is not of these scans alone, and would be overwritten")
+    for path, name in named:
+        if path.resolve().parent == (out / name).resolve():
+            raise Dae3dError(f"out: the results of {path} would lie beside it; take another folder")
 
 
 def _write(folder: Path, repair: Repair, scan: Prepared, title: str) -> None:

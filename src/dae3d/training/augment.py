@@ -20,7 +20,7 @@ def flipped_axes(settings: FinetuneSettings) -> tuple[Axis, ...]:
     return tuple(axis for axis in AXES if axis in chosen) if settings.flip_prob else ()
 
 
-def with_flip_axes(settings: FinetuneSettings, classes: Sequence[str], begun: bool) -> FinetuneSettings:
+def with_flip_axes(settings: FinetuneSettings, classes: Sequence[str]) -> FinetuneSettings:
     """The settings with the axes to flip along chosen, for classes of these names.
 
     Where names tell left from right, axes that exchange the two are left out.
@@ -28,12 +28,11 @@ def with_flip_axes(settings: FinetuneSettings, classes: Sequence[str], begun: bo
     Args:
         settings: of the run.
         classes: names.
-        begun: whether the run was begun without a choice, when all axes were flipped: then it stays so.
     """
     if settings.flip_axes is not None or not sided(classes):
         return settings
-    axes = AXES if begun else tuple(axis for axis in AXES if axis not in _exchanging(settings))
-    return settings.model_copy(update={"flip_axes": list(axes)})
+    axes = [axis for axis in AXES if axis not in _exchanging(settings)]
+    return settings.model_copy(update={"flip_axes": axes})
 
 
 def say_sides(settings: FinetuneSettings, classes: Sequence[str]) -> None:

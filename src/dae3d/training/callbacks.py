@@ -70,15 +70,27 @@ class StopAtNonFiniteLoss(lightning.Callback):
         if finite:
             return
         scans = self.scans_of(int(samples[0]))
-        good = find_checkpoints(self.out / "checkpoints")
+        saved = find_checkpoints(self.out / "checkpoints")
         raise Dae3dError(
             f"loss or gradient is not finite at step {step} (loss {float(loss)}"
             + (f", gradient norm {float(gradient)}" if gradient is not None else "")
             + "); scans in the batch:\n  "
             + "\n  ".join(scans)
-            + f"\nlast good checkpoint: {good[0] if good else 'none yet'}. Nothing was overwritten. "
-            "Look at these scans, lower lr, or train in precision 32-true, then go on with --resume."
+            + f"\nlast checkpoint: {saved[0] if saved else 'none yet'}. Nothing was overwritten. "
+            + _advice(step, saved)
         )
+
+
+def _advice(step: int, saved: list[Path]) -> str:
+    """What to do about a bad step; a lower rate helps if it changes the weights that the step began with."""
+    if not saved:
+        return "Look at these scans; begin again with a lower lr, or in precision 32-true, and with --resume."
+    if step_of(saved[0]) < step - 1:
+        return "Look at these scans; lower lr (--resume --lr ...), or go on in precision 32-true."
+    return (
+        "It holds the weights that this step began with, so lower lr from an earlier one: remove it, then "
+        "--resume --lr ...; or look at these scans, or go on in precision 32-true."
+    )
 
 
 class Rows(lightning.Callback):
@@ -223,7 +235,9 @@ class Saver(lightning.Callback):
                     torch.save(checkpoint, temporary)
                 weights(self.weights / "last.safetensors")
                 self.record.write(step, finished)
-                for old in find_checkpoints(self.checkpoints)[self.settings.keep :]:
+                # One of a later step could not be read, or this run would have begun there.
+                kept = [path for path in find_checkpoints(self.checkpoints) if step_of(path) <= step]
+                for old in kept[self.settings.keep :]:
                     old.unlink()
         except RuntimeError as error:
             # What PyTorch raises where a disk is full.
@@ -235,7 +249,7 @@ class Saver(lightning.Callback):
             "step": trainer.global_step,
             "best_validation": self.best,
             **module.header(),
-            "settings": self.settings.model_dump(mode="json"),
+            "settings": self.settings.model_copy(update={"resume": False}).model_dump(mode="json"),
             "versions": versions(),
             "data": self.about["data"]["rows"],
             TRAINED_ON: self.trained_on,
@@ -255,11 +269,16 @@ class Progress(TQDMProgressBar):
         """Batches of the whole run; the loader itself has no end."""
         return self.batches
 
-    def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
+    def on_train_start(self, trainer: Any, *_: Any) -> None:
         """Begin at the step resumed from, so that rate and estimate are those of this process."""
-        super().on_train_epoch_start(trainer)
-        self.train_progress_bar.initial = trainer.global_step * self.accumulate
-        self.train_progress_bar.set_description(self.what)
+        super().on_train_start(trainer)
+        bar = self.train_progress_bar
+        bar.reset(self.batches)
+        bar.initial = bar.n = trainer.global_step * self.accumulate
+        bar.set_description(self.what)
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """The bar has begun: all steps are one epoch, in which a resumed run is already."""
 
     def get_metrics(self, trainer: Any, module: Any) -> dict[str, int | str | float | dict[str, float]]:
         """Losses and rate."""
@@ -277,4 +296,9 @@ class Progress(TQDMProgressBar):
 def find_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a run, the newest first."""
     found = [p for p in folder.glob("step-*.ckpt") if re.fullmatch(r"step-\d+\.ckpt", p.name)]
-    return sorted(found, key=lambda p: int(p.stem.removeprefix("step-")), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint is of."""
+    return int(checkpoint.stem.removeprefix("step-"))

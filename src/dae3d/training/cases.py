@@ -1,6 +1,6 @@
 """The labelled cases of a fine-tuning run: which are trained on, which validate, and the loaders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,8 +69,12 @@ class LabelledData:
         return {"data": {"store": str(self.store.path.absolute()), "rows": [row]}, "cases": names}
 
 
-def labelled_data(settings: FinetuneSettings) -> LabelledData:
+def labelled_data(
+    settings: FinetuneSettings, check: Callable[[CaseRecipe], None] | None = None
+) -> LabelledData:
     """Read the list, choose the cases, and prepare those that the store does not have.
+
+    `check` may refuse what the list says of channels and classes, before any case is prepared.
 
     Raises:
         Dae3dError: where the list, or a case, cannot be used.
@@ -93,6 +97,8 @@ def labelled_data(settings: FinetuneSettings) -> LabelledData:
             f"intensity: {', '.join(strangers)}: no channel of {settings.data} is of that modality; "
             f"it has {', '.join(recipe.modalities)}"
         )
+    if check is not None:
+        check(recipe)
     folder = settings.store or settings.out / "store"
     store = prepare_cases([*chosen, *validation], recipe, folder, settings.prepare_workers)
     sides = {

@@ -2,33 +2,29 @@
 
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from dae3d.errors import Dae3dError, SettingsError
-from dae3d.models.load_report import LoadReport
-from dae3d.models.provenance import entry_of, seen
-from dae3d.models.swin_unetr import Architecture, Segmenter
-from dae3d.models.weights import Contents, load_into, read_weights, refuse_another_network
-from dae3d.scans.kinds import strange
-from dae3d.settings import read_config, verb
+from dae3d.models.swin_unetr import Architecture
+from dae3d.models.weights import read_weights, refuse_another_network
+from dae3d.settings import verb
 from dae3d.store.recipe import CaseRecipe
 from dae3d.training.augment import say_sides, with_flip_axes
-from dae3d.training.callbacks import find_checkpoints
+from dae3d.training.beginning import SIZES, Beginning, begin_with
+from dae3d.training.callbacks import find_checkpoints, step_of
 from dae3d.training.cases import CaseLoaders, LabelledData, labelled_data
 from dae3d.training.finetune_settings import FinetuneSettings
-from dae3d.training.legs import legs_of
-from dae3d.training.record import log_to
-from dae3d.training.run import device_count, prepare_run_folder, refuse_another_run, step_of, train
+from dae3d.training.legs import Leg, legs_of, say_new_data
+from dae3d.training.resume import checkpoint_of, read_checkpoint, saved_settings
+from dae3d.training.run import device_count, train
 from dae3d.training.run_settings import check_heads
 from dae3d.training.segmentation import Segmentation
 
 log = logging.getLogger(__name__)
-
-SIZES = ("embed_dim", "depths", "heads", "window", "patch_embed", "patch_merging")
 
 
 @verb
@@ -44,36 +40,44 @@ def finetune(settings: FinetuneSettings) -> Path:
 
     Raises:
         Dae3dError: where the list or a case cannot be used, the weights do not fit, the run folder already
-            holds a run, or the loss is not finite.
+            holds a run or one that cannot be resumed, or the loss is not finite.
     """
     settings = with_sizes(settings)
-    refuse_another_run(settings)
+    checkpoint = checkpoint_of(settings)
+    if checkpoint is not None:
+        settings = _as_begun(settings, checkpoint)
     devices, nodes = device_count(settings)
-    data = labelled_data(settings)
+    data = labelled_data(settings, check=partial(_refuse_other_classes, settings, checkpoint))
     batch = settings.batch_size * devices * nodes
     settings = settings.for_epochs_of(-(-data.stream.per_epoch // (batch * settings.accumulate)))
-    settings = with_flip_axes(settings, data.recipe.class_names, begun=_begun_without_flip_axes(settings))
-    checkpoint = prepare_run_folder(settings)
-    if (step_of(checkpoint) or 0) >= int(settings.max_steps):
-        log.info("%s is already at step %s of %s", settings.out, step_of(checkpoint), settings.max_steps)
+    settings = with_flip_axes(settings, data.recipe.class_names)
+    resumed_at = None if checkpoint is None else step_of(checkpoint)
+    if resumed_at is not None and resumed_at >= int(settings.max_steps):
+        log.info("%s is already at step %s of %s", settings.out, resumed_at, settings.max_steps)
         return settings.out
-    with log_to(settings.out / "log.txt"):
-        _announce(settings, data)
-        lightning.seed_everything(settings.seed, verbose=False)
-        network, earlier = _network(settings, data, resumed=checkpoint is not None)
-        module = Segmentation(settings, network, data, settings.out / "pictures")
-        about = {
-            "kind": "finetune",
-            "init": str(settings.init) if settings.init and settings.transfer != "none" else None,
-            **data.about(settings.data),
-        }
-        about["legs"] = legs_of(settings.out, about, step_of(checkpoint))
+    lightning.seed_everything(settings.seed, verbose=False)
+    begun = begin_with(settings, data, resumed=checkpoint is not None)
 
-        def scans_of(sample: int) -> list[str]:
-            return data.scans_of(sample, batch)
+    def scans_of(sample: int) -> list[str]:
+        return data.scans_of(sample, batch)
 
-        loaders, trained_on = CaseLoaders(data, settings), data.trained_on(earlier)
-        train(settings, module, loaders, checkpoint, about, scans_of, "finetune", trained_on)
+    about = {
+        "kind": "finetune",
+        "init": str(settings.init) if settings.init and settings.transfer != "none" else None,
+        **data.about(settings.data),
+    }
+    legs = legs_of(settings.out, about, resumed_at)
+    train(
+        settings,
+        Segmentation(settings, begun.network, data, settings.out / "pictures"),
+        CaseLoaders(data, settings),
+        checkpoint,
+        about={**about, "legs": legs},
+        scans_of=scans_of,
+        what="finetune",
+        trained_on=data.trained_on(begun.trained_on),
+        announce=partial(_announce, settings, data, begun, legs, resumed_at),
+    )
     return settings.out
 
 
@@ -113,104 +117,41 @@ def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
     return settings.model_copy(update=resolved)
 
 
-def _begun_without_flip_axes(settings: FinetuneSettings) -> bool:
-    """Whether the run to go on with was begun when there was no such setting."""
-    saved = settings.out / "settings.yaml"
-    return settings.resume and saved.is_file() and "flip_axes" not in read_config(saved, settings.configs)
+def _as_begun(settings: FinetuneSettings, checkpoint: Path) -> FinetuneSettings:
+    """The settings with those of the beginning that nothing is made of any more."""
+    saved = saved_settings(settings)
+    begun = {name: getattr(saved or settings, name) for name in ("init", "transfer")}
+    for name, value in begun.items():
+        if getattr(settings, name) != value:
+            log.info("%s: not used, for the run goes on from %s; it stays %s", name, checkpoint, value)
+    return settings.model_copy(update=begun)
 
 
-def _network(
-    settings: FinetuneSettings, data: LabelledData, resumed: bool
-) -> tuple[Segmenter, list[dict[str, Any]]]:
-    """The network to begin with, and what the weights of --init were trained on.
-
-    A run that goes on has both from its checkpoint.
-
-    Raises:
-        Dae3dError: where the weights are of another network, or lack what is to be frozen.
-    """
-    architecture = Architecture(
-        **{name: getattr(settings, name) for name in SIZES},
-        restore_intensity=False,
-        in_channels=len(data.recipe.modalities),
-        out_channels=len(data.recipe.labels),
-        deep_supervision=settings.deep_supervision,
-    )
-    network = Segmenter(architecture, settings.checkpoint_activations, settings.axes or "straight")
-    if settings.init is not None and settings.transfer != "none" and not resumed:
-        contents = read_weights(settings.init, settings.monai_merging)
-        _warn_of_other_channels(contents, data.recipe)
-        _warn_of_new_modalities(contents, data.recipe)
-        _warn_of_seen(contents, data)
-        names = data.recipe.class_names
-        report = load_into(network, contents, settings.transfer, show=False, classes=names)
-        _show(report)
-        _refuse_to_freeze(settings, report)
-        return network, entry_of(contents.info)
-    return network, entry_of({}) if settings.init is not None and settings.transfer != "none" else []
-
-
-def _refuse_to_freeze(settings: FinetuneSettings, report: LoadReport) -> None:
-    """Raise where a tensor would stay at its random values, because nothing was loaded for it."""
-    missing = [name for name in report.missing if name.startswith("encoder.")]
-    if settings.freeze == "encoder" and missing:
-        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise Dae3dError(
-            f"freeze: {len(missing)} tensors of the encoder are not taken over from --init {settings.init}, "
-            f"and would keep random values: {some}; leave --freeze out"
-        )
-
-
-@rank_zero_only
-def _warn_of_other_channels(contents: Contents, recipe: CaseRecipe) -> None:
-    before = tuple(contents.info.get("recipe", {}).get("modalities", ()))
-    if len(before) > 1 and before != recipe.modalities:
-        log.warning(
-            "%s: was trained on the channels %s, and here they are %s; in this order, or their sum, they are "
-            "taken over",
-            contents.path,
-            "+".join(before),
-            "+".join(recipe.modalities),
-        )
-
-
-@rank_zero_only
-def _warn_of_new_modalities(contents: Contents, recipe: CaseRecipe) -> None:
-    known = contents.info.get("modalities") or contents.info.get("recipe", {}).get("modalities", ())
-    new = [modality for modality in recipe.modalities if known and strange(modality, known)]
-    if new:
-        log.warning(
-            "%s: trained on %s, and never saw %s; fine-tuning begins with it all the same",
-            *(contents.path, ", ".join(known), ", ".join(dict.fromkeys(new))),
-        )
-
-
-@rank_zero_only
-def _warn_of_seen(contents: Contents, data: LabelledData) -> None:
-    """On cases that the weights of --init were trained on, a network is better than on new ones."""
-    stored = [data.store.cases[number] for number in data.validation]
-    found = seen(contents.info, {case.name: case.image_digests for case in stored})
-    for task, trained in (("pretrain", "pre-trained"), ("segmentation", "fine-tuned")):
-        names = [case.case for case in found if (case.task, case.side) == (task, "training")]
-        if names:
-            log.warning(
-                "%s: was %s on %d of the %d validation cases, so their Dice is no measure for new ones: %s%s",
-                contents.path,
-                trained,
-                len(names),
-                len(stored),
-                ", ".join(names[:5]),
-                ", ..." if len(names) > 5 else "",
+def _refuse_other_classes(settings: FinetuneSettings, checkpoint: Path | None, recipe: CaseRecipe) -> None:
+    """A run cannot go on with other channels or label values; other names of classes are said."""
+    header = {} if checkpoint is None else read_checkpoint(checkpoint).get("header", {})
+    if "recipe" not in header:
+        return
+    before, now = header["recipe"], recipe.model_dump(mode="json")
+    for what, name in (("channels", "modalities"), ("label values", "labels")):
+        there, here = (", ".join(each[name]) for each in (before, now))
+        if there != here:
+            raise Dae3dError(
+                f"{settings.data}: its {what} are {here}, but the run in {settings.out} was begun with "
+                f"{there}; begin another one in another folder"
             )
+    if before["labels"] != now["labels"]:
+        log.warning("%s: its classes were called %s at first", settings.data, before["labels"])
 
 
 @rank_zero_only
-def _show(report: LoadReport) -> None:
-    report.print()
-
-
-@rank_zero_only
-def _announce(settings: FinetuneSettings, data: LabelledData) -> None:
+def _announce(
+    settings: FinetuneSettings,
+    data: LabelledData,
+    begun: Beginning,
+    legs: list[Leg],
+    resumed_at: int | None,
+) -> None:
     log.info(
         "fine-tuning on %s: %d cases (%s), %d classes, validating on %d",
         settings.data,
@@ -220,3 +161,8 @@ def _announce(settings: FinetuneSettings, data: LabelledData) -> None:
         len(data.validation),
     )
     say_sides(settings, data.recipe.class_names)
+    if begun.report is not None:
+        begun.report.print()
+    for warning in begun.warnings:
+        log.warning("%s", warning)
+    say_new_data(legs, resumed_at)

@@ -1,13 +1,13 @@
 """Settings of fine-tuning. Defaults are the published recipe for BTCV where it has one."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dae3d.models.foreign import MONAI_MERGING, MonaiMerging
 from dae3d.scans.modality import Label
-from dae3d.scans.sides import AXES_SHOWN, Axis
+from dae3d.scans.sides import AXES, AXES_SHOWN, Axis
 from dae3d.settings import Group
 from dae3d.store.intensity import ScalingRules
 from dae3d.store.recipe import Spacing
@@ -25,6 +25,7 @@ class FinetuneSettings(RunSettings):
 
     configs: ClassVar[str] = "finetune"
     durations: ClassVar[tuple[str, ...]] = (*RunSettings.durations, "freeze_steps")
+    earlier: ClassVar[dict[str, Any]] = {"flip_axes": list(AXES)}
 
     data: Path = Field(
         description='list of labelled cases in the manner of the Medical Segmentation Decathlon ("training", '
@@ -172,3 +173,15 @@ class FinetuneSettings(RunSettings):
         if self.freeze_steps not in (0, "0 epochs") and self.freeze == "none":
             raise ValueError("freeze_steps: needs --freeze encoder")
         return self
+
+    def kept(self) -> dict[str, Any]:
+        """What decides the network, its parameters and which of them learn, by setting."""
+        names = ("embed_dim", "depths", "heads", "window", "patch_embed", "patch_merging", "axes")
+        return {
+            **super().kept(),
+            **{name: getattr(self, name) for name in names},
+            "deep_supervision": self.deep_supervision,
+            "freeze": self.freeze,
+            "freeze_steps": self.freeze_steps in (0, "0 epochs"),
+            "layer_decay": self.layer_decay == 1,  # whether every stage has a rate of its own
+        }

@@ -36,7 +36,6 @@ def legs_of(out: Path, about: Mapping[str, Any], resumed_at: int | None) -> list
     before = [old for old in record.get("legs", [first]) if old["from"] < max(resumed_at, 1)]
     if before and _same(before[-1], leg):
         return before
-    _say(before, leg)
     return [*before, leg]
 
 
@@ -58,7 +57,11 @@ def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 @rank_zero_only
-def _say(before: Sequence[Leg], leg: Leg) -> None:
+def say_new_data(legs: Sequence[Leg], resumed_at: int | None) -> None:
+    """Say where a run resumed at this step begins a leg there, and what that means for its validation."""
+    *before, leg = legs
+    if not before or leg["from"] != resumed_at:
+        return
     log.warning(
         "the data is not that of the steps before %d: from here on %s. run.json keeps both, by leg",
         leg["from"],

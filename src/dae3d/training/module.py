@@ -1,10 +1,8 @@
 """What the training steps of pre-training and fine-tuning share: averaging, clipping, learning rate, rows."""
 
-import functools
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dae3d.files import inside
 from dae3d.reporting.pictures import save_picture
-from dae3d.training.optimiser import learning_rate, parameter_groups
+from dae3d.training.optimiser import keep_settings, learning_rate, parameter_groups
 from dae3d.training.run_settings import RunSettings
 
 
@@ -73,9 +71,6 @@ class TrainingModule(lightning.LightningModule, ABC):
         """Groups for the optimiser, each with the `scale` of its learning rate."""
         return parameter_groups(self.network, self.run_settings.weight_decay)
 
-    def _factor(self, group: dict[str, Any], step: int) -> float:
-        return group["scale"] * learning_rate(step, self.run_settings) / self.run_settings.lr
-
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clip by global norm, and keep the norm."""
         limit = self.run_settings.clip_grad or math.inf
@@ -86,33 +81,44 @@ class TrainingModule(lightning.LightningModule, ABC):
             learning = [p for p in self.parameters() if p.grad is not None]
             self.grad_norm = torch.nn.utils.clip_grad_norm_(learning, limit)
 
-    def configure_optimizers(self) -> Any:
-        """AdamW, and a learning rate that follows the step."""
-        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.run_settings.lr, fused=self._fused)
-        factors: list[Callable[[int], float]] = [
-            functools.partial(self._factor, group) for group in optimizer.param_groups
-        ]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW with this run's settings, whatever those of a checkpoint are."""
+        # One pass over a tensor, but for fp16, whose gradients are unscaled, and clipped, before.
+        fused = self.run_settings.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.run_settings.lr, fused=fused)
+        optimizer.register_load_state_dict_pre_hook(keep_settings)
+        return optimizer
 
-    @property
-    def _fused(self) -> bool:
-        """Whether AdamW takes one pass over a tensor; fp16's gradients are unscaled, and clipped, before."""
-        return self.run_settings.precision != "16-mixed"
+    def set_rates(self) -> None:
+        """Give the optimiser the learning rate of the next step."""
+        highest = self.run_settings.lr
+        rate = learning_rate(self.global_step, self.run_settings)
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = highest * (group["scale"] * rate / highest)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what the network is, for a run that goes on from there."""
+        checkpoint["header"] = self.header()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A run goes on with the optimiser's implementation that it would begin with."""
-        for state in checkpoint["optimizer_states"]:
-            for group in state["param_groups"]:
-                group["fused"] = self._fused
+        """Count the batches as this run has them a step, where `accumulate` is another than before."""
+        batches = checkpoint["global_step"] * self.run_settings.accumulate
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            # A checkpoint may have been taken before the last batch counted as completed.
+            moved = batches - counts["ready"]
+            counts.update({name: count + moved for name, count in counts.items()})
 
     def on_train_start(self) -> None:
-        """Start the clock of the first row."""
+        """Set the first rate, and start the clock of the first row."""
+        self.set_rates()
         self.window = self.empty_window().to(self.device)
         self._window_start, self._validation_seconds = time.monotonic(), 0.0
 
     def end_step(self) -> None:
-        """Average the weights, and write a row of metrics when one is due."""
+        """Average the weights, set the next rate, and write a row of metrics when one is due."""
+        self.set_rates()
         if self.average is not None:
             self.average.update_parameters(self.network)
         if self.global_step % self.run_settings.log_every == 0:

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from dae3d.training.run_settings import RunSettings
 
@@ -39,6 +40,17 @@ def _depth(name: str) -> int:
     if stage:
         return int(stage[1]) + 1
     return 0 if name.startswith("encoder.") else _DECODER
+
+
+def keep_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A state to load into an optimiser, with the optimiser's own settings in place of those in there.
+
+    Args:
+        optimizer: with groups of as many parameters.
+        state: as of `Optimizer.state_dict`.
+    """
+    pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
+    return {**state, "param_groups": [{**own, "params": saved["params"]} for own, saved in pairs]}
 
 
 def learning_rate(step: int, settings: RunSettings) -> float:

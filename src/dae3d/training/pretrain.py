@@ -1,17 +1,19 @@
 """The verb `pretrain`."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from dae3d.settings import verb
+from dae3d.training.callbacks import step_of
 from dae3d.training.data import CropLoaders, TrainingData, training_data
-from dae3d.training.legs import baselines_due, legs_of
+from dae3d.training.legs import Leg, baselines_due, legs_of, say_new_data
 from dae3d.training.pretraining import Pretraining
-from dae3d.training.record import log_to
-from dae3d.training.run import device_count, prepare_run_folder, step_of, train
+from dae3d.training.resume import checkpoint_of
+from dae3d.training.run import device_count, train
 from dae3d.training.settings import PretrainSettings
 
 log = logging.getLogger(__name__)
@@ -28,31 +30,41 @@ def pretrain(settings: PretrainSettings) -> Path:
         The run folder.
 
     Raises:
-        Dae3dError: where the store has nothing to train on, the run folder already holds a run, or the loss
-            is not finite.
+        Dae3dError: where the store has nothing to train on, the run folder already holds a run or one that
+            cannot be resumed, or the loss is not finite.
     """
+    checkpoint = checkpoint_of(settings)
     devices, nodes = device_count(settings)
     data = training_data(settings, devices * nodes)
     settings = settings.for_epochs_of(-(-data.batches_per_epoch // settings.accumulate))
-    checkpoint = prepare_run_folder(settings)
-    if (step_of(checkpoint) or 0) >= int(settings.max_steps):
-        log.info("%s is already at step %s of %s", settings.out, step_of(checkpoint), settings.max_steps)
+    resumed_at = None if checkpoint is None else step_of(checkpoint)
+    if resumed_at is not None and resumed_at >= int(settings.max_steps):
+        log.info("%s is already at step %s of %s", settings.out, resumed_at, settings.max_steps)
         return settings.out
-    with log_to(settings.out / "log.txt"):
-        _announce(settings, data)
-        lightning.seed_everything(settings.seed, verbose=False)
-        preparation = data.store.scans.header.preparation
-        module = Pretraining(settings, data.modalities, preparation, settings.out / "pictures")
-        about = {"kind": "pretrain", "disruption": settings.disruption, **data.about()}
-        about["legs"] = legs_of(settings.out, about, step_of(checkpoint))
-        module.baselines_due = baselines_due(settings.out, about["legs"])
-        loaders, trained_on = CropLoaders(data, settings), data.trained_on()
-        train(settings, module, loaders, checkpoint, about, data.scans_of, "pretrain", trained_on)
+    lightning.seed_everything(settings.seed, verbose=False)
+    preparation = data.store.scans.header.preparation
+    module = Pretraining(settings, data.modalities, preparation, settings.out / "pictures")
+    about = {"kind": "pretrain", "disruption": settings.disruption, **data.about()}
+    legs = legs_of(settings.out, about, resumed_at)
+    module.baselines_due = baselines_due(settings.out, legs)
+    train(
+        settings,
+        module,
+        CropLoaders(data, settings),
+        checkpoint,
+        about={**about, "legs": legs},
+        scans_of=data.scans_of,
+        what="pretrain",
+        trained_on=data.trained_on(),
+        announce=partial(_announce, settings, data, legs, resumed_at),
+    )
     return settings.out
 
 
 @rank_zero_only
-def _announce(settings: PretrainSettings, data: TrainingData) -> None:
+def _announce(
+    settings: PretrainSettings, data: TrainingData, legs: list[Leg], resumed_at: int | None
+) -> None:
     modalities = ", ".join(data.modalities)
     log.info("pre-training on %s: %s, disruption %s", settings.data, modalities, settings.disruption)
     if settings.freeze != "none":
@@ -60,3 +72,4 @@ def _announce(settings: PretrainSettings, data: TrainingData) -> None:
             "freeze: the %s begins with random values, and keeps them: pre-training takes no weights over",
             settings.freeze,
         )
+    say_new_data(legs, resumed_at)

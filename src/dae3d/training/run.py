@@ -1,7 +1,8 @@
-"""What every training run does around its loop: folder, devices, trainer, stopping and resuming."""
+"""What every training run does around its loop: folder, devices, trainer, stopping."""
 
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +19,22 @@ from torch import nn
 
 from dae3d.cores import use_threads
 from dae3d.errors import Dae3dError
-from dae3d.files import refuse_other_file, unfinished_files, write_text
+from dae3d.files import make_folder, unfinished_files, write_text
 from dae3d.training.background import Snapshots
-from dae3d.training.callbacks import Progress, Rows, Saver, StopAtNonFiniteLoss, find_checkpoints
+from dae3d.training.callbacks import (
+    Progress,
+    Rows,
+    Saver,
+    StopAtNonFiniteLoss,
+    find_checkpoints,
+    step_of,
+)
 from dae3d.training.compiling import CompiledBlocks
 from dae3d.training.cpu import keep_freed_memory
 from dae3d.training.loader_process import naming_loader_processes
 from dae3d.training.module import TrainingModule
-from dae3d.training.record import MetricsFile
+from dae3d.training.record import MetricsFile, log_to
+from dae3d.training.resume import refuse_other_network
 from dae3d.training.run_settings import RunSettings
 
 log = logging.getLogger(__name__)
@@ -42,8 +51,11 @@ def train(
     scans_of: Callable[[int], list[str]],
     what: str,
     trained_on: list[dict[str, Any]],
+    announce: Callable[[], None],
 ) -> None:
     """Train to the last step, and write everything of it to the run folder.
+
+    Nothing is written before it is sure that the run can go on from the checkpoint, on these devices.
 
     Args:
         settings: with every duration in steps.
@@ -54,13 +66,15 @@ def train(
         scans_of: the files in the global batch that a sample is of.
         what: the verb, for the progress bar.
         trained_on: what the weights say of the very scans, as of `dae3d.models.provenance.entry`.
+        announce: says what is trained, once it is sure that it is.
 
     Raises:
-        Dae3dError: where the devices are not there, or the loss is not finite.
-        KeyboardInterrupt: where Ctrl-C ended it early, with everything saved.
+        Dae3dError: where the devices are not there, the checkpoint is of another network, or the loss is not
+            finite.
+        KeyboardInterrupt: where Ctrl-C ended it early; it says what was saved.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    resumed_at = step_of(checkpoint)
+    resumed_at = None if checkpoint is None else step_of(checkpoint)
     snapshots = Snapshots()
     # The order matters: a bad step is found before anything of it is recorded or saved.
     callbacks: list[lightning.Callback] = [
@@ -82,19 +96,39 @@ def train(
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
         use_threads(settings.threads)
-    _announce(settings, resumed_at, trainer, module.network)
-    # Our own checkpoints hold Lightning's bookkeeping, which is more than tensors.
-    with naming_loader_processes():
-        trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=False)
-    if trainer.global_step < int(settings.max_steps):
-        raise KeyboardInterrupt("go on with --resume")
-    if trainer.is_global_zero:
-        log.info("done: weights in %s", settings.out / "weights")
+    if checkpoint is not None:
+        refuse_other_network(module, checkpoint)
+    make_folder(settings.out)
+    with log_to(settings.out / "log.txt"):
+        _write_settings(settings)
+        _remove_unfinished(settings.out)
+        announce()
+        _announce(settings, resumed_at, trainer, module.network)
+        _fit(trainer, module, loaders, checkpoint, settings.out)
+        if trainer.global_step < int(settings.max_steps):
+            raise KeyboardInterrupt(_how_to_go_on(settings.out))
+        if trainer.is_global_zero:
+            log.info("done: weights in %s", settings.out / "weights")
 
 
-def step_of(checkpoint: Path | None) -> int | None:
-    """The step that a checkpoint is of."""
-    return None if checkpoint is None else int(checkpoint.stem.removeprefix("step-"))
+def _fit(trainer: Any, module: Any, loaders: Any, checkpoint: Path | None, out: Path) -> None:
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with naming_loader_processes():
+            trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        # Lightning's answer to a KeyboardInterrupt; it also leaves Ctrl-C without effect.
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt(_how_to_go_on(out)) from None
+
+
+def _how_to_go_on(out: Path) -> str:
+    found = find_checkpoints(out / "checkpoints")
+    if found:
+        return f"go on with --resume, from step {step_of(found[0])}"
+    return "nothing was saved yet to resume from; --resume begins again at step 0"
 
 
 def _trainer(
@@ -105,7 +139,6 @@ def _trainer(
     validate_first: bool,
 ) -> lightning.Trainer:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
     warnings.filterwarnings("ignore", message=".*Grad strides do not match.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
     # Their successors are not in every PyTorch that will do.
@@ -178,32 +211,6 @@ def _precision(settings: RunSettings) -> Literal["32-true", "bf16-mixed", "16-mi
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
-def refuse_another_run(settings: RunSettings) -> None:
-    """Raise Dae3dError where the folder holds a run that is not to be resumed, or files of no run."""
-    out = settings.out
-    if settings.resume:
-        return
-    holds = [*find_checkpoints(out / "checkpoints"), *(out / "weights").glob("*.safetensors")]
-    if holds or (out / "metrics.csv").is_file():
-        raise Dae3dError(f"out: {out} holds a run; go on with --resume, or name another folder")
-    refuse_other_file(out / "settings.yaml", "settings of a run", rb"(.*\n)?(data|max_steps|roi|lr): ")
-    refuse_other_file(out / "run.json", "record of a run", rb'\{\n "dae3d": ')
-
-
-def prepare_run_folder(settings: RunSettings) -> Path | None:
-    """Make the run folder; returns the checkpoint to go on from, None to start.
-
-    Raises:
-        Dae3dError: where the folder holds a run that is not to be resumed.
-    """
-    refuse_another_run(settings)
-    found = find_checkpoints(settings.out / "checkpoints")
-    checkpoint = next((path for path in found if _readable(path)), None)
-    _write_settings(settings)
-    _remove_unfinished(settings.out)
-    return checkpoint
-
-
 @rank_zero_only
 def _write_settings(settings: RunSettings) -> None:
     saved = settings.out / "settings.yaml"
@@ -221,15 +228,6 @@ def _remove_unfinished(out: Path) -> None:
     for folder in ("checkpoints", "weights"):
         for part in unfinished_files(out / folder):
             part.unlink(missing_ok=True)
-
-
-def _readable(checkpoint: Path) -> bool:
-    try:
-        torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
-    except Exception as error:
-        log.warning("%s cannot be read (%s); taking the one before", checkpoint, error)
-        return False
-    return True
 
 
 @rank_zero_only

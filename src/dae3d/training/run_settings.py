@@ -1,15 +1,20 @@
 """Settings that every training run has: how to optimise, on what, and what to keep."""
 
+import logging
+import math
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import yaml
-from pydantic import AfterValidator, Field, model_validator
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from dae3d.cores import THREADS
 from dae3d.settings import Group, Settings
+
+log = logging.getLogger(__name__)
 
 DATA = Group("data")
 NETWORK = Group("network")
@@ -51,6 +56,9 @@ def _found(path: Path, was: Path, out: Path) -> Path:
 
 class RunSettings(Settings):
     """What pre-training and fine-tuning have in common."""
+
+    # What a settings.yaml from before a setting was there means.
+    earlier: ClassVar[dict[str, Any]] = {}
 
     durations: ClassVar[tuple[str, ...]] = ("max_steps", "warmup_steps", "val_every", "save_every")
 
@@ -119,19 +127,20 @@ class RunSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_the_run_resumed(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """A resumed run keeps its settings, but for those given anew."""
+    def _completed(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """A resumed run keeps its settings, but for those given anew; no rate is above the highest."""
+        # The user's own words, in distinction to those of a config, or of the run resumed.
+        chosen = set((info.context or {}).get("chosen", given))
         if given.get("resume") in (True, "true") and "out" in given:
-            saved = Path(given["out"]) / "settings.yaml"
-            if saved.is_file():
-                return {**cls._moved(yaml.safe_load(saved.read_text()), Path(given["out"])), **given}
-        return given
+            out = Path(given["out"])
+            given = {**cls._moved(_saved(cls, out, begins="data" in given), out), **given}
+        return {**given, **_lowered_rates(cls, given, chosen)}
 
     @classmethod
     def _moved(cls, saved: dict[str, Any], out: Path) -> dict[str, Any]:
         """Saved settings, with paths that lie as they did relative to the run, wherever both are by now."""
         names = [name for name in cls.path_fields() if saved.get(name) is not None]
-        return saved | {name: _found(Path(saved[name]), Path(saved["out"]), out) for name in names}
+        return saved | {name: _found(Path(saved[name]), Path(saved.get("out", out)), out) for name in names}
 
     @classmethod
     def path_fields(cls) -> list[str]:
@@ -147,6 +156,9 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        for name in ("min_lr", "warmup_lr"):
+            if getattr(self, name) > self.lr:
+                raise ValueError(f"{name}: must be at most lr {self.lr:g}, not {getattr(self, name):g}")
         for name in ("max_steps", "val_every", "save_every"):
             if getattr(self, name) in (0, "0 epochs"):
                 raise ValueError(f"{name}: must be 1 or more, not 0")
@@ -161,10 +173,72 @@ class RunSettings(Settings):
         return self
 
     def for_epochs_of(self, steps_per_epoch: int) -> Self:
-        """These settings with every duration in steps; save_every is rounded up to whole log_every."""
+        """These settings with every duration in steps.
+
+        save_every is rounded up to whole log_every. The usual warm-up, where it is longer than the run, is a
+        tenth of the run; one that was given stays as it is. Both are said.
+        """
         steps = {name: in_steps(getattr(self, name), steps_per_epoch) for name in self.durations}
         steps["save_every"] = -(-steps["save_every"] // self.log_every) * self.log_every
+        warmup, total = steps["warmup_steps"], steps["max_steps"]
+        if warmup > total and "warmup_steps" in self.model_fields_set:
+            _say(f"warmup_steps: {warmup}, but the run has {total} steps, so lr {self.lr:g} is not reached")
+        elif warmup > total:
+            steps["warmup_steps"] = total // 10
+            _say(f"warmup_steps: {total // 10} instead of {warmup}, for the run has {total} steps")
         return self.model_copy(update=steps)
+
+    def kept(self) -> dict[str, Any]:
+        """What decides the network, its parameters and which of them learn, by setting.
+
+        A run cannot change it when it is resumed.
+        """
+        return {"ema_decay": self.ema_decay is not None}
+
+
+def _saved(model: type[RunSettings], out: Path, begins: bool) -> dict[str, Any]:
+    """The settings of the run in a folder, {} where there is none and `begins` says that one may begin."""
+    path = out / "settings.yaml"
+    if not path.is_file():
+        if not begins:
+            raise ValueError(f"resume: {out} holds no settings.yaml of a run; to begin one there, give data")
+        return {}
+    try:
+        saved = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"resume: {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(saved, dict):
+        raise ValueError(f"resume: {path} holds no settings")
+    strangers = ", ".join(sorted(saved.keys() - model.model_fields.keys()))
+    if strangers:
+        raise ValueError(f"resume: {path} is of another verb, or of a newer version: it has {strangers}")
+    return {**model.earlier, **saved}
+
+
+def _lowered_rates(model: type[Settings], given: dict[str, Any], chosen: set[str]) -> dict[str, float]:
+    """The rates that lie above the highest one and were not chosen, lowered to it."""
+    values = {
+        name: _number(given.get(name, model.model_fields[name].default))
+        for name in ("lr", "min_lr", "warmup_lr")
+    }
+    lr = values.pop("lr")
+    lowered = {name: lr for name, value in values.items() if 0 < lr < value and name not in chosen}
+    for name in lowered:
+        _say(f"{name}: {lr:g} instead of {values[name]:g}, for it cannot be above lr")
+    return lowered
+
+
+def _number(value: Any) -> float:
+    """A number as given, NaN for what is none: its field will say so."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+@rank_zero_only
+def _say(message: str) -> None:
+    log.info("%s", message)
 
 
 def check_heads(embed_dim: int, heads: tuple[int, int, int, int]) -> None:

@@ -1,7 +1,8 @@
 """Settings of pre-training. Defaults are the published recipe where it has one."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -30,6 +31,7 @@ class PretrainSettings(RunSettings):
     """Everything that decides a pre-training run."""
 
     configs: ClassVar[str] = "pretrain"
+    earlier: ClassVar[dict[str, Any]] = {"normalise_skips": False}
 
     data: Path = Field(description="store made by `dae3d prepare`")
     disruption: Annotated[DisruptionName, DISRUPTION] = Field(
@@ -127,6 +129,16 @@ class PretrainSettings(RunSettings):
             raise ValueError("reconstruction_loss: masked needs disruption mae; the others mask no voxels")
         check_heads(self.embed_dim, self.heads)
         return self
+
+    def kept(self) -> dict[str, Any]:
+        """What decides the network, its parameters and which of them learn, by setting."""
+        masks_blocks = block_mask in DISRUPTIONS[self.disruption]
+        return {
+            **super().kept(),
+            **asdict(self.architecture()),
+            "freeze": self.freeze,
+            "disruption": masks_blocks,  # whether there is a mask token to learn
+        }
 
     def architecture(self) -> Architecture:
         """The network's sizes."""

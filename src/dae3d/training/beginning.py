@@ -1,0 +1,99 @@
+"""The network that fine-tuning begins with, and what is odd about the weights that it takes over."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from dae3d.errors import Dae3dError
+from dae3d.models.load_report import LoadReport
+from dae3d.models.provenance import entry_of, seen
+from dae3d.models.swin_unetr import Architecture, Segmenter
+from dae3d.models.weights import Contents, load_into, read_weights
+from dae3d.scans.kinds import strange
+from dae3d.store.recipe import CaseRecipe
+from dae3d.training.cases import LabelledData
+from dae3d.training.finetune_settings import FinetuneSettings
+
+SIZES = ("embed_dim", "depths", "heads", "window", "patch_embed", "patch_merging")
+_NAMED = 5  # cases
+
+
+class Beginning(NamedTuple):
+    """A `network`, what the weights in it were `trained_on`, and what to say of them.
+
+    `report` is of what was taken over of --init, None where nothing is.
+    """
+
+    network: Segmenter
+    trained_on: list[dict[str, Any]]
+    report: LoadReport | None
+    warnings: list[str]
+
+
+def begin_with(settings: FinetuneSettings, data: LabelledData, resumed: bool) -> Beginning:
+    """Make the network, and load the weights of --init into it; a run that is resumed has its own.
+
+    Raises:
+        Dae3dError: where the weights are of another network, or lack what is to be frozen.
+    """
+    architecture = Architecture(
+        **{name: getattr(settings, name) for name in SIZES},
+        restore_intensity=False,
+        in_channels=len(data.recipe.modalities),
+        out_channels=len(data.recipe.labels),
+        deep_supervision=settings.deep_supervision,
+    )
+    network = Segmenter(architecture, settings.checkpoint_activations, settings.axes or "straight")
+    if settings.init is None or settings.transfer == "none":
+        return Beginning(network, [], None, [])
+    if resumed:
+        return Beginning(network, entry_of({}), None, [])
+    contents = read_weights(settings.init, settings.monai_merging)
+    report = load_into(network, contents, settings.transfer, show=False, classes=data.recipe.class_names)
+    _refuse_to_freeze(settings, report)
+    return Beginning(network, entry_of(contents.info), report, list(_warnings(contents, data)))
+
+
+def _refuse_to_freeze(settings: FinetuneSettings, report: LoadReport) -> None:
+    """Raise where a tensor would stay at its random values, because nothing was loaded for it."""
+    missing = [name for name in report.missing if name.startswith("encoder.")]
+    if settings.freeze == "encoder" and missing:
+        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise Dae3dError(
+            f"freeze: {len(missing)} tensors of the encoder are not taken over from --init {settings.init}, "
+            f"and would keep random values: {some}; leave --freeze out"
+        )
+
+
+def _warnings(contents: Contents, data: LabelledData) -> Iterator[str]:
+    yield from _on_channels(contents, data.recipe)
+    yield from _on_cases(contents, data)
+
+
+def _on_channels(contents: Contents, recipe: CaseRecipe) -> Iterator[str]:
+    before = tuple(contents.info.get("recipe", {}).get("modalities", ()))
+    if len(before) > 1 and before != recipe.modalities:
+        yield (
+            f"{contents.path}: was trained on the channels {'+'.join(before)}, and here they are "
+            f"{'+'.join(recipe.modalities)}; in this order, or their sum, they are taken over"
+        )
+    known = contents.info.get("modalities") or before
+    new = [modality for modality in recipe.modalities if known and strange(modality, known)]
+    if new:
+        yield (
+            f"{contents.path}: trained on {', '.join(known)}, and never saw {', '.join(dict.fromkeys(new))}; "
+            "fine-tuning begins with it all the same"
+        )
+
+
+def _on_cases(contents: Contents, data: LabelledData) -> Iterator[str]:
+    """On cases that the weights of --init were trained on, a network is better than on new ones."""
+    stored = [data.store.cases[number] for number in data.validation]
+    found = seen(contents.info, {case.name: case.image_digests for case in stored})
+    for task, trained in (("pretrain", "pre-trained"), ("segmentation", "fine-tuned")):
+        names = [case.case for case in found if (case.task, case.side) == (task, "training")]
+        if names:
+            some = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+            yield (
+                f"{contents.path}: was {trained} on {len(names)} of the {len(stored)} validation cases, so "
+                f"their Dice is no measure for new ones: {some}"
+            )
