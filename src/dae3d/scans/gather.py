@@ -35,6 +35,7 @@ class Gathered:
         self.archives = 0
         self._candidates: Spool[Candidate] = Spool(scratch)
         self._unknown: Spool[Path] = Spool(scratch)
+        self._others: Spool[Path] = Spool(scratch)
         self._passed_over = PassedOver()
         self._places: dict[bytes, int] = {}
         self._held_out: set[int] = set()
@@ -98,14 +99,13 @@ class Gathered:
         """See which of the files whose names do not tell are DICOM, and account for the others."""
         looks = in_threads(is_dicom, self._unknown, workers)
         total = len(self._unknown)
-        others = []
         for path, yes in tqdm(looks, "looking for DICOM", total, unit="file", leave=False, delay=1):
             if yes:
                 self.dicom.add(path)
             else:
-                others.append(path)
-        named = self._named_by_headers(workers) if others else set()
-        for path in others:
+                self._others.add(path)
+        named = self._named_by_headers(workers) if self._others else set()
+        for path in self._others:
             if _digest(path) not in named:
                 self._passed_over.add(path)
         for kind in self._passed_over:
