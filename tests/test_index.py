@@ -12,6 +12,7 @@ import dae3d
 from dae3d.cli import main
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.scans.manifest import Manifest
+from dae3d.scans.splits import hash01
 
 
 def write_scan(path: Path, shape: tuple[int, ...] = (16, 17, 18)) -> Path:
@@ -211,6 +212,23 @@ def test_few_scans_are_held_out_by_their_number_and_what_is_odd_is_said(
     trained = {scan.modality for scan in manifest.scans if scan.split == "train"}
     assert trained == {"ct", "pet", "t1"}
     assert {scan.split for scan in run(folder, rule=rules, val_fraction=0).scans} == {"train"}
+
+
+def test_a_share_far_from_what_was_asked_for_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A patient of 20 scans among 11 of one scan each, held out by 5 %."""
+    for number in range(20):
+        write_scan(folder / "many" / f"{number}.nii.gz")
+    for number in range(11):
+        write_scan(folder / f"p{number}" / "0.nii.gz")
+    seed = next(
+        seed
+        for seed in range(1000)
+        if hash01(seed, "many") < 0.05 and all(hash01(seed, f"p{number}") >= 0.05 for number in range(11))
+    )
+    run(folder, modality="ct", subject="^(many|p[0-9]+)/", seed=seed)
+    assert "held out are 20 of 31 scans, 65%, where 5% were asked for" in capsys.readouterr().out
 
 
 def test_subjects_by_regular_expression(tmp_path: Path) -> None:

@@ -371,6 +371,7 @@ def test_a_list_inside_a_data_set_of_nnunet(tmp_path):
     task = read_task(path)
     assert task.training[1].images == (tmp_path / "a/y_0000.nii.gz", tmp_path / "b/y_0001.nii.gz")
     assert task.training[1].label == tmp_path / "s" / "y.nii.gz"
+    assert names(task.training) == ["x", "y"]
 
 
 def test_what_may_be_a_hospital_or_a_patient_is_said(tmp_path, caplog):

@@ -7,7 +7,6 @@ version 2 lists none, or has them under `dataset`
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,8 @@ def with_channels(home: Path, content: Mapping[str, Any]) -> Mapping[str, Any]:
     entries = [entry for part in _PARTS for entry in _list(content.get(part))]
     if not entries:
         return {**content, **_cases(home, content.get("dataset"), len(channels))}
-    images = list(islice(filter(None, map(_single_image, entries)), _LOOKED_AT))
+    # At both ends: a machine that predicts may have those to test on alone.
+    images = list(filter(None, map(_single_image, [*entries[:_LOOKED_AT], *entries[-_LOOKED_AT:]])))
     if not any(not (home / image).exists() and (home / _channel_file(image, 0)).exists() for image in images):
         return content
     return {
@@ -72,13 +72,19 @@ def _channel_file(image: str, number: int) -> str:
 
 def _cases(home: Path, listed: Any, channels: int) -> dict[str, list[Any]]:
     if isinstance(listed, dict):
-        cases = [case if isinstance(case, dict) else {} for case in listed.values()]
-        return {"training": [{"image": case.get("images"), "label": case.get("label")} for case in cases]}
+        return {"training": [_listed(name, case) for name, case in listed.items()]}
     found = {
         "training": list(_cases_in(home, "imagesTr", "labelsTr", channels)),
         "test": list(_cases_in(home, "imagesTs", "labelsTs", channels)),
     }
     return {part: entries for part, entries in found.items() if entries}
+
+
+def _listed(name: str, case: Any) -> dict[str, Any]:
+    images, label = (case.get(key) if isinstance(case, dict) else None for key in ("images", "label"))
+    first = Path(images[0]) if isinstance(images, list) and images and isinstance(images[0], str) else None
+    own = {"case_file": str(first.with_name(name + first.name[len(scan_stem(first)) :]))} if first else {}
+    return {"image": images, "label": label, **own}
 
 
 def _cases_in(home: Path, images: str, labels: str, channels: int) -> Iterator[dict[str, Any]]:
