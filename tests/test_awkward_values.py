@@ -258,6 +258,12 @@ def test_an_intercept_lost_or_applied_twice_beside_a_filling(scan: np.ndarray, w
     refuse(volume(scan), "ct-raw")
 
 
+def test_a_phantom_of_dense_inserts_in_air_is_in_hu() -> None:
+    phantom = np.full((32, 32, 32), -1000, np.int16)
+    phantom[4:12, 10:20, 10:20] = phantom[20:28, 10:20, 10:20] = 900
+    refuse(volume(phantom), "ct")
+
+
 @pytest.mark.parametrize(
     "scan",
     [

@@ -156,7 +156,7 @@ class Sides(torch.nn.Module):
 
     def forward(self, x):
         self.windows += len(x)
-        organ, n = (x[:, :1] > 0.75).float(), x.shape[2]
+        organ, n = (x[:, :1] > 0.55).float(), x.shape[2]
         left = (torch.arange(n) < n // 2).float().view(1, 1, n, 1, 1)
         return torch.cat([5 * (1 - organ), 10 * organ * left, 10 * organ * (1 - left)], 1)
 
@@ -167,7 +167,7 @@ def kidneys(tmp_path, monkeypatch):
     scan, truth = np.full((32, 32, 32), -1000, np.int16), np.zeros((32, 32, 32), np.uint8)
     for value, x in ((1, 4), (2, 20)):
         truth[x : x + 8, 10:20, 10:20] = value
-    scan[truth > 0] = 900
+    scan[truth > 0] = 300
     write_nifti(tmp_path / "scan.nii.gz", scan)
 
     def predict(names=SIDED, flips=None, **fields):

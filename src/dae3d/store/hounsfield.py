@@ -25,6 +25,7 @@ _AROUND = (-3100.0, -900.0)
 _BRIGHTEST = (100.0, 4000.0)
 _WRAPPED = (60000.0, 65535.0)  # -1024 in 16 bits without a sign is 64512
 _RANGE = 1 << 15  # values are counted in whole numbers from minus this on, up to this
+_AIR_IN_HU = -1000  # what a phantom, or a mask, has for air
 _FILLINGS = 2  # values that each stand for "not imaged"
 # Bounds on shares, from 8 real scans with their intercept lost, applied twice or kept, with and without
 # padding, resampled or not, and from bones and lungs cut out of them. In parentheses what most have.
@@ -84,7 +85,10 @@ def strange_values(statistics: Statistics, modality: str) -> str | None:
 def _told_by_counts(volume: Volume) -> str:
     """What is wrong with a scan's values by where they crowd, or ""."""
     counts = _counts(volume)
-    air = _count(counts, -_RANGE, -301) - sum(counts[_fillings(counts, -301) + _RANGE])
+    fillings = _fillings(counts, -301)
+    if not _count(counts, -150, 150):
+        fillings = fillings[fillings != _AIR_IN_HU]  # with the intercept lost, air or a cavity would be there
+    air = _count(counts, -_RANGE, -301) - sum(counts[fillings + _RANGE])
     bright = _count(counts, 501, _RANGE)
     if (
         air <= _AIR_LEFT * counts.sum()
