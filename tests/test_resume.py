@@ -280,10 +280,11 @@ def test_results_do_not_replace_those_of_a_run_or_of_other_scans(tiny_run, tiny_
     before = contents(tiny_run)
     with pytest.raises(Dae3dError, match=r"folder of a run.*reconstructions"):
         dae3d.reconstruct(scans=scans, weights=tiny_run, out=tiny_run)
-    with pytest.raises(Dae3dError, match="is no page"):
+    with pytest.raises(Dae3dError, match="is no report"):
         dae3d.report(run=tiny_run, out=tiny_run / "weights/last.safetensors")
     assert contents(tiny_run) == before
-    (tmp_path / "metrics.csv").write_text(f"scan,modality,image,l1\n{scans[0]},t1,repaired,0.1\n")
+    table = f"scan,modality,image,l1,psnr,ssim\n{scans[0]},t1,repaired,0.1,20,0.9\n"
+    (tmp_path / "metrics.csv").write_text(table)
     with pytest.raises(Dae3dError, match="would be overwritten"):
         dae3d.reconstruct(scans=scans[1:], weights=tiny_run, out=tmp_path)
     beside = tmp_path / "clean" / "clean.nii.gz"
@@ -291,7 +292,7 @@ def test_results_do_not_replace_those_of_a_run_or_of_other_scans(tiny_run, tiny_
     shutil.copyfile(scans[0], beside)
     (tmp_path / "metrics.csv").unlink()
     with pytest.raises(Dae3dError, match="would lie beside it"):
-        dae3d.reconstruct(scans=[beside], weights=tiny_run, out=tmp_path)
+        dae3d.reconstruct(scans=[beside], weights=tiny_run, out=tmp_path, modality="t1")
 
 
 def test_resuming_where_there_is_no_run_says_so(tiny_store, tiny_settings, tmp_path, caplog):
