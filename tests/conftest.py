@@ -40,7 +40,7 @@ def tiny_store(tmp_path_factory) -> Path:
         label = "ct" if i < 3 else "T1w"
         image = nibabel.Nifti1Image(voxels.astype(np.int16), np.eye(4))
         image.to_filename(folder / f"sub-{i:02d}_{label}.nii.gz")
-    dae3d.index(folders=[folder], out=folder / "manifest.json", val_fraction=0.05)
+    dae3d.index(folders=[folder], out=folder / "manifest.json", val_fraction=0.2)
     dae3d.prepare(manifest=folder / "manifest.json", out=folder / "store", workers=1)
     return folder / "store"
 

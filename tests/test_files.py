@@ -31,8 +31,10 @@ def umask() -> Iterator[int]:
     os.umask(before)
 
 
-def test_all_files_may_be_read_by_whom_the_umask_lets(tiny_task, tiny_settings, tmp_path, umask):
-    """From scans to a page, and weights in every layout."""
+def test_all_files_may_be_read_by_whom_the_umask_lets(
+    tiny_task, tiny_settings, in_this_process, tmp_path, umask
+):
+    """From scans to a page, and weights in every layout. Worker processes have the mask they begin with."""
     write_nifti(tmp_path / "scans" / "a_t1.nii.gz", np.round(smooth_volume(0, (34, 34, 34)) * 500))
     write_nifti(tmp_path / "scans" / "b_t1.nii.gz", np.round(smooth_volume(1, (34, 34, 34)) * 500))
     dae3d.index(folders=[tmp_path / "scans"], modality="t1", out=tmp_path / "m.jsonl", check=True, workers=1)
@@ -106,7 +108,7 @@ def test_probabilities_on_a_full_disk_are_one_error_and_leave_nothing(tmp_path, 
             dae3d.predict(out=tmp_path / "out", probabilities=True, **given)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["predictions.jsonl", "weights.json"]
 
 
 def test_what_a_killed_prediction_left_is_removed(tmp_path):
@@ -118,7 +120,7 @@ def test_what_a_killed_prediction_left_is_removed(tmp_path):
     given = {"scans": [ct_scan(tmp_path / "p.nii.gz")], "weights": [weights], "device": "cpu"}
     dae3d.predict(out=tmp_path / "out", probabilities=True, **given)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [others.name, "p.nii.gz", "p_probabilities.nii.gz", "predictions.jsonl"]
+    assert names == [others.name, "p.nii.gz", "p_probabilities.nii.gz", "predictions.jsonl", "weights.json"]
 
 
 @pytest.mark.parametrize("content", [b"mine", b"mine\n", b'{"mine": 1}\n{"x": 2}\nrest', b"\0\0\n"])

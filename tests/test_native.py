@@ -12,6 +12,7 @@ from nibabel.orientations import aff2axcodes
 from scipy.ndimage import map_coordinates
 
 from conftest import smooth_volume
+from dae3d.errors import Dae3dError
 from dae3d.inference.native import interpolate_slabs, is_part_of, nearest_classes
 from dae3d.inference.nifti import write_nifti
 from dae3d.inference.sliding import Slab
@@ -216,7 +217,7 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path, monkeypat
         raise OSError("no space left on device")
 
     monkeypatch.setattr(nibabel.Nifti1Image, "to_filename", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(Dae3dError, match=r"l\.nii\.gz: cannot be written: no space"):
         write_nifti(tmp_path / "out" / "l.nii.gz", np.zeros((4, 5, 6), np.uint8), scan, np.eye(4))
     assert not list((tmp_path / "out").iterdir())
 

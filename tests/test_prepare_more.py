@@ -132,7 +132,7 @@ def test_a_job_array_adds_to_the_store(two, capsys):
     assert two.prepare(two.second, shard="0/2", only=True) == ["x", "y"]
 
 
-def test_an_interrupted_run_keeps_the_scans_of_other_manifests(two, monkeypatch):
+def test_an_interrupted_run_keeps_the_scans_of_other_manifests(two, in_this_process, monkeypatch):
     from dae3d.store.convert import convert
 
     two.prepare(two.first)

@@ -352,7 +352,7 @@ def test_a_modality_without_validation_scans_lends_training_scans(store_without_
 
 def test_a_store_with_nothing_to_train_on_is_an_error(tiny_store, tmp_path, monkeypatch):
     held_out = SimpleNamespace(
-        source=SimpleNamespace(modality="ct", dataset="d", split="val"), shape=(32, 32, 32)
+        source=SimpleNamespace(path="s.nii", modality="ct", dataset="d", split="val"), shape=(32, 32, 32)
     )
     scans = SimpleNamespace(outlines=[held_out])
     monkeypatch.setattr("dae3d.training.data.Store", lambda path: SimpleNamespace(scans=scans))

@@ -128,19 +128,28 @@ def voxel_file(holder: FileHolder) -> Iterator[Any]:
                 pass
 
 
-def check_deflated(path: Path, start: int, size: int) -> None:
-    """Check the zlib or gzip stream that begins at byte `start` of a file and becomes `size` bytes or more.
+def check_deflated(path: Path, start: int, packed: int, size: int) -> None:
+    """Check the zlib or gzip stream that a file has from byte `start` on.
+
+    Args:
+        path: the file.
+        start: where the stream begins.
+        packed: bytes that it may take; 0 for all that follow.
+        size: bytes that it becomes, at least.
 
     Raises:
         ScanError: where it is damaged or cut short.
     """
     stream: Any = isal_zlib.decompressobj(_ZLIB_OR_GZIP)
-    total = 0
+    total, left = 0, packed or path.stat().st_size
     with path.open("rb") as file:
         file.seek(start)
         waiting = b""
         while not stream.eof:
-            compressed = waiting or file.read(_BLOCK)
+            compressed = waiting
+            if not compressed:
+                compressed = file.read(min(left, _BLOCK))
+                left -= len(compressed)
             part = _decompressed(stream, compressed, _BLOCK)
             waiting = stream.unconsumed_tail
             total += len(part)

@@ -39,7 +39,7 @@ def refuse_truncated(needed: int, there: int, deflated: bool = False) -> None:
     if deflated and needed > there * _DEFLATE_RATIO:
         raise ScanError(f"unreadable: {there} compressed bytes cannot hold {needed} bytes of voxels")
     if not deflated and needed > there:
-        raise ScanError(f"unreadable: truncated: {there} of {needed} bytes of voxels")
+        raise ScanError(f"unreadable: truncated: {max(0, there)} of {needed} bytes of voxels")
 
 
 def refuse_too_large(shape: Sequence[int], bytes_each: int) -> None:

@@ -122,7 +122,7 @@ class MetaHeader(ItkHeader):
         if compressed:
             # Of voxels in several files ITK reads none that are compressed.
             path, start = self._parts()[0]
-            check_deflated(path, start, self._bytes)
+            check_deflated(path, start, packed, self._bytes)
         elif not self._is("BinaryData", default=True):
             text = b"".join(path.read_bytes()[start:] for path, start in self._parts())
             there = len(text.split())

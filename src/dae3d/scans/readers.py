@@ -210,8 +210,9 @@ def _read(
         files = files_read(path)
         if suffix(path) not in ITK_SUFFIXES:
             return by_nibabel(path)
-        header = read_text_header(path)
-        if header is not None:
+        header, text = read_text_header(path), _itk_text(path)
+        if header is not None and text is not None:
+            text.check(whole=False)
             _refuse_absent_voxels(header, files)
         return isolated(by_itk, path, seconds)
     except ScanError:
