@@ -49,7 +49,7 @@ class PlainSwinUNETR(swin_unetr.SwinUNETR):
     def __init__(self, *arguments: Any) -> None:
         with mock.patch.object(swin_unetr, "with_our_layers", lambda block: block):
             super().__init__(*arguments)
-        # What is made only to be filled anew must draw no random numbers that ours would not draw.
+        # What is made only to be filled again must draw no random numbers that ours would not draw.
         with torch.random.fork_rng():
             for name, module in list(self.named_modules()):
                 if isinstance(module, SwinStage):

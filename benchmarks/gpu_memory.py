@@ -36,7 +36,7 @@ _AUTOCAST = {
     "layer_norm": torch.float32,
 }
 _ALIGNMENT = 16  # of the rows of a bias, in the memory-efficient attention
-# Name, MONAI's or ours, bf16, activations made anew
+# Name, MONAI's or ours, bf16, activations made again
 WAYS = (
     ("MONAI, float32", "monai", False, False),
     ("MONAI, float32, checkpointing", "monai", False, True),

@@ -184,7 +184,7 @@ def test_only_what_is_missing_or_changed_is_done(tmp_path):
     prepare_cases(cases, recipe(), out, workers=1)
     assert files(out) == before
 
-    # A label that is drawn anew is the case's change, and no other's.
+    # A label that is drawn again is the case's change, and no other's.
     write_nifti(cases[1].label, labels(SHAPE, 77))
     store = prepare_cases(cases, recipe(), out, workers=1)
     changed = {file for file, when in files(out).items() if when != before.get(file)}
@@ -372,7 +372,7 @@ def test_channels_share_no_statistics_where_their_modalities_change_places(tmp_p
 
 
 def test_a_store_of_an_earlier_version_can_be_read(tmp_path):
-    """Its cases do not say which channels are in HU; they are prepared anew when they are next asked for."""
+    """Its cases do not say which channels are in HU; they are prepared again when they are next asked for."""
     cases = some_cases(tmp_path, 2)
     out = tmp_path / "store"
     prepare_cases(cases, recipe(), out, workers=1)

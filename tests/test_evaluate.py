@@ -262,7 +262,7 @@ def test_what_was_measured_is_not_measured_again(task: Path, monkeypatch: pytest
 
     monkeypatch.setattr(cases, "compare", counting)
     predictions_of(task, lambda name, label: shifted(name, label) if name != "anna" else label)
-    # Written anew, anna's prediction has another time of change than the one that was measured.
+    # Written again, anna's prediction has another time of change than the one that was measured.
     dae3d.evaluate(predictions=folder, data=task)
     assert len(compared) == 3
     assert not (folder / "metrics.partial.jsonl").exists()

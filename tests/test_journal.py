@@ -92,7 +92,7 @@ def test_sources_of_results(tmp_path: Path) -> None:
 
 
 def test_begun_anew(path: Path) -> None:
-    with Journal(path, HEADING | {"overlap": 0.75}, anew=True) as journal:
+    with Journal(path, HEADING | {"overlap": 0.75}, again=True) as journal:
         assert journal.find("a", []) is None
         journal.add("a", [], 4)
     with Journal(path, HEADING | {"overlap": 0.75}) as journal:

@@ -39,7 +39,7 @@ def test_other_names_stay(tmp_path: Path):
 def test_another_process_reads_the_same_or_is_told(tmp_path: Path):
     file = tmp_path / "lines"
     file.write_text("".join(f'{{"number":{i}}}\n' for i in range(5)))
-    entries = Parsed(Lines(file), Entry, 1, 3, file, "make it anew")
+    entries = Parsed(Lines(file), Entry, 1, 3, file, "make it again")
     sent = pickle.dumps(entries)
     assert [entry.number for entry in pickle.loads(sent)] == [1, 2, 3]
     replaced = tmp_path / "new"
@@ -53,5 +53,5 @@ def test_another_process_reads_the_same_or_is_told(tmp_path: Path):
 def test_a_bad_line_is_named(tmp_path: Path):
     file = tmp_path / "lines"
     file.write_text('{"number":0}\n{"number":"x"}\n')
-    with pytest.raises(Dae3dError, match=r"lines: line 2 is damaged .*; make it anew"):
-        Parsed(Lines(file), Entry, 0, 2, file, "make it anew")[1]
+    with pytest.raises(Dae3dError, match=r"lines: line 2 is damaged .*; make it again"):
+        Parsed(Lines(file), Entry, 0, 2, file, "make it again")[1]

@@ -207,5 +207,5 @@ def test_a_damaged_line_of_the_manifest_is_named(manifest, tmp_path):
     lines = manifest.read_bytes().splitlines(keepends=True)
     lines[2] = lines[2].replace(b'"', b"'", 1)
     manifest.write_bytes(b"".join(lines))
-    with pytest.raises(Dae3dError, match=r"manifest.jsonl: line 3 is damaged .*; make the manifest anew"):
+    with pytest.raises(Dae3dError, match=r"manifest.jsonl: line 3 is damaged .*; make the manifest again"):
         run(manifest, tmp_path / "store")

@@ -37,7 +37,7 @@ def checkpoint(run, step):
     return torch.load(run / f"checkpoints/step-{step:08d}.ckpt", weights_only=True)
 
 
-# Settings given anew
+# Settings given again
 
 
 def test_new_rates_and_decay_are_those_of_the_next_step_and_of_the_record(finetuned, tmp_path):

@@ -163,7 +163,7 @@ def test_files_of_scans_that_left_the_manifest_are_kept_and_not_listed(prepared,
 
 
 def test_a_file_that_is_not_the_one_listed_leaves_the_index_and_stays(prepared, store, tmp_path, capsys):
-    """As when a run that prepared it anew was killed before it wrote the index."""
+    """As when a run that prepared it again was killed before it wrote the index."""
     other = prepare(
         manifest=prepared / "manifest.jsonl",
         out=tmp_path / "other",

@@ -108,7 +108,7 @@ def test_a_store_of_another_version_is_left_as_it_is(store, capsys):
         before = {path: path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()}
         for words in ((), ("--repair",), ("--prune",)):
             status, _, err = shown(capsys, store, *words)
-            assert (status, "another version of dae3d; prepare it anew" in err) == (1, True)
+            assert (status, "another version of dae3d; prepare it again" in err) == (1, True)
         assert {path: path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()} == before
         with pytest.raises(Dae3dError, match="made by another version of dae3d"):
             Store(store)

@@ -22,14 +22,14 @@ class Journal:
     Args:
         path: of the file, which is made with the first result.
         heading: plain JSON.
-        anew: where the file has another heading, begin it anew instead of refusing it.
+        again: where the file has another heading, begin it again instead of refusing it.
 
     Raises:
         Dae3dError: where the file is of another heading or no journal, another process has it, or it cannot
             be written.
     """
 
-    def __init__(self, path: Path, heading: Mapping[str, Any], anew: bool = False) -> None:
+    def __init__(self, path: Path, heading: Mapping[str, Any], again: bool = False) -> None:
         self.path = path
         self._heading = json.loads(json.dumps(heading))
         make_folder(path.parent)
@@ -39,12 +39,12 @@ class Journal:
             if not lock(self._file, path):
                 raise Dae3dError(f"{path}: another dae3d is writing to it; wait, or name another --out")
             with writing(path):
-                self._known = self._read(anew)
+                self._known = self._read(again)
         except BaseException:
             self._file.close()
             raise
 
-    def _read(self, anew: bool) -> dict[str, int]:
+    def _read(self, again: bool) -> dict[str, int]:
         """Where the line of each result begins; the last one of a name counts."""
         places: dict[str, int] = {}
         self._file.seek(0)
@@ -61,7 +61,7 @@ class Journal:
                 places[entry["name"]] = end
             end += len(line)
         if heading is not None and heading != self._heading:
-            if not anew:
+            if not again:
                 raise Dae3dError(
                     f"{self.path}: of other weights or settings ({_differences(heading, self._heading)}); "
                     "name another --out"

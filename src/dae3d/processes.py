@@ -105,7 +105,7 @@ def expendable() -> bool:
 def _starting_processes() -> Iterator[None]:
     """What processes inherit that are started within: Ctrl-C is for the main process, to end the work.
 
-    They also do not run the caller's script anew, of which nothing is needed there.
+    They also do not run the caller's script again, of which nothing is needed there.
     """
     with _starting:
         main = sys.modules["__main__"]

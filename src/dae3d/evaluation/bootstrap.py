@@ -1,4 +1,4 @@
-"""Intervals of means over cases, by drawing the cases anew (Efron's percentile bootstrap)."""
+"""Intervals of means over cases, by drawing the cases again (Efron's percentile bootstrap)."""
 
 import numpy as np
 

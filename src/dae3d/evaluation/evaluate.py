@@ -27,7 +27,8 @@ from dae3d.reporting.html import refuse_other_page
 from dae3d.reporting.segmentation import Context, write_report
 from dae3d.run_folder import refuse_a_runs_folder
 from dae3d.scans.modality import Label
-from dae3d.scans.task import TaskSplit, read_task
+from dae3d.scans.task import read_task
+from dae3d.scans.task_list import TaskSplit
 from dae3d.settings import Settings, verb
 from dae3d.store.recipe import CaseRecipe
 
@@ -119,7 +120,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     met = held_out(cases, _weights(settings))
     indices = {name: [recipe.label_values.index(v) for v in vs] for name, vs in (classes | regions).items()}
     measured = {"dae3d": __version__, "tolerance": settings.tolerance, "classes": indices}
-    with Journal(settings.folder / "metrics.partial.jsonl", measured, anew=True) as journal:
+    with Journal(settings.folder / "metrics.partial.jsonl", measured, again=True) as journal:
         scores = score(pairs, recipe, indices, settings.tolerance, journal, settings.workers)
     results = Results.of(scores, classes, regions, settings.seed)
     found = {

@@ -37,7 +37,8 @@ from dae3d.scans.channels import ScanText, channel_files
 from dae3d.scans.given import SCANS_GIVEN, VOLUME_GIVEN, Image
 from dae3d.scans.modality import Label
 from dae3d.scans.sides import AXES, AXES_SHOWN, Axis
-from dae3d.scans.task import Task, TaskSplit, read_task, say_contradictions
+from dae3d.scans.task import Task, read_task, say_contradictions
+from dae3d.scans.task_list import TaskSplit
 from dae3d.settings import Positional, Settings, verb
 from dae3d.store.recipe import CaseRecipe
 

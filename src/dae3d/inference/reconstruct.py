@@ -166,7 +166,7 @@ def repair_scan(
 ) -> Repair:
     """Disrupt a whole scan and repair it with Gaussian-weighted sliding windows.
 
-    Voxels are disrupted once over the whole scan; the channels of the token embedding anew in every window.
+    Voxels are disrupted once over the whole scan; the channels of the token embedding again in every window.
 
     Args:
         network: a `SwinUNETR` in eval mode.

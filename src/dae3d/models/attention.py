@@ -42,7 +42,7 @@ def _masked(bias: Tensor, group: Group) -> Tensor:
 
 
 class _CpuAttention(torch.autograd.Function):
-    """Flash attention forward; backward some windows at a time, their scores made anew within the cache.
+    """Flash attention forward; backward some windows at a time, their scores made again within the cache.
 
     PyTorch's flash attention takes no bias that needs a gradient, and would keep all scores instead.
     """

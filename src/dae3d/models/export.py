@@ -164,7 +164,7 @@ def to_monai(network: Any) -> Exported:
             left_out[renamed.origins[name]] = "MONAI's patch embedding is one 2^3 convolution"
             del state[name]
         notes.append(
-            "Without the patch embedding the outputs are not the same: it has to be trained anew "
+            "Without the patch embedding the outputs are not the same: it has to be trained again "
             '(weights trained with patch_embed "linear" carry over whole).'
         )
     if isinstance(network, SwinUNETR):

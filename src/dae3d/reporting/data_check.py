@@ -131,7 +131,7 @@ def check_scans(manifest: Manifest, out: Path, workers: int) -> Path:
 
 def _read_all(scans: Sequence[Scan], notes: Path, results: _Results, processes: int) -> None:
     heading = {"checked": 3, "preparation": AS_ACQUIRED.model_dump(mode="json")}
-    with Journal(notes, heading, anew=True) as journal:
+    with Journal(notes, heading, again=True) as journal:
         for number, scan in enumerate(tqdm(scans, "unchanged", unit="scan", leave=False, delay=1)):
             known = _known(journal, scan)
             if known is not None:

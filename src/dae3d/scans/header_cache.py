@@ -56,7 +56,7 @@ class HeaderCache:
 
     A line counts while its file, and those that are read with it, have the same path, sizes and times of
     change. Names are kept as digests only.
-    Another process that appends to the same file at the same time can spoil lines, which are then read anew.
+    Another process that appends to the same file at the same time can spoil lines, which are then read again.
 
     Raises:
         Dae3dError: where the file cannot be written.

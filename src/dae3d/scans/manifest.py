@@ -118,7 +118,7 @@ class Manifest:
         except ValueError:
             advice = f"`dae3d index {path} --out manifest.jsonl`" if path.suffix == ".json" else _INDEX
             raise Dae3dError(f"{path}: no manifest of this dae3d; make one with {advice}") from None
-        remedy = f"make the manifest anew with `dae3d index FOLDER --out {path}`"
+        remedy = f"make the manifest again with `dae3d index FOLDER --out {path}`"
         if len(lines) <= header.scans:
             raise Dae3dError(f"{path}: cut short: {len(lines) - 1} of {header.scans} scans are there")
         return cls(

@@ -17,26 +17,21 @@ folders.
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-from pydantic import field_validator
+from typing import Any
 
 from dae3d.errors import Dae3dError
 from dae3d.scans.given import Image, contradictions, listed
 from dae3d.scans.grouping import group
-from dae3d.scans.kinds import conflict
-from dae3d.scans.lists import Entry, ScanList, bare_names, home_elsewhere, load_list, modalities_of
-from dae3d.scans.modality import label_in_list
+from dae3d.scans.lists import home_elsewhere, load_list
 from dae3d.scans.readers import scan_stem, suffix
 from dae3d.scans.sources import absolute, readable_suffixes
 from dae3d.scans.splits import Member, split_subjects
 from dae3d.scans.subjects import subject_by_bids, subject_in_path
-
-TaskSplit = Literal["training", "validation", "test"]
-SPLITS: tuple[TaskSplit, ...] = get_args(TaskSplit)
+from dae3d.scans.task_channels import channels
+from dae3d.scans.task_list import SPLITS, TaskEntry, TaskList, TaskSplit
 
 # Class indices are stored as uint8.
 MOST_CLASSES = 256
@@ -155,37 +150,6 @@ class Task:
         return train, held_out + self.validation
 
 
-class TaskEntry(Entry):
-    """One entry of a task's list."""
-
-    label: str | None = None
-
-
-class TaskList(ScanList):
-    """A task's list as it is written."""
-
-    labels: Any = None
-    training: Sequence[TaskEntry] = ()
-    validation: Sequence[TaskEntry] = ()
-    test: Sequence[TaskEntry] = ()
-
-    @field_validator("test", mode="before")
-    @classmethod
-    def _bare_tests(cls, entries: Any) -> Any:
-        return bare_names(entries)
-
-    def entries(self) -> Iterator[tuple[TaskSplit, int, TaskEntry]]:
-        """All entries with their split and their number in it, from 0."""
-        splits: dict[TaskSplit, Sequence[TaskEntry]] = {
-            "training": self.training,
-            "validation": self.validation,
-            "test": self.test,
-        }
-        for split, entries in splits.items():
-            for number, entry in enumerate(entries):
-                yield split, number, entry
-
-
 def read_task(path: Path, modality: Sequence[str] | None = None, order: Sequence[str] | None = None) -> Task:
     """Read a task's list.
 
@@ -212,14 +176,7 @@ def read_task(path: Path, modality: Sequence[str] | None = None, order: Sequence
         labels = parse_labels(content.labels)
     except ValueError as error:
         raise Dae3dError(f"{path}: `labels` {error}") from None
-    told = order and _told_labels(path, content, modality)
-    if order and told and sorted(told) == sorted(order):
-        modalities = tuple(order)
-        places = _places(path, _modalities(path, content, modality), modalities)
-    else:
-        _refuse_other_machines(path, told or (), order or ())
-        modalities = _modalities(path, content, order or modality)
-        places = list(range(len(modalities)))
+    modalities, places = channels(path, content, modality, order)
     _check_entries(path, content)
     cases = _cases(path, content, places)
     task = Task(
@@ -295,91 +252,6 @@ def _reversed(labels: dict[str, Any]) -> dict[Any, str]:
     return reverse
 
 
-def _modalities(path: Path, content: TaskList, given: Sequence[str] | None) -> tuple[str, ...]:
-    """One modality label a channel, the same for all entries."""
-    found: dict[tuple[str, ...], str] = {}
-    for split, number, entry in content.entries():
-        where = f"{path}: {split}[{number}] ({entry.images[0]})"
-        texts: Sequence[str | None] = given or _told(where, content, entry)
-        if len(texts) != len(entry.images):
-            raise Dae3dError(f"{where}: {len(texts)} modalities for {len(entry.images)} images")
-        try:
-            labels = tuple(label_in_list(text) for text in texts if text)
-        except ValueError as error:
-            way_out = "" if given else "; or give --modality, one label a channel"
-            raise Dae3dError(f"{where}: {error}{way_out}") from None
-        if len(labels) < len(texts):
-            raise Dae3dError(
-                f'{where}: what is its modality? Add to the list such as "modality": {{"0": "CT"}}, '
-                "with one entry a channel, or give --modality"
-            )
-        found.setdefault(labels, where)
-        if len(found) > 1:
-            (first, _), (second, other) = found.items()
-            raise Dae3dError(f"{other}: modalities {', '.join(second)}, where others have {', '.join(first)}")
-    labels = next(iter(found))
-    _warn_of_other_modalities(path, content, labels)
-    return labels
-
-
-def _told_labels(path: Path, content: TaskList, given: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The labels of a list's channels, by its first entry, or None where it does not tell them all."""
-    _, _, entry = next(content.entries())
-    try:
-        return tuple(label_in_list(text or "") for text in given or _told(str(path), content, entry))
-    except ValueError:
-        return None
-
-
-def _places(path: Path, told: tuple[str, ...], order: tuple[str, ...]) -> list[int]:
-    """Which of a list's channels comes first, second, ... in `order`, which has the same labels."""
-    if told == order or len(set(order)) < len(order):
-        return list(range(len(order)))
-    _log.warning(
-        "%s: its channels are %s; taken in the weights' order, %s", path, ", ".join(told), ", ".join(order)
-    )
-    return [told.index(label) for label in order]
-
-
-def _refuse_other_machines(path: Path, told: Sequence[str], order: Sequence[str]) -> None:
-    """Refuse a list of CT for weights of MR."""
-    for label, wanted in zip(told, order, strict=False):
-        if conflict(label, wanted) == "machine":
-            raise Dae3dError(
-                f"{path}: its `modality` is {', '.join(told)}, where the weights take {', '.join(order)}; "
-                f"`dae3d predict --modality {' '.join(order)}` takes scans as these whatever the list says"
-            )
-
-
-def _warn_of_other_modalities(path: Path, content: TaskList, taken: tuple[str, ...]) -> None:
-    """A list may have its channels in another order than the one that they are taken to have."""
-    _, _, entry = next(content.entries())
-    told = [text for text in _told(str(path), content, entry) if text]
-    if len(told) == len(taken) and not _says(told, taken):
-        _log.warning(
-            "%s: its modalities are %s, but are taken to be %s", path, ", ".join(told), ", ".join(taken)
-        )
-
-
-def _says(texts: Sequence[str], labels: tuple[str, ...]) -> bool:
-    try:
-        return tuple(map(label_in_list, texts)) == labels
-    except ValueError:
-        return False
-
-
-def _told(where: str, content: TaskList, entry: TaskEntry) -> list[str | None]:
-    if isinstance(content.modality, dict) and len(content.modality) > len(entry.images):
-        raise Dae3dError(
-            f"{where}: {len(entry.images)} image(s), where the list has {len(content.modality)} channels; "
-            "each channel must be a file of its own (a 4-D file holds several: split it)"
-        )
-    try:
-        return modalities_of(content, entry)
-    except ValueError as error:
-        raise Dae3dError(f"{where}: {error}") from None
-
-
 def _check_entries(path: Path, content: TaskList) -> None:
     """Refuse entries without a label, files that no reader takes, and images that two entries have."""
     owners: dict[Path, str] = {}
@@ -404,11 +276,11 @@ def _cases(path: Path, content: TaskList, places: Sequence[int]) -> dict[TaskSpl
     names = case_names(files)
     subjects = _subjects(path, entries, files)
     cases: dict[TaskSplit, list[TaskCase]] = {split: [] for split in SPLITS}
-    for (split, _, entry), channels, name, subject in zip(entries, images, names, subjects, strict=True):
+    for (split, _, entry), paths, name, subject in zip(entries, images, names, subjects, strict=True):
         cases[split].append(
             TaskCase(
                 name=name,
-                images=tuple(channels[place] for place in places),
+                images=tuple(paths[place] for place in places),
                 label=None if entry.label is None else absolute(path.parent / entry.label),
                 subject=subject,
                 fold=entry.fold,

@@ -19,7 +19,7 @@ def read_box(path: Path, size_on_disk: int | None, verb: str, start: Triple, sto
         Dae3dError: where the file is missing, damaged or not of the size that is on record.
     """
     try:
-        # A file of another size has been prepared anew, or cut short, since the index was written.
+        # A file of another size has been prepared again, or cut short, since the index was written.
         if size_on_disk in (None, path.stat().st_size):
             return read_voxels(path, start, stop)
     except MemoryError:

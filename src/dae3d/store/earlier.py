@@ -93,8 +93,8 @@ class Earlier:
             return  # damaged; the stored files say how they were prepared
         if not again:
             raise Dae3dError(
-                f"{self._store}: was prepared {how}: name another folder, or prepare all its scans anew with "
-                "--again"
+                f"{self._store}: was prepared {how}: name another folder, or prepare all its scans again "
+                "with --again"
             )
         if self.others and not only:
             raise Dae3dError(

@@ -169,7 +169,7 @@ def _header(line: bytes, path: Path) -> Header:
     except ValidationError as error:
         if _of_another_version(line):
             raise OtherVersion(
-                f"{path.parent}: made by another version of dae3d; prepare it anew with "
+                f"{path.parent}: made by another version of dae3d; prepare it again with "
                 f"`dae3d prepare MANIFEST --out {path.parent} --again`"
             ) from None
         raise Dae3dError(_damaged(path, error)) from None

@@ -61,7 +61,7 @@ class PrepareSettings(Settings):
     )
     again: bool = Field(
         False,
-        description="where the store was prepared with other settings, prepare all its scans anew, rather "
+        description="where the store was prepared with other settings, prepare all its scans again, rather "
         "than refuse",
     )
     workers: int = Field(

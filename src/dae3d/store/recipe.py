@@ -14,7 +14,7 @@ Spacing = tuple[Millimetres, Millimetres, Millimetres]
 
 
 class CaseGeometry(BaseModel):
-    """The part of a recipe that stored files depend on; with another one, a case is prepared anew.
+    """The part of a recipe that stored files depend on; with another one, a case is prepared again.
 
     `hounsfield` says of each channel whether it is in Hounsfield units, by which padding is told, and with it
     statistics and foreground; files that were made before that was on record have nothing there.

@@ -43,7 +43,7 @@ Row = tuple[float, float, float, float]
 
 
 class Preparation(BaseModel):
-    """What was done to a scan on its way into the store; with another preparation it is done anew."""
+    """What was done to a scan on its way into the store; with another preparation it is done again."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -188,7 +188,7 @@ def read_metadata(path: Path) -> StoredScan | None:
 def read_voxels(path: Path, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray:
     """Read the box [start, stop) of a stored file, as stored.
 
-    The file is opened anew for each box, and not mapped into memory. Opening costs 0.1 ms of the 1 ms for
+    The file is opened again for each box, and not mapped into memory. Opening costs 0.1 ms of the 1 ms for
     96^3 voxels, mapping is no faster, and either would let memory grow with the number of scans. A handle
     kept open also reads nonsense once its file has been replaced.
     """

@@ -28,7 +28,7 @@ def checkpoint_of(settings: RunSettings) -> Path | None:
 
     Raises:
         Dae3dError: where the folder holds a run that is not to be resumed, or one that cannot be: its
-            checkpoints are gone, damaged or hold more than data, or a setting that a run keeps is given anew.
+            checkpoints are gone, damaged or hold more than data, or a setting that a run keeps differs.
     """
     if not settings.resume:
         _refuse_another_run(settings.out)

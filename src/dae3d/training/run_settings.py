@@ -65,7 +65,7 @@ class RunSettings(Settings):
     data: Path = Field(description="what to train on")
     out: Path = Field(description="run folder to write")
     resume: bool = Field(
-        False, description="go on from the last checkpoint in --out, with its settings unless given anew"
+        False, description="go on from the last checkpoint in --out, with its settings unless given again"
     )
     max_steps: Duration = Field(30_000, description='optimiser steps to train, or epochs as "300 epochs"')
     seed: int = Field(0, ge=0, lt=2**31, description="decides the weights at the start and every sample")
@@ -128,7 +128,7 @@ class RunSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _completed(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        """A resumed run keeps its settings, but for those given anew; no rate is above the highest."""
+        """A resumed run keeps its settings, but for those given again; no rate is above the highest."""
         # The user's own words, in distinction to those of a config, or of the run resumed.
         chosen = set((info.context or {}).get("chosen", given))
         if given.get("resume") in (True, "true") and "out" in given:

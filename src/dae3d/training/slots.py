@@ -56,7 +56,7 @@ class Slot(NamedTuple):
         return torch.frombuffer(self.slots._memory[self.place], dtype=torch.uint8, count=count)
 
     def empty(self) -> None:
-        """Let it be filled anew."""
+        """Let it be filled again."""
         self.slots._filled[self.place] = 0
 
 

@@ -179,7 +179,7 @@ def _once_each(slices: list[Slice]) -> tuple[list[Slice], list[Slice]]:
 
 
 def _copies(paths: Sequence[Path]) -> Iterator[Path]:
-    """Which of an object's files, all at one place, repeat another: with equal pixels, or compressed anew."""
+    """Which of an object's files, all at one place, repeat another: equal pixels, or compressed again."""
     digests: dict[str, set[str]] = {}
     for path in paths:
         try:
