@@ -94,7 +94,11 @@ def without_privilege(command: Sequence[object]) -> list[str]:
     return list(map(str, ["setpriv", f"--bounding-set={drop}", f"--inh-caps={drop}", *command]))
 
 
-def until(condition: Callable[[], object], seconds: float = 30) -> None:
+# Begins the command of a process that is to be caught at its work: on a busy machine, who watches goes first.
+WATCHED = ["nice", "-n", "19"]
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
     """Wait for something that another process does."""
     end = time.monotonic() + seconds
     while not condition():

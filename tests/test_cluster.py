@@ -17,7 +17,7 @@ import pytest
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.scans.manifest import Manifest
 from dae3d.store.prepare import prepare
-from scan_files import described, phantom, until, write_manifest, write_nifti
+from scan_files import WATCHED, described, phantom, until, write_manifest, write_nifti
 
 pytest.importorskip("distributed")
 
@@ -44,7 +44,15 @@ class Cluster:
 
     def _start(self, program: str, *words: object, cwd: Path | None = None) -> subprocess.Popen:
         log = (self.folder / f"{program}.log").open("a")
-        command = [sys.executable, "-m", f"distributed.cli.{program}", "--host", "127.0.0.1", *words]
+        command = [
+            *WATCHED,
+            sys.executable,
+            "-m",
+            f"distributed.cli.{program}",
+            "--host",
+            "127.0.0.1",
+            *words,
+        ]
         return subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, cwd=cwd)
 
 
@@ -112,7 +120,7 @@ def test_ctrl_c_keeps_what_is_done_and_workers_may_come_later(cluster, tmp_path)
     while "waiting for Dask workers" not in run.stderr.readline():
         assert run.poll() is None
     cluster.worker()
-    until(lambda: (out / "scans").is_dir() and len(list((out / "scans").iterdir())) >= 3, 60)
+    until(lambda: (out / "scans").is_dir() and len(list((out / "scans").iterdir())) >= 3)
     os.killpg(run.pid, signal.SIGINT)
     _, errors = run.communicate()
     assert run.returncode == 130
@@ -193,7 +201,7 @@ def test_a_lost_scheduler_is_an_error_and_what_is_done_is_kept(cluster, tmp_path
     cluster.worker()
 
     def kill_it() -> None:
-        until(lambda: (out / "scans").is_dir() and len(list((out / "scans").iterdir())) >= 3, 60)
+        until(lambda: (out / "scans").is_dir() and len(list((out / "scans").iterdir())) >= 3)
         os.kill(cluster.processes[0].pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill_it)

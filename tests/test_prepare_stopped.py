@@ -16,7 +16,7 @@ from dae3d.errors import Dae3dError
 from dae3d.store.prepare import prepare
 from dae3d.store.scan import read_metadata
 from dae3d.store.store import Store
-from scan_files import described, phantom, until, write_manifest, write_nifti, written
+from scan_files import WATCHED, described, phantom, until, write_manifest, write_nifti, written
 
 RUN = "import dae3d, sys; dae3d.prepare(manifest=sys.argv[1], out=sys.argv[2], workers=int(sys.argv[3]))"
 
@@ -48,7 +48,7 @@ def children(pid: int) -> list[int]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_run_leaves_whole_scans_and_is_gone_on_with(many, workers):
     manifest, out = many
-    command = [sys.executable, "-c", RUN, manifest, out, str(workers)]
+    command = [*WATCHED, sys.executable, "-c", RUN, manifest, out, str(workers)]
     run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     until(lambda: some_done(out))
     others = children(run.pid)
@@ -81,6 +81,7 @@ def test_a_killed_run_leaves_whole_scans_and_is_gone_on_with(many, workers):
 def test_an_interrupted_run_keeps_what_is_done(many, workers):
     manifest, out = many
     command = [
+        *WATCHED,
         sys.executable,
         "-m",
         "dae3d.cli",
@@ -123,7 +124,9 @@ def test_a_worker_that_dies_keeps_no_scan_from_being_prepared(many):
 
 def test_one_run_at_a_time(many):
     manifest, out = many
-    run = subprocess.Popen([sys.executable, "-c", RUN, manifest, out, "1"], stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(
+        [*WATCHED, sys.executable, "-c", RUN, manifest, out, "1"], stderr=subprocess.DEVNULL
+    )
     until(lambda: some_done(out))
     with pytest.raises(Dae3dError, match="another run of dae3d"):
         prepare(manifest=manifest, out=out, workers=1)

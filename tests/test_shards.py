@@ -19,7 +19,7 @@ from dae3d.store.prepare import prepare
 from dae3d.store.shards import PARTS, Shard
 from dae3d.store.store import Store
 from dae3d.store.writer import shard_writer
-from scan_files import described, phantom, undescribed, until, write_manifest, write_nifti, written
+from scan_files import WATCHED, described, phantom, undescribed, until, write_manifest, write_nifti, written
 
 RUN = (
     "import dae3d, sys\n"
@@ -200,7 +200,9 @@ def test_a_stopped_shard_is_not_taken_for_done(tmp_path, kind):
     out = tmp_path / "store"
     run(manifest, out, "1/2")
     process = subprocess.Popen(
-        [sys.executable, "-c", RUN, manifest, out, "0/2"], stderr=subprocess.DEVNULL, start_new_session=True
+        [*WATCHED, sys.executable, "-c", RUN, manifest, out, "0/2"],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     until(lambda: len(list((out / "scans").iterdir())) >= 14)
     os.killpg(process.pid, kind)
