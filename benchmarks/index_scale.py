@@ -1,13 +1,15 @@
 """Time and peak memory of `dae3d index` on many scans, and of loading and shuffling the manifest.
 
-The scans are NIfTI files that hold a header and no voxels, four sequences of each subject in a folder of its
-own. Every row is a process of its own; its peak memory holds the libraries that it imports.
+The scans are NIfTI files whose voxels are holes, which take no room on the disk, four sequences of each
+subject in a folder of its own. Every row is a process of its own; its peak memory holds the libraries that
+it imports.
 
     python benchmarks/index_scale.py [--scans 200000] [--folder FOLDER]
 """
 
 import argparse
 import importlib
+import math
 import multiprocessing
 import os
 import random
@@ -23,6 +25,8 @@ import nibabel
 import numpy as np
 
 SEQUENCES = ("T1w", "T2w", "FLAIR", "ct")
+SHAPE = (64, 64, 48)
+VOXELS = 2 * math.prod(SHAPE)  # bytes
 
 
 def main() -> None:
@@ -43,7 +47,7 @@ def main() -> None:
 
 def write_headers(data: Path, scans: int) -> None:
     header = nibabel.Nifti1Header()
-    header.set_data_shape((64, 64, 48))
+    header.set_data_shape(SHAPE)
     header.set_data_dtype(np.int16)
     header.set_sform(np.diag([1.0, 1.0, 2.0, 1.0]), code="scanner")
     content = header.binaryblock + bytes(4)
@@ -51,7 +55,9 @@ def write_headers(data: Path, scans: int) -> None:
         subject = f"sub-{number // len(SEQUENCES):06d}"
         folder = data / f"site{number % 40_000 // 4_000}" / subject
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{subject}_{SEQUENCES[number % len(SEQUENCES)]}.nii").write_bytes(content)
+        path = folder / f"{subject}_{SEQUENCES[number % len(SEQUENCES)]}.nii"
+        path.write_bytes(content)
+        os.truncate(path, len(content) + VOXELS)
 
 
 def measured(step: Callable[[Path, Path], None], data: Path, out: Path) -> tuple[float, float]:
