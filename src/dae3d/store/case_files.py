@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -204,7 +205,8 @@ def _convert(case: TaskCase, recipe: CaseRecipe, store: Path, sources: tuple[Sou
     label = labels_at(conformed.grid, upright)
     voxels, drawn = draw_positions(label, conformed.foreground, len(recipe.labels), case.name)
     folder = folder_name(case, recipe.geometry)
-    temporary = store / PARTIAL / folder
+    # A process that died of the case may have left one behind.
+    temporary = store / PARTIAL / f"{token_hex(4)}-{folder}"
     final = store / CASES / folder
     try:
         temporary.mkdir()
