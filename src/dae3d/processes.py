@@ -125,7 +125,8 @@ def _serve(pipe: Connection, begin: Callable[[], None]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     begun = _outcome(begin)
-    with suppress(EOFError, BrokenPipeError):
+    # The parent closed the pipe, or was ended with an answer unread in it.
+    with suppress(EOFError, ConnectionError):
         while True:
             function, arguments = pipe.recv()
             outcome = _outcome(function, *arguments) if begun[0] else begun
