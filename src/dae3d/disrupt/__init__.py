@@ -13,6 +13,7 @@ from dae3d.disrupt.block_mask import block_mask
 from dae3d.disrupt.downsample import downsample
 from dae3d.disrupt.local_mask import local_mask
 from dae3d.disrupt.noise import noise
+from dae3d.disrupt.varied import varied_block_mask, varied_downsample, varied_noise
 
 Step = Callable[[Disrupted, DisruptionSettings], Disrupted]
 
@@ -22,7 +23,18 @@ DISRUPTIONS: dict[str, tuple[Step, ...]] = {
     "superres": (downsample,),
     "local_mask": (local_mask,),
     "mae": (block_mask,),
+    "varied": (varied_noise, varied_downsample, varied_block_mask),
 }
+
+
+def masks_blocks(name: str) -> bool:
+    """Whether a disruption masks blocks of voxels, and with them tokens."""
+    return bool({block_mask, varied_block_mask} & set(DISRUPTIONS[name]))
+
+
+def lowers_resolution(name: str) -> bool:
+    """Whether a disruption takes away resolution."""
+    return bool({downsample, varied_downsample} & set(DISRUPTIONS[name]))
 
 
 def disrupt(name: str, image: Tensor, seed: int, samples: Tensor, settings: DisruptionSettings) -> Disrupted:
@@ -42,4 +54,12 @@ def disrupt(name: str, image: Tensor, seed: int, samples: Tensor, settings: Disr
     return batch
 
 
-__all__ = ["DISRUPTIONS", "Disrupted", "DisruptionSettings", "disrupt", "sample_keys"]
+__all__ = [
+    "DISRUPTIONS",
+    "Disrupted",
+    "DisruptionSettings",
+    "disrupt",
+    "lowers_resolution",
+    "masks_blocks",
+    "sample_keys",
+]

@@ -6,9 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dae3d.disrupt import DISRUPTIONS, Disrupted, disrupt
-from dae3d.disrupt.block_mask import block_mask
-from dae3d.disrupt.downsample import downsample
+from dae3d.disrupt import Disrupted, disrupt, lowers_resolution, masks_blocks
 from dae3d.evaluation.quality import image_quality
 from dae3d.evaluation.trivial import best_trivial
 from dae3d.models.swin_unetr import SwinUNETR
@@ -37,7 +35,7 @@ class Pretraining(TrainingModule):
         self, settings: PretrainSettings, modalities: list[str], preparation: Preparation, pictures: Path
     ) -> None:
         network: Any = SwinUNETR(settings.architecture(), settings.checkpoint_activations)
-        network.encoder.mask_token.requires_grad_(block_mask in DISRUPTIONS[settings.disruption])
+        network.encoder.mask_token.requires_grad_(masks_blocks(settings.disruption))
         if settings.freeze != "none":
             getattr(network, settings.freeze).requires_grad_(False)
         # 3^3 convolutions are up to twice as fast with the channels innermost.
@@ -148,7 +146,7 @@ class Pretraining(TrainingModule):
         super().on_validation_epoch_end()
 
     def _baselines(self, disrupted: Tensor, clean: Tensor) -> dict[str, Any]:
-        downsampled = downsample in DISRUPTIONS[self.settings.disruption]
+        downsampled = lowers_resolution(self.settings.disruption)
         repairs = best_trivial(disrupted, clean, self.strengths.downsample_factor, downsampled)
         return {
             name: image_quality(image, clean) for name, image in {"disrupted": disrupted, **repairs}.items()

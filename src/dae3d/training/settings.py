@@ -6,9 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dae3d.disrupt import DISRUPTIONS, DisruptionSettings
-from dae3d.disrupt.block_mask import block_mask
-from dae3d.disrupt.downsample import downsample
+from dae3d.disrupt import DISRUPTIONS, DisruptionSettings, lowers_resolution, masks_blocks
 from dae3d.models.swin_unetr import Architecture
 from dae3d.settings import Group
 from dae3d.store.intensity import ScalingRules
@@ -119,25 +117,23 @@ class PretrainSettings(RunSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        steps = DISRUPTIONS[self.disruption]
-        masks_blocks = block_mask in steps
-        if downsample in steps and self.roi % self.downsample_factor:
+        masks = masks_blocks(self.disruption)
+        if lowers_resolution(self.disruption) and self.roi % self.downsample_factor:
             raise ValueError(f"downsample_factor: must divide roi {self.roi}, not {self.downsample_factor}")
-        if masks_blocks and (self.roi % self.block_size or self.block_size % 2):
+        if masks and (self.roi % self.block_size or self.block_size % 2):
             raise ValueError(f"block_size: must be even and divide roi {self.roi}, not {self.block_size}")
-        if self.reconstruction_loss == "masked" and not masks_blocks:
+        if self.reconstruction_loss == "masked" and not masks:
             raise ValueError("reconstruction_loss: masked needs disruption mae; the others mask no voxels")
         check_heads(self.embed_dim, self.heads)
         return self
 
     def kept(self) -> dict[str, Any]:
         """What decides the network, its parameters and which of them learn, by setting."""
-        masks_blocks = block_mask in DISRUPTIONS[self.disruption]
         return {
             **super().kept(),
             **asdict(self.architecture()),
             "freeze": self.freeze,
-            "disruption": masks_blocks,  # whether there is a mask token to learn
+            "disruption": masks_blocks(self.disruption),  # whether there is a mask token to learn
         }
 
     def architecture(self) -> Architecture:

@@ -1,0 +1,76 @@
+"""Disruptions whose kind and strength are drawn for each sample, "none" included.
+
+A network that always sees one strength meets in fine-tuning, where nothing is disrupted, what it never saw.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool3d
+
+from dae3d.disrupt.batch import Disrupted, DisruptionSettings
+from dae3d.disrupt.random import normal, uniform
+
+# Noise takes stream 4 for its strength and 1, that of `noise`, for its values.
+_STRENGTH, _VALUES, _FACTOR, _EXTENT, _BLOCKS = 4, 1, 5, 6, 7
+_UNTOUCHED = 0.25  # share of samples without noise; as many without masked blocks
+
+
+def varied_noise(batch: Disrupted, settings: DisruptionSettings) -> Disrupted:
+    """Add Gaussian noise of a variance drawn from 0 to `noise_variance`, times that of the clean crop.
+
+    Relative to the crop, it is as strong where intensities span a window of CT as where they are z-scores.
+    """
+    image = batch.image
+    drawn, extent = uniform(batch.keys, 2, _STRENGTH).unbind(1)
+    variance = torch.where(drawn < _UNTOUCHED, 0, extent * settings.noise_variance)
+    deviation = image.flatten(1).float().std(dim=1) * variance.sqrt()
+    values = normal(batch.keys, image[0].numel(), _VALUES).view_as(image)
+    noisy = image + (values * deviation[:, None, None, None, None]).to(image.dtype)
+    return dataclasses.replace(batch, image=noisy)
+
+
+def varied_downsample(batch: Disrupted, settings: DisruptionSettings) -> Disrupted:
+    """Average over blocks of 1, 2, 4, ... up to `downsample_factor` voxels a side, as often each."""
+    factors = _doublings(1, settings.downsample_factor)
+    choice = (uniform(batch.keys, 1, _FACTOR) * len(factors)).long().view(-1, 1, 1, 1, 1)
+    image = batch.image
+    for number, factor in enumerate(factors[1:], 1):
+        coarse = _repeated(avg_pool3d(batch.image, factor), factor)
+        image = torch.where(choice == number, coarse, image)
+    return dataclasses.replace(batch, image=image)
+
+
+def varied_block_mask(batch: Disrupted, settings: DisruptionSettings) -> Disrupted:
+    """Mask blocks of 4, 8, 16, ... voxels a side up to `block_size`, each size as often as another.
+
+    The share of masked blocks is drawn from 0 to 2 * `block_mask_ratio`, or to 0.9 where that is less. Image
+    and tokens lose the same places, as in `block_mask`.
+    """
+    image = batch.image
+    sizes = [size for size in _doublings(4, settings.block_size) if image.shape[2] % size == 0]
+    untouched, extent, which = uniform(batch.keys, 3, _EXTENT).unbind(1)
+    ratio = torch.where(untouched < _UNTOUCHED, 0, extent * min(0.9, 2 * settings.block_mask_ratio))
+    choice = (which * len(sizes)).long().view(-1, 1, 1, 1, 1)
+    masked = torch.zeros_like(image[:, :1], dtype=torch.bool)
+    for number, size in enumerate(sizes):
+        grid = [side // size for side in image.shape[2:]]
+        drawn = uniform(batch.keys, grid[0] * grid[1] * grid[2], _BLOCKS) < ratio[:, None]
+        blocks = _repeated(drawn.view(-1, 1, *grid), size)
+        masked = torch.where(choice == number, blocks, masked)
+    return dataclasses.replace(batch, image=image.masked_fill(masked, 0), voxel_mask=masked)
+
+
+def _doublings(first: int, last: int) -> list[int]:
+    """`first` and its doubles up to `last`."""
+    sizes = [first]
+    while 2 * sizes[-1] <= last:
+        sizes.append(2 * sizes[-1])
+    return sizes
+
+
+def _repeated(image: Tensor, times: int) -> Tensor:
+    """(B, C, D, H, W) with every voxel repeated along each axis."""
+    wide = image[:, :, :, None, :, None, :, None].expand(-1, -1, -1, times, -1, times, -1, times)
+    return wide.flatten(6, 7).flatten(4, 5).flatten(2, 3)
