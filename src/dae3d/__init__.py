@@ -22,6 +22,10 @@ VERBS = {
         "dae3d.training.pretrain:pretrain",
         "Pre-train a network on a store by disruption and repair.",
     ),
+    "check": (
+        "dae3d.probing.check:check",
+        "Say what pre-training has taught each level of the encoder.",
+    ),
     "reconstruct": (
         "dae3d.inference.reconstruct:reconstruct",
         "Disrupt whole scans, repair them, and measure how well.",

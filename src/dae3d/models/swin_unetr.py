@@ -101,14 +101,27 @@ class SwinUNETR(nn.Module):
             The repaired image (B, out_channels, D, H, W), and the bottleneck's features pooled over space
             (B, 16 * embed_dim).
         """
+        hidden = self.encode(image, channel_keep, token_mask)
+        return self.decode(image, hidden), self.pooled(hidden)
+
+    def encode(
+        self, image: Tensor, channel_keep: Tensor | None = None, token_mask: Tensor | None = None
+    ) -> list[Tensor]:
+        """The five feature maps that the decoder gets; arguments as of `repair`."""
         hidden = self.encoder(image, channel_keep, token_mask)
-        if self.architecture.normalise_skips:
-            hidden = normalised(hidden)
+        return normalised(hidden) if self.architecture.normalise_skips else hidden
+
+    def decode(self, image: Tensor, hidden: Sequence[Tensor]) -> Tensor:
+        """The image repaired out of itself (B, C, D, H, W) and its feature maps, as `encode` gives them."""
         repaired = self.decoder(image, hidden)
         if self.architecture.restore_intensity:
             deviation, mean = torch.std_mean(image.float(), dim=(2, 3, 4), keepdim=True)
             repaired = repaired.float() * deviation + mean
-        return repaired, hidden[4].mean(dim=(2, 3, 4))
+        return repaired
+
+    def pooled(self, hidden: Sequence[Tensor]) -> Tensor:
+        """What the contrastive loss sees of the feature maps: (B, 16 * embed_dim)."""
+        return hidden[4].mean(dim=(2, 3, 4))
 
 
 class Segmenter(nn.Module):

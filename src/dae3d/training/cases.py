@@ -70,11 +70,14 @@ class LabelledData:
 
 
 def labelled_data(
-    settings: FinetuneSettings, check: Callable[[CaseRecipe], None] | None = None
+    settings: FinetuneSettings,
+    check: Callable[[CaseRecipe], None] | None = None,
+    validation_cases: int | None = None,
 ) -> LabelledData:
     """Read the list, choose the cases, and prepare those that the store does not have.
 
     `check` may refuse what the list says of channels and classes, before any case is prepared.
+    `validation_cases` is the most to validate on, drawn by the seed; None takes them all.
 
     Raises:
         Dae3dError: where the list, or a case, cannot be used.
@@ -82,6 +85,8 @@ def labelled_data(
     task = read_task(settings.data, modality=settings.modality)
     training, validation = (task.split(side, settings.fold) for side in ("training", "validation"))
     chosen = subset(training, settings)
+    if validation_cases is not None and validation_cases < len(validation):
+        validation = tuple(_drawn(validation, settings.seed, validation_cases))
     say_contradictions(task, [*chosen, *validation])
     recipe = CaseRecipe(
         modalities=task.modalities,
@@ -124,7 +129,11 @@ def subset(cases: Sequence[TaskCase], settings: FinetuneSettings) -> Sequence[Ta
     count = settings.train_cases or max(1, round(len(cases) * (settings.label_fraction or 1)))
     if count > len(cases):
         raise Dae3dError(f"train_cases: {settings.data} has {len(cases)} training cases, not {count}")
-    order = philox(settings.seed, _SUBSET, 0).permutation(len(cases))
+    return _drawn(cases, settings.seed, count)
+
+
+def _drawn(cases: Sequence[TaskCase], seed: int, count: int) -> list[TaskCase]:
+    order = philox(seed, _SUBSET, 0).permutation(len(cases))
     return [cases[place] for place in sorted(order[:count])]
 
 

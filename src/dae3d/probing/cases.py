@@ -1,0 +1,224 @@
+"""Labelled cases for the voxel probe: prepared as for fine-tuning, seen in a few windows each."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dae3d.errors import Dae3dError
+from dae3d.inference.embed import window_corners
+from dae3d.probing.figures import Labelled
+from dae3d.probing.levels import ALL, LEVELS
+from dae3d.probing.voxels import at_voxels, fit_ridge, look_up, mean_dice, overlaps
+from dae3d.scans.task import read_task
+from dae3d.settings import resolve
+from dae3d.store.recipe import CaseRecipe
+from dae3d.store.scan import Preparation
+from dae3d.training.cases import LabelledData, labelled_data
+from dae3d.training.finetune_settings import FinetuneSettings
+from dae3d.training.sampling import philox
+from dae3d.training.settings import PretrainSettings
+
+TRAIN_CASES = 4
+TEST_CASES = 30
+WINDOWS = 8  # of a case at most
+VOXELS = 4000  # of a case, to fit on
+
+_VOXELS = 8
+
+Encode = Callable[[Tensor], Sequence[Tensor]]
+Corner = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window of a case: `image` (1, C, roi, roi, roi), `label` (roi, roi, roi) int64."""
+
+    image: Tensor
+    label: Tensor
+
+
+class VoxelProbe:
+    """Segments labelled cases by ridge regression on the feature maps of an encoder.
+
+    A case is seen in at most `WINDOWS` windows, which cover the box of its labelled voxels or, where that
+    takes more, those with the most labelled voxels. Half of the voxels to fit on are background, the others
+    are shared out evenly among the classes that a case has.
+
+    Args:
+        data: the cases.
+        task: the list they are of.
+        roi: side of the windows.
+        seed: decides which voxels are fitted on.
+    """
+
+    def __init__(self, data: LabelledData, task: Path, roi: int, seed: int) -> None:
+        self.data, self.roi, self.seed = data, roi, seed
+        self.classes = len(data.recipe.labels)
+        self.training = [n for n in data.training if sum(data.store.cases[n].voxels[1:])]
+        self.tested = [n for n in data.validation if sum(data.store.cases[n].voxels[1:])]
+        self.about = Labelled(
+            task=str(task),
+            classes=tuple(data.recipe.class_names),
+            fitted=tuple(data.store.cases[n].name for n in self.training),
+            tested=len(self.tested),
+        )
+
+    def dice(self, encode: Encode, device: torch.device) -> dict[str, float]:
+        """Mean Dice over the test cases of each level's features, and of all levels' together.
+
+        Of each case it is the mean over the classes that it has, but the background, in its windows.
+
+        Args:
+            encode: images (1, C, D, H, W) to five feature maps.
+            device: where it is.
+        """
+        features: list[list[Tensor]] = []
+        labels: list[Tensor] = []
+        for number in self.training:
+            features_of_case, label = self._to_fit_on(number, encode, device)
+            features.append(features_of_case)
+            labels.append(label)
+        if not all(torch.isfinite(feature).all() for case in features for feature in case):
+            return {}
+        ridges = [
+            fit_ridge([case[level] for case in features], labels, self.classes)
+            for level in range(len(LEVELS))
+        ]
+        whole = fit_ridge([torch.cat(case, 1) for case in features], labels, self.classes)
+        sizes = [case.shape[1] for case in features[0]]
+        parts = whole.weight.split(sizes)
+        dice: dict[str, list[float]] = {name: [] for name in (*LEVELS, ALL)}
+        for number in self.tested:
+            counts = {name: torch.zeros(self.classes - 1, 3, dtype=torch.int64) for name in dice}
+            for window in self._windows(number):
+                maps = encode(window.image.to(device))
+                together: Tensor | None = None
+                label = window.label.to(device)
+                for name, feature, ridge, part in zip(LEVELS, maps, ridges, parts, strict=True):
+                    scores = at_voxels(ridge.scores(feature), label.shape)
+                    counts[name] += overlaps(scores.argmax(1)[0], label, self.classes).cpu()
+                    share = type(ridge)(part, torch.zeros(self.classes)).scores(feature)
+                    share = at_voxels(share, label.shape)
+                    together = share if together is None else together + share
+                assert together is not None
+                together += whole.bias.to(together).view(1, -1, 1, 1, 1)
+                counts[ALL] += overlaps(together.argmax(1)[0], label, self.classes).cpu()
+            for name, count in counts.items():
+                dice[name].append(mean_dice(count))
+        return {name: float(np.nanmean(values)) for name, values in dice.items()}
+
+    def _to_fit_on(self, number: int, encode: Encode, device: torch.device) -> tuple[list[Tensor], Tensor]:
+        """Features of each level (n, F) at voxels drawn from a case's windows, and their classes (n,)."""
+        windows = list(self._windows(number))
+        labels = torch.stack([window.label for window in windows])
+        drawn = draw_voxels(labels.numpy(), VOXELS, philox(self.seed, _VOXELS, number))
+        found: list[list[Tensor]] = [[] for _ in LEVELS]
+        classes = []
+        for place, window in enumerate(windows):
+            where = torch.from_numpy(drawn[drawn[:, 0] == place][:, 1:])
+            if not len(where):
+                continue
+            classes.append(window.label[tuple(where.T)])
+            for level, feature in enumerate(encode(window.image.to(device))):
+                found[level].append(look_up(feature[0], where, window.label.shape).cpu())
+        return [torch.cat(parts) for parts in found], torch.cat(classes)
+
+    def _windows(self, number: int) -> Iterator[Window]:
+        store, size = self.data.store, (self.roi,) * 3
+        for corner in case_windows(store.cases[number].shape, self._labelled(number), self.roi):
+            image = store.image(number, corner, size, self.data.recipe.intensity)
+            label = store.label(number, corner, size)
+            yield Window(torch.from_numpy(image)[None], torch.from_numpy(label).long())
+
+    def _labelled(self, number: int) -> np.ndarray:
+        return np.concatenate(self.data.store.positions(number)[1:])
+
+
+def case_windows(shape: Sequence[int], labelled: np.ndarray, roi: int) -> list[Corner]:
+    """First voxels of at most `WINDOWS` windows on the labelled voxels (n, 3) of a case."""
+    low, high = labelled.min(0).tolist(), (labelled.max(0) + 1).tolist()
+    corners = window_corners(shape, (tuple(low), tuple(high)), roi, 0.0)
+
+    def inside(corner: Corner) -> int:
+        return int(((labelled >= corner) & (labelled < np.add(corner, roi))).all(1).sum())
+
+    return sorted(corners, key=inside, reverse=True)[:WINDOWS]
+
+
+def draw_voxels(labels: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """About `count` places (n, ndim) in an array of classes: half background, the others evenly of the rest."""
+    flat = labels.ravel()
+    there = np.unique(flat)
+    foreground = there[there > 0]
+    drawn = []
+    for label in there:
+        where = np.flatnonzero(flat == label)
+        share = count // 2 if label == 0 else count // (2 * len(foreground))
+        drawn.append(random.choice(where, min(share, len(where)), replace=False))
+    return np.stack(np.unravel_index(np.sort(np.concatenate(drawn)), labels.shape), 1)
+
+
+def voxel_probe(
+    task: Path,
+    run: PretrainSettings,
+    preparation: Preparation,
+    store: Path,
+    seed: int,
+    train_cases: int = TRAIN_CASES,
+    test_cases: int = TEST_CASES,
+    modality: list[str] | None = None,
+    fold: int | None = None,
+    workers: int | None = None,
+) -> VoxelProbe:
+    """Prepare the cases of a list as a run's scans were prepared, and choose those that are used.
+
+    Args:
+        task: list of labelled cases, as of `finetune`.
+        run: settings of the run.
+        preparation: of its scans.
+        store: folder for the prepared cases.
+        seed: decides which cases and voxels are fitted on.
+        train_cases: cases to fit on.
+        test_cases: cases to test on, at most.
+        modality: label of each channel, where the list does not say.
+        fold: that is tested on.
+        workers: processes that prepare.
+
+    Raises:
+        Dae3dError: where the list or a case cannot be used, or has other channels than the network.
+    """
+    known = read_task(task, modality=modality).modalities
+    settings = resolve(
+        FinetuneSettings,
+        {
+            "data": task,
+            "out": store,
+            "store": store,
+            "roi": run.roi,
+            "seed": seed,
+            "train_cases": train_cases,
+            "modality": modality,
+            "fold": fold,
+            "spacing": preparation.spacing,
+            "crop_foreground": preparation.crop_foreground,
+            "intensity": {name: rule for name, rule in run.intensity.items() if name in known},
+            "prepare_workers": workers,
+        },
+    )
+    assert isinstance(settings, FinetuneSettings)
+    channels = run.architecture().in_channels
+
+    def check(recipe: CaseRecipe) -> None:
+        if len(recipe.modalities) != channels:
+            raise Dae3dError(
+                f"{task}: its cases have {len(recipe.modalities)} channels "
+                f"({', '.join(recipe.modalities)}), and the network of the run takes {channels}; give a list "
+                f"of cases with {channels}"
+            )
+
+    data = labelled_data(settings, check=check, validation_cases=test_cases)
+    return VoxelProbe(data, task, run.roi, seed)

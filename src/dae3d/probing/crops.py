@@ -1,0 +1,81 @@
+"""Which crops a run is probed on: its validation crops, and as many more as every modality needs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import numpy as np
+import torch
+
+from dae3d.store.store import Store
+from dae3d.training.batch import Sample, pack
+from dae3d.training.data import CropDataset, TrainingData
+from dae3d.training.sampling import LAST_SAMPLE, Crop, philox, random_start
+from dae3d.training.settings import PretrainSettings
+
+CROPS = 8  # of each modality, at least
+TOGETHER = 8  # crops that are swapped among each other
+SWAPPED = 32  # crops that are, about
+
+_PROBE = 7
+
+
+@dataclass(frozen=True)
+class ProbeCrops:
+    """Fixed crops, the validation crops first, under the disruptions that these have in validation."""
+
+    dataset: CropDataset
+    crops: list[Crop]
+    subjects: list[str]
+    modalities: list[str]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many there are of each modality."""
+        numbers = [crop.modality for crop in self.crops]
+        return {name: numbers.count(number) for number, name in enumerate(self.modalities)}
+
+    def groups(self) -> list[list[int]]:
+        """The places of all crops, `TOGETHER` at a time, with the modalities mixed."""
+        of_each = [
+            [place for place, crop in enumerate(self.crops) if crop.modality == number]
+            for number in range(len(self.modalities))
+        ]
+        mixed = [place for row in zip_longest(*of_each) for place in row if place is not None]
+        return [part.tolist() for part in np.array_split(mixed, -(-len(mixed) // TOGETHER))]
+
+    def read(self, places: Sequence[int], together: int, device: torch.device) -> Iterator[Sample]:
+        """The crops in these places, some `together`, on the device."""
+        for first in range(0, len(places), together):
+            batch = pack([self.dataset[place] for place in places[first : first + together]])
+            yield batch.to(device).unpack(self.dataset.roi)
+
+
+def probe_crops(data: TrainingData, settings: PretrainSettings) -> ProbeCrops:
+    """The crops that a run is probed on."""
+    scans = data.store.scans
+    crops = list(data.validation)
+    for number, name in enumerate(data.modalities):
+        there = [crop.scan for crop in crops if crop.modality == number]
+        candidates = [*data.scans.held_out.get(name, []), *data.scans.training[name]]
+        crops += _more_crops(data.store, there, candidates, number, settings.roi)
+    dataset = CropDataset(data.store, crops, settings.roi, LAST_SAMPLE, settings.intensity)
+    subjects = [scans[crop.scan].source.subject for crop in crops]
+    return ProbeCrops(dataset, crops, subjects, data.modalities)
+
+
+def _more_crops(
+    store: Store, there: Sequence[int], candidates: Sequence[int], modality: int, roi: int
+) -> list[Crop]:
+    """Crops up to `CROPS`, two of a scan where there are enough scans, of held-out scans first."""
+    count = {scan: there.count(scan) for scan in there}
+    added = []
+    for place in range(len(there), CROPS):
+        single = [scan for scan, crops in count.items() if crops == 1]
+        fresh = [scan for scan in candidates if scan not in count]
+        least = min(count, key=count.__getitem__)
+        scan = (single or fresh or [least])[0]
+        count[scan] = count.get(scan, 0) + 1
+        random = philox(modality, _PROBE, place)
+        added.append(Crop(scan, modality, random_start(store.scans[scan], roi, "foreground", random)))
+    return added

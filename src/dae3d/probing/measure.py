@@ -1,0 +1,155 @@
+"""The figures of a network that repairs, on fixed crops. Nothing of it changes: no weight, no random number."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dae3d.disrupt import disrupt
+from dae3d.objectives.reconstruction import reconstruction_loss
+from dae3d.probing.cases import VoxelProbe
+from dae3d.probing.crops import SWAPPED, ProbeCrops
+from dae3d.probing.features import Covariance, cosines, mean_cosines, nearest_modality
+from dae3d.probing.figures import Figures
+from dae3d.probing.levels import LEVELS, NOTHING, partners, shares, swap_errors
+from dae3d.training.batch import Sample
+from dae3d.training.settings import PretrainSettings
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Measures a network on the same crops and cases every time.
+
+    Args:
+        settings: of the run.
+        crops: that are repaired.
+        voxels: labelled cases, or None.
+    """
+
+    settings: PretrainSettings
+    crops: ProbeCrops
+    voxels: VoxelProbe | None = None
+
+    def measure(self, network: Any, device: torch.device) -> Figures:
+        """All figures of a `SwinUNETR` that is on the device."""
+        with at_rest(network), torch.no_grad():
+            found = self._crops(network, device)
+            if self.voxels is not None:
+                found["dice"] = self.voxels.dice(network.encode, device)
+        return Figures.model_validate(found)
+
+    def voxel_dice(self, network: Any, device: torch.device) -> dict[str, float]:
+        """The voxel probe alone."""
+        if self.voxels is None:
+            return {}
+        with at_rest(network), torch.no_grad():
+            return self.voxels.dice(network.encode, device)
+
+    def _crops(self, network: Any, device: torch.device) -> dict[str, Any]:
+        covariances = [Covariance() for _ in LEVELS]
+        channels: dict[str, int] = {}
+        pooled: dict[int, np.ndarray] = {}
+        errors: dict[str, list[Tensor]] = {}
+        swapped = 0
+        for places in self.crops.groups():
+            group = self._encoded(network, places, device)
+            for name, covariance, level in zip(LEVELS, covariances, group.hidden, strict=True):
+                covariance.add(level)
+                channels[name] = level.shape[1]
+            pooled |= dict(zip(places, network.pooled(group.hidden).float().cpu().numpy(), strict=True))
+            if swapped < SWAPPED:
+                for name, each in self._swapped(network, places, group).items():
+                    errors.setdefault(name, []).append(each)
+                    swapped += len(each) if name == NOTHING else 0
+        joined = {name: torch.cat(parts) for name, parts in errors.items()}
+        return {
+            "l1": float(joined[NOTHING].mean()) if swapped else None,
+            "share": shares(joined) if swapped else {},
+            "rank": {name: c.effective_rank() for name, c in zip(LEVELS, covariances, strict=True)},
+            "channels": channels,
+            "tokens": {name: c.count for name, c in zip(LEVELS, covariances, strict=True)},
+            "crops": self.crops.counts,
+            "swapped": swapped,
+            **self._pooled(np.stack([pooled[place] for place in sorted(pooled)])),
+        }
+
+    def _encoded(self, network: Any, places: list[int], device: torch.device) -> "_Group":
+        parts: list[_Group] = []
+        for batch in self.crops.read(places, self.settings.batch_size, device):
+            s = self.settings
+            disrupted = disrupt(
+                s.disruption, batch["image"], s.seed, batch["sample"], s.disruption_settings()
+            )
+            hidden = network.encode(disrupted.image, disrupted.channel_keep, disrupted.token_mask)
+            parts.append(_Group(batch, disrupted.image, disrupted.voxel_mask, hidden))
+        return _Group.of(parts)
+
+    def _swapped(self, network: Any, places: list[int], group: "_Group") -> dict[str, Tensor]:
+        """Errors of those of a group that have a partner, none where there are no others' crops."""
+        partner = partners([self.crops.crops[place].scan for place in places])
+        if None in partner:
+            return {}
+        masked = self.settings.reconstruction_loss == "masked" and group.mask is not None
+
+        def error(repaired: Tensor, rows: slice) -> Tensor:
+            mask = group.mask[rows] if masked and group.mask is not None else None
+            return reconstruction_loss(repaired, group.batch["image"][rows], mask).cpu()
+
+        return swap_errors(
+            network.decode,
+            error,
+            group.image,
+            group.hidden,
+            torch.tensor(partner, device=group.image.device),
+            self.settings.batch_size,
+        )
+
+    def _pooled(self, features: np.ndarray) -> dict[str, Any]:
+        if not np.isfinite(features).all():
+            return {}
+        crops = self.crops.crops
+        modality, scan = [crop.modality for crop in crops], [crop.scan for crop in crops]
+        cosine = cosines(features)
+        nearest, chance, queries = nearest_modality(cosine, modality, scan)
+        return {
+            "cosine": mean_cosines(cosine, modality, scan, self.crops.subjects),
+            "nearest": nearest,
+            "chance": chance,
+            "queries": queries,
+        }
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Crops that are swapped among each other: clean (`batch`), disrupted (`image`), and feature maps."""
+
+    batch: Sample
+    image: Tensor
+    mask: Tensor | None
+    hidden: list[Tensor]
+
+    @classmethod
+    def of(cls, parts: list["_Group"]) -> "_Group":
+        masks = [part.mask for part in parts if part.mask is not None]
+        return cls(
+            {name: torch.cat([part.batch[name] for part in parts]) for name in parts[0].batch},
+            torch.cat([part.image for part in parts]),
+            torch.cat(masks) if masks else None,
+            [torch.cat(levels) for levels in zip(*(part.hidden for part in parts), strict=True)],
+        )
+
+
+@contextmanager
+def at_rest(network: nn.Module) -> Iterator[None]:
+    """The network in eval mode, and every module of it back in its own mode at the end."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
