@@ -187,7 +187,7 @@ def test_a_shift_moves_the_output_along_but_for_the_zeros_around_the_crop():
     shifted = network(image + 50) - 50
     assert not nearly(network(image), shifted, within=0.1)
     # Where the two convolutions that see the image repeat its edges instead, it holds.
-    for convolution in (network.encoder.patch_embed.conv1.conv, network.decoder.skips[0].layer.conv1.conv):
+    for convolution in (network.encoder.patch_embed.conv1.conv, network.decoder.skips["0"].layer.conv1.conv):
         convolution.padding_mode = "replicate"
     repaired = network(image)
     assert nearly(repaired, network(image + 50) - 50, within=1e-3)

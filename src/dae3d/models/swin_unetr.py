@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import torch
 from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetOutBlock
-from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
+from monai.networks.blocks.unetr_block import UnetrBasicBlock
 from monai.networks.nets.swin_unetr import PatchMergingV2
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dae3d.errors import Dae3dError
 from dae3d.models.blocks import UpBlock, our_convolution, with_our_layers
+from dae3d.models.decoder import RepairFrom, UnetrDecoder
 from dae3d.models.swin import SwinStage
 
 Axes = Literal["straight", "reference"]
@@ -45,6 +45,12 @@ class Architecture:
     `patch_embed` "conv" is the published block of two 3^3 convolutions; "linear" is MONAI's, one 2^3
     convolution of stride 2.
 
+    `repair_from` is the resolution of the decoder's last feature map in pre-training. "full": the whole
+    decoder, which gets the disrupted image too, as published. "half": the last block is left out, and with it
+    the way past the encoder and most of the work. Each of its features gives the 2^3 voxels of its place; for
+    training, two coarser maps give the image at 1/4 and 1/8 of the resolution. A segmentation network has the
+    whole decoder always.
+
     `deep_supervision` gives a segmentation network heads at 1/2, 1/4 and 1/8 of the resolution, for training.
     """
 
@@ -58,6 +64,7 @@ class Architecture:
     in_channels: int = 1
     out_channels: int = 1
     patch_embed: PatchEmbedding = "conv"
+    repair_from: RepairFrom = "full"
     deep_supervision: bool = False
 
 
@@ -78,7 +85,7 @@ class SwinUNETR(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.encoder = SwinEncoder(architecture, checkpoint_activations, axes, mask_token=True)
-        self.decoder = UnetrDecoder(architecture, checkpoint_activations)
+        self.decoder = _decoder(architecture, checkpoint_activations, architecture.repair_from)
 
     def forward(
         self, image: Tensor, channel_keep: Tensor | None = None, token_mask: Tensor | None = None
@@ -102,7 +109,7 @@ class SwinUNETR(nn.Module):
             (B, 16 * embed_dim).
         """
         hidden = self.encode(image, channel_keep, token_mask)
-        return self.decode(image, hidden), self.pooled(hidden)
+        return self.decode(image, hidden, token_mask), self.pooled(hidden)
 
     def encode(
         self, image: Tensor, channel_keep: Tensor | None = None, token_mask: Tensor | None = None
@@ -111,17 +118,53 @@ class SwinUNETR(nn.Module):
         hidden = self.encoder(image, channel_keep, token_mask)
         return normalised(hidden) if self.architecture.normalise_skips else hidden
 
-    def decode(self, image: Tensor, hidden: Sequence[Tensor]) -> Tensor:
+    def decode(self, image: Tensor, hidden: Sequence[Tensor], token_mask: Tensor | None = None) -> Tensor:
         """The image repaired out of itself (B, C, D, H, W) and its feature maps, as `encode` gives them."""
-        repaired = self.decoder(image, hidden)
-        if self.architecture.restore_intensity:
+        return self.decode_all(image, hidden, token_mask, only_finest=True)[0]
+
+    def decode_all(
+        self,
+        image: Tensor,
+        hidden: Sequence[Tensor],
+        token_mask: Tensor | None = None,
+        only_finest: bool = False,
+    ) -> list[Tensor]:
+        """The repaired image, and with `repair_from` "half" also that at 1/4 and 1/8 of the resolution.
+
+        Args:
+            image: (B, C, D, H, W), as the encoder got it.
+            hidden: the five feature maps.
+            token_mask: as the encoder got it.
+            only_finest: leave the coarse ones out.
+        """
+        repaired = self.decoder.images(image, hidden, only_finest)
+        if not self.architecture.restore_intensity:
+            return repaired
+        if self.architecture.repair_from == "half":
+            mean, deviation = _visible_intensity(image.float(), token_mask)
+        else:
             deviation, mean = torch.std_mean(image.float(), dim=(2, 3, 4), keepdim=True)
-            repaired = repaired.float() * deviation + mean
-        return repaired
+        return [each.float() * deviation + mean for each in repaired]
 
     def pooled(self, hidden: Sequence[Tensor]) -> Tensor:
         """What the contrastive loss sees of the feature maps: (B, 16 * embed_dim)."""
         return hidden[4].mean(dim=(2, 3, 4))
+
+
+def _visible_intensity(image: Tensor, token_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (B, C, 1, 1, 1) of the means of blocks of 4^3 voxels, as far as they are not masked.
+
+    Noise adds to the deviation of voxels, and next to nothing to that of their means.
+    """
+    blocks = nn.functional.avg_pool3d(image, 4)
+    seen = torch.ones_like(blocks[:, :1])
+    if token_mask is not None:
+        seen = 1 - nn.functional.avg_pool3d(token_mask.to(image.dtype), 2)
+        blocks = blocks / seen.clamp(min=0.125)  # masked voxels are zero
+    weight = seen / seen.sum(dim=(2, 3, 4), keepdim=True).clamp(min=1e-6)
+    mean = (blocks * weight).sum(dim=(2, 3, 4), keepdim=True)
+    variance = ((blocks - mean).square() * weight).sum(dim=(2, 3, 4), keepdim=True)
+    return mean, variance.sqrt()
 
 
 class Segmenter(nn.Module):
@@ -139,7 +182,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.encoder = SwinEncoder(architecture, checkpoint_activations, axes)
-        self.decoder = UnetrDecoder(architecture, checkpoint_activations)
+        self.decoder = _decoder(architecture, checkpoint_activations)
         if architecture.deep_supervision:
             dim, classes = architecture.embed_dim, architecture.out_channels
             self.auxiliary_heads = nn.ModuleList(
@@ -262,6 +305,13 @@ def _patch_embedding(architecture: Architecture) -> nn.Module:
     return with_our_layers(UnetBasicBlock(3, channels, dim, kernel_size=3, stride=2, norm_name=norm))
 
 
+def _decoder(
+    architecture: Architecture, checkpoint_activations: bool, up_to: RepairFrom = "full"
+) -> UnetrDecoder:
+    a = architecture
+    return UnetrDecoder(a.embed_dim, a.in_channels, a.out_channels, checkpoint_activations, up_to)
+
+
 def _sides(image: Tensor) -> str:
     return " x ".join(str(side) for side in image.shape[2:])
 
@@ -290,63 +340,3 @@ class ReferencePatchMerging(PatchMergingV2):
 def _even(x: Tensor) -> Tensor:
     """(B, D, H, W, C) with a layer of zeros at the end of odd sides."""
     return nn.functional.pad(x, (0, 0, *(side % 2 * end for side in x.shape[3:0:-1] for end in (0, 1))))
-
-
-class UnetrDecoder(nn.Module):
-    """Residual convolution blocks on the skips, and transposed convolutions up to full resolution."""
-
-    def __init__(self, architecture: Architecture, checkpoint_activations: bool = False) -> None:
-        super().__init__()
-        self.checkpoint_activations = checkpoint_activations
-        dim = architecture.embed_dim
-        self.skips = nn.ModuleList(
-            _residual_block(channels_in, channels_out)
-            for channels_in, channels_out in [
-                (architecture.in_channels, dim),
-                (dim, dim),
-                (2 * dim, 2 * dim),
-                (4 * dim, 4 * dim),
-            ]
-        )
-        # With a 32^3 input it is one voxel.
-        self.bottleneck = _residual_block(16 * dim, 16 * dim)
-        self.ups = nn.ModuleList(
-            with_our_layers(
-                UnetrUpBlock(3, channels_in, channels_out, 3, 2, norm_name="instance", res_block=True)
-            )
-            for channels_in, channels_out in [
-                (16 * dim, 8 * dim),
-                (8 * dim, 4 * dim),
-                (4 * dim, 2 * dim),
-                (2 * dim, dim),
-                (dim, dim),
-            ]
-        )
-        self.head = with_our_layers(UnetOutBlock(3, dim, architecture.out_channels))
-
-    def forward(self, image: Tensor, hidden: Sequence[Tensor]) -> Tensor:
-        """(B, C, D, H, W) and the encoder's five feature maps to (B, out_channels, D, H, W)."""
-        return self.head(self.features(image, hidden)[0])
-
-    def features(self, image: Tensor, hidden: Sequence[Tensor]) -> list[Tensor]:
-        """What the heads see: maps of embed_dim * (1, 1, 2, 4) channels at 1, 1/2, 1/4, 1/8 of the sides."""
-        x = self._run(self.bottleneck, hidden[4])
-        x = self._run(self.ups[0], x, hidden[3])
-        features: list[Tensor] = []
-        for up, skip, feature in zip(
-            self.ups[1:], reversed(self.skips), [hidden[2], hidden[1], hidden[0], image], strict=True
-        ):
-            x = self._run(up, x, self._run(skip, feature))
-            features.insert(0, x)
-        return features
-
-    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
-        if self.checkpoint_activations and self.training:
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
-
-
-def _residual_block(channels_in: int, channels_out: int) -> UnetrBasicBlock:
-    return with_our_layers(
-        UnetrBasicBlock(3, channels_in, channels_out, 3, 1, norm_name="instance", res_block=True)
-    )
