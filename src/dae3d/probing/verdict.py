@@ -40,7 +40,9 @@ def _idle(figures: Figures) -> list[str]:
         return []
     they, them = ("they are", "them") if len(idle) > 1 else ("it is", "it")
     carry = "carry" if len(idle) > 1 else "carries"
-    said = f"{_levels(idle)} {carry} nothing: {they} not being trained by the repair, which does without {them}."
+    said = (
+        f"{_levels(idle)} {carry} nothing: {they} not being trained by the repair, which does without {them}."
+    )
     if figures.share.get(IMAGE, 0.0) > figures.share.get(ALL, 0.0):
         said += " The decoder repairs out of the image's own skip more than out of all levels together."
     return [said]

@@ -83,16 +83,22 @@ class Packed:
         return self._moved(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
 
     def unpack(self, roi: int) -> Sample:
-        """What the network gets: "image" (B, 1, roi, roi, roi) float32, "modality", "sample" (B,)."""
+        """What the network gets.
+
+        "image" (B, 1, roi, roi, roi) float32; "inside" of that shape, bool, false where a crop sticks out of
+        the scan; "modality" and "sample" (B,).
+        """
         image = torch.zeros((len(self.parts), 1, roi, roi, roi), device=self.voxels.device)
-        for part, crop in zip(self.parts, image, strict=True):
+        inside = torch.zeros_like(image, dtype=torch.bool)
+        for part, crop, covered in zip(self.parts, image, inside, strict=True):
             box = tuple(slice(s, s + n) for s, n in zip(part.start, part.shape, strict=True))
-            inside = crop[0][box]
-            inside.copy_(self.voxels[part.first_byte : part.last_byte].view(part.dtype).view(part.shape))
+            voxels = crop[0][box]
+            voxels.copy_(self.voxels[part.first_byte : part.last_byte].view(part.dtype).view(part.shape))
             if part.unscaled is not None:
-                _scale(inside, part.unscaled)
+                _scale(voxels, part.unscaled)
+            covered[0][box] = True
         self._leave_slot()
-        return {"image": image, "modality": self.modality, "sample": self.sample}
+        return {"image": image, "inside": inside, "modality": self.modality, "sample": self.sample}
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Packed":
         moved = type(self)(move(self.voxels), self.parts, move(self.modality), move(self.sample))

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from dae3d.disrupt import Disrupted, disrupt, lowers_resolution, masks_blocks
+from dae3d.disrupt.skips import drop_skips
 from dae3d.evaluation.quality import image_quality
 from dae3d.evaluation.trivial import best_trivial
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.objectives.contrastive import contrastive_loss
-from dae3d.objectives.reconstruction import reconstruction_loss
 from dae3d.reporting.pictures import triptych_array
 from dae3d.store.scan import Preparation
 from dae3d.training.batch import Sample
@@ -42,6 +42,7 @@ class Pretraining(TrainingModule):
         super().__init__(settings, network.to(memory_format=torch.channels_last_3d), pictures)
         self.settings, self.modalities, self.preparation = settings, modalities, preparation
         self.strengths = settings.disruption_settings()
+        self.repair_loss = settings.repair_loss()
         self.baselines_due = False  # before the next validation crops are repaired trivially, too
         self._validated: list[dict[str, Tensor]] = []
 
@@ -54,23 +55,29 @@ class Pretraining(TrainingModule):
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """The loss of one batch of this rank."""
-        disrupted = self._disrupt(batch)
-        repaired, features = self.network.repair(
-            disrupted.image, disrupted.channel_keep, disrupted.token_mask
+        clean, disrupted = self._disrupt(batch)
+        hidden = self.network.encode(disrupted.image, disrupted.channel_keep, disrupted.token_mask)
+        seen = drop_skips(hidden, disrupted.keys, self.settings.skip_drop)
+        repaired = self.network.decode_all(disrupted.image, seen, disrupted.token_mask)
+        each, finest = self.repair_loss.total(repaired, clean, batch["inside"], disrupted)
+        contrastive = self._contrastive(
+            self._pooled(self.network, clean, hidden), batch["modality"], across_ranks=True
         )
-        each = self._reconstruction_losses(repaired, batch, disrupted)
-        contrastive = self._contrastive(features, batch["modality"], across_ranks=True)
         loss = each.mean() + self.settings.contrastive_weight * contrastive
-        self._add_to_window(loss, each, contrastive, batch["modality"])
+        self._add_to_window(loss, finest, contrastive, batch["modality"])
         return loss
 
-    def _disrupt(self, batch: Sample) -> Disrupted:
-        s = self.settings
-        return disrupt(s.disruption, batch["image"], s.seed, batch["sample"], self.strengths)
+    def _disrupt(self, batch: Sample) -> tuple[Tensor, Disrupted]:
+        """The clean crops and the disrupted ones."""
+        s, limit = self.settings, self.settings.clip_intensity
+        clean = batch["image"] if limit is None else batch["image"].clamp(-limit, limit)
+        return clean, disrupt(s.disruption, clean, s.seed, batch["sample"], self.strengths)
 
-    def _reconstruction_losses(self, repaired: Tensor, batch: Sample, disrupted: Disrupted) -> Tensor:
-        mask = disrupted.voxel_mask if self.settings.reconstruction_loss == "masked" else None
-        return reconstruction_loss(repaired, batch["image"], mask)
+    def _pooled(self, network: Any, clean: Tensor, hidden: list[Tensor]) -> Tensor:
+        """The features (B, F) that the contrastive loss compares."""
+        if self.settings.contrastive_view == "clean" and self.settings.contrastive_weight:
+            hidden = network.encode(clean)
+        return network.pooled(hidden)
 
     def _contrastive(self, features: Tensor, modalities: Tensor, across_ranks: bool) -> Tensor:
         if self.settings.contrastive_weight == 0:
@@ -111,14 +118,12 @@ class Pretraining(TrainingModule):
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Repair fixed crops under fixed disruptions."""
-        disrupted = self._disrupt(batch)
-        repaired, features = self.evaluated.repair(
-            disrupted.image, disrupted.channel_keep, disrupted.token_mask
-        )
-        repaired, clean = repaired.float(), batch["image"]
+        clean, disrupted = self._disrupt(batch)
+        hidden = self.evaluated.encode(disrupted.image, disrupted.channel_keep, disrupted.token_mask)
+        repaired = self.evaluated.decode(disrupted.image, hidden, disrupted.token_mask).float()
         result = {
-            "l1": self._reconstruction_losses(repaired, batch, disrupted),
-            "features": features,
+            "l1": self.repair_loss.total([repaired], clean, batch["inside"], disrupted)[1],
+            "features": self._pooled(self.evaluated, clean, hidden),
             "modality": batch["modality"],
         }
         quality = {"": image_quality(repaired, clean)}
@@ -126,7 +131,7 @@ class Pretraining(TrainingModule):
             quality |= self._baselines(disrupted.image, clean)
         for name, (_, psnr, ssim) in quality.items():
             result[f"psnr/{name}"], result[f"ssim/{name}"] = psnr, ssim
-        self._picture(batch, disrupted.image, repaired)
+        self._picture(batch, clean, disrupted.image, repaired)
         self._validated.append(result)
 
     def on_validation_epoch_end(self) -> None:
@@ -152,7 +157,7 @@ class Pretraining(TrainingModule):
             name: image_quality(image, clean) for name, image in {"disrupted": disrupted, **repairs}.items()
         }
 
-    def _picture(self, batch: Sample, disrupted: Tensor, repaired: Tensor) -> None:
+    def _picture(self, batch: Sample, clean: Tensor, disrupted: Tensor, repaired: Tensor) -> None:
         """Draw the first crop of each modality."""
         if not self.trainer.is_global_zero:
             return
@@ -162,13 +167,13 @@ class Pretraining(TrainingModule):
                 continue
             drawn.add(modality)
             name = self.modalities[modality]
-            clean = batch["image"][i, 0].cpu().numpy()
+            whole = clean[i, 0].cpu().numpy()
             repair = repaired[i, 0].cpu().numpy()
             columns = {
-                "clean": clean,
+                "clean": whole,
                 "disrupted": disrupted[i, 0].float().cpu().numpy(),
                 "repaired": repair,
-                "error": abs(repair - clean),
+                "error": abs(repair - whole),
             }
             self.picture(name, triptych_array(columns, f"{name}, step {self.global_step}"))
 

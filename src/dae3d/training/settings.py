@@ -7,7 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from dae3d.disrupt import DISRUPTIONS, DisruptionSettings, lowers_resolution, masks_blocks
+from dae3d.models.decoder import RepairFrom
 from dae3d.models.swin_unetr import Architecture
+from dae3d.objectives.repair import RepairLoss
 from dae3d.settings import Group
 from dae3d.store.intensity import ScalingRules
 from dae3d.training.run_settings import DATA, NETWORK, RECORD, RunSettings, check_heads
@@ -29,14 +31,24 @@ class PretrainSettings(RunSettings):
     """Everything that decides a pre-training run."""
 
     configs: ClassVar[str] = "pretrain"
-    earlier: ClassVar[dict[str, Any]] = {"normalise_skips": False}
+    earlier: ClassVar[dict[str, Any]] = {
+        "normalise_skips": False,
+        "repair_from": "full",
+        "skip_drop": 0.0,
+        "masked_weight": 1.0,
+        "loss_on_padding": True,
+        "relative_loss": False,
+        "clip_intensity": None,
+        "contrastive_view": "disrupted",
+    }
 
     data: Path = Field(description="store made by `dae3d prepare`")
     disruption: Annotated[DisruptionName, DISRUPTION] = Field(
-        "all",
+        "varied",
         description=f"one of {', '.join(DISRUPTIONS)}. denoise: Gaussian noise; superres: down- and "
         "up-sampling; local_mask: masked channels of the token embedding; all: these three in turn; mae: "
-        "masked blocks",
+        "masked blocks; varied: noise, lost resolution and masked blocks, each of a strength drawn for every "
+        "crop, none included",
     )
     noise_variance: Annotated[float, DISRUPTION] = Field(
         0.1, ge=0, description="variance of the noise, in normalised intensity"
@@ -61,8 +73,28 @@ class PretrainSettings(RunSettings):
     reconstruction_loss: Annotated[Literal["all", "masked"], OBJECTIVES] = Field(
         "all", description="mean absolute error over all voxels, or over masked ones (mae only)"
     )
+    masked_weight: Annotated[float, OBJECTIVES] = Field(
+        3.0, ge=0, description="weight of masked voxels in that mean, where the others have 1"
+    )
+    coarse_weight: Annotated[float, OBJECTIVES] = Field(
+        0.5,
+        ge=0,
+        description="weight of the errors at 1/4 and at 1/8 of the resolution, with --repair-from half",
+    )
+    relative_loss: Annotated[bool, OBJECTIVES] = Field(
+        True,
+        description="divide a crop's error by its deviation: CT, scaled to 0 to 1, then counts as much as MR",
+    )
+    loss_on_padding: Annotated[bool, OBJECTIVES] = Field(
+        False, description="count the zeros around a scan that is smaller than the crop"
+    )
     contrastive_weight: Annotated[float, OBJECTIVES] = Field(
         0.03, ge=0, description="weight of the cross-modal contrastive loss; 0 leaves it out"
+    )
+    contrastive_view: Annotated[Literal["clean", "disrupted"], OBJECTIVES] = Field(
+        "clean",
+        description="which crops it compares; of disrupted ones the masks drawn for each tell more than the "
+        "modality, and all features end up the same",
     )
     contrastive_temperature: Annotated[float, OBJECTIVES] = Field(0.5, gt=0, description="its temperature")
 
@@ -94,6 +126,18 @@ class PretrainSettings(RunSettings):
         description="normalise the feature maps that decoder and contrastive loss get over their channels, "
         "as fine-tuning does; the published pre-training does not",
     )
+    repair_from: Annotated[RepairFrom, NETWORK] = Field(
+        "half",
+        description="resolution that the decoder ends at: half leaves no way past the encoder, and takes half "
+        "the time; full, as published, gets the disrupted image too",
+    )
+    skip_drop: Annotated[float, NETWORK] = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="chance that the decoder does without the tokens of a sample; half of it for the first "
+        "stage, a quarter for the second, so that the stages below are needed",
+    )
     freeze: Annotated[Literal["none", "encoder", "decoder"], NETWORK] = Field(
         "none", description="half of the network that does not learn"
     )
@@ -111,6 +155,12 @@ class PretrainSettings(RunSettings):
         {},
         description="scaling of a modality, when not the usual one: ct=window:-175:250, t1=zscore, "
         "t2=zscore:foreground, adc=percentiles:0.5:99.5, pet=suv:15",
+    )
+
+    clip_intensity: Annotated[float | None, DATA] = Field(
+        5.0,
+        gt=0,
+        description="largest absolute value of a scaled intensity: bright vessels reach z-scores of 16",
     )
 
     val_crops: Annotated[int, RECORD] = Field(4, ge=1, description="fixed validation crops of each modality")
@@ -147,6 +197,17 @@ class PretrainSettings(RunSettings):
             patch_merging=self.patch_merging,
             restore_intensity=self.restore_intensity,
             normalise_skips=self.normalise_skips,
+            repair_from=self.repair_from,
+        )
+
+    def repair_loss(self) -> RepairLoss:
+        """How repairs are measured."""
+        return RepairLoss(
+            masked_only=self.reconstruction_loss == "masked",
+            masked_weight=self.masked_weight,
+            on_padding=self.loss_on_padding,
+            relative=self.relative_loss,
+            coarse_weight=self.coarse_weight,
         )
 
     def disruption_settings(self) -> DisruptionSettings:
