@@ -1,24 +1,15 @@
 """How near a segmentation is to its reference: Dice, surface distances, volumes, class by class."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from monai.metrics.hausdorff_distance import compute_hausdorff_distance
-from monai.metrics.surface_dice import compute_surface_dice
 from scipy.ndimage import find_objects
 
+from dae3d.evaluation.surfaces import surface_distances
+
 Box = tuple[slice, slice, slice]
-
-# MONAI warns of how it calls itself.
-warnings.filterwarnings("ignore", "monai.metrics.utils get_mask_edges", FutureWarning)
-
-# Voxel sizes that come out of a rotated affine are off in the seventh digit, and surfaces that are one voxel
-# apart would fall on either side of a tolerance of one voxel.
-_ROUNDING = 1e-5
 
 
 class Scores(NamedTuple):
@@ -91,25 +82,7 @@ def compare_masks(
     if not predicted or not wanted:
         return Scores(0.0, 0.0, math.inf, *error, *volumes)
     dice = 2 * int((prediction & reference).sum()) / (predicted + wanted)
-    return Scores(dice, *_surfaces(prediction, reference, spacing, tolerance), *error, *volumes)
-
-
-def _surfaces(
-    prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance: float
-) -> tuple[float, float]:
-    """NSD and HD95 (mm) of two masks that are not empty."""
-    first, second = (torch.from_numpy(np.ascontiguousarray(m))[None, None] for m in (prediction, reference))
-    sides = [float(side) for side in spacing]
-    near = compute_surface_dice(
-        first,
-        second,
-        [tolerance * (1 + _ROUNDING)],
-        include_background=True,
-        spacing=sides,
-        use_subvoxels=True,
-    )
-    apart = compute_hausdorff_distance(first, second, include_background=True, percentile=95, spacing=sides)
-    return near.item(), apart.item()
+    return Scores(dice, *surface_distances(prediction, reference, spacing, tolerance), *error, *volumes)
 
 
 def _mask(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
