@@ -75,6 +75,7 @@ def test_all_that_a_published_command_says_arrives():
         "block_size": 16,
         "restore_intensity": False,
         "normalise_skips": False,
+        "shuffle_modalities": False,
         "freeze": "none",
         "resume": False,
         "datasets": None,

@@ -264,6 +264,7 @@ PUBLISHED = {
     "roi": 96,
     "batch_size": 2,
     "crop_region": "volume",
+    "shuffle_modalities": False,
     "warmup_steps": "4 epochs",
     "lr": 1e-4,
     "min_lr": 1e-5,
@@ -319,9 +320,11 @@ def test_a_resumed_run_keeps_its_settings_but_for_those_given(tmp_path):
 
 def test_a_setting_that_the_run_was_begun_without_means_what_was_then(tmp_path):
     older = yaml.safe_load(pretrain_settings(out=tmp_path).to_yaml())
-    del older["normalise_skips"]
+    del older["normalise_skips"], older["shuffle_modalities"]
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(older))
-    assert not resolve(PretrainSettings, {"out": tmp_path, "resume": True}).normalise_skips
+    resumed = resolve(PretrainSettings, {"out": tmp_path, "resume": True})
+    assert not resumed.normalise_skips
+    assert not resumed.shuffle_modalities
 
 
 @pytest.mark.parametrize(("text", "said"), [("lr: [1", "is not YAML"), ("lr", "holds no settings")])

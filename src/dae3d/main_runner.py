@@ -116,6 +116,7 @@ def translate(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         "embed_dim": given.embed_dim,
         "restore_intensity": False,
         "normalise_skips": False,
+        "shuffle_modalities": False,
         "batch_size": given.batch_size,
         "accumulate": max(1, given.accumulate_step),
         "max_steps": f"{given.epoch} epochs",

@@ -169,6 +169,7 @@ def training_data(settings: PretrainSettings, world_size: int) -> TrainingData:
         settings.seed,
         settings.crop_region,
         settings.modality_weights,
+        settings.shuffle_modalities,
     )
     # A modality without a validation scan lends its training scans.
     candidates = [scans.held_out.get(name, scans.training[name]) for name in stream.modalities]

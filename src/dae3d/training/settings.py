@@ -31,7 +31,7 @@ class PretrainSettings(RunSettings):
     """Everything that decides a pre-training run."""
 
     configs: ClassVar[str] = "pretrain"
-    earlier: ClassVar[dict[str, Any]] = {"normalise_skips": False}
+    earlier: ClassVar[dict[str, Any]] = {"normalise_skips": False, "shuffle_modalities": False}
 
     data: Path = Field(description="store made by `dae3d prepare`")
     disruption: Annotated[DisruptionName, DISRUPTION] = Field(
@@ -105,6 +105,11 @@ class PretrainSettings(RunSettings):
     )
     modality_weights: Annotated[dict[str, float] | None, DATA] = Field(
         None, description="share of each modality in a batch (default: by the square root of its scans)"
+    )
+    shuffle_modalities: Annotated[bool, DATA] = Field(
+        True,
+        description="draw each batch's modalities in another order, so that any two of them meet; in the "
+        "order of their names some never do, where a batch has no room for all",
     )
     datasets: Annotated[list[str] | None, DATA] = Field(
         None, description="train on the scans of these data sets of the store alone"
