@@ -69,6 +69,7 @@ def test_all_that_a_published_command_says_arrives():
         "lr": 1e-4,
         "min_lr": 1e-5,
         "warmup_lr": 1e-6,
+        "cosine_from": "start",
         "weight_decay": 0.05,
         "precision": "32-true",
         "block_mask_ratio": 0.6,

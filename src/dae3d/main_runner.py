@@ -127,6 +127,7 @@ def translate(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         "lr": given.base_lr,
         "min_lr": given.min_lr,
         "warmup_lr": given.warmup_lr,
+        "cosine_from": "start",
         "weight_decay": given.weight_decay,
         "clip_grad": given.clip_grad or None,
         "workers": given.num_workers,

@@ -25,7 +25,7 @@ class FinetuneSettings(RunSettings):
 
     configs: ClassVar[str] = "finetune"
     durations: ClassVar[tuple[str, ...]] = (*RunSettings.durations, "freeze_steps")
-    earlier: ClassVar[dict[str, Any]] = {"flip_axes": list(AXES)}
+    earlier: ClassVar[dict[str, Any]] = {**RunSettings.earlier, "flip_axes": list(AXES)}
 
     data: Path = Field(
         description='list of labelled cases in the manner of the Medical Segmentation Decathlon ("training", '

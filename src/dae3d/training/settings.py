@@ -31,7 +31,11 @@ class PretrainSettings(RunSettings):
     """Everything that decides a pre-training run."""
 
     configs: ClassVar[str] = "pretrain"
-    earlier: ClassVar[dict[str, Any]] = {"normalise_skips": False, "shuffle_modalities": False}
+    earlier: ClassVar[dict[str, Any]] = {
+        **RunSettings.earlier,
+        "normalise_skips": False,
+        "shuffle_modalities": False,
+    }
 
     data: Path = Field(description="store made by `dae3d prepare`")
     disruption: Annotated[DisruptionName, DISRUPTION] = Field(
