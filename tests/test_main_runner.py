@@ -74,6 +74,8 @@ def test_all_that_a_published_command_says_arrives():
         "precision": "32-true",
         "block_mask_ratio": 0.6,
         "block_size": 16,
+        "window": 7,
+        "window_edges": "reference",
         "restore_intensity": False,
         "normalise_skips": False,
         "shuffle_modalities": False,

@@ -19,6 +19,7 @@ from dae3d.inference.reconstruct import ReconstructSettings
 from dae3d.scans.index import IndexSettings
 from dae3d.settings import Settings, read_config, resolve, shipped_configs, verb
 from dae3d.store.prepare import PrepareSettings
+from dae3d.training.finetune import with_sizes
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.optimiser import learning_rate
 from dae3d.training.run_settings import in_steps
@@ -257,6 +258,7 @@ PUBLISHED = {
     "depths": (2, 2, 2, 2),
     "heads": (3, 6, 12, 24),
     "window": 7,
+    "window_edges": "reference",
     "restore_intensity": False,
     "normalise_skips": False,
     "freeze": "none",
@@ -300,6 +302,22 @@ def test_every_shipped_config_loads_and_is_explained(name):
     assert not {"data", "out", "resume"} & set(read_config(name, "pretrain"))
 
 
+@pytest.mark.parametrize("name", [None, *shipped_configs("pretrain")])
+def test_windows_divide_the_grids_of_every_stage_but_in_the_published_recipe(name):
+    settings = pretrain_settings(**({"config": name} if name else {}))
+    grids = [settings.roi // 2**stage for stage in (1, 2, 3, 4)]
+    published = name is not None and name.startswith("reference-")
+    assert any(grid % settings.window for grid in grids) == published
+    assert settings.window_edges == ("reference" if published else "exact")
+    assert settings.architecture().window_edges == settings.window_edges
+
+
+@pytest.mark.parametrize(("given", "usual"), [({}, (6, "exact")), ({"window": 8}, (8, "exact"))])
+def test_fine_tuning_from_scratch_has_windows_that_divide_its_grids(given, usual):
+    settings = with_sizes(resolve(FinetuneSettings, NEEDED | given))
+    assert (settings.window, settings.window_edges) == usual
+
+
 def test_a_file_goes_before_a_shipped_config_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("small-cpu").write_text("lr: 0.5\n")
@@ -320,20 +338,22 @@ def test_a_resumed_run_keeps_its_settings_but_for_those_given(tmp_path):
 
 def test_a_setting_that_the_run_was_begun_without_means_what_was_then(tmp_path):
     older = yaml.safe_load(pretrain_settings(out=tmp_path).to_yaml())
-    del older["normalise_skips"], older["shuffle_modalities"], older["cosine_from"]
+    for name in ("normalise_skips", "shuffle_modalities", "cosine_from", "window_edges"):
+        del older[name]
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(older))
     resumed = resolve(PretrainSettings, {"out": tmp_path, "resume": True})
     assert not resumed.normalise_skips
     assert not resumed.shuffle_modalities
-    assert resumed.cosine_from == "start"
+    assert (resumed.cosine_from, resumed.window_edges) == ("start", "reference")
 
 
 def test_a_fine_tuning_run_begun_without_a_setting_means_what_was_then(tmp_path):
     older = yaml.safe_load(resolve(FinetuneSettings, NEEDED | {"out": tmp_path}).to_yaml())
-    del older["cosine_from"], older["flip_axes"]
+    del older["cosine_from"], older["flip_axes"], older["window_edges"]
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(older))
     resumed = resolve(FinetuneSettings, {"out": tmp_path, "resume": True})
-    assert (resumed.cosine_from, resumed.flip_axes) == ("start", ["lr", "ap", "si"])
+    assert (resumed.cosine_from, resumed.window_edges) == ("start", "reference")
+    assert resumed.flip_axes == ["lr", "ap", "si"]
 
 
 @pytest.mark.parametrize(("text", "said"), [("lr: [1", "is not YAML"), ("lr", "holds no settings")])

@@ -63,6 +63,7 @@ def test_the_weights_of_a_fine_tuned_network_are_taken_with_their_head(finetuned
         ("depths", (2, 1, 1, 1)),
         ("heads", (1, 2, 2, 2)),
         ("window", 4),
+        ("window_edges", "reference"),
         ("patch_embed", "linear"),
         ("patch_merging", "reference"),
     ],

@@ -114,6 +114,8 @@ def translate(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         "contrastive_temperature": given.temperature,
         "roi": given.img_size,
         "embed_dim": given.embed_dim,
+        "window": 7,
+        "window_edges": "reference",
         "restore_intensity": False,
         "normalise_skips": False,
         "shuffle_modalities": False,

@@ -13,7 +13,7 @@ from dae3d.store.recipe import CaseRecipe
 from dae3d.training.cases import LabelledData
 from dae3d.training.finetune_settings import FinetuneSettings
 
-SIZES = ("embed_dim", "depths", "heads", "window", "patch_embed", "patch_merging")
+SIZES = ("embed_dim", "depths", "heads", "window", "window_edges", "patch_embed", "patch_merging")
 _NAMED = 5  # cases
 
 

@@ -22,6 +22,11 @@ OPTIMISATION = Group("optimisation")
 HARDWARE = Group("hardware")
 RECORD = Group("validation and saving")
 
+WINDOW_EDGES = (
+    "exact: any two tokens get the bias of their own offset, and padding is not attended to; reference: as "
+    "published, where grids smaller than a window take other biases and padding is attended to"
+)
+
 
 def _duration(value: int | str) -> int | str:
     """A number of steps, or a number of epochs as "4 epochs"."""

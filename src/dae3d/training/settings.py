@@ -10,9 +10,10 @@ from dae3d.disrupt import DISRUPTIONS, DisruptionSettings
 from dae3d.disrupt.block_mask import block_mask
 from dae3d.disrupt.downsample import downsample
 from dae3d.models.swin_unetr import Architecture
+from dae3d.models.windows import WindowEdges
 from dae3d.settings import Group
 from dae3d.store.intensity import ScalingRules
-from dae3d.training.run_settings import DATA, NETWORK, RECORD, RunSettings, check_heads
+from dae3d.training.run_settings import DATA, NETWORK, RECORD, WINDOW_EDGES, RunSettings, check_heads
 
 DISRUPTION = Group("disruption")
 OBJECTIVES = Group("objectives")
@@ -34,6 +35,7 @@ class PretrainSettings(RunSettings):
     earlier: ClassVar[dict[str, Any]] = {
         **RunSettings.earlier,
         "normalise_skips": False,
+        "window_edges": "reference",
         "shuffle_modalities": False,
     }
 
@@ -79,7 +81,13 @@ class PretrainSettings(RunSettings):
     heads: Annotated[tuple[int, int, int, int], NETWORK] = Field(
         (3, 6, 12, 24), description="attention heads of the four stages"
     )
-    window: Annotated[int, NETWORK] = Field(7, ge=2, description="side of the attention windows, in tokens")
+    window: Annotated[int, NETWORK] = Field(
+        6,
+        ge=2,
+        description="side of the attention windows, in tokens; one that divides roi / 16, as 6 does for 96 "
+        "and 8 for 128, leaves no padding; the published one is 7",
+    )
+    window_edges: Annotated[WindowEdges, NETWORK] = Field("exact", description=WINDOW_EDGES)
     patch_embed: Annotated[Literal["conv", "linear"], NETWORK] = Field(
         "conv",
         description="patch embedding: two convolutions, as published, or the single one of MONAI's "
@@ -156,6 +164,7 @@ class PretrainSettings(RunSettings):
             depths=self.depths,
             heads=self.heads,
             window=self.window,
+            window_edges=self.window_edges,
             patch_embed=self.patch_embed,
             patch_merging=self.patch_merging,
             restore_intensity=self.restore_intensity,
