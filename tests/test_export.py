@@ -92,7 +92,12 @@ def test_our_weights_come_back_exactly_from_the_published_layout(kind, changes, 
 
 
 def test_another_reader_of_the_published_layout_finds_a_published_checkpoint(tmp_path):
-    published = {"patch_merging": "reference", "restore_intensity": False, "normalise_skips": False}
+    published = {
+        "patch_merging": "reference",
+        "restore_intensity": False,
+        "normalise_skips": False,
+        "window_edges": "reference",
+    }
     network = saved(SwinUNETR, tmp_path / "w.safetensors", **published)
     dae3d.export(weights=tmp_path / "w.safetensors", format="reference", out=tmp_path / "ckpt.pth")
     model = torch.load(tmp_path / "ckpt.pth", weights_only=True)["model"]
@@ -111,6 +116,7 @@ def test_what_the_published_network_does_otherwise_is_said(tmp_path, capsys):
         "multiplies its output by the deviation",
         "does not normalise the decoder's features",
         "swaps depth and channels",
+        "multiples of 32 there is no padding",
     ):
         assert words in said
 
@@ -160,6 +166,40 @@ def test_pre_training_weights_repair_in_monai_but_for_the_intensity(tmp_path, ca
     assert "left out (the layout has no place for it): encoder.mask_token" in said
     by_hand = in_monai(said)(image()) * image().std() + image().mean()
     torch.testing.assert_close(by_hand, network(image()), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("window", "side", "alike"),
+    [
+        # Grids of 32, 16, 8 and 4 tokens, then twice these, then half.
+        (4, (64, 64, 64), True),
+        (4, (64, 128, 64), True),
+        (4, (64, 64, 32), False),
+        # 48, 24, 12, 6; then 32, 16, 8, 4, which are padded to 33, 18, 9, 6.
+        (3, (96, 96, 96), True),
+        (3, (64, 64, 64), False),
+        # Below the window, grids are cut.
+        (6, (64, 64, 64), False),
+        (6, (96, 96, 96), True),
+    ],
+)
+@torch.inference_mode()
+def test_where_exact_edges_are_the_same_in_monai_is_said(window, side, alike, tmp_path, capsys):
+    sizes = {"patch_embed": "linear", "window": window, "out_channels": 2}
+    volume = torch.rand(1, 1, *side, generator=torch.Generator().manual_seed(1))
+    for edges in ("exact", "reference"):
+        network = saved(Segmenter, tmp_path / "w.safetensors", window_edges=edges, **sizes)
+        # Biases that differ, as they do after training.
+        for name, table in network.named_parameters():
+            if name.endswith("bias_table"):
+                table.normal_(generator=torch.Generator().manual_seed(2))
+        save_weights(tmp_path / "w.safetensors", network.state_dict(), network.architecture, INFO[Segmenter])
+        dae3d.export(weights=tmp_path / "w.safetensors", format="monai", out=tmp_path / "monai.pt")
+        said = capsys.readouterr().out
+        told = f"sides are all multiples of {'64' if window == 4 else '96'} there is no padding" in said
+        assert told == (edges == "exact")
+        difference = (in_monai(said)(volume) - network(volume)).abs().max()
+        assert (difference < 1e-4) == (alike or edges == "reference")
 
 
 def test_a_patch_embedding_that_monai_has_not_is_left_out_and_said(tmp_path, capsys):

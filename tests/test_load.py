@@ -235,7 +235,8 @@ def test_headers_of_before_there_were_patch_embeddings_to_choose_from(tmp_path):
     header = {"format": "1", "architecture": json.dumps(fields), "info": json.dumps({"step": 3})}
     save_file(learned(network), tmp_path / "old.safetensors", metadata=header)
     loaded = dae3d.load(tmp_path / "old.safetensors")
-    assert loaded.architecture == replace(network.architecture, normalise_skips=False)
+    earlier = {"normalise_skips": False, "window_edges": "reference"}
+    assert loaded.architecture == replace(network.architecture, **earlier)
     assert loaded.load_report.missing == []
 
 
@@ -262,6 +263,7 @@ def test_a_state_dict_of_monai_gives_the_logits_that_monai_gives(prefix, entry, 
         normalise_skips=False,
         out_channels=3,
         patch_embed="linear",
+        window_edges="reference",
     )
     large = image(side=64)  # MONAI takes no bottleneck of one voxel
     torch.testing.assert_close(loaded(large), network(large), rtol=0, atol=1e-5)

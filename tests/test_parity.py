@@ -24,7 +24,13 @@ spec.loader.exec_module(parity)
 
 def published_network(axes):
     network = SwinUNETR(
-        Architecture(patch_merging="reference", restore_intensity=False, normalise_skips=False), axes=axes
+        Architecture(
+            patch_merging="reference",
+            restore_intensity=False,
+            normalise_skips=False,
+            window_edges="reference",
+        ),
+        axes=axes,
     ).eval()
     state = from_layout(parity.state_dict(0), PRETRAINING).state
     missing, unexpected = network.load_state_dict(state, strict=False)

@@ -60,6 +60,7 @@ def streams(draw):
         global_batch=draw(st.integers(1, 12)),
         seed=draw(st.integers(0, 2**31 - 1)),
         region=draw(st.sampled_from(["volume", "foreground"])),
+        shuffle=draw(st.booleans()),
     )
 
 
@@ -133,6 +134,48 @@ def test_by_default_shares_go_by_the_square_root_of_the_number_of_scans():
     stream = SampleStream([scan((40, 40, 40))] * 21, training, 32, 14, 0, "volume")
     for batch in range(20):
         assert counts_in_batch(stream, batch) == {0: 2, 1: 4, 2: 8}
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 1, 1, 1), (1, 4, 9, 16, 25)], ids=str)
+def test_any_two_modalities_meet_in_some_batch(counts):
+    ends = list(itertools.accumulate(counts, initial=0))
+    training = {f"m{i}": list(range(ends[i], ends[i + 1])) for i in range(5)}
+    stream = SampleStream([scan((40, 40, 40))] * ends[-1], training, 32, 4, 5, "volume")
+    batches = [counts_in_batch(stream, batch) for batch in range(1000)]
+    # Two draws of two samples; shares 1 : 1 : 1 : 1 : 1, and 1 : 2 : 3 : 4 : 5.
+    assert all(set(drawn.values()) == {2} for drawn in batches)
+    assert {frozenset(drawn) for drawn in batches} == {
+        frozenset(p) for p in itertools.combinations(range(5), 2)
+    }
+    roots = np.sqrt(counts)
+    for modality, share in enumerate(roots / roots.sum()):
+        # A modality is drawn or not: five deviations of the mean.
+        mean = sum(modality in drawn for drawn in batches) / 1000
+        assert mean == pytest.approx(2 * share, abs=5 * 0.5 / math.sqrt(1000))
+
+
+def test_in_the_order_of_their_names_modalities_are_drawn_as_ever():
+    shares = {"a": 1.0, "b": 2.0, "c": 0.5, "d": 3.0, "e": 1.5}
+    stream = SampleStream(
+        [scan((40, 40, 40))] * 5,
+        {name: [i] for i, name in enumerate(shares)},
+        32,
+        6,
+        11,
+        "volume",
+        weights=shares,
+        shuffle=False,
+    )
+    # Three draws; each modality owns a piece of the line from 0 to 3, as long as its share of it.
+    bounds = list(itertools.accumulate(3 * share / 8 for share in shares.values()))
+    for batch in range(300):
+        # Stream 1 of the run's generators is that of the batches.
+        random = np.random.Generator(np.random.Philox(key=[11, 1], counter=[0, 0, 0, batch]))
+        first = random.random()
+        drawn = [sum(bound <= first + i for bound in bounds[:-1]) for i in range(3)]
+        twos = [modality for modality in random.permutation(drawn) for _ in range(2)]
+        expected = random.permutation(twos).tolist()
+        assert [stream[batch * 6 + place].modality for place in range(6)] == expected
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +19,7 @@ from dae3d.inference.reconstruct import ReconstructSettings
 from dae3d.scans.index import IndexSettings
 from dae3d.settings import Settings, read_config, resolve, shipped_configs, verb
 from dae3d.store.prepare import PrepareSettings
+from dae3d.training.finetune import with_sizes
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.optimiser import learning_rate
 from dae3d.training.run_settings import in_steps
@@ -258,16 +258,19 @@ PUBLISHED = {
     "depths": (2, 2, 2, 2),
     "heads": (3, 6, 12, 24),
     "window": 7,
+    "window_edges": "reference",
     "restore_intensity": False,
     "normalise_skips": False,
     "freeze": "none",
     "roi": 96,
     "batch_size": 2,
     "crop_region": "volume",
+    "shuffle_modalities": False,
     "warmup_steps": "4 epochs",
     "lr": 1e-4,
     "min_lr": 1e-5,
     "warmup_lr": 1e-6,
+    "cosine_from": "start",
     "weight_decay": 0.05,
     "clip_grad": 1.0,
     "accumulate": 1,
@@ -299,6 +302,22 @@ def test_every_shipped_config_loads_and_is_explained(name):
     assert not {"data", "out", "resume"} & set(read_config(name, "pretrain"))
 
 
+@pytest.mark.parametrize("name", [None, *shipped_configs("pretrain")])
+def test_windows_divide_the_grids_of_every_stage_but_in_the_published_recipe(name):
+    settings = pretrain_settings(**({"config": name} if name else {}))
+    grids = [settings.roi // 2**stage for stage in (1, 2, 3, 4)]
+    published = name is not None and name.startswith("reference-")
+    assert any(grid % settings.window for grid in grids) == published
+    assert settings.window_edges == ("reference" if published else "exact")
+    assert settings.architecture().window_edges == settings.window_edges
+
+
+@pytest.mark.parametrize(("given", "usual"), [({}, (6, "exact")), ({"window": 8}, (8, "exact"))])
+def test_fine_tuning_from_scratch_has_windows_that_divide_its_grids(given, usual):
+    settings = with_sizes(resolve(FinetuneSettings, NEEDED | given))
+    assert (settings.window, settings.window_edges) == usual
+
+
 def test_a_file_goes_before_a_shipped_config_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("small-cpu").write_text("lr: 0.5\n")
@@ -319,9 +338,22 @@ def test_a_resumed_run_keeps_its_settings_but_for_those_given(tmp_path):
 
 def test_a_setting_that_the_run_was_begun_without_means_what_was_then(tmp_path):
     older = yaml.safe_load(pretrain_settings(out=tmp_path).to_yaml())
-    del older["normalise_skips"]
+    for name in ("normalise_skips", "shuffle_modalities", "cosine_from", "window_edges"):
+        del older[name]
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(older))
-    assert not resolve(PretrainSettings, {"out": tmp_path, "resume": True}).normalise_skips
+    resumed = resolve(PretrainSettings, {"out": tmp_path, "resume": True})
+    assert not resumed.normalise_skips
+    assert not resumed.shuffle_modalities
+    assert (resumed.cosine_from, resumed.window_edges) == ("start", "reference")
+
+
+def test_a_fine_tuning_run_begun_without_a_setting_means_what_was_then(tmp_path):
+    older = yaml.safe_load(resolve(FinetuneSettings, NEEDED | {"out": tmp_path}).to_yaml())
+    del older["cosine_from"], older["flip_axes"], older["window_edges"]
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(older))
+    resumed = resolve(FinetuneSettings, {"out": tmp_path, "resume": True})
+    assert (resumed.cosine_from, resumed.window_edges) == ("start", "reference")
+    assert resumed.flip_axes == ["lr", "ap", "si"]
 
 
 @pytest.mark.parametrize(("text", "said"), [("lr: [1", "is not YAML"), ("lr", "holds no settings")])
@@ -368,18 +400,28 @@ def test_the_usual_warm_up_is_a_tenth_of_a_run_that_is_shorter(caplog):
         short = resolve(FinetuneSettings, NEEDED | {"max_steps": "5 epochs"}).for_epochs_of(10)
     assert (short.warmup_steps, short.max_steps) == (5, 50)
     assert "warmup_steps: 5 instead of 300, for the run has 50 steps" in caplog.text
-    # Half a cosine over 50 steps, from step 0 on.
-    expected = 8e-4 * 0.5 * (1 + math.cos(math.pi * 5 / 50))
-    assert max(learning_rate(step, short) for step in range(50)) == pytest.approx(expected)
+    assert learning_rate(4, short) == pytest.approx(8e-4 * 4 / 5)
+    assert max(learning_rate(step, short) for step in range(50)) == 8e-4
     longer = resolve(FinetuneSettings, NEEDED | {"max_steps": 301}).for_epochs_of(10)
     assert longer.warmup_steps == 300
+    as_long = resolve(FinetuneSettings, NEEDED | {"max_steps": 300}).for_epochs_of(10)
+    assert as_long.warmup_steps == 30
 
 
-def test_a_warm_up_that_was_given_stays_and_is_remarked_on(caplog):
-    with caplog.at_level(logging.INFO):
-        long = pretrain_settings(warmup_steps="4 epochs", max_steps=20).for_epochs_of(10)
+@pytest.mark.parametrize("cosine_from", ["start", "warmup"])
+def test_a_warm_up_that_was_given_stays_and_is_warned_of(cosine_from, caplog):
+    fields = {"warmup_lr": 0, "lr": 1e-4, "cosine_from": cosine_from}
+    long = pretrain_settings(warmup_steps="4 epochs", max_steps=20, **fields).for_epochs_of(10)
     assert (long.warmup_steps, long.max_steps) == (40, 20)
-    assert "warmup_steps: 40, but the run has 20 steps, so lr 0.0001 is not reached" in caplog.text
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    # The last of 20 steps is step 19: 19/40 of the way to 1e-4.
+    assert "warmup_steps: 40, but the run has 20 steps" in record.message
+    assert "rises to 4.75e-05 and no higher: lr 0.0001 is not reached" in record.message
+    assert max(learning_rate(step, long) for step in range(20)) == pytest.approx(4.75e-5)
+    caplog.clear()
+    pretrain_settings(warmup_steps=19, max_steps=20, **fields).for_epochs_of(10)
+    assert not caplog.records
 
 
 # Verbs

@@ -1,4 +1,4 @@
-"""Our Swin stages against MONAI's: the same parameters, the same results and gradients, another way there."""
+"""Our Swin stages against MONAI's, and against attention by its definition where MONAI's is not that."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from monai.networks.nets.swin_unetr import BasicLayer, PatchMergingV2, compute_mask, get_window_size
 
 from dae3d.models.attention import attention
-from dae3d.models.swin import SwinStage
+from dae3d.models.swin import SwinStage, WindowAttention
 from dae3d.models.swin_unetr import PatchMerging
 from dae3d.models.windows import into_windows, out_of_windows, windows
 
@@ -31,7 +31,7 @@ def pair(dim: int, heads: int, window: int) -> tuple[BasicLayer, SwinStage]:
     )
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    ours = SwinStage(dim, 2, heads, window, PatchMergingV2(dim))
+    ours = SwinStage(dim, 2, heads, window, PatchMergingV2(dim), edges="reference")
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
 
@@ -96,7 +96,7 @@ def test_under_autocast_it_trains_as_monais_does():
 
 def test_recomputed_activations_give_the_same_gradients():
     _, kept = pair(dim=8, heads=2, window=4)
-    recomputed = SwinStage(8, 2, 2, 4, PatchMergingV2(8), checkpoint_activations=True)
+    recomputed = SwinStage(8, 2, 2, 4, PatchMergingV2(8), checkpoint_activations=True, edges="reference")
     recomputed.load_state_dict(kept.state_dict())
     image = torch.randn(1, 8, 10, 8, 6)
     for stage in (kept, recomputed):
@@ -128,7 +128,7 @@ def test_windows_hold_every_token_once_and_give_it_back(sides, batch, window, sh
 def test_tokens_are_kept_apart_as_monai_does(sides, window):
     sizes, shifts = get_window_size(sides, (window,) * 3, (window // 2,) * 3)
     padded = [-(-side // size) * size for side, size in zip(sides, sizes, strict=True)]
-    where = windows(1, sides, window, True, CPU)
+    where = windows(1, sides, window, True, CPU, "reference")
     expected = compute_mask(padded, sizes, shifts, CPU)
     if not any(shifts):
         expected = torch.zeros_like(expected)
@@ -168,3 +168,147 @@ def test_attention_is_its_definition():
         with torch.set_grad_enabled(with_gradients):
             found = attention(qkv, bias, groups)
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+# Edges of a volume: each pair of tokens by its own offset, and no attention to padding
+
+
+def plain_attention(layer, x, window, shifted):
+    """Window attention by its definition, over all pairs of tokens, without windows, padding or rolling.
+
+    Along each axis windows are cells of `window` tokens, or of all where there are fewer, which begin half a
+    window earlier where they are shifted; a token attends to those in its cell.
+    """
+    sides, dim = x.shape[1:4], x.shape[-1]
+    places = torch.tensor(list(itertools.product(*map(range, sides))))
+    sizes = torch.tensor([min(side, window) for side in sides])
+    starts = torch.tensor([window // 2 if shifted and side > window else 0 for side in sides])
+    cells = torch.div(places - starts, sizes, rounding_mode="floor")
+    together = (cells[:, None] == cells[None]).all(-1)
+    # The table has a row for each offset from -(window - 1) to window - 1, along the last axis first.
+    away = places[:, None] - places[None] + window - 1
+    side = 2 * window - 1
+    rows = (away[..., 0] * side**2 + away[..., 1] * side + away[..., 2]).clamp(0, side**3 - 1)
+    bias = layer.relative_position_bias_table[rows].permute(2, 0, 1)
+    q, k, v = layer.qkv(x.flatten(1, 3)).unflatten(-1, (3, layer.heads, -1)).permute(2, 0, 3, 1, 4)
+    scores = q @ k.transpose(-1, -2) / (dim // layer.heads) ** 0.5 + bias
+    weights = scores.masked_fill(~together, -torch.inf).softmax(-1)
+    return layer.proj((weights @ v).transpose(1, 2).flatten(2)).view(x.shape)
+
+
+# With windows of 4: padded on all axes, cut on all, cut on some, both, neither.
+EDGES = [(10, 6, 5), (3, 3, 3), (8, 8, 3), (9, 2, 7), (1, 5, 11), (8, 4, 12), (5, 5, 5)]
+
+
+def made_layer(window, edges="exact", dtype=torch.float64):
+    torch.manual_seed(1)
+    layer = WindowAttention(8, 2, window, edges)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return layer.to(dtype)
+
+
+def with_gradients(layer, attend, x):
+    x = x.clone().requires_grad_()
+    layer.zero_grad()
+    found = attend(x)
+    weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    (found * weight.to(found.dtype)).sum().backward()
+    return [found.detach(), x.grad, *(parameter.grad.clone() for parameter in layer.parameters())]
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("sides", EDGES, ids=lambda sides: "x".join(map(str, sides)))
+def test_exact_edges_are_attention_by_its_definition(sides, shifted):
+    layer = made_layer(4)
+    x = torch.randn(2, *sides, 8, dtype=torch.float64)
+    where = windows(2, sides, 4, shifted, CPU)
+    expected = with_gradients(layer, lambda x: plain_attention(layer, x, 4, shifted), x)
+    found = with_gradients(layer, lambda x: layer(x, where), x)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    # In float32 it is the kernel of our own, forward and backward.
+    single = made_layer(4, dtype=torch.float32)
+    rounded = with_gradients(single, lambda x: single(x, where), x.float())
+    for one, other in zip(rounded, expected, strict=True):
+        largest = float(other.abs().max())
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-5 * max(largest, 1))
+    with torch.inference_mode():
+        torch.testing.assert_close(single(x.float(), where), rounded[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_exact_edges_in_half_precision(dtype):
+    layer, sides = made_layer(4), (9, 6, 3)
+    x = torch.randn(2, *sides, 8, dtype=torch.float64)
+    expected = plain_attention(layer, x, 4, True)
+    single, where = made_layer(4, dtype=torch.float32), windows(2, sides, 4, True, CPU)
+    for training in (False, True):
+        with torch.set_grad_enabled(training), torch.autocast("cpu", dtype):
+            found = single(x.float(), where)
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_nothing_depends_on_what_padding_holds(dtype, shifted):
+    sides = (10, 6, 5)
+    where = windows(1, sides, 4, shifted, CPU)
+    assert len(where.padding)
+    random = torch.Generator().manual_seed(4)
+    rows = torch.randn(300, 24, generator=random, dtype=dtype)
+    bias = torch.randn(2, 64, 64, generator=random, dtype=dtype)
+    results = []
+    for padding in (torch.zeros(24), torch.full((24,), 30.0), torch.randn(24, generator=random)):
+        padding = padding.to(dtype).requires_grad_()
+        leaves = [rows.clone().requires_grad_(), bias.clone().requires_grad_()]
+        qkv = into_windows(leaves[0], padding, where).view(-1, 64, 3, 2, 4)
+        found = out_of_windows(attention(qkv, leaves[1], where.groups).reshape(-1, 8), where)
+        found.sin().sum().backward()
+        # Padding as a query has weights, and as a key almost none: exp(-87) is all that is left.
+        assert padding.grad.abs().max() < 1e-30
+        results.append([found.detach(), *(leaf.grad for leaf in leaves)])
+    assert all(torch.isfinite(each).all() for each in results[0])
+    for other in results[1:]:
+        for one, same in zip(results[0], other, strict=True):
+            torch.testing.assert_close(one, same, rtol=1e-6, atol=1e-6)
+
+
+def test_the_published_edges_are_other_biases_and_attention_to_padding():
+    # A grid of 3^3 under windows of 7: few pairs of tokens take the entry of their own offset.
+    published = made_layer(7, "reference").relative_position_index[:27, :27]
+    places = np.array(list(itertools.product(range(3), repeat=3)))
+    own = ((places[:, None] - places[None] + 6) * [169, 13, 1]).sum(-1)
+    assert (published.numpy() == own).mean() < 0.2
+    for sides, differ in [((3, 3, 3), True), ((9, 8, 8), True), ((8, 4, 12), False), ((4, 4, 4), False)]:
+        x = torch.randn(1, *sides, 8, dtype=torch.float64)
+        exact, reference = (
+            made_layer(4, edges)(x, windows(1, sides, 4, True, CPU, edges))
+            for edges in ("exact", "reference")
+        )
+        assert torch.allclose(exact, reference) != differ
+
+
+def test_a_grid_first_seen_in_inference_mode_can_be_trained_on():
+    stage = SwinStage(8, 2, 2, 5, PatchMergingV2(8))
+    image = torch.randn(1, 8, 3, 4, 6)
+    with torch.inference_mode():
+        stage(image)
+    stage(image).sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in stage.parameters())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.tuples(*[st.integers(1, 11)] * 3), st.integers(2, 5), st.booleans())
+def test_every_window_holds_a_token_and_no_token_sees_padding(sides, window, shifted):
+    where = windows(2, sides, window, shifted, CPU)
+    padded = torch.zeros(len(where.source), dtype=torch.bool).index_fill(0, where.padding, True)
+    padded = padded.view(-1, where.tokens)
+    assert not padded.all(1).any()
+    assert [where.groups[0].start, where.groups[-1].stop] == [0, len(padded)]
+    for start, stop, mask in where.groups:
+        mask = torch.zeros(where.tokens, where.tokens) if mask is None else mask
+        for hidden in padded[start:stop]:
+            assert (mask[:, hidden] < -1000).all()
+            assert (mask[:, ~hidden] >= -100).all()
+            assert (mask[~hidden][:, ~hidden].diagonal() == 0).all()

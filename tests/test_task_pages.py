@@ -188,6 +188,7 @@ PUBLISHED = {
     "lr": 8e-4,
     "min_lr": 0,
     "warmup_lr": 0,
+    "cosine_from": "warmup",
     "weight_decay": 1e-5,
     "layer_decay": 1,
     "clip_grad": None,

@@ -63,6 +63,7 @@ def test_the_weights_of_a_fine_tuned_network_are_taken_with_their_head(finetuned
         ("depths", (2, 1, 1, 1)),
         ("heads", (1, 2, 2, 2)),
         ("window", 4),
+        ("window_edges", "reference"),
         ("patch_embed", "linear"),
         ("patch_merging", "reference"),
     ],
@@ -192,6 +193,64 @@ def two_channels(tmp_path_factory):
     content = json.loads(path.read_text()) | {"modality": {"0": "T1w", "1": "FLAIR"}}
     path.write_text(json.dumps(content))
     return path
+
+
+def stretched(folder, spacings):
+    """A list of cases that differ in their voxel sizes; the last one validates."""
+    entries = []
+    for i, spacing in enumerate(spacings):
+        for name, voxels in zip(
+            ("T1w", "seg"), labelled_case(30 + i, (34, 33, 35), lesion=True), strict=True
+        ):
+            # Axes to the left, posterior and superior, the first and the second exchanged.
+            affine = np.zeros((4, 4))
+            affine[0, 1], affine[1, 0], affine[2, 2] = -spacing[0], -spacing[1], spacing[2]
+            affine[3, 3] = 1
+            nibabel.Nifti1Image(voxels, affine).to_filename(folder / f"c{i}_{name}.nii.gz")
+        entries.append({"image": f"c{i}_T1w.nii.gz", "label": f"c{i}_seg.nii.gz"})
+    return write_task(folder, "stretched", training=entries[:-1], validation=entries[-1:])
+
+
+@pytest.mark.parametrize(
+    ("spacings", "spacing", "said"),
+    [
+        # The tiny store has voxels of 1 mm. The last case validates, and does not count.
+        ([(1, 1, 3), (1, 1.1, 1.1), (1.1, 1, 1), (4, 4, 4)], None, None),
+        ([(1, 1.25, 1), (1, 1.3, 1), (1, 1, 1), (1, 1, 1)], None, "1 x 1.25 x 1 mm"),
+        ([(0.8, 1, 1), (0.8, 1, 1), (0.8, 1, 1)], None, "0.8 x 1 x 1 mm"),
+        ([(0.8, 1, 3), (0.8, 1, 3), (0.8, 1, 3)], (1.1, 1.1, 1.1), None),
+        ([(1, 1, 1), (1, 1, 1), (1, 1, 1)], (1, 1, 2), "1 x 1 x 2 mm"),
+    ],
+)
+def test_voxels_of_another_size_than_those_pre_trained_on_are_warned_of(
+    spacings, spacing, said, tiny_run, tiny_finetune, tmp_path, caplog
+):
+    task = stretched(tmp_path, spacings)
+    settings = tiny_finetune | STANDING | {"data": task, "store": None, "spacing": spacing}
+    dae3d.finetune(init=tiny_run, out=tmp_path / "run", **settings)
+    warned = [record.message for record in caplog.records if "voxels of" in record.message]
+    assert len(warned) == (said is not None)
+    if said:
+        assert f"was trained on voxels of 1 x 1 x 1 mm (median), and here they are of {said}" in warned[0]
+        assert "--spacing 1 1 1 resamples" in warned[0]
+
+
+def test_weights_that_do_not_say_their_voxel_size_are_not_warned_of(
+    tiny_run, tiny_finetune, tmp_path, caplog
+):
+    network = dae3d.load(tiny_run, show=False)
+    assert network.info["spacing"] == [1, 1, 1]
+    for name, info in {
+        "old": {key: value for key, value in network.info.items() if key != "spacing"},
+        "prepared": {**network.info, "spacing": None, "preparation": {"spacing": [2, 1, 1]}},
+    }.items():
+        save_weights(tmp_path / f"{name}.safetensors", network.state_dict(), network.architecture, info)
+        settings = tiny_finetune | STANDING | {"init": tmp_path / f"{name}.safetensors"}
+        dae3d.finetune(out=tmp_path / name, **settings)
+        warned = [record.message for record in caplog.records if "voxels of" in record.message]
+        assert [message.split("(")[0].split("of ")[1] for message in warned] == (
+            ["2 x 1 x 1 mm "] if name == "prepared" else []
+        )
 
 
 def test_weights_of_one_channel_begin_a_network_of_two(

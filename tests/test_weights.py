@@ -154,6 +154,7 @@ def test_every_published_tensor_is_accounted_for(publish, published_state, prefi
         patch_merging="reference",
         restore_intensity=False,
         normalise_skips=False,
+        window_edges="reference",
     )
     assert loaded.info == {"axes": "reference"}
     assert loaded.encoder.axes == "reference"

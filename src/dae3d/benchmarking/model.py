@@ -86,9 +86,9 @@ def make_network(
 ) -> Any:
     """The SwinUNETR of "dae3d" or "monai", one channel in and one out."""
     if name == "dae3d":
-        return SwinUNETR(
-            Architecture(embed_dim=embed_dim, heads=heads, window=window), checkpoint_activations
-        )
+        # MONAI's window edges, so that both do the same work.
+        architecture = Architecture(embed_dim=embed_dim, heads=heads, window=window, window_edges="reference")
+        return SwinUNETR(architecture, checkpoint_activations)
     from monai.networks.nets.swin_unetr import SwinUNETR as Theirs
 
     return Theirs(

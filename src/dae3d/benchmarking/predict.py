@@ -51,7 +51,12 @@ def segmentation(
     """
     torch.manual_seed(0)
     architecture = Architecture(
-        embed_dim=embed_dim, heads=heads, window=window, out_channels=CLASSES, patch_embed="linear"
+        embed_dim=embed_dim,
+        heads=heads,
+        window=window,
+        out_channels=CLASSES,
+        patch_embed="linear",
+        window_edges="reference",  # MONAI's
     )
     ours = Segmenter(architecture).eval()
     image = torch.from_numpy(np.resize(phantom(0), scan).astype(np.float32) / 1000)[None]

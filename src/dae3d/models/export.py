@@ -17,7 +17,7 @@ from dae3d.errors import Dae3dError
 from dae3d.files import whole_file
 from dae3d.models.foreign import MONAI_MERGING, MonaiMerging
 from dae3d.models.layouts import FINETUNING, PRETRAINING, Layout, to_layout
-from dae3d.models.swin_unetr import Architecture, FeatureEncoder, SwinUNETR
+from dae3d.models.swin_unetr import Architecture, FeatureEncoder, SwinUNETR, sides_without_edges
 from dae3d.models.weights import HEADER, is_ours, load, save_weights
 from dae3d.settings import Settings, verb
 
@@ -124,7 +124,7 @@ def to_reference(network: Any) -> Exported:
     renamed = to_layout(_learned(network) | _position_indices(network), layout)
     architecture: Architecture = network.architecture
     state = renamed.state | _never_used(architecture.embed_dim, layout)
-    notes = []
+    notes = _edge_notes(architecture, "the published network")
     if architecture.patch_merging == "straight":
         notes.append(
             "The published network merges other octants (two of them twice, two never): in it these weights "
@@ -158,7 +158,7 @@ def to_monai(network: Any) -> Exported:
         )
     renamed = to_layout(_learned(network) | _position_indices(network), FINETUNING)
     state, left_out = renamed.state, renamed.skipped
-    notes = []
+    notes = _edge_notes(architecture, "MONAI")
     if architecture.patch_embed == "conv":
         for name in [name for name in state if name.startswith("swinViT.patch_embed.")]:
             left_out[renamed.origins[name]] = "MONAI's patch embedding is one 2^3 convolution"
@@ -193,6 +193,19 @@ def _monai_code(network: Any, file: Path) -> list[str]:
     strict = "" if a.patch_embed == "linear" else ", strict=False"
     lines.append(f'network.load_state_dict(torch.load("{file}", weights_only=True){strict})')
     return [f"    {line}" for line in lines]
+
+
+def _edge_notes(architecture: Architecture, theirs: str) -> list[str]:
+    """Where attention at the edges of a volume is not the same over there."""
+    if architecture.window_edges == "reference":
+        return []
+    side = sides_without_edges(architecture.window)
+    return [
+        f'Warning: these weights have window_edges "exact"; in {theirs} tokens attend to padding, and cut '
+        "windows take the biases of other offsets. On images, or sliding windows, whose sides are all "
+        f"multiples of {side} there is no padding and no cut window, and attention is the same; on others "
+        "outputs differ slightly."
+    ]
 
 
 def _repair_notes(network: SwinUNETR) -> list[str]:

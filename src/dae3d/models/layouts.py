@@ -171,7 +171,7 @@ def to_layout(state: Mapping[str, Tensor], layout: Layout) -> Renamed:
 
 
 def architecture_of(state: Mapping[str, Tensor]) -> Architecture:
-    """The architecture that tensors by our names fit, with the published patch merging.
+    """The architecture that tensors by our names fit, with the published patch merging and window edges.
 
     Raises:
         KeyError: where a tensor is missing that tells it.
@@ -195,4 +195,5 @@ def architecture_of(state: Mapping[str, Tensor]) -> Architecture:
         in_channels=embedding.shape[1],
         out_channels=embedding.shape[1] if head is None else head.shape[0],
         patch_embed="linear" if linear else "conv",
+        window_edges="reference",
     )

@@ -1,9 +1,15 @@
 """The Swin transformer's stages (Liu et al., arXiv 2103.14030), in three dimensions.
 
-Parameters, their names and results are those of MONAI's `BasicLayer`; the way there is another: tokens stay
-channels-last from stage to stage, one gather brings them into windows and one takes them back, and attention
-keeps no matrix of scores (`attention.py`).
+Parameters and their names are those of MONAI's `BasicLayer`; with edges "reference" so are the results. The
+way there is another: tokens stay channels-last from stage to stage, one gather brings them into windows and
+one takes them back, and attention keeps no matrix of scores (`attention.py`).
+
+At the edges of a volume MONAI's, as the published one, does two things that edges "exact" does not. In a
+window that is cut, for the grid is smaller, tokens take the biases of other offsets: the first entries of the
+whole window's. And tokens attend to the padding of the last windows.
 """
+
+from functools import lru_cache
 
 import torch
 from monai.networks.blocks.mlp import MLPBlock
@@ -13,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from dae3d.models.attention import attention
 from dae3d.models.blocks import with_our_layers
 from dae3d.models.linear import Linear
-from dae3d.models.windows import Windows, into_windows, out_of_windows, windows
+from dae3d.models.windows import Sides, WindowEdges, Windows, into_windows, out_of_windows, windows
 
 
 class SwinStage(nn.Module):
@@ -26,6 +32,7 @@ class SwinStage(nn.Module):
         window: side of a window in tokens.
         merging: halves the grid, (B, D, H, W, dim) to (B, D/2, H/2, W/2, 2 * dim).
         checkpoint_activations: recompute a block's activations in the backward pass.
+        edges: of the volume: "exact", or "reference" as published.
     """
 
     def __init__(
@@ -36,11 +43,12 @@ class SwinStage(nn.Module):
         window: int,
         merging: nn.Module,
         checkpoint_activations: bool = False,
+        edges: WindowEdges = "exact",
     ) -> None:
         super().__init__()
-        self.window = window
+        self.window, self.edges = window, edges
         self.checkpoint_activations = checkpoint_activations
-        self.blocks = nn.ModuleList(SwinBlock(dim, heads, window) for _ in range(depth))
+        self.blocks = nn.ModuleList(SwinBlock(dim, heads, window, edges) for _ in range(depth))
         self.downsample = merging
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +56,7 @@ class SwinStage(nn.Module):
         x = x.movedim(1, -1)
         batch, depth, height, width = x.shape[:4]
         for i, block in enumerate(self.blocks):
-            where = windows(batch, (depth, height, width), self.window, i % 2 == 1, x.device)
+            where = windows(batch, (depth, height, width), self.window, i % 2 == 1, x.device, self.edges)
             if self.checkpoint_activations and self.training:
                 x = checkpoint(block, x, where, use_reentrant=False)
             else:
@@ -59,10 +67,10 @@ class SwinStage(nn.Module):
 class SwinBlock(nn.Module):
     """Attention within windows, and a perceptron of two layers, each with its norm and a way around it."""
 
-    def __init__(self, dim: int, heads: int, window: int) -> None:
+    def __init__(self, dim: int, heads: int, window: int, edges: WindowEdges = "exact") -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, heads, window)
+        self.attn = WindowAttention(dim, heads, window, edges)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = with_our_layers(MLPBlock(dim, 4 * dim, dropout_mode="swin"))
 
@@ -77,32 +85,50 @@ class WindowAttention(nn.Module):
 
     relative_position_index: Tensor
 
-    def __init__(self, dim: int, heads: int, window: int) -> None:
+    def __init__(self, dim: int, heads: int, window: int, edges: WindowEdges = "exact") -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.window, self.edges = heads, window, edges
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 3, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.register_buffer("relative_position_index", _offsets(window))
+        self.register_buffer("relative_position_index", _offsets(window, (window, window, window)))
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, where: Windows) -> Tensor:
-        """(B, D, H, W, dim) to the same shape."""
+        """(B, D, H, W, dim) to the same shape; `where` has the edges of this layer."""
         dim, n = x.shape[-1], where.tokens
-        # What the published network pads is zero before this layer, and its bias after.
-        placed = into_windows(self.qkv(x).flatten(0, -2), self.qkv.bias, where)
+        # What the published network pads is zero before this layer, and its bias after; here it is masked.
+        padding_row = self.qkv.bias if self.edges == "reference" else None
+        placed = into_windows(self.qkv(x).flatten(0, -2), padding_row, where)
         qkv = placed.view(-1, n, 3, self.heads, dim // self.heads)
-        # A window of fewer tokens takes the first offsets, as published.
-        offsets = self.relative_position_index[:n, :n].reshape(-1)
+        offsets = self._offsets_within(where).reshape(-1)
         bias = self.relative_position_bias_table.index_select(0, offsets).view(n, n, self.heads)
         attended = attention(qkv, bias.permute(2, 0, 1).contiguous(), where.groups)
         return self.proj(out_of_windows(attended.reshape(-1, dim), where)).view(x.shape)
 
+    def _offsets_within(self, where: Windows) -> Tensor:
+        """(n, n) the entries of the table for a window's n tokens."""
+        n = where.tokens
+        if self.edges == "reference" or n == len(self.relative_position_index):
+            # A window of fewer tokens takes the first offsets, as published.
+            return self.relative_position_index[:n, :n]
+        return _offsets_on(self.window, where.sides, self.relative_position_index.device)
 
-def _offsets(window: int) -> Tensor:
-    """(n, n) the number of the offset between any two of a window's n tokens."""
-    axis = torch.arange(window)
-    places = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).flatten(1)
+
+@lru_cache(maxsize=64)
+def _offsets_on(window: int, sides: Sides, device: torch.device) -> Tensor:
+    # What is made in inference mode could not be kept for a backward pass later on.
+    with torch.inference_mode(False):
+        return _offsets(window, sides).to(device)
+
+
+def _offsets(window: int, sides: Sides) -> Tensor:
+    """(n, n) the number of the offset between any two of the n tokens in a window of `sides`.
+
+    It is that of the larger `window`, whose table it is an entry of.
+    """
+    axes = [torch.arange(side) for side in sides]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
     offsets = places[:, :, None] - places[:, None, :] + window - 1
     side = 2 * window - 1
     return (offsets[0] * side + offsets[1]) * side + offsets[2]

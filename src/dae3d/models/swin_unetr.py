@@ -5,6 +5,7 @@ Built from MONAI's blocks in the layout of the published Disruptive Autoencoders
 two-convolution patch embedding.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from dae3d.errors import Dae3dError
 from dae3d.models.blocks import UpBlock, our_convolution, with_our_layers
 from dae3d.models.decoder import RepairFrom, UnetrDecoder
 from dae3d.models.swin import SwinStage
+from dae3d.models.windows import WindowEdges
 
 Axes = Literal["straight", "reference"]
 PatchMergingOrder = Literal["straight", "reference"]
@@ -51,6 +53,11 @@ class Architecture:
     training, two coarser maps give the image at 1/4 and 1/8 of the resolution. A segmentation network has the
     whole decoder always.
 
+    `window_edges` "exact" gives every pair of tokens the bias of its own offset and attends to no padding,
+    whatever the grid; "reference" is the published network, and MONAI's: a grid smaller than the window takes
+    biases of other offsets, and padding is attended to. The two agree where the grids of all stages, 1/2 to
+    1/16 of a side, are multiples of the window (`sides_without_edges`).
+
     `deep_supervision` gives a segmentation network heads at 1/2, 1/4 and 1/8 of the resolution, for training.
     """
 
@@ -66,6 +73,12 @@ class Architecture:
     patch_embed: PatchEmbedding = "conv"
     repair_from: RepairFrom = "full"
     deep_supervision: bool = False
+    window_edges: WindowEdges = "exact"
+
+
+def sides_without_edges(window: int) -> int:
+    """Sides of a crop that are multiples of it have stages of whole windows: no padding, and none cut."""
+    return math.lcm(32, 16 * window)
 
 
 class SwinUNETR(nn.Module):
@@ -264,6 +277,7 @@ class SwinEncoder(nn.Module):
                 architecture.window,
                 with_our_layers(merging(dim * 2**i)),
                 checkpoint_activations,
+                architecture.window_edges,
             )
             for i, (depth, heads) in enumerate(zip(architecture.depths, architecture.heads, strict=True))
         )

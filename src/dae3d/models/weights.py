@@ -417,7 +417,8 @@ def _of_header(
         raise Dae3dError(f"monai_merging: {path} says itself how its network merges patches; leave it out")
     try:
         # What a file from before a field was there has in its place.
-        fields = {"normalise_skips": False, **header["architecture"]}
+        earlier = {"normalise_skips": False, "window_edges": "reference"}
+        fields = {**earlier, **header["architecture"]}
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
         }

@@ -3,17 +3,21 @@
 from functools import lru_cache
 from itertools import pairwise
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 Sides = tuple[int, int, int]
+WindowEdges = Literal["exact", "reference"]
 
 # What is added to the scores of tokens that share a window and do not lie side by side in the volume, as
 # published.
 _APART = -100.0
+# The same for padding, where it is masked: finite, for a part of a row, which is all that some kernels see at
+# a time, may hold nothing else, and within float16.
+_PADDING = -10_000.0
 
 
 class Group(NamedTuple):
@@ -25,7 +29,7 @@ class Group(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """How the tokens of a batch lie in windows of `tokens` tokens each.
+    """How the tokens of a batch lie in windows of `tokens` tokens each, with these `sides`.
 
     `source` (windows * tokens) is the number of the token at each place, that of any token at the places in
     `padding`; `place` (B * D * H * W) is where each token went. Windows with the same mask lie side by side.
@@ -36,16 +40,25 @@ class Windows(NamedTuple):
     place: Tensor
     groups: tuple[Group, ...]
     tokens: int
+    sides: Sides
 
 
 @lru_cache(maxsize=64)
-def windows(batch: int, sides: Sides, window: int, shifted: bool, device: torch.device) -> Windows:
+def windows(
+    batch: int,
+    sides: Sides,
+    window: int,
+    shifted: bool,
+    device: torch.device,
+    edges: WindowEdges = "exact",
+) -> Windows:
     """The windows of a batch of volumes with `sides` tokens, those `shifted` by half a window or not.
 
     A window is no larger than the volume, and not shifted along sides that it fills. Volumes are padded at
-    their ends to whole windows.
+    their ends to whole windows; no token attends to padding, but with `edges` "reference", as published.
+    Every window holds a token, since a side is padded by less than a window.
     """
-    sizes = tuple(min(side, window) for side in sides)
+    sizes = (min(sides[0], window), min(sides[1], window), min(sides[2], window))
     shifts = tuple(window // 2 if shifted and side > window else 0 for side in sides)
     counts = tuple(-(-side // size) for side, size in zip(sides, sizes, strict=True))
     places = [np.arange(count * size) for count, size in zip(counts, sizes, strict=True)]
@@ -59,7 +72,11 @@ def windows(batch: int, sides: Sides, window: int, shifted: bool, device: torch.
     ends = [axis >= len(axis) - shift for axis, shift in zip(places, shifts, strict=True)]
     regions = ends[0][:, None, None] * 4 + ends[1][:, None] * 2 + ends[2]
     members = _partitioned(numbers, counts, sizes)
-    kinds, kind_of = np.unique(_partitioned(regions, counts, sizes), axis=0, return_inverse=True)
+    # Windows whose tokens are of the same regions, and where padding is masked also at the same places, share
+    # a mask: a token's kind is twice its region, and one more for masked padding.
+    masked = (members < 0) & (edges == "exact")
+    each = 2 * _partitioned(regions, counts, sizes) + masked
+    kinds, kind_of = np.unique(each, axis=0, return_inverse=True)
     order = np.argsort(kind_of, kind="stable")
     bounds = np.searchsorted(kind_of[order], np.arange(len(kinds) + 1))
     groups = tuple(
@@ -78,6 +95,7 @@ def windows(batch: int, sides: Sides, window: int, shifted: bool, device: torch.
         torch.from_numpy(place).to(device),
         groups,
         prod(sizes),
+        sizes,
     )
 
 
@@ -87,15 +105,21 @@ def _partitioned(volume: np.ndarray, counts: tuple[int, ...], sizes: tuple[int, 
     return parts.transpose(0, 2, 4, 1, 3, 5).reshape(prod(counts), prod(sizes))
 
 
-def _mask(regions: np.ndarray, device: torch.device) -> Tensor | None:
-    if (regions == regions[0]).all():
+def _mask(kinds: np.ndarray, device: torch.device) -> Tensor | None:
+    """What is added to the scores of a window's queries (n) with its keys (n), by the kinds of its tokens."""
+    regions, padding = kinds // 2, kinds % 2 == 1
+    if (regions == regions[0]).all() and not padding.any():
         return None
-    apart = np.where(regions[:, None] == regions, 0, _APART)
-    return torch.from_numpy(apart.astype(np.float32)).to(device)
+    added = np.where(regions[:, None] == regions, 0, _APART)
+    added[:, padding] = _PADDING
+    return torch.from_numpy(added.astype(np.float32)).to(device)
 
 
-def into_windows(rows: Tensor, padding_row: Tensor, where: Windows) -> Tensor:
-    """Rows of tokens (B * D * H * W, C) to (windows * tokens, C), `padding_row` (C) where no token is."""
+def into_windows(rows: Tensor, padding_row: Tensor | None, where: Windows) -> Tensor:
+    """Rows of tokens (B * D * H * W, C) to (windows * tokens, C).
+
+    Where no token is, there is `padding_row` (C), or zeros.
+    """
     return _IntoWindows.apply(rows, padding_row, where)
 
 
@@ -107,16 +131,16 @@ def out_of_windows(placed: Tensor, where: Windows) -> Tensor:
 # A token has one place, so that the way back is a gather too, where autograd would add up.
 class _IntoWindows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, padding_row: Tensor, where: Windows) -> Tensor:
-        ctx.where = where
+    def forward(ctx: Any, rows: Tensor, padding_row: Tensor | None, where: Windows) -> Tensor:
+        ctx.where, ctx.has_row = where, padding_row is not None
         placed = rows.index_select(0, where.source)
         if len(where.padding):
-            placed[where.padding] = padding_row.to(rows.dtype)
+            placed[where.padding] = 0 if padding_row is None else padding_row.to(rows.dtype)
         return placed
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        padding = gradient.index_select(0, ctx.where.padding).sum(0)
+        padding = gradient.index_select(0, ctx.where.padding).sum(0) if ctx.has_row else None
         return gradient.index_select(0, ctx.where.place), padding, None
 
 

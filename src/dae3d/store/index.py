@@ -57,10 +57,11 @@ class _Origin(BaseModel):
 
 
 class Outline(BaseModel):
-    """What decides whether a scan is used, and its digests: read in a third of the time of the whole line."""
+    """What decides whether a scan is used, its grid and digests: read in a third of the whole line's time."""
 
     source: _Origin
     shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
     voxel_digest: str | None = None
 
 

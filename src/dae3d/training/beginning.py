@@ -1,6 +1,6 @@
 """The network that fine-tuning begins with, and what is odd about the weights that it takes over."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dae3d.errors import Dae3dError
@@ -13,8 +13,9 @@ from dae3d.store.recipe import CaseRecipe
 from dae3d.training.cases import LabelledData
 from dae3d.training.finetune_settings import FinetuneSettings
 
-SIZES = ("embed_dim", "depths", "heads", "window", "patch_embed", "patch_merging")
+SIZES = ("embed_dim", "depths", "heads", "window", "window_edges", "patch_embed", "patch_merging")
 _NAMED = 5  # cases
+_SAME_SIZE = 1.2  # voxels whose sides differ by a smaller factor are of one size
 
 
 class Beginning(NamedTuple):
@@ -66,6 +67,7 @@ def _refuse_to_freeze(settings: FinetuneSettings, report: LoadReport) -> None:
 
 def _warnings(contents: Contents, data: LabelledData) -> Iterator[str]:
     yield from _on_channels(contents, data.recipe)
+    yield from _on_spacing(contents, data)
     yield from _on_cases(contents, data)
 
 
@@ -83,6 +85,28 @@ def _on_channels(contents: Contents, recipe: CaseRecipe) -> Iterator[str]:
             f"{contents.path}: trained on {', '.join(known)}, and never saw {', '.join(dict.fromkeys(new))}; "
             "fine-tuning begins with it all the same"
         )
+
+
+def _on_spacing(contents: Contents, data: LabelledData) -> Iterator[str]:
+    """On voxels of another size, what the weights know looks larger or smaller than they know it."""
+    info = contents.info
+    told = [info.get("spacing"), *(info.get(name, {}).get("spacing") for name in ("preparation", "recipe"))]
+    before = next(filter(None, told), None)
+    here = data.spacing()
+    if before is None:
+        return
+    factors = [max(one / other, other / one) for one, other in zip(before, here, strict=True)]
+    if max(factors) > _SAME_SIZE:
+        wanted = " ".join(f"{side:.3g}" for side in before)
+        yield (
+            f"{contents.path}: was trained on voxels of {_millimetres(before)} (median), and here they are "
+            f"of {_millimetres(here)}, so that everything looks larger or smaller than it learned; "
+            f"--spacing {wanted} resamples the cases to that"
+        )
+
+
+def _millimetres(spacing: Sequence[float]) -> str:
+    return " x ".join(f"{side:.3g}" for side in spacing) + " mm"
 
 
 def _on_cases(contents: Contents, data: LabelledData) -> Iterator[str]:

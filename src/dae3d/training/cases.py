@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -41,6 +42,12 @@ class LabelledData:
         first = sample // global_batch * global_batch
         numbers = {self.stream[i].case for i in range(first, first + global_batch)}
         return sorted(self.store.cases[number].name for number in numbers)
+
+    def spacing(self) -> list[float]:
+        """Median voxel size of the training cases in mm, right, anterior, superior."""
+        affines = np.array([self.store.cases[number].affine for number in self.training])
+        found: list[float] = np.median(np.linalg.norm(affines[:, :3, :3], axis=1), 0).tolist()
+        return found
 
     def trained_on(self, earlier: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """For the weights: the content of the cases' images, after what was `earlier` trained on."""

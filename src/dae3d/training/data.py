@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any
 
 import lightning
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from dae3d.cores import usable_cores
@@ -123,6 +124,7 @@ class Scans:
         self.held_out: dict[str, list[int]] = {}
         # What weights keep of the training scans.
         self.fingerprints = array("Q")
+        self._spacings = array("f")  # of the training scans, three each
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
         self._digest = hashlib.blake2b(digest_size=8)
 
@@ -132,6 +134,7 @@ class Scans:
         (self.training if split == "train" else self.held_out).setdefault(modality, []).append(number)
         if split == "train":
             self.fingerprints.extend(fingerprints(scan))
+            self._spacings.extend(scan.spacing)
         row = self._rows.setdefault(
             (modality, dataset), {"modality": modality, "dataset": dataset, "train": 0, "val": 0, "voxels": 0}
         )
@@ -142,6 +145,12 @@ class Scans:
     def rows(self) -> list[dict[str, Any]]:
         """How many there are of each modality and data set."""
         return [self._rows[key] for key in sorted(self._rows)]
+
+    def spacing(self) -> list[float]:
+        """Median voxel size of the training scans in mm, right, anterior, superior."""
+        spacings = np.frombuffer(self._spacings, np.float32).astype(float)
+        found: list[float] = np.median(spacings.reshape(-1, 3), 0).round(3).tolist()
+        return found
 
     def digest(self) -> str:
         """The same for the same scans in the same order, wherever their files and the store are."""
@@ -169,6 +178,7 @@ def training_data(settings: PretrainSettings, world_size: int) -> TrainingData:
         settings.seed,
         settings.crop_region,
         settings.modality_weights,
+        settings.shuffle_modalities,
     )
     # A modality without a validation scan lends its training scans.
     candidates = [scans.held_out.get(name, scans.training[name]) for name in stream.modalities]

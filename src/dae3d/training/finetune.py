@@ -82,13 +82,13 @@ def finetune(settings: FinetuneSettings) -> Path:
 
 
 def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
-    """The settings with the network's sizes, and the order of axes, of --init or of the published network.
+    """The settings with the network's sizes, and the order of axes, of --init or those usual.
 
     Raises:
         SettingsError: where a size that was given is not that of --init, or the sizes do not fit together.
     """
     given = {name: getattr(settings, name) for name in SIZES if getattr(settings, name) is not None}
-    sizes, axes = asdict(Architecture()), "straight"
+    sizes, axes = asdict(Architecture(window=6)), "straight"  # 6 divides the grids of 96^3 crops
     # A run that goes on has all its sizes, and --init may be gone by now.
     settled = settings.resume and bool(find_checkpoints(settings.out / "checkpoints"))
     if settings.init is not None and not settled:

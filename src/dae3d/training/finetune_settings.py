@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from dae3d.models.foreign import MONAI_MERGING, MonaiMerging
+from dae3d.models.windows import WindowEdges
 from dae3d.scans.modality import Label
 from dae3d.scans.sides import AXES, AXES_SHOWN, Axis
 from dae3d.settings import Group
@@ -25,7 +26,11 @@ class FinetuneSettings(RunSettings):
 
     configs: ClassVar[str] = "finetune"
     durations: ClassVar[tuple[str, ...]] = (*RunSettings.durations, "freeze_steps")
-    earlier: ClassVar[dict[str, Any]] = {"flip_axes": list(AXES)}
+    earlier: ClassVar[dict[str, Any]] = {
+        **RunSettings.earlier,
+        "flip_axes": list(AXES),
+        "window_edges": "reference",
+    }
 
     data: Path = Field(
         description='list of labelled cases in the manner of the Medical Segmentation Decathlon ("training", '
@@ -97,7 +102,10 @@ class FinetuneSettings(RunSettings):
         None, description="attention heads of the four stages (default: of --init, else 3 6 12 24)"
     )
     window: Annotated[int | None, NETWORK] = Field(
-        None, ge=2, description="side of the attention windows, in tokens (default: of --init, else 7)"
+        None, ge=2, description="side of the attention windows, in tokens (default: of --init, else 6)"
+    )
+    window_edges: Annotated[WindowEdges | None, NETWORK] = Field(
+        None, description="as of `dae3d pretrain` (default: of --init, else exact)"
     )
     patch_embed: Annotated[Literal["conv", "linear"] | None, NETWORK] = Field(
         None, description="as of `dae3d pretrain` (default: of --init, else conv)"
@@ -176,7 +184,16 @@ class FinetuneSettings(RunSettings):
 
     def kept(self) -> dict[str, Any]:
         """What decides the network, its parameters and which of them learn, by setting."""
-        names = ("embed_dim", "depths", "heads", "window", "patch_embed", "patch_merging", "axes")
+        names = (
+            "embed_dim",
+            "depths",
+            "heads",
+            "window",
+            "window_edges",
+            "patch_embed",
+            "patch_merging",
+            "axes",
+        )
         return {
             **super().kept(),
             **{name: getattr(self, name) for name in names},

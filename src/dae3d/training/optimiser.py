@@ -54,12 +54,14 @@ def keep_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]
 
 
 def learning_rate(step: int, settings: RunSettings) -> float:
-    """Linear warm-up, then half a cosine over the whole run, as in the published schedule.
+    """Linear warm-up, then half a cosine that ends with the run.
 
-    The cosine counts from step 0, not from the end of the warm-up.
+    The cosine counts from the end of the warm-up, or with `cosine_from` "start" from step 0, as in the
+    published pre-training: then it begins below `lr`.
     """
     warmup, total = int(settings.warmup_steps), int(settings.max_steps)
     if step < warmup:
         return settings.warmup_lr + step * (settings.lr - settings.warmup_lr) / warmup
-    phase = min(step, total) / max(total, 1)
+    first = warmup if settings.cosine_from == "warmup" else 0
+    phase = (min(step, total) - first) / max(total - first, 1)
     return settings.min_lr + 0.5 * (settings.lr - settings.min_lr) * (1 + math.cos(math.pi * phase))

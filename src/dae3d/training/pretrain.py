@@ -43,7 +43,9 @@ def pretrain(settings: PretrainSettings) -> Path:
         return settings.out
     lightning.seed_everything(settings.seed, verbose=False)
     preparation = data.store.scans.header.preparation
-    module = Pretraining(settings, data.modalities, preparation, settings.out / "pictures")
+    module = Pretraining(
+        settings, data.modalities, preparation, settings.out / "pictures", data.scans.spacing()
+    )
     about = {"kind": "pretrain", "disruption": settings.disruption, **data.about()}
     legs = legs_of(settings.out, about, resumed_at)
     module.baselines_due = baselines_due(settings.out, legs)

@@ -27,12 +27,18 @@ class Pretraining(TrainingModule):
         modalities: labels, by modality number.
         preparation: of the store's scans.
         pictures: folder for reconstructions of validation crops, `<modality>/<step>.png`.
+        spacing: median voxel size of the training scans in mm, for the weights.
     """
 
     validates_first = True
 
     def __init__(
-        self, settings: PretrainSettings, modalities: list[str], preparation: Preparation, pictures: Path
+        self,
+        settings: PretrainSettings,
+        modalities: list[str],
+        preparation: Preparation,
+        pictures: Path,
+        spacing: list[float] | None = None,
     ) -> None:
         network: Any = SwinUNETR(settings.architecture(), settings.checkpoint_activations)
         network.encoder.mask_token.requires_grad_(masks_blocks(settings.disruption))
@@ -41,15 +47,17 @@ class Pretraining(TrainingModule):
         # 3^3 convolutions are up to twice as fast with the channels innermost.
         super().__init__(settings, network.to(memory_format=torch.channels_last_3d), pictures)
         self.settings, self.modalities, self.preparation = settings, modalities, preparation
+        self.spacing = spacing
         self.strengths = settings.disruption_settings()
         self.repair_loss = settings.repair_loss()
         self.baselines_due = False  # before the next validation crops are repaired trivially, too
         self._validated: list[dict[str, Tensor]] = []
 
     def header(self) -> dict[str, Any]:
-        """The modalities, by number, and how scans were prepared."""
+        """The modalities, by number, how scans were prepared, and their voxel size."""
         preparation = self.preparation.model_dump(mode="json", exclude={"version"})
-        return {"task": "pretrain", "modalities": self.modalities, "preparation": preparation}
+        header = {"task": "pretrain", "modalities": self.modalities, "preparation": preparation}
+        return header if self.spacing is None else {**header, "spacing": self.spacing}
 
     # Training
 

@@ -22,6 +22,11 @@ OPTIMISATION = Group("optimisation")
 HARDWARE = Group("hardware")
 RECORD = Group("validation and saving")
 
+WINDOW_EDGES = (
+    "exact: any two tokens get the bias of their own offset, and padding is not attended to; reference: as "
+    "published, where grids smaller than a window take other biases and padding is attended to"
+)
+
 
 def _duration(value: int | str) -> int | str:
     """A number of steps, or a number of epochs as "4 epochs"."""
@@ -58,7 +63,7 @@ class RunSettings(Settings):
     """What pre-training and fine-tuning have in common."""
 
     # What a settings.yaml from before a setting was there means.
-    earlier: ClassVar[dict[str, Any]] = {}
+    earlier: ClassVar[dict[str, Any]] = {"cosine_from": "start"}
 
     durations: ClassVar[tuple[str, ...]] = ("max_steps", "warmup_steps", "val_every", "save_every")
 
@@ -84,6 +89,11 @@ class RunSettings(Settings):
     warmup_lr: Annotated[float, OPTIMISATION] = Field(1e-6, ge=0, description="learning rate at the start")
     warmup_steps: Annotated[Duration, OPTIMISATION] = Field(
         300, description="steps of linear warm-up, or epochs"
+    )
+    cosine_from: Annotated[Literal["start", "warmup"], OPTIMISATION] = Field(
+        "warmup",
+        description="where the cosine after the warm-up counts from: the end of the warm-up, or the start of "
+        "the run, as in the published pre-training",
     )
     weight_decay: Annotated[float, OPTIMISATION] = Field(
         0.05, ge=0, description="of matrices and convolutions alone"
@@ -175,15 +185,19 @@ class RunSettings(Settings):
     def for_epochs_of(self, steps_per_epoch: int) -> Self:
         """These settings with every duration in steps.
 
-        save_every is rounded up to whole log_every. The usual warm-up, where it is longer than the run, is a
-        tenth of the run; one that was given stays as it is. Both are said.
+        save_every is rounded up to whole log_every. The usual warm-up, where it is as long as the run or
+        longer, is a tenth of the run; one that was given stays as it is. Both are said.
         """
         steps = {name: in_steps(getattr(self, name), steps_per_epoch) for name in self.durations}
         steps["save_every"] = -(-steps["save_every"] // self.log_every) * self.log_every
         warmup, total = steps["warmup_steps"], steps["max_steps"]
-        if warmup > total and "warmup_steps" in self.model_fields_set:
-            _say(f"warmup_steps: {warmup}, but the run has {total} steps, so lr {self.lr:g} is not reached")
-        elif warmup > total:
+        if warmup >= total and "warmup_steps" in self.model_fields_set:
+            highest = self.warmup_lr + (total - 1) * (self.lr - self.warmup_lr) / warmup
+            _warn(
+                f"warmup_steps: {warmup}, but the run has {total} steps, so the learning rate rises to "
+                f"{highest:.3g} and no higher: lr {self.lr:g} is not reached"
+            )
+        elif warmup >= total:
             steps["warmup_steps"] = total // 10
             _say(f"warmup_steps: {total // 10} instead of {warmup}, for the run has {total} steps")
         return self.model_copy(update=steps)
@@ -239,6 +253,11 @@ def _number(value: Any) -> float:
 @rank_zero_only
 def _say(message: str) -> None:
     log.info("%s", message)
+
+
+@rank_zero_only
+def _warn(message: str) -> None:
+    log.warning("%s", message)
 
 
 def check_heads(embed_dim: int, heads: tuple[int, int, int, int]) -> None:

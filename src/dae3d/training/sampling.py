@@ -44,6 +44,8 @@ class SampleStream:
         seed: of the run.
         region: "volume" or "foreground".
         weights: share of each modality; None for the square root of its number of scans.
+        shuffle: put the modalities into another order for each batch, so that any two of them meet; in
+            the order of their names some never do, where a batch has no room for all.
     """
 
     def __init__(
@@ -55,12 +57,14 @@ class SampleStream:
         seed: int,
         region: str,
         weights: dict[str, float] | None = None,
+        shuffle: bool = True,
     ) -> None:
         self.scans = scans
         self.roi = roi
         self.global_batch = global_batch
         self.seed = seed
         self.region = region
+        self.shuffle = shuffle
         self.modalities = sorted(training)
         self.by_modality = [np.array(training[name]) for name in self.modalities]
         # The contrastive loss needs company of one's own kind: from 4 samples on, a modality comes in twos.
@@ -98,8 +102,11 @@ class SampleStream:
     def _modalities_of_batch(self, batch: int) -> np.ndarray:
         """Systematic sampling: each modality comes floor or ceil of its quota times, in random places."""
         random = philox(self.seed, _BATCH, batch)
+        order = np.arange(len(self.quotas))
+        if self.shuffle:
+            random.shuffle(order)
         points = np.arange(self.draws) + random.random()
-        drawn = np.searchsorted(np.cumsum(self.quotas)[:-1], points, side="right")
+        drawn = order[np.searchsorted(np.cumsum(self.quotas[order])[:-1], points, side="right")]
         several = np.repeat(random.permutation(drawn), self.each)[: self.global_batch]
         return random.permutation(several)
 

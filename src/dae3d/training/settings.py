@@ -9,10 +9,11 @@ from pydantic import AfterValidator, Field, model_validator
 from dae3d.disrupt import DISRUPTIONS, DisruptionSettings, lowers_resolution, masks_blocks
 from dae3d.models.decoder import RepairFrom
 from dae3d.models.swin_unetr import Architecture
+from dae3d.models.windows import WindowEdges
 from dae3d.objectives.repair import RepairLoss
 from dae3d.settings import Group
 from dae3d.store.intensity import ScalingRules
-from dae3d.training.run_settings import DATA, NETWORK, RECORD, RunSettings, check_heads
+from dae3d.training.run_settings import DATA, NETWORK, RECORD, WINDOW_EDGES, RunSettings, check_heads
 
 DISRUPTION = Group("disruption")
 OBJECTIVES = Group("objectives")
@@ -32,7 +33,10 @@ class PretrainSettings(RunSettings):
 
     configs: ClassVar[str] = "pretrain"
     earlier: ClassVar[dict[str, Any]] = {
+        **RunSettings.earlier,
         "normalise_skips": False,
+        "window_edges": "reference",
+        "shuffle_modalities": False,
         "repair_from": "full",
         "skip_drop": 0.0,
         "masked_weight": 1.0,
@@ -105,7 +109,13 @@ class PretrainSettings(RunSettings):
     heads: Annotated[tuple[int, int, int, int], NETWORK] = Field(
         (3, 6, 12, 24), description="attention heads of the four stages"
     )
-    window: Annotated[int, NETWORK] = Field(7, ge=2, description="side of the attention windows, in tokens")
+    window: Annotated[int, NETWORK] = Field(
+        6,
+        ge=2,
+        description="side of the attention windows, in tokens; one that divides roi / 16, as 6 does for 96 "
+        "and 8 for 128, leaves no padding; the published one is 7",
+    )
+    window_edges: Annotated[WindowEdges, NETWORK] = Field("exact", description=WINDOW_EDGES)
     patch_embed: Annotated[Literal["conv", "linear"], NETWORK] = Field(
         "conv",
         description="patch embedding: two convolutions, as published, or the single one of MONAI's "
@@ -147,6 +157,11 @@ class PretrainSettings(RunSettings):
     )
     modality_weights: Annotated[dict[str, float] | None, DATA] = Field(
         None, description="share of each modality in a batch (default: by the square root of its scans)"
+    )
+    shuffle_modalities: Annotated[bool, DATA] = Field(
+        True,
+        description="draw each batch's modalities in another order, so that any two of them meet; in the "
+        "order of their names some never do, where a batch has no room for all",
     )
     datasets: Annotated[list[str] | None, DATA] = Field(
         None, description="train on the scans of these data sets of the store alone"
@@ -193,6 +208,7 @@ class PretrainSettings(RunSettings):
             depths=self.depths,
             heads=self.heads,
             window=self.window,
+            window_edges=self.window_edges,
             patch_embed=self.patch_embed,
             patch_merging=self.patch_merging,
             restore_intensity=self.restore_intensity,
