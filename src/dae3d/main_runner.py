@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dae3d.cli import load_verb, run_verb, show_messages
+from dae3d.training.settings import PretrainSettings
 
 CHOICES = {
     "denoise": "denoise",
@@ -102,6 +103,7 @@ def translate(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     if given.interpolate != int(given.interpolate):
         p.error(f"--interpolate: must be a whole number, not {given.interpolate}")
     fields = {
+        **PretrainSettings.earlier,
         "data": given.data_path,
         "out": given.output,
         "disruption": CHOICES[given.choice],
@@ -115,10 +117,8 @@ def translate(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         "roi": given.img_size,
         "embed_dim": given.embed_dim,
         "window": 7,
-        "window_edges": "reference",
         "restore_intensity": False,
-        "normalise_skips": False,
-        "shuffle_modalities": False,
+        "crop_region": "volume",
         "batch_size": given.batch_size,
         "accumulate": max(1, given.accumulate_step),
         "max_steps": f"{given.epoch} epochs",
@@ -129,7 +129,6 @@ def translate(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         "lr": given.base_lr,
         "min_lr": given.min_lr,
         "warmup_lr": given.warmup_lr,
-        "cosine_from": "start",
         "weight_decay": given.weight_decay,
         "clip_grad": given.clip_grad or None,
         "workers": given.num_workers,

@@ -32,6 +32,7 @@ class PretrainSettings(RunSettings):
     """Everything that decides a pre-training run."""
 
     configs: ClassVar[str] = "pretrain"
+    # The published recipe has the same.
     earlier: ClassVar[dict[str, Any]] = {
         **RunSettings.earlier,
         "normalise_skips": False,
@@ -153,7 +154,7 @@ class PretrainSettings(RunSettings):
     )
 
     crop_region: Annotated[Literal["volume", "foreground"], DATA] = Field(
-        "volume", description="where crops are drawn: anywhere, or around the scan's foreground"
+        "foreground", description="where crops are drawn: anywhere, or around the scan's foreground"
     )
     modality_weights: Annotated[dict[str, float] | None, DATA] = Field(
         None, description="share of each modality in a batch (default: by the square root of its scans)"
