@@ -76,11 +76,10 @@ class UnetrDecoder(nn.Module):
 
     def forward(self, image: Tensor, hidden: Sequence[Tensor]) -> Tensor:
         """(B, C, D, H, W) and the encoder's five feature maps to (B, out_channels, D, H, W)."""
-        return self.images(image, hidden, only_finest=True)[0]
+        return self.images(self.features(image, hidden), only_finest=True)[0]
 
-    def images(self, image: Tensor, hidden: Sequence[Tensor], only_finest: bool = False) -> list[Tensor]:
-        """(B, out_channels, ...) at full resolution; from half of it also at 1/4 and 1/8."""
-        features = self.features(image, hidden)
+    def images(self, features: Sequence[Tensor], only_finest: bool = False) -> list[Tensor]:
+        """What heads make of the features: (B, out_channels, ...) at full resolution, perhaps at 1/4 and 1/8."""
         if self.up_to == "full":
             return [self.head(features[0])]
         heads = self.repair_heads[:1] if only_finest else self.repair_heads

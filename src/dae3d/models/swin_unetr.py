@@ -133,12 +133,13 @@ class SwinUNETR(nn.Module):
 
     def decode(self, image: Tensor, hidden: Sequence[Tensor], token_mask: Tensor | None = None) -> Tensor:
         """The image repaired out of itself (B, C, D, H, W) and its feature maps, as `encode` gives them."""
-        return self.decode_all(image, hidden, token_mask, only_finest=True)[0]
+        features = self.decoder.features(image, hidden)
+        return self.images(image, features, token_mask, only_finest=True)[0]
 
-    def decode_all(
+    def images(
         self,
         image: Tensor,
-        hidden: Sequence[Tensor],
+        features: Sequence[Tensor],
         token_mask: Tensor | None = None,
         only_finest: bool = False,
     ) -> list[Tensor]:
@@ -146,11 +147,11 @@ class SwinUNETR(nn.Module):
 
         Args:
             image: (B, C, D, H, W), as the encoder got it.
-            hidden: the five feature maps.
+            features: the decoder's.
             token_mask: as the encoder got it.
             only_finest: leave the coarse ones out.
         """
-        repaired = self.decoder.images(image, hidden, only_finest)
+        repaired = self.decoder.images(features, only_finest)
         if not self.architecture.restore_intensity:
             return repaired
         if self.architecture.repair_from == "half":

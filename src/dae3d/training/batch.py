@@ -36,35 +36,36 @@ class Part(NamedTuple):
 
 
 class NumberedCrop(NamedTuple):
-    """A crop with the number of its modality and of its sample."""
+    """A crop with the number of its modality and of its sample, and where in the scan it begins."""
 
     crop: NativeCrop
     modality: int
     sample: int
+    origin: Triple = (0, 0, 0)
 
 
 @dataclass
 class Packed:
-    """`voxels` (bytes), where among them the crops' `parts` are, their `modality` and `sample` (B,), int64.
+    """`voxels` (bytes), where among them the crops' `parts` are, and by crop, int64, `numbers` (B, 5).
+
+    These are modality, sample, and the first voxel of the crop in its scan.
 
     Voxels that lie in a slot are taken out once: pinned, moved to another device or unpacked.
     """
 
     voxels: Tensor
     parts: list[Part]
-    modality: Tensor
-    sample: Tensor
+    numbers: Tensor
     slot: Slot | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A tensor sent to another process takes a file in /dev/shm, of which Docker gives 64 MiB in all.
-        numbers = {"modality": self.modality.tolist(), "sample": self.sample.tolist()}
         voxels = self.voxels.numpy() if self.slot is None else len(self.voxels)
-        return {"parts": self.parts, "slot": self.slot, "voxels": voxels, **numbers}
+        return {"parts": self.parts, "slot": self.slot, "voxels": voxels, "numbers": self.numbers.tolist()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.modality, self.sample = torch.tensor(state["modality"]), torch.tensor(state["sample"])
+        self.numbers = torch.tensor(state["numbers"])
         if self.slot is None:
             self.voxels = torch.from_numpy(state["voxels"])
         else:
@@ -86,7 +87,7 @@ class Packed:
         """What the network gets.
 
         "image" (B, 1, roi, roi, roi) float32; "inside" of that shape, bool, false where a crop sticks out of
-        the scan; "modality" and "sample" (B,).
+        the scan; "modality" and "sample" (B,); "origin" (B, 3), the first voxel in the scan.
         """
         image = torch.zeros((len(self.parts), 1, roi, roi, roi), device=self.voxels.device)
         inside = torch.zeros_like(image, dtype=torch.bool)
@@ -98,10 +99,11 @@ class Packed:
                 _scale(voxels, part.unscaled)
             covered[0][box] = True
         self._leave_slot()
-        return {"image": image, "inside": inside, "modality": self.modality, "sample": self.sample}
+        modality, sample, origin = self.numbers[:, 0], self.numbers[:, 1], self.numbers[:, 2:]
+        return {"image": image, "inside": inside, "modality": modality, "sample": sample, "origin": origin}
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Packed":
-        moved = type(self)(move(self.voxels), self.parts, move(self.modality), move(self.sample))
+        moved = type(self)(move(self.voxels), self.parts, move(self.numbers))
         self._leave_slot()
         return moved
 
@@ -125,9 +127,8 @@ def pack(crops: Sequence[NumberedCrop], slots: Slots | None = None) -> Packed:
         crop = numbered.crop
         part = Part(first, last, source.dtype, tuple(source.shape), crop.start, crop.unscaled)
         parts.append(part)
-    modality = torch.tensor([numbered.modality for numbered in crops])
-    sample = torch.tensor([numbered.sample for numbered in crops])
-    return Packed(voxels, parts, modality, sample, slot)
+    numbers = torch.tensor([[crop.modality, crop.sample, *crop.origin] for crop in crops])
+    return Packed(voxels, parts, numbers, slot)
 
 
 def slot_of_this_process(slots: Slots | None) -> Slot | None:

@@ -51,7 +51,8 @@ class CropDataset(Dataset[NumberedCrop]):
     def __getitem__(self, index: int) -> NumberedCrop:
         crop = self.crops[index]
         voxels = self.store.read_native(crop.scan, crop.start, (self.roi,) * 3, self.intensity)
-        return NumberedCrop(voxels, crop.modality, index if self.last is None else self.last - index)
+        sample = index if self.last is None else self.last - index
+        return NumberedCrop(voxels, crop.modality, sample, crop.start)
 
     def __len__(self) -> int:
         """Number of crops; of fixed ones only, a stream has no end."""
@@ -179,6 +180,7 @@ def training_data(settings: PretrainSettings, world_size: int) -> TrainingData:
         settings.crop_region,
         settings.modality_weights,
         settings.shuffle_modalities,
+        settings.pairs,
     )
     # A modality without a validation scan lends its training scans.
     candidates = [scans.held_out.get(name, scans.training[name]) for name in stream.modalities]

@@ -11,7 +11,7 @@ _TENSORS = ("image", "label")
 
 
 class LabelledBatch(Packed):
-    """Its two parts are the images and the labels of the whole batch."""
+    """Its two parts are the images and the labels of the whole batch, its `numbers` (B,) those of samples."""
 
     def unpack(self, roi: int) -> Sample:
         """Give "image" (B, C, roi, roi, roi) float32, "label" (B, 1, ...) uint8, "sample"."""
@@ -20,7 +20,7 @@ class LabelledBatch(Packed):
             tensor = self.voxels[part.first_byte : part.last_byte].view(part.dtype).view(part.shape)
             made[name] = tensor if self.slot is None else tensor.clone()
         self._leave_slot()
-        return made | {"sample": self.sample}
+        return made | {"sample": self.numbers}
 
 
 def pack_labelled(samples: Sequence[Sample], slots: Slots | None = None) -> LabelledBatch:
@@ -37,7 +37,7 @@ def pack_labelled(samples: Sequence[Sample], slots: Slots | None = None) -> Labe
         there = voxels[part.first_byte : part.last_byte].view(part.dtype).view(part.shape)
         torch.stack([sample[name] for sample in samples], out=there)
     sample = torch.stack([sample["sample"] for sample in samples])
-    return LabelledBatch(voxels, parts, torch.zeros(0, dtype=torch.int64), sample, slot)
+    return LabelledBatch(voxels, parts, sample, slot)
 
 
 def labelled_slot_bytes(batch_size: int, channels: int, roi: int) -> int:

@@ -6,17 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dae3d.disrupt import Disrupted, disrupt, lowers_resolution, masks_blocks
+from dae3d.disrupt import Disrupted, disrupt, lowers_resolution, masks_blocks, sample_keys
+from dae3d.disrupt.jitter import jitter
 from dae3d.disrupt.skips import drop_skips
 from dae3d.evaluation.quality import image_quality
 from dae3d.evaluation.trivial import best_trivial
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.objectives.contrastive import contrastive_loss
+from dae3d.objectives.dense import Projections, dense_contrast
 from dae3d.reporting.pictures import triptych_array
 from dae3d.store.scan import Preparation
 from dae3d.training.batch import Sample
 from dae3d.training.module import TrainingModule
 from dae3d.training.settings import PretrainSettings
+
+# What a row of metrics has the mean of.
+_SUMS = ("loss", "l1", "contrastive", "dense")
 
 
 class Pretraining(TrainingModule):
@@ -50,6 +55,9 @@ class Pretraining(TrainingModule):
         self.spacing = spacing
         self.strengths = settings.disruption_settings()
         self.repair_loss = settings.repair_loss()
+        self.projections = None
+        if settings.pairs:
+            self.projections = Projections([settings.embed_dim, 2 * settings.embed_dim])
         self.baselines_due = False  # before the next validation crops are repaired trivially, too
         self._validated: list[dict[str, Tensor]] = []
 
@@ -63,23 +71,39 @@ class Pretraining(TrainingModule):
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """The loss of one batch of this rank."""
+        s, network = self.settings, self.network
         clean, disrupted = self._disrupt(batch)
-        hidden = self.network.encode(disrupted.image, disrupted.channel_keep, disrupted.token_mask)
-        seen = drop_skips(hidden, disrupted.keys, self.settings.skip_drop)
-        repaired = self.network.decode_all(disrupted.image, seen, disrupted.token_mask)
+        hidden = network.encode(disrupted.image, disrupted.channel_keep, disrupted.token_mask)
+        features = network.decoder.features(disrupted.image, drop_skips(hidden, disrupted.keys, s.skip_drop))
+        repaired = network.images(disrupted.image, features, disrupted.token_mask)
         each, finest = self.repair_loss.total(repaired, clean, batch["inside"], disrupted)
-        contrastive = self._contrastive(
-            self._pooled(self.network, clean, hidden), batch["modality"], across_ranks=True
-        )
-        loss = each.mean() + self.settings.contrastive_weight * contrastive
-        self._add_to_window(loss, finest, contrastive, batch["modality"])
+        pooled = self._pooled(network, clean, hidden)
+        contrastive = self._contrastive(pooled, batch["modality"], across_ranks=True)
+        dense = self._dense(features, batch["origin"], disrupted.keys)
+        loss = each.mean() + s.contrastive_weight * contrastive + s.dense_weight * dense
+        self._add_to_window([loss, finest.mean(), contrastive, dense], finest, batch["modality"])
         return loss
 
     def _disrupt(self, batch: Sample) -> tuple[Tensor, Disrupted]:
         """The clean crops and the disrupted ones."""
-        s, limit = self.settings, self.settings.clip_intensity
-        clean = batch["image"] if limit is None else batch["image"].clamp(-limit, limit)
+        s, image = self.settings, batch["image"]
+        keys = sample_keys(s.seed, batch["sample"])
+        if s.clip_intensity is not None:
+            image = image.clamp(-s.clip_intensity, s.clip_intensity)
+        clean = jitter(image, batch["inside"], keys, s.intensity_jitter)
         return clean, disrupt(s.disruption, clean, s.seed, batch["sample"], self.strengths)
+
+    def _dense(self, features: list[Tensor], origin: Tensor, keys: Tensor) -> Tensor:
+        """The dense contrastive loss, the sum of those at 1/2 and 1/4 of the resolution."""
+        loss = features[0].new_zeros((), dtype=torch.float32)
+        if not self.settings.pairs:
+            return loss
+        # The last one is at 1/8.
+        for projection, feature, stride in zip(self.projections or (), features[-3:-1], (2, 4), strict=True):
+            loss = loss + dense_contrast(
+                feature, projection, origin, stride, keys, self.settings.dense_temperature
+            )
+        return loss
 
     def _pooled(self, network: Any, clean: Tensor, hidden: list[Tensor]) -> Tensor:
         """The features (B, F) that the contrastive loss compares."""
@@ -92,27 +116,34 @@ class Pretraining(TrainingModule):
             return features.new_zeros((), dtype=torch.float32)
         return contrastive_loss(features, modalities, self.settings.contrastive_temperature, across_ranks)
 
-    def empty_window(self) -> Tensor:
-        """Batches, loss, l1, contrastive, then l1 and samples of each modality."""
-        return torch.zeros(4 + 2 * len(self.modalities))
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups of the network's parameters, and of the projections'."""
+        groups = super().parameter_groups()
+        if self.projections is not None:
+            decay = self.settings.weight_decay
+            groups.append(
+                {"params": list(self.projections.parameters()), "weight_decay": decay, "scale": 1.0}
+            )
+        return groups
 
-    def _add_to_window(self, loss: Tensor, each: Tensor, contrastive: Tensor, modality: Tensor) -> None:
-        kinds = len(self.modalities)
-        one = torch.ones_like(loss)
-        self.window[:4] += torch.stack([one, loss, each.mean(), contrastive]).detach()
-        self.window[4 : 4 + kinds].index_add_(0, modality, each.detach())
-        self.window[4 + kinds :].index_add_(0, modality, torch.ones_like(each))
+    def empty_window(self) -> Tensor:
+        """Batches, the sums of `_SUMS`, then l1 and samples of each modality."""
+        return torch.zeros(1 + len(_SUMS) + 2 * len(self.modalities))
+
+    def _add_to_window(self, sums: list[Tensor], each: Tensor, modality: Tensor) -> None:
+        first, kinds = 1 + len(_SUMS), len(self.modalities)
+        self.window[:first] += torch.stack([torch.ones_like(sums[0]), *sums]).detach()
+        self.window[first : first + kinds].index_add_(0, modality, each.detach())
+        self.window[first + kinds :].index_add_(0, modality, torch.ones_like(each))
 
     def row(self, sums: list[float]) -> tuple[dict[str, float], float]:
         """Mean losses, and the L1 of each modality that occurred."""
-        batches, kinds = sums[0], len(self.modalities)
-        row = {
-            "train/loss": sums[1] / batches,
-            "train/l1": sums[2] / batches,
-            "train/contrastive": sums[3] / batches,
-        }
-        samples = sums[4 + kinds :]
-        for name, total, count in zip(self.modalities, sums[4 : 4 + kinds], samples, strict=True):
+        first, kinds = 1 + len(_SUMS), len(self.modalities)
+        row = {f"train/{name}": total / sums[0] for name, total in zip(_SUMS, sums[1:first], strict=True)}
+        if not self.settings.pairs:
+            del row["train/dense"]
+        samples = sums[first + kinds :]
+        for name, total, count in zip(self.modalities, sums[first : first + kinds], samples, strict=True):
             if count:
                 row[f"train/l1/{name}"] = total / count
         return row, sum(samples)

@@ -5,6 +5,7 @@ devices together. Nothing here has state, so a run resumed at any step, or with 
 another split of the global batch over devices, sees the same samples.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ _BATCH, _SAMPLE, _VALIDATION = 1, 2, 3
 
 # Disruptions of validation crops take sample numbers from the top of the 32-bit range.
 LAST_SAMPLE = 2**32 - 1
+
+# Voxels: what the tokens of a feature map at 1/4 of the resolution are apart.
+PAIR_STEP = 4
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class SampleStream:
         weights: share of each modality; None for the square root of its number of scans.
         shuffle: put the modalities into another order for each batch, so that any two of them meet; in
             the order of their names some never do, where a batch has no room for all.
+        pairs: let samples 2k and 2k + 1 be crops of one scan that overlap: `near_start`.
     """
 
     def __init__(
@@ -58,22 +63,29 @@ class SampleStream:
         region: str,
         weights: dict[str, float] | None = None,
         shuffle: bool = True,
+        pairs: bool = False,
     ) -> None:
         self.scans = scans
         self.roi = roi
         self.global_batch = global_batch
         self.seed = seed
         self.region = region
-        self.shuffle = shuffle
+        self.shuffle, self.pairs = shuffle, pairs
         self.modalities = sorted(training)
         self.by_modality = [np.array(training[name]) for name in self.modalities]
         # The contrastive loss needs company of one's own kind: from 4 samples on, a modality comes in twos.
-        self.each = 2 if global_batch >= 4 else 1
+        self.each = 2 if global_batch >= 4 or pairs else 1
         self.draws = -(-global_batch // self.each)
         self.quotas = batch_quotas(self._shares(weights), self.draws)
         self._modalities_of = functools.lru_cache(maxsize=16)(self._modalities_of_batch)
 
     def __getitem__(self, sample: int) -> Crop:
+        if self.pairs and sample % 2:
+            first = self[sample - 1]
+            random = philox(self.seed, _SAMPLE, sample)
+            return dataclasses.replace(
+                first, start=near_start(self.scans[first.scan], first.start, self.roi, random)
+            )
         batch, place = divmod(sample, self.global_batch)
         modality = int(self._modalities_of(batch)[place])
         random = philox(self.seed, _SAMPLE, sample)
@@ -108,7 +120,7 @@ class SampleStream:
         points = np.arange(self.draws) + random.random()
         drawn = order[np.searchsorted(np.cumsum(self.quotas[order])[:-1], points, side="right")]
         several = np.repeat(random.permutation(drawn), self.each)[: self.global_batch]
-        return random.permutation(several)
+        return several if self.pairs else random.permutation(several)
 
 
 def batch_quotas(shares: np.ndarray, draws: int) -> np.ndarray:
@@ -144,6 +156,25 @@ def random_start(
             least, most = max(least, 0), min(most, side - roi)
             start.append(int(random.integers(least, max(most, least) + 1)))
     return start[0], start[1], start[2]
+
+
+def near_start(
+    scan: StoredScan, start: tuple[int, int, int], roi: int, random: np.random.Generator
+) -> tuple[int, int, int]:
+    """First voxel of a crop that overlaps the one from `start` on, along each axis by 5/8 of its side.
+
+    It is whole steps of 4 voxels away, so that tokens of both lie on one grid, and sticks out of the scan by
+    no more than 3/8 of its side.
+    """
+    most = 3 * roi // 8 // PAIR_STEP
+    moved = []
+    for side, first in zip(scan.shape, start, strict=True):
+        steps = np.arange(-most, most + 1)
+        places = first + PAIR_STEP * steps
+        margin = PAIR_STEP * most
+        there = places[(places >= min(first, -margin)) & (places <= max(first, side - roi + margin))]
+        moved.append(int(random.choice(there)))
+    return moved[0], moved[1], moved[2]
 
 
 def validation_crops(

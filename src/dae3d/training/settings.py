@@ -45,6 +45,8 @@ class PretrainSettings(RunSettings):
         "relative_loss": False,
         "clip_intensity": None,
         "contrastive_view": "disrupted",
+        "dense_weight": 0.0,
+        "intensity_jitter": 0.0,
     }
 
     data: Path = Field(description="store made by `dae3d prepare`")
@@ -75,6 +77,14 @@ class PretrainSettings(RunSettings):
         0.6, gt=0, lt=1, description="share of the blocks that mae masks"
     )
 
+    intensity_jitter: Annotated[float, DISRUPTION] = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="gain, shift and gamma drawn for each crop, and not to be repaired: gains lie in 1 plus "
+        "or minus this",
+    )
+
     reconstruction_loss: Annotated[Literal["all", "masked"], OBJECTIVES] = Field(
         "all", description="mean absolute error over all voxels, or over masked ones (mae only)"
     )
@@ -102,6 +112,14 @@ class PretrainSettings(RunSettings):
         "modality, and all features end up the same",
     )
     contrastive_temperature: Annotated[float, OBJECTIVES] = Field(0.5, gt=0, description="its temperature")
+
+    dense_weight: Annotated[float, OBJECTIVES] = Field(
+        0.2,
+        ge=0,
+        description="weight of the dense contrastive loss, at 1/2 and 1/4 of the resolution: crops come in "
+        "pairs that overlap, and what lies at one place is told from what lies elsewhere; 0 leaves it out",
+    )
+    dense_temperature: Annotated[float, OBJECTIVES] = Field(0.1, gt=0, description="its temperature")
 
     embed_dim: Annotated[int, NETWORK] = Field(48, ge=1, description="channels of the token embedding")
     depths: Annotated[tuple[int, int, int, int], NETWORK] = Field(
@@ -139,8 +157,8 @@ class PretrainSettings(RunSettings):
     )
     repair_from: Annotated[RepairFrom, NETWORK] = Field(
         "half",
-        description="resolution that the decoder ends at: half leaves no way past the encoder, and takes half "
-        "the time; full, as published, gets the disrupted image too",
+        description="resolution that the decoder ends at: half leaves no way past the encoder, and takes "
+        "half the time; full, as published, gets the disrupted image too",
     )
     skip_drop: Annotated[float, NETWORK] = Field(
         0.5,
@@ -190,8 +208,18 @@ class PretrainSettings(RunSettings):
             raise ValueError(f"block_size: must be even and divide roi {self.roi}, not {self.block_size}")
         if self.reconstruction_loss == "masked" and not masks:
             raise ValueError("reconstruction_loss: masked needs disruption mae; the others mask no voxels")
+        if self.pairs and self.batch_size % 2:
+            raise ValueError(
+                f"batch_size: must be even, not {self.batch_size}, since the dense contrastive loss compares "
+                "two crops of a scan; or leave that out, with dense_weight 0"
+            )
         check_heads(self.embed_dim, self.heads)
         return self
+
+    @property
+    def pairs(self) -> bool:
+        """Whether crops come in pairs of one scan."""
+        return self.dense_weight > 0
 
     def kept(self) -> dict[str, Any]:
         """What decides the network, its parameters and which of them learn, by setting."""
@@ -199,6 +227,7 @@ class PretrainSettings(RunSettings):
             **super().kept(),
             **asdict(self.architecture()),
             "freeze": self.freeze,
+            "dense_weight": self.pairs,  # whether there are projections to learn
             "disruption": masks_blocks(self.disruption),  # whether there is a mask token to learn
         }
 

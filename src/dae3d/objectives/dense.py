@@ -1,0 +1,75 @@
+"""Dense contrastive loss: features of one place in a scan attract each other, those of others repel.
+
+As in DenseCL (Wang et al., arXiv 2011.09157) and, for the places of medical scans, SAM (Yan et al.,
+arXiv 2012.02383); here of two crops that overlap, each disrupted in its own way.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from dae3d.disrupt.random import uniform
+
+_STREAM = 10
+PLACES = 128  # of each pair of crops
+NEAR = 6.0  # voxels: closer places are no negatives of each other
+
+
+class Projections(nn.ModuleList):
+    """An MLP for each feature map that is compared; thrown away after pre-training.
+
+    Args:
+        channels: of the maps.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__(nn.Sequential(nn.Linear(c, 64), nn.ReLU(), nn.Linear(64, 32)) for c in channels)
+
+
+def dense_contrast(
+    features: Tensor, projection: nn.Module, origin: Tensor, stride: int, keys: Tensor, temperature: float
+) -> Tensor:
+    """The loss of one feature map, over pairs of crops.
+
+    Args:
+        features: (B, C, D, H, W), B even; crops 2k and 2k + 1 are of one scan, and overlap.
+        projection: C features to those that are compared.
+        origin: (B, 3) int64, the first voxel of each crop; those of a pair are multiples of `stride` apart.
+        stride: voxels from one feature to the next.
+        keys: (B,) int64, of the random numbers that choose the places.
+        temperature: of the softmax over places.
+
+    Returns:
+        A float32 scalar, log(128) where features tell nothing.
+    """
+    first, second = _projected(features, projection).unflatten(0, (-1, 2)).unbind(1)
+    grid = torch.tensor(features.shape[2:], device=features.device)
+    apart = (origin[1::2] - origin[::2]) // stride
+    # Of the first crop's grid, what lies in the second crop too.
+    low = apart.clamp(min=0)
+    high = torch.minimum(grid, grid + apart)
+    drawn = uniform(keys[::2], 3 * PLACES, _STREAM).unflatten(1, (PLACES, 3))
+    here = low[:, None] + (drawn * (high - low)[:, None]).long()
+    there = here - apart[:, None]
+    a, b = _at(first, here, grid), _at(second, there, grid)
+    similarity = a @ b.transpose(1, 2) / temperature
+    distance = torch.cdist(here.float() * stride, here.float() * stride)
+    itself = torch.eye(PLACES, dtype=torch.bool, device=features.device)
+    similarity = similarity.masked_fill((distance < NEAR) & ~itself, -1e4)
+    wanted = torch.arange(PLACES, device=features.device).expand(len(a), -1).flatten()
+    ways = (similarity, similarity.transpose(1, 2))
+    return torch.stack([cross_entropy(way.flatten(0, 1), wanted) for way in ways]).mean()
+
+
+def _projected(features: Tensor, projection: nn.Module) -> Tensor:
+    """(B, C, D, H, W) to unit vectors (B, D * H * W, F), in float32."""
+    with torch.autocast(features.device.type, enabled=False):
+        return normalize(projection(features.float().flatten(2).transpose(1, 2)), dim=2)
+
+
+def _at(features: Tensor, places: Tensor, grid: Tensor) -> Tensor:
+    """(P, D * H * W, F) and places (P, N, 3) to (P, N, F)."""
+    number = (places[..., 0] * grid[1] + places[..., 1]) * grid[2] + places[..., 2]
+    return features.gather(1, number[..., None].expand(-1, -1, features.shape[2]))
