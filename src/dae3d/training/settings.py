@@ -1,4 +1,4 @@
-"""Settings of pre-training. Defaults are the published recipe where it has one."""
+"""Settings of pre-training. Defaults are the published recipe, but for what docs/design.md says of it."""
 
 from dataclasses import asdict
 from pathlib import Path
