@@ -70,7 +70,9 @@ def mean_cosines(
         "scan": pair & same_scan,
         "subjects": pair & same_modality & ~same_subject,
     }
-    return {name: float(cosine[where].mean()) if where.any() else float("nan") for name, where in kinds.items()}
+    return {
+        name: float(cosine[where].mean()) if where.any() else float("nan") for name, where in kinds.items()
+    }
 
 
 def nearest_modality(

@@ -1,5 +1,7 @@
 """The training step of pre-training: disrupt, repair, compare; and its validation on fixed crops."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ class Pretraining(TrainingModule):
         self.strengths = settings.disruption_settings()
         self.baselines_due = False  # before the next validation crops are repaired trivially, too
         self._validated: list[dict[str, Tensor]] = []
+        self.probe: Callable[..., dict[str, float]] | None = None  # of a network, its device and how it runs
 
     def header(self) -> dict[str, Any]:
         """The modalities, by number, and how scans were prepared."""
@@ -103,6 +106,35 @@ class Pretraining(TrainingModule):
             if count:
                 row[f"train/l1/{name}"] = total / count
         return row, sum(samples)
+
+    # Probing
+
+    def on_train_start(self) -> None:
+        """Probe the network as it begins, too."""
+        if self.global_step == 0:
+            self._probe()
+        super().on_train_start()
+
+    def end_step(self) -> None:
+        """Probe when it is time, before anything of this step is saved."""
+        super().end_step()
+        every = int(self.settings.probe_every)
+        if every and self.global_step % every == 0:
+            self._probe()
+
+    def _probe(self) -> None:
+        """Record what the levels of the encoder carry; every rank finds the same."""
+        if self.probe is not None:
+            with self.not_training():
+                self.record(self.probe(self.evaluated, self.device, self._computing))
+
+    def _computing(self) -> AbstractContextManager[Any]:
+        """In the run's precision, as validation is, and without what was compiled for training."""
+        contexts = ExitStack()
+        contexts.enter_context(self.trainer.precision_plugin.forward_context())
+        if self.settings.compile == "on":
+            contexts.enter_context(torch.compiler.set_stance("force_eager"))
+        return contexts
 
     # Validation
 

@@ -12,7 +12,9 @@ from dae3d.disrupt.downsample import downsample
 from dae3d.models.swin_unetr import Architecture
 from dae3d.settings import Group
 from dae3d.store.intensity import ScalingRules
-from dae3d.training.run_settings import DATA, NETWORK, RECORD, RunSettings, check_heads
+from dae3d.training.run_settings import DATA, NETWORK, RECORD, Duration, RunSettings, check_heads
+
+PROBE_EVERY = 0
 
 DISRUPTION = Group("disruption")
 OBJECTIVES = Group("objectives")
@@ -31,7 +33,8 @@ class PretrainSettings(RunSettings):
     """Everything that decides a pre-training run."""
 
     configs: ClassVar[str] = "pretrain"
-    earlier: ClassVar[dict[str, Any]] = {"normalise_skips": False}
+    durations: ClassVar[tuple[str, ...]] = (*RunSettings.durations, "probe_every")
+    earlier: ClassVar[dict[str, Any]] = {"normalise_skips": False, "probe_every": 0}
 
     data: Path = Field(description="store made by `dae3d prepare`")
     disruption: Annotated[DisruptionName, DISRUPTION] = Field(
@@ -116,6 +119,15 @@ class PretrainSettings(RunSettings):
     )
 
     val_crops: Annotated[int, RECORD] = Field(4, ge=1, description="fixed validation crops of each modality")
+    probe_every: Annotated[Duration, RECORD] = Field(
+        PROBE_EVERY,
+        description="steps (or epochs) between measurements of what each level of the encoder carries, as by "
+        "`dae3d check`; 0: none",
+    )
+    probe_task: Annotated[Path | None, RECORD] = Field(
+        None,
+        description="list of labelled cases, as of `dae3d finetune`, for the voxel probe of --probe-every",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -128,7 +140,17 @@ class PretrainSettings(RunSettings):
         if self.reconstruction_loss == "masked" and not masks_blocks:
             raise ValueError("reconstruction_loss: masked needs disruption mae; the others mask no voxels")
         check_heads(self.embed_dim, self.heads)
+        self._check_probe()
         return self
+
+    def _check_probe(self) -> None:
+        probes = self.probe_every not in (0, "0 epochs")
+        if probes and self.strategy == "fsdp":
+            raise ValueError("probe_every: not with strategy fsdp, of which no process has the whole network")
+        if self.probe_task is not None and not probes:
+            raise ValueError(
+                "probe_task: nothing is probed with probe_every 0; give --probe-every too, or --probe-task none"
+            )
 
     def kept(self) -> dict[str, Any]:
         """What decides the network, its parameters and which of them learn, by setting."""
