@@ -103,7 +103,7 @@ class VoxelProbe:
     def _test(
         self, number: int, encode: Encode, ridges: Mapping[str, Ridge], device: torch.device
     ) -> dict[str, float]:
-        """Mean Dice of a case by level. Scores are interpolated, as the features they are linear in would be."""
+        """Mean Dice of a case by level. Scores are interpolated, being linear in the features."""
         counts = {name: torch.zeros(self.classes - 1, 3, dtype=torch.float64) for name in ridges}
         for window in self._windows(number):
             maps, label = encode(window.image.to(device)), window.label.to(device)
@@ -153,7 +153,7 @@ def case_windows(shape: Sequence[int], labelled: np.ndarray, roi: int) -> list[C
 
 
 def draw_voxels(labels: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-    """About `count` places (n, ndim) in an array of classes: half background, the rest evenly of the others."""
+    """About `count` places (n, ndim) in an array of classes: half background, half evenly of the others."""
     flat = labels.ravel()
     there = np.unique(flat)
     foreground = there[there > 0]

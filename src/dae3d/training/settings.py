@@ -149,7 +149,7 @@ class PretrainSettings(RunSettings):
             raise ValueError("probe_every: not with strategy fsdp, of which no process has the whole network")
         if self.probe_task is not None and not probes:
             raise ValueError(
-                "probe_task: nothing is probed with probe_every 0; give --probe-every too, or --probe-task none"
+                "probe_task: of no use with probe_every 0; give --probe-every too, or --probe-task none"
             )
 
     def kept(self) -> dict[str, Any]:
