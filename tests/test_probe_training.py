@@ -1,5 +1,8 @@
 """Probing within `pretrain`: it changes nothing of the training, and its rows are those of `check`."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,7 +10,12 @@ from safetensors.torch import load_file
 import dae3d
 from dae3d.errors import SettingsError
 from dae3d.metrics import read_metrics
+from dae3d.models.swin_unetr import SwinUNETR
+from dae3d.probing.measure import probe_of_run
+from dae3d.store.examine import AS_ACQUIRED
 from dae3d.training.callbacks import find_checkpoints
+from dae3d.training.data import training_data
+from dae3d.training.pretraining import Pretraining
 from dae3d.training.settings import PretrainSettings
 
 MEASURED_TIME = "train/samples_per_second"
@@ -102,6 +110,33 @@ def test_check_finds_what_the_last_probe_found(tiny_store, tiny_task, tiny_setti
     # The first random network is the one that the run began with.
     start = rows(run, probes=True)
     assert found.random.keys() == {name.removeprefix("probe/dice/") for step, name in start if "dice" in name}
+
+
+def test_a_probe_draws_no_random_number_and_changes_no_weight(tiny_store, tiny_task, tiny_settings, tmp_path):
+    settings = PretrainSettings(
+        data=tiny_store, out=tmp_path / "run", probe_every=1, probe_task=tiny_task, **tiny_settings
+    )
+    probe = probe_of_run(settings, training_data(settings, 1))
+    network = SwinUNETR(settings.architecture())
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    assert probe(network, torch.device("cpu"))["probe/dice/all"] > 0
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+    assert random.getstate() == states[2]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert network.training
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_the_time_of_a_probe_is_not_training(tmp_path, monkeypatch):
+    settings = PretrainSettings(data=tmp_path, out=tmp_path)
+    module = Pretraining(settings, ["ct"], AS_ACQUIRED, tmp_path)
+    clock = iter([100.0, 103.5])
+    monkeypatch.setattr("dae3d.training.module.time.monotonic", lambda: next(clock))
+    with module.not_training():
+        pass
+    assert module._validation_seconds == 3.5
 
 
 @pytest.mark.parametrize(

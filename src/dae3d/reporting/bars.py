@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dae3d.reporting.curves import BOTTOM, LEFT, RIGHT, TOP, nice
 
-_GAP = 0.25  # of the width that a group has
+_GAP = 0.12  # of the width that a group has
 _LABEL = 14  # for the value above a bar
 
 

@@ -57,7 +57,7 @@ def probe_charts(run: Run) -> list[Chart | None]:
 def _shares(check: Check) -> BarChart | None:
     groups = [*_NAMES.values(), "all", "image"]
     values = [check.figures.share.get(name) for name in (*LEVELS, "all", "image")]
-    return bar_chart("L1 with a level swapped, +%", groups, {"share": values}, ".1f")
+    return bar_chart("L1 with a level swapped, +%", groups, {"share": values}, "z.1f")
 
 
 def _ranks(check: Check) -> BarChart | None:
