@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from dae3d.disrupt.batch import Disrupted, DisruptionSettings, sample_keys
+from dae3d.disrupt.batch import Disrupted, DisruptionSettings, clipped, sample_keys
 from dae3d.disrupt.block_mask import block_mask
 from dae3d.disrupt.downsample import downsample
 from dae3d.disrupt.local_mask import local_mask
@@ -58,6 +58,7 @@ __all__ = [
     "DISRUPTIONS",
     "Disrupted",
     "DisruptionSettings",
+    "clipped",
     "disrupt",
     "lowers_resolution",
     "masks_blocks",

@@ -1,5 +1,6 @@
 """What a disruption gives the network, and what a disruption may be told."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -41,6 +42,33 @@ class Disrupted:
     def token_mask(self) -> Tensor | None:
         """(B, 1, D/2, H/2, W/2) bool: tokens of masked blocks, whose embedding is the mask token."""
         return None if self.voxel_mask is None else self.voxel_mask[:, :, ::2, ::2, ::2]
+
+    def rows(self, rows: slice) -> "Disrupted":
+        """Some of the batch."""
+        channels, voxels = self.channel_keep, self.voxel_mask
+        return Disrupted(
+            self.image[rows],
+            self.keys[rows],
+            None if channels is None else channels[rows],
+            None if voxels is None else voxels[rows],
+        )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Disrupted]") -> "Disrupted":
+        """Batches of one disruption as one."""
+        channels = [part.channel_keep for part in parts if part.channel_keep is not None]
+        voxels = [part.voxel_mask for part in parts if part.voxel_mask is not None]
+        return cls(
+            torch.cat([part.image for part in parts]),
+            torch.cat([part.keys for part in parts]),
+            torch.cat(channels) if channels else None,
+            torch.cat(voxels) if voxels else None,
+        )
+
+
+def clipped(image: Tensor, limit: float | None) -> Tensor:
+    """The image with values of at most `limit`, and at least its negative."""
+    return image if limit is None else image.clamp(-limit, limit)
 
 
 def sample_keys(seed: int, samples: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class UnetrDecoder(nn.Module):
         return self.images(self.features(image, hidden), only_finest=True)[0]
 
     def images(self, features: Sequence[Tensor], only_finest: bool = False) -> list[Tensor]:
-        """What heads make of the features: (B, out_channels, ...) at full resolution, perhaps at 1/4 and 1/8."""
+        """What heads make of the features: (B, out_channels, ...) at full, perhaps at 1/4, 1/8 resolution."""
         if self.up_to == "full":
             return [self.head(features[0])]
         heads = self.repair_heads[:1] if only_finest else self.repair_heads

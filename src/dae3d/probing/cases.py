@@ -1,6 +1,6 @@
 """Labelled cases for the voxel probe: prepared as for fine-tuning, seen in a few windows each."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from dae3d.errors import Dae3dError
 from dae3d.inference.embed import window_corners
 from dae3d.probing.figures import Labelled
 from dae3d.probing.levels import ALL, LEVELS
-from dae3d.probing.voxels import at_voxels, fit_ridge, look_up, mean_dice, overlaps
+from dae3d.probing.voxels import Ridge, at_voxels, fit_ridge, look_up, mean_dice, overlaps
 from dae3d.scans.task import read_task
 from dae3d.settings import resolve
 from dae3d.store.recipe import CaseRecipe
@@ -22,6 +22,7 @@ from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.sampling import philox
 from dae3d.training.settings import PretrainSettings
 
+CASES = "cases"  # folder in a run for the prepared ones
 TRAIN_CASES = 4
 TEST_CASES = 30
 WINDOWS = 8  # of a case at most
@@ -39,6 +40,15 @@ class Window:
 
     image: Tensor
     label: Tensor
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """Voxels of a case: `features` of each level (n, F), classes, and how many voxels each stands for."""
+
+    features: list[Tensor]
+    label: Tensor
+    stand_for: Tensor
 
 
 class VoxelProbe:
@@ -76,56 +86,49 @@ class VoxelProbe:
             encode: images (1, C, D, H, W) to five feature maps.
             device: where it is.
         """
-        features: list[list[Tensor]] = []
-        labels: list[Tensor] = []
-        for number in self.training:
-            features_of_case, label = self._to_fit_on(number, encode, device)
-            features.append(features_of_case)
-            labels.append(label)
-        if not all(torch.isfinite(feature).all() for case in features for feature in case):
+        cases = [self._to_fit_on(number, encode, device) for number in self.training]
+        if not all(torch.isfinite(feature).all() for case in cases for feature in case.features):
             return {}
-        ridges = [
-            fit_ridge([case[level] for case in features], labels, self.classes)
-            for level in range(len(LEVELS))
-        ]
-        whole = fit_ridge([torch.cat(case, 1) for case in features], labels, self.classes)
-        sizes = [case.shape[1] for case in features[0]]
-        parts = whole.weight.split(sizes)
-        dice: dict[str, list[float]] = {name: [] for name in (*LEVELS, ALL)}
-        for number in self.tested:
-            counts = {name: torch.zeros(self.classes - 1, 3, dtype=torch.int64) for name in dice}
-            for window in self._windows(number):
-                maps = encode(window.image.to(device))
-                together: Tensor | None = None
-                label = window.label.to(device)
-                for name, feature, ridge, part in zip(LEVELS, maps, ridges, parts, strict=True):
-                    scores = at_voxels(ridge.scores(feature), label.shape)
-                    counts[name] += overlaps(scores.argmax(1)[0], label, self.classes).cpu()
-                    share = type(ridge)(part, torch.zeros(self.classes)).scores(feature)
-                    share = at_voxels(share, label.shape)
-                    together = share if together is None else together + share
-                assert together is not None
-                together += whole.bias.to(together).view(1, -1, 1, 1, 1)
-                counts[ALL] += overlaps(together.argmax(1)[0], label, self.classes).cpu()
-            for name, count in counts.items():
-                dice[name].append(mean_dice(count))
-        return {name: float(np.nanmean(values)) for name, values in dice.items()}
+        labels, stand_for = [case.label for case in cases], [case.stand_for for case in cases]
+        ridges = {
+            name: fit_ridge([case.features[level] for case in cases], labels, stand_for, self.classes)
+            for level, name in enumerate(LEVELS)
+        }
+        ridges[ALL] = fit_ridge(
+            [torch.cat(case.features, 1) for case in cases], labels, stand_for, self.classes
+        )
+        tested = [self._test(number, encode, ridges, device) for number in self.tested]
+        return {name: float(np.nanmean([dice[name] for dice in tested])) for name in ridges}
 
-    def _to_fit_on(self, number: int, encode: Encode, device: torch.device) -> tuple[list[Tensor], Tensor]:
-        """Features of each level (n, F) at voxels drawn from a case's windows, and their classes (n,)."""
+    def _test(
+        self, number: int, encode: Encode, ridges: Mapping[str, Ridge], device: torch.device
+    ) -> dict[str, float]:
+        """Mean Dice of a case by level. Scores are interpolated, being linear in the features."""
+        counts = {name: torch.zeros(self.classes - 1, 3, dtype=torch.float64) for name in ridges}
+        for window in self._windows(number):
+            maps, label = encode(window.image.to(device)), window.label.to(device)
+            together = at_voxels(ridges[ALL].parts([each.shape[1] for each in maps]), maps, label.shape)
+            scores = {ALL: together}
+            for name, feature in zip(LEVELS, maps, strict=True):
+                scores[name] = at_voxels([ridges[name]], [feature], label.shape)
+            for name, found in scores.items():
+                counts[name] += overlaps(found.argmax(1)[0], label, self.classes).cpu()
+        return {name: mean_dice(count) for name, count in counts.items()}
+
+    def _to_fit_on(self, number: int, encode: Encode, device: torch.device) -> "_Fitted":
+        """Voxels drawn from a case's windows."""
         windows = list(self._windows(number))
         labels = torch.stack([window.label for window in windows])
-        drawn = draw_voxels(labels.numpy(), VOXELS, philox(self.seed, _VOXELS, number))
+        drawn = torch.from_numpy(draw_voxels(labels.numpy(), VOXELS, philox(self.seed, _VOXELS, number)))
+        label = labels[tuple(drawn.T)]
+        often, of_drawn = (torch.bincount(each.flatten(), minlength=self.classes) for each in (labels, label))
         found: list[list[Tensor]] = [[] for _ in LEVELS]
-        classes = []
         for place, window in enumerate(windows):
-            where = torch.from_numpy(drawn[drawn[:, 0] == place][:, 1:])
-            if not len(where):
-                continue
-            classes.append(window.label[tuple(where.T)])
-            for level, feature in enumerate(encode(window.image.to(device))):
-                found[level].append(look_up(feature[0], where, window.label.shape).cpu())
-        return [torch.cat(parts) for parts in found], torch.cat(classes)
+            where = drawn[drawn[:, 0] == place][:, 1:]
+            if len(where):
+                for level, feature in enumerate(encode(window.image.to(device))):
+                    found[level].append(look_up(feature[0], where, window.label.shape).cpu())
+        return _Fitted([torch.cat(parts) for parts in found], label, (often / of_drawn)[label])
 
     def _windows(self, number: int) -> Iterator[Window]:
         store, size = self.data.store, (self.roi,) * 3
@@ -150,7 +153,7 @@ def case_windows(shape: Sequence[int], labelled: np.ndarray, roi: int) -> list[C
 
 
 def draw_voxels(labels: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-    """About `count` places (n, ndim) in an array of classes: half background, the others evenly of the rest."""
+    """About `count` places (n, ndim) in an array of classes: half background, half evenly of the others."""
     flat = labels.ravel()
     there = np.unique(flat)
     foreground = there[there > 0]

@@ -16,22 +16,21 @@ from dae3d.files import write_text
 from dae3d.inference.device import pick_device
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.models.weights import load
-from dae3d.probing.cases import TEST_CASES, TRAIN_CASES, voxel_probe
-from dae3d.probing.crops import probe_crops
+from dae3d.probing.cases import CASES, TEST_CASES, TRAIN_CASES
 from dae3d.probing.figures import Check
-from dae3d.probing.measure import Probe
+from dae3d.probing.measure import Probe, make_probe
 from dae3d.probing.table import show
 from dae3d.probing.verdict import verdict
 from dae3d.reporting.run import load_run
 from dae3d.scans.modality import Label
 from dae3d.settings import Positional, Settings, resolve, verb
-from dae3d.training.data import TrainingData, training_data
+from dae3d.training.data import training_data
 from dae3d.training.settings import PretrainSettings
 
 log = logging.getLogger(__name__)
 
 CHECK = "check.json"
-CASES = "cases"  # folder in a run
+RANDOM = 3  # networks with random weights
 
 
 class CheckSettings(Settings):
@@ -66,7 +65,7 @@ class CheckSettings(Settings):
 
 @verb
 def check(settings: CheckSettings) -> Check:
-    """Say what pre-training has taught each level of the encoder, by fixed crops and, if given, labelled cases.
+    """Say what pre-training has taught each level of the encoder, on fixed crops and labelled cases, if any.
 
     Prints a table and a verdict, and writes all of it to RUN/check.json, which `dae3d report` shows.
 
@@ -153,15 +152,6 @@ def _probe(settings: CheckSettings, run: PretrainSettings) -> Probe:
     )
 
 
-def make_probe(
-    run: PretrainSettings, data: TrainingData, task: Path | None, store: Path, seed: int, **cases: Any
-) -> Probe:
-    """The probe of a run; `store` is for the prepared cases of `task`, `cases` as of `voxel_probe`."""
-    preparation = data.store.scans.header.preparation
-    voxels = None if task is None else voxel_probe(task, run, preparation, store, seed, **cases)
-    return Probe(run, probe_crops(data, run), voxels)
-
-
 def _placed(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     # 3^3 convolutions are up to twice as fast with the channels innermost.
     move: Callable[..., torch.nn.Module] = network.to
@@ -171,10 +161,15 @@ def _placed(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 def _with_random_weights(
     probe: Probe, network: SwinUNETR, seed: int, device: torch.device
 ) -> dict[str, float]:
-    """The voxel probe of the same network with weights drawn by the seed, as a run's are at its start."""
-    if probe.voxels is None:
-        return {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        drawn = SwinUNETR(network.architecture, axes=network.encoder.axes)
-    return probe.voxel_dice(_placed(drawn, device), device)
+    """The voxel probe of the same network with random weights: the mean of `RANDOM` draws.
+
+    The first is what a run with this seed begins with.
+    """
+    found: dict[str, list[float]] = {}
+    for draw in range(RANDOM if probe.voxels else 0):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + draw)
+            drawn = SwinUNETR(network.architecture, axes=network.encoder.axes)
+        for name, dice in probe.voxel_dice(_placed(drawn, device), device).items():
+            found.setdefault(name, []).append(dice)
+    return {name: sum(values) / len(values) for name, values in found.items()}

@@ -9,7 +9,7 @@ LEVELS = tuple(f"level{number}" for number in range(5))  # the tokens, then the 
 ALL, IMAGE = "all", "image"
 NOTHING = "nothing"
 
-Decode = Callable[[Tensor, list[Tensor]], Tensor]
+Decode = Callable[[Tensor, list[Tensor], slice], Tensor]
 
 
 def partners(scans: Sequence[int]) -> list[int | None]:
@@ -39,7 +39,7 @@ def swap_errors(
     (`with_intensity_of`).
 
     Args:
-        decode: (b, C, D, H, W) and its feature maps to the repaired image.
+        decode: (b, C, D, H, W), its feature maps and their place in the batch to the repaired image.
         error: of repaired crops (b, C, D, H, W), and their place in the batch: (b,).
         image: (B, C, D, H, W), what is repaired.
         hidden: the five maps of the batch, (B, ...) each.
@@ -60,7 +60,7 @@ def swap_errors(
             trials[name] = (own, [*maps[:number], others[number], *maps[number + 1 :]])
         trials[IMAGE] = (with_intensity_of(own, image[partner[rows]]), maps)
         for name, given in trials.items():
-            found.setdefault(name, []).append(error(decode(*given), rows))
+            found.setdefault(name, []).append(error(decode(*given, rows), rows))
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 

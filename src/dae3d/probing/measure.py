@@ -1,23 +1,25 @@
-"""The figures of a network that repairs, on fixed crops. Nothing of it changes: no weight, no random number."""
+"""The figures of a network that repairs, on fixed crops. No weight changes, and no random number is drawn."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dae3d.disrupt import disrupt
-from dae3d.objectives.reconstruction import reconstruction_loss
-from dae3d.probing.cases import VoxelProbe
-from dae3d.probing.crops import SWAPPED, ProbeCrops
+from dae3d.disrupt import Disrupted, clipped, disrupt
+from dae3d.probing.cases import CASES, VoxelProbe, voxel_probe
+from dae3d.probing.crops import SWAPPED, ProbeCrops, probe_crops
 from dae3d.probing.features import Covariance, cosines, mean_cosines, nearest_modality
 from dae3d.probing.figures import Figures
 from dae3d.probing.levels import LEVELS, NOTHING, partners, shares, swap_errors
-from dae3d.training.batch import Sample
+from dae3d.training.data import TrainingData
 from dae3d.training.settings import PretrainSettings
+
+Computing = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,20 @@ class Probe:
     crops: ProbeCrops
     voxels: VoxelProbe | None = None
 
-    def measure(self, network: Any, device: torch.device) -> Figures:
-        """All figures of a `SwinUNETR` that is on the device."""
+    def measure(self, network: Any, device: torch.device, computing: Computing = nullcontext) -> Figures:
+        """All figures of a `SwinUNETR` that is on the device; its own work is done within `computing()`."""
         with at_rest(network), torch.no_grad():
-            found = self._crops(network, device)
+            given = _Network(network, computing)
+            found = self._crops(given, device)
             if self.voxels is not None:
-                found["dice"] = self.voxels.dice(network.encode, device)
+                found["dice"] = self.voxels.dice(given.encode, device)
         return Figures.model_validate(found)
+
+    def rows(
+        self, network: Any, device: torch.device, computing: Computing = nullcontext
+    ) -> dict[str, float]:
+        """The figures as metrics of a run."""
+        return self.measure(network, device, computing).rows()
 
     def voxel_dice(self, network: Any, device: torch.device) -> dict[str, float]:
         """The voxel probe alone."""
@@ -49,7 +58,7 @@ class Probe:
         with at_rest(network), torch.no_grad():
             return self.voxels.dice(network.encode, device)
 
-    def _crops(self, network: Any, device: torch.device) -> dict[str, Any]:
+    def _crops(self, network: "_Network", device: torch.device) -> dict[str, Any]:
         covariances = [Covariance() for _ in LEVELS]
         channels: dict[str, int] = {}
         pooled: dict[int, np.ndarray] = {}
@@ -60,7 +69,7 @@ class Probe:
             for name, covariance, level in zip(LEVELS, covariances, group.hidden, strict=True):
                 covariance.add(level)
                 channels[name] = level.shape[1]
-            pooled |= dict(zip(places, network.pooled(group.hidden).float().cpu().numpy(), strict=True))
+            pooled |= dict(zip(places, group.pooled.float().cpu().numpy(), strict=True))
             if swapped < SWAPPED:
                 for name, each in self._swapped(network, places, group).items():
                     errors.setdefault(name, []).append(each)
@@ -77,34 +86,38 @@ class Probe:
             **self._pooled(np.stack([pooled[place] for place in sorted(pooled)])),
         }
 
-    def _encoded(self, network: Any, places: list[int], device: torch.device) -> "_Group":
+    def _encoded(self, network: "_Network", places: list[int], device: torch.device) -> "_Group":
         parts: list[_Group] = []
-        for batch in self.crops.read(places, self.settings.batch_size, device):
-            s = self.settings
-            disrupted = disrupt(
-                s.disruption, batch["image"], s.seed, batch["sample"], s.disruption_settings()
-            )
+        s = self.settings
+        for batch in self.crops.read(places, s.batch_size, device):
+            clean = clipped(batch["image"], s.clip_intensity)
+            disrupted = disrupt(s.disruption, clean, s.seed, batch["sample"], s.disruption_settings())
             hidden = network.encode(disrupted.image, disrupted.channel_keep, disrupted.token_mask)
-            parts.append(_Group(batch, disrupted.image, disrupted.voxel_mask, hidden))
+            compared = network.encode(clean) if s.contrastive_view == "clean" else hidden
+            parts.append(_Group(clean, batch["inside"], disrupted, hidden, network.pooled(compared)))
         return _Group.of(parts)
 
-    def _swapped(self, network: Any, places: list[int], group: "_Group") -> dict[str, Tensor]:
+    def _swapped(self, network: "_Network", places: list[int], group: "_Group") -> dict[str, Tensor]:
         """Errors of those of a group that have a partner, none where there are no others' crops."""
         partner = partners([self.crops.crops[place].scan for place in places])
         if None in partner:
             return {}
-        masked = self.settings.reconstruction_loss == "masked" and group.mask is not None
+        loss = self.settings.repair_loss()
+
+        def decode(image: Tensor, hidden: list[Tensor], rows: slice) -> Tensor:
+            return network.decode(image, hidden, group.disrupted.rows(rows).token_mask)
 
         def error(repaired: Tensor, rows: slice) -> Tensor:
-            mask = group.mask[rows] if masked and group.mask is not None else None
-            return reconstruction_loss(repaired, group.batch["image"][rows], mask).cpu()
+            return loss.total([repaired], group.clean[rows], group.inside[rows], group.disrupted.rows(rows))[
+                1
+            ].cpu()
 
         return swap_errors(
-            network.decode,
+            decode,
             error,
-            group.image,
+            group.disrupted.image,
             group.hidden,
-            torch.tensor(partner, device=group.image.device),
+            torch.tensor(partner, device=group.clean.device),
             self.settings.batch_size,
         )
 
@@ -124,23 +137,64 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Crops that are swapped among each other: clean (`batch`), disrupted (`image`), and feature maps."""
+class _Network:
+    """A `SwinUNETR` whose passes run within a context, of autocast say; what is computed of them does not."""
 
-    batch: Sample
-    image: Tensor
-    mask: Tensor | None
+    network: Any
+    computing: Computing
+
+    def encode(self, *given: Tensor | None) -> list[Tensor]:
+        with self.computing():
+            return list(self.network.encode(*given))
+
+    def decode(self, image: Tensor, hidden: list[Tensor], token_mask: Tensor | None) -> Tensor:
+        with self.computing():
+            return torch.as_tensor(self.network.decode(image, hidden, token_mask))
+
+    def pooled(self, hidden: list[Tensor]) -> Tensor:
+        with self.computing():
+            return torch.as_tensor(self.network.pooled(hidden))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Crops that are swapped among each other, and the features (B, F) that the contrastive loss compares."""
+
+    clean: Tensor
+    inside: Tensor
+    disrupted: Disrupted
     hidden: list[Tensor]
+    pooled: Tensor
 
     @classmethod
     def of(cls, parts: list["_Group"]) -> "_Group":
-        masks = [part.mask for part in parts if part.mask is not None]
         return cls(
-            {name: torch.cat([part.batch[name] for part in parts]) for name in parts[0].batch},
-            torch.cat([part.image for part in parts]),
-            torch.cat(masks) if masks else None,
+            torch.cat([part.clean for part in parts]),
+            torch.cat([part.inside for part in parts]),
+            Disrupted.joined([part.disrupted for part in parts]),
             [torch.cat(levels) for levels in zip(*(part.hidden for part in parts), strict=True)],
+            torch.cat([part.pooled for part in parts]),
         )
+
+
+def make_probe(
+    run: PretrainSettings, data: TrainingData, task: Path | None, store: Path, seed: int, **cases: Any
+) -> Probe:
+    """The probe of a run; `store` is for the prepared cases of `task`, `cases` as of `voxel_probe`."""
+    preparation = data.store.scans.header.preparation
+    voxels = None if task is None else voxel_probe(task, run, preparation, store, seed, **cases)
+    return Probe(run, probe_crops(data, run), voxels)
+
+
+def probe_of_run(settings: PretrainSettings, data: TrainingData) -> Callable[..., dict[str, float]] | None:
+    """What `--probe-every` measures, None where it is 0; cases of --probe-task are prepared.
+
+    Raises:
+        Dae3dError: where these cannot be used.
+    """
+    if int(settings.probe_every) == 0:
+        return None
+    return make_probe(settings, data, settings.probe_task, settings.out / CASES, settings.seed).rows
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def _levels(check: Check) -> Table:
         label = _NAMES.get(name) or (f"{number} (tokens)" if number == 0 else f"{number} (stage {number})")
         cells = [
             str(figures.channels.get(name, "")),
-            _figure(figures.share.get(name), "+.1f", " %"),
+            _figure(figures.share.get(name), "+z.1f", " %"),
             _figure(figures.rank.get(name), ".1f"),
         ]
         if check.labelled:

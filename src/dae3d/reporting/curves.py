@@ -86,7 +86,7 @@ def chart(
     return Chart(
         title=f"{title} (log scale)" if log else title,
         lines=lines,
-        x_ticks=[(round(float(x(step)), 1), _count(step)) for step in _nice(0, max(last, 1), 4)],
+        x_ticks=[(round(float(x(step)), 1), _count(step)) for step in nice(0, max(last, 1), 4)],
         y_ticks=[(round(float(y(v)), 1), f"{v:.4g}") for v in y_values],
         words=f"{title}. " + "; ".join(_in_words(name, s) for name, s in drawn.items()) + ".",
     )
@@ -119,7 +119,7 @@ def _linear_axis(values: np.ndarray) -> tuple[float, float, list[float]]:
     low, high = float(values.min()), float(values.max())
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     low, high = (low if low == 0 else low - margin), high + margin
-    return low, high, _nice(low, high, 5)
+    return low, high, nice(low, high, 5)
 
 
 def _log_axis(values: np.ndarray) -> tuple[float, float, list[float]]:
@@ -130,7 +130,7 @@ def _log_axis(values: np.ndarray) -> tuple[float, float, list[float]]:
     return low, high, [tick for tick in ticks if low <= tick <= high]
 
 
-def _nice(low: float, high: float, about: int) -> list[float]:
+def nice(low: float, high: float, about: int) -> list[float]:
     """Round numbers from low to high, around `about` of them."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))

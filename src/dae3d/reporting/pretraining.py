@@ -6,6 +6,7 @@ from dae3d.reporting import curves
 from dae3d.reporting.comparison import MEASURES, compare
 from dae3d.reporting.curves import Chart, chart
 from dae3d.reporting.html import fill
+from dae3d.reporting.probes import probe_charts, section
 from dae3d.reporting.run import Picture, Run
 from dae3d.reporting.run_page import both, facts, optimisation, steps, without_gaps
 from dae3d.reporting.summary import missing, summary
@@ -31,6 +32,7 @@ def render(run: Run) -> str:
         picture_columns="clean, disrupted, repaired and error",
         pictures={name: steps(shown, measured(run, name, shown)) for name, shown in run.pictures.items()},
         comparisons=comparisons,
+        probed=section(run),
         measures=MEASURES,
         taken_from_training=[name for name, v in run.record.validation.items() if v.split == "train"],
     )
@@ -51,6 +53,7 @@ def chart_groups(run: Run) -> dict[str, list[Chart]]:
             ],
             "L1 by modality": [both(run, f"L1, {name}", f"l1/{name}") for name in run.modalities],
             "Repair of the validation crops": [by_modality("PSNR, dB", "psnr"), by_modality("SSIM", "ssim")],
+            "What the levels carry": probe_charts(run),
             "Optimisation": optimisation(run),
         }
     )

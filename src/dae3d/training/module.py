@@ -3,6 +3,8 @@
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -142,6 +144,15 @@ class TrainingModule(lightning.LightningModule, ABC):
     def on_validation_epoch_end(self) -> None:
         """Stop that clock."""
         self._validation_seconds += time.monotonic() - self._validation_start
+
+    @contextmanager
+    def not_training(self) -> Iterator[None]:
+        """Time spent within does not count as training."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._validation_seconds += time.monotonic() - start
 
     def record(self, row: dict[str, float]) -> None:
         """Write a row of metrics at this step, and show it in the progress bar."""

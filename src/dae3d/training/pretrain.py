@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from dae3d.probing.measure import probe_of_run
 from dae3d.settings import verb
 from dae3d.training.callbacks import step_of
 from dae3d.training.data import CropLoaders, TrainingData, training_data
@@ -49,6 +50,7 @@ def pretrain(settings: PretrainSettings) -> Path:
     about = {"kind": "pretrain", "disruption": settings.disruption, **data.about()}
     legs = legs_of(settings.out, about, resumed_at)
     module.baselines_due = baselines_due(settings.out, legs)
+    module.probe = probe_of_run(settings, data)
     train(
         settings,
         module,

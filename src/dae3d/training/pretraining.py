@@ -1,12 +1,14 @@
 """The training step of pre-training: disrupt, repair, compare; and its validation on fixed crops."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dae3d.disrupt import Disrupted, disrupt, lowers_resolution, masks_blocks, sample_keys
+from dae3d.disrupt import Disrupted, clipped, disrupt, lowers_resolution, masks_blocks, sample_keys
 from dae3d.disrupt.jitter import jitter
 from dae3d.disrupt.skips import drop_skips
 from dae3d.evaluation.quality import image_quality
@@ -60,6 +62,7 @@ class Pretraining(TrainingModule):
             self.projections = Projections([settings.embed_dim, 2 * settings.embed_dim])
         self.baselines_due = False  # before the next validation crops are repaired trivially, too
         self._validated: list[dict[str, Tensor]] = []
+        self.probe: Callable[..., dict[str, float]] | None = None  # of a network, its device and how it runs
 
     def header(self) -> dict[str, Any]:
         """The modalities, by number, how scans were prepared, and their voxel size."""
@@ -86,11 +89,9 @@ class Pretraining(TrainingModule):
 
     def _disrupt(self, batch: Sample) -> tuple[Tensor, Disrupted]:
         """The clean crops and the disrupted ones."""
-        s, image = self.settings, batch["image"]
+        s = self.settings
         keys = sample_keys(s.seed, batch["sample"])
-        if s.clip_intensity is not None:
-            image = image.clamp(-s.clip_intensity, s.clip_intensity)
-        clean = jitter(image, batch["inside"], keys, s.intensity_jitter)
+        clean = jitter(clipped(batch["image"], s.clip_intensity), batch["inside"], keys, s.intensity_jitter)
         return clean, disrupt(s.disruption, clean, s.seed, batch["sample"], self.strengths)
 
     def _dense(self, features: list[Tensor], origin: Tensor, keys: Tensor) -> Tensor:
@@ -147,6 +148,35 @@ class Pretraining(TrainingModule):
             if count:
                 row[f"train/l1/{name}"] = total / count
         return row, sum(samples)
+
+    # Probing
+
+    def on_train_start(self) -> None:
+        """Probe the network as it begins, too."""
+        if self.global_step == 0:
+            self._probe()
+        super().on_train_start()
+
+    def end_step(self) -> None:
+        """Probe when it is time, before anything of this step is saved."""
+        super().end_step()
+        every = int(self.settings.probe_every)
+        if every and self.global_step % every == 0:
+            self._probe()
+
+    def _probe(self) -> None:
+        """Record what the levels of the encoder carry; every rank finds the same."""
+        if self.probe is not None:
+            with self.not_training():
+                self.record(self.probe(self.evaluated, self.device, self._computing))
+
+    def _computing(self) -> AbstractContextManager[Any]:
+        """In the run's precision, as validation is, and without what was compiled for training."""
+        contexts = ExitStack()
+        contexts.enter_context(self.trainer.precision_plugin.forward_context())
+        if self.settings.compile == "on":
+            contexts.enter_context(torch.compiler.set_stance("force_eager"))
+        return contexts
 
     # Validation
 

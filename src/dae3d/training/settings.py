@@ -13,7 +13,17 @@ from dae3d.models.windows import WindowEdges
 from dae3d.objectives.repair import RepairLoss
 from dae3d.settings import Group
 from dae3d.store.intensity import ScalingRules
-from dae3d.training.run_settings import DATA, NETWORK, RECORD, WINDOW_EDGES, RunSettings, check_heads
+from dae3d.training.run_settings import (
+    DATA,
+    NETWORK,
+    RECORD,
+    WINDOW_EDGES,
+    Duration,
+    RunSettings,
+    check_heads,
+)
+
+PROBE_EVERY = 0
 
 DISRUPTION = Group("disruption")
 OBJECTIVES = Group("objectives")
@@ -32,6 +42,7 @@ class PretrainSettings(RunSettings):
     """Everything that decides a pre-training run."""
 
     configs: ClassVar[str] = "pretrain"
+    durations: ClassVar[tuple[str, ...]] = (*RunSettings.durations, "probe_every")
     # The published recipe has the same.
     earlier: ClassVar[dict[str, Any]] = {
         **RunSettings.earlier,
@@ -47,6 +58,7 @@ class PretrainSettings(RunSettings):
         "contrastive_view": "disrupted",
         "dense_weight": 0.0,
         "intensity_jitter": 0.0,
+        "probe_every": 0,
     }
 
     data: Path = Field(description="store made by `dae3d prepare`")
@@ -198,6 +210,15 @@ class PretrainSettings(RunSettings):
     )
 
     val_crops: Annotated[int, RECORD] = Field(4, ge=1, description="fixed validation crops of each modality")
+    probe_every: Annotated[Duration, RECORD] = Field(
+        PROBE_EVERY,
+        description="steps (or epochs) between measurements of what each level of the encoder carries, as by "
+        "`dae3d check`; 0: none",
+    )
+    probe_task: Annotated[Path | None, RECORD] = Field(
+        None,
+        description="list of labelled cases, as of `dae3d finetune`, for the voxel probe of --probe-every",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -214,12 +235,22 @@ class PretrainSettings(RunSettings):
                 "two crops of a scan; or leave that out, with dense_weight 0"
             )
         check_heads(self.embed_dim, self.heads)
+        self._check_probe()
         return self
 
     @property
     def pairs(self) -> bool:
         """Whether crops come in pairs of one scan."""
         return self.dense_weight > 0
+
+    def _check_probe(self) -> None:
+        probes = self.probe_every not in (0, "0 epochs")
+        if probes and self.strategy == "fsdp":
+            raise ValueError("probe_every: not with strategy fsdp, of which no process has the whole network")
+        if self.probe_task is not None and not probes:
+            raise ValueError(
+                "probe_task: of no use with probe_every 0; give --probe-every too, or --probe-task none"
+            )
 
     def kept(self) -> dict[str, Any]:
         """What decides the network, its parameters and which of them learn, by setting."""

@@ -1,0 +1,92 @@
+"""What was probed of a pre-training run: the section on `check`, and the curves of `--probe-every`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from dae3d.probing.figures import Check
+from dae3d.reporting.bars import BarChart, bar_chart
+from dae3d.reporting.curves import Chart, chart
+from dae3d.reporting.run import Run
+
+LEVELS = tuple(f"level{number}" for number in range(5))
+_NAMES = {name: name.removeprefix("level") for name in LEVELS}
+_COSINES = {"within": "one modality", "between": "two modalities", "scan": "one scan"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """What `check.json` says, drawn."""
+
+    check: Check
+    heading: str
+    charts: list[BarChart]
+    facts: dict[str, str]
+
+
+def section(run: Run) -> Section | None:
+    """The section on a check, None where there was none, or its file cannot be read."""
+    try:
+        check = Check.model_validate_json((run.folder / "check.json").read_text())
+    except (OSError, ValidationError, UnicodeDecodeError):
+        return None
+    weights = f"{check.weights} weights" if check.weights else "weights"
+    step = "" if check.step is None else f", step {check.step}"
+    charts = [_shares(check), _ranks(check), _dice(check)]
+    return Section(check, weights + step, [c for c in charts if c is not None], _facts(check))
+
+
+def probe_charts(run: Run) -> list[Chart | None]:
+    """Curves of `--probe-every`."""
+
+    def of(title: str, measure: str, names: dict[str, str]) -> Chart | None:
+        series = {label: run.metrics.get(f"probe/{measure}/{name}") for name, label in names.items()}
+        return chart(title, series, smooth=False)
+
+    levels = {name: f"level {number}" for name, number in _NAMES.items()}
+    return [
+        of("L1 with a level swapped, +%", "share", {**levels, "all": "all levels", "image": "image skip"}),
+        of("Effective rank", "rank", levels),
+        of("Mean cosine of pooled features", "cosine", _COSINES),
+        chart("Nearest crop of the same modality", {"share": run.metrics.get("probe/nearest")}, smooth=False),
+        of("Voxel probe, Dice", "dice", {**levels, "all": "all levels"}),
+    ]
+
+
+def _shares(check: Check) -> BarChart | None:
+    groups = [*_NAMES.values(), "all", "image"]
+    values = [check.figures.share.get(name) for name in (*LEVELS, "all", "image")]
+    return bar_chart("L1 with a level swapped, +%", groups, {"share": values}, "z.1f")
+
+
+def _ranks(check: Check) -> BarChart | None:
+    figures = check.figures
+    groups = [f"{n} of {figures.channels.get(name, '?')}" for name, n in _NAMES.items()]
+    return bar_chart(
+        "Effective rank, of channels", groups, {"rank": [figures.rank.get(name) for name in LEVELS]}, ".1f"
+    )
+
+
+def _dice(check: Check) -> BarChart | None:
+    def of(dice: dict[str, float]) -> Sequence[float | None]:
+        return [dice.get(name) for name in (*LEVELS, "all")]
+
+    series = {"pre-trained": of(check.figures.dice), "random weights": of(check.random)}
+    return bar_chart("Voxel probe, Dice", [*_NAMES.values(), "all"], series, ".2f")
+
+
+def _facts(check: Check) -> dict[str, str]:
+    figures, cosine = check.figures, check.figures.cosine
+    facts = {f"mean cosine, two crops of {words}": cosine.get(name) for name, words in _COSINES.items()}
+    found = {name: f"{value:.3f}" for name, value in facts.items() if value is not None}
+    if figures.nearest is not None and figures.chance is not None:
+        found["nearest crop of another scan is of the same modality"] = (
+            f"{100 * figures.nearest:.0f} % of {figures.queries} crops (chance {100 * figures.chance:.0f} %)"
+        )
+    if check.labelled:
+        found["voxel probe"] = (
+            f"{check.labelled.task}: fitted on {len(check.labelled.fitted)} cases, tested on "
+            f"{check.labelled.tested}"
+        )
+    return found
