@@ -32,6 +32,7 @@ def swap_errors(
     hidden: Sequence[Tensor],
     partner: Tensor,
     together: int,
+    sees_image: bool = True,
 ) -> dict[str, Tensor]:
     """Errors of repairs, by what was taken from the partner: a level, all of them, the image, nothing.
 
@@ -45,9 +46,10 @@ def swap_errors(
         hidden: the five maps of the batch, (B, ...) each.
         partner: (B,) place of the crop whose map each crop gets.
         together: crops that are decoded at a time.
+        sees_image: whether the decoder has a skip from the image.
 
     Returns:
-        (B,) errors under `LEVELS`, "all", "image" and "nothing".
+        (B,) errors under `LEVELS`, "all", "nothing" and, where there is such a skip, "image".
     """
     found: dict[str, list[Tensor]] = {}
     for first in range(0, len(image), together):
@@ -58,7 +60,8 @@ def swap_errors(
         trials = {NOTHING: (own, maps), ALL: (own, others)}
         for number, name in enumerate(LEVELS):
             trials[name] = (own, [*maps[:number], others[number], *maps[number + 1 :]])
-        trials[IMAGE] = (with_intensity_of(own, image[partner[rows]]), maps)
+        if sees_image:
+            trials[IMAGE] = (with_intensity_of(own, image[partner[rows]]), maps)
         for name, given in trials.items():
             found.setdefault(name, []).append(error(decode(*given, rows), rows))
     return {name: torch.cat(parts) for name, parts in found.items()}

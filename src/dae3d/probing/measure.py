@@ -119,6 +119,7 @@ class Probe:
             group.hidden,
             torch.tensor(partner, device=group.clean.device),
             self.settings.batch_size,
+            sees_image=self.settings.repair_from == "full",
         )
 
     def _pooled(self, features: np.ndarray) -> dict[str, Any]:
