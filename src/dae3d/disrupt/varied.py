@@ -45,8 +45,8 @@ def varied_downsample(batch: Disrupted, settings: DisruptionSettings) -> Disrupt
 def varied_block_mask(batch: Disrupted, settings: DisruptionSettings) -> Disrupted:
     """Mask blocks of 4, 8, 16, ... voxels a side up to `block_size`, each size as often as another.
 
-    The share of masked blocks is drawn from 0 to `block_mask_ratio`. Image and tokens lose the same places, as
-    in `block_mask`.
+    The share of masked blocks is drawn from 0 to `block_mask_ratio`. Image and tokens lose the same places,
+    as in `block_mask`.
     """
     image = batch.image
     sizes = [size for size in _doublings(4, settings.block_size) if image.shape[2] % size == 0]
