@@ -72,7 +72,7 @@ class PretrainSettings(RunSettings):
     noise_variance: Annotated[float, DISRUPTION] = Field(
         0.1,
         ge=0,
-        description="variance of the noise, in normalised intensity; of varied the largest, relative to the crop",
+        description="variance of the noise, in normalised intensity; of varied the largest, relative",
     )
     downsample_factor: Annotated[int, DISRUPTION] = Field(
         4, ge=1, description="factor in each axis; of varied the largest"
