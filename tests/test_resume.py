@@ -41,11 +41,11 @@ def checkpoint(run, step):
 
 
 def test_new_rates_and_decay_are_those_of_the_next_step_and_of_the_record(finetuned, tmp_path):
-    # The run ended at a rate of 0. Its next step is step 8 of a cosine over 10, counted from 0.
+    # The run ended at a rate of 0. Its next step is step 8 of 10, counted from 0; the warm-up took two.
     run = copied(finetuned, tmp_path)
     new = {"lr": 1e-3, "weight_decay": 0.5, "max_steps": 10, "save_every": 1, "keep": 9}
     dae3d.finetune(out=run, resume=True, **new)
-    lr = 1e-3 * 0.5 * (1 + math.cos(math.pi * 8 / 10))
+    lr = 1e-3 * 0.5 * (1 + math.cos(math.pi * 6 / 8))
     assert rows(run)[9, "train/lr"] == pytest.approx(lr)
     saved = yaml.safe_load((run / "settings.yaml").read_text())
     assert {name: saved[name] for name in new} == new
