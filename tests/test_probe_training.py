@@ -1,6 +1,7 @@
 """Probing within `pretrain`: it changes nothing of the training, and its rows are those of `check`."""
 
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -69,16 +70,8 @@ def test_there_are_rows_of_every_figure_at_the_start_and_every_so_many_steps(pro
     assert found[0, "probe/share/all"] != found[14, "probe/share/all"]
 
 
-def test_a_resumed_run_has_the_rows_of_an_uninterrupted_one(
-    probed, tiny_store, tiny_task, tiny_settings, tmp_path
-):
-    settings = tiny_settings | {
-        "data": tiny_store,
-        "probe_every": 3,
-        "probe_task": tiny_task,
-        "max_steps": 14,
-    }
-    run = dae3d.pretrain(out=tmp_path / "run", **settings)
+def test_a_resumed_run_has_the_rows_of_an_uninterrupted_one(probed, tmp_path):
+    run = shutil.copytree(probed, tmp_path / "run")
     find_checkpoints(run / "checkpoints")[0].unlink()
     dae3d.pretrain(out=run, resume=True)
     for probes in (True, False):

@@ -55,7 +55,7 @@ def test_resolution_is_lost_by_factors_of_two_up_to_the_one_given():
 
 def test_blocks_of_several_sizes_are_masked_in_image_and_tokens_alike():
     image = crops(side=32, count=200) + 10
-    masked = varied_block_mask(given(image), DisruptionSettings(block_size=16, block_mask_ratio=0.4))
+    masked = varied_block_mask(given(image), DisruptionSettings(block_size=16, block_mask_ratio=0.8))
     assert masked.voxel_mask is not None
     assert (masked.image[masked.voxel_mask] == 0).all()
     assert torch.equal(masked.image[~masked.voxel_mask], image[~masked.voxel_mask])

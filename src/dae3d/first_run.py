@@ -11,6 +11,7 @@ from dae3d.errors import Dae3dError
 from dae3d.files import whole_file, write_text
 from dae3d.inference.reconstruct import reconstruct
 from dae3d.phantom import write_phantom
+from dae3d.probing.check import check
 from dae3d.reporting.page import report
 from dae3d.scans.index import index
 from dae3d.scans.manifest import Scan
@@ -47,7 +48,7 @@ class DemoSettings(Settings):
 
 @verb
 def demo(settings: DemoSettings) -> Path:
-    """Run index, prepare, pretrain, reconstruct and report once, with the small network.
+    """Run index, prepare, pretrain, reconstruct, check and report once, with the small network.
 
     Without `data` it runs on the MNI152 T1 template with its grey and white matter maps, which nilearn
     carries, and on a CT-like phantom made here. Run again after an interruption, it goes on.
@@ -95,6 +96,7 @@ def demo(settings: DemoSettings) -> Path:
             out=out / "reconstructions" / scan.modality,
             overlap=0.25,
         )
+    check(run=run)
     page = report(run=run)
     print(f"report: {page.absolute()}")
     return page

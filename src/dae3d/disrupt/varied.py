@@ -45,13 +45,13 @@ def varied_downsample(batch: Disrupted, settings: DisruptionSettings) -> Disrupt
 def varied_block_mask(batch: Disrupted, settings: DisruptionSettings) -> Disrupted:
     """Mask blocks of 4, 8, 16, ... voxels a side up to `block_size`, each size as often as another.
 
-    The share of masked blocks is drawn from 0 to 2 * `block_mask_ratio`, or to 0.9 where that is less. Image
-    and tokens lose the same places, as in `block_mask`.
+    The share of masked blocks is drawn from 0 to `block_mask_ratio`. Image and tokens lose the same places,
+    as in `block_mask`.
     """
     image = batch.image
     sizes = _doublings(4, settings.block_size, image)
     untouched, extent, which = uniform(batch.keys, 3, _EXTENT).unbind(1)
-    ratio = torch.where(untouched < _UNTOUCHED, 0, extent * min(0.9, 2 * settings.block_mask_ratio))
+    ratio = torch.where(untouched < _UNTOUCHED, 0, extent * settings.block_mask_ratio)
     choice = (which * len(sizes)).long().view(-1, 1, 1, 1, 1)
     masked = torch.zeros_like(image[:, :1], dtype=torch.bool)
     for number, size in enumerate(sizes):

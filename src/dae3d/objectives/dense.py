@@ -44,7 +44,6 @@ def dense_contrast(
     Returns:
         A float32 scalar, log(128) where features tell nothing.
     """
-    first, second = _projected(features, projection).unflatten(0, (-1, 2)).unbind(1)
     grid = torch.tensor(features.shape[2:], device=features.device)
     apart = (origin[1::2] - origin[::2]) // stride
     # Of the first crop's grid, what lies in the second crop too.
@@ -53,7 +52,9 @@ def dense_contrast(
     drawn = uniform(keys[::2], 3 * PLACES, _STREAM).unflatten(1, (PLACES, 3))
     here = low[:, None] + (drawn * (high - low)[:, None]).long()
     there = here - apart[:, None]
-    a, b = _at(first, here, grid), _at(second, there, grid)
+    with torch.autocast(features.device.type, enabled=False):
+        a = normalize(projection(_at(features[::2], here)), dim=2)
+        b = normalize(projection(_at(features[1::2], there)), dim=2)
     similarity = a @ b.transpose(1, 2) / temperature
     distance = torch.cdist(here.float() * stride, here.float() * stride)
     itself = torch.eye(PLACES, dtype=torch.bool, device=features.device)
@@ -63,13 +64,9 @@ def dense_contrast(
     return torch.stack([cross_entropy(way.flatten(0, 1), wanted) for way in ways]).mean()
 
 
-def _projected(features: Tensor, projection: nn.Module) -> Tensor:
-    """(B, C, D, H, W) to unit vectors (B, D * H * W, F), in float32."""
-    with torch.autocast(features.device.type, enabled=False):
-        return normalize(projection(features.float().flatten(2).transpose(1, 2)), dim=2)
-
-
-def _at(features: Tensor, places: Tensor, grid: Tensor) -> Tensor:
-    """(P, D * H * W, F) and places (P, N, 3) to (P, N, F)."""
-    number = (places[..., 0] * grid[1] + places[..., 1]) * grid[2] + places[..., 2]
-    return features.gather(1, number[..., None].expand(-1, -1, features.shape[2]))
+def _at(features: Tensor, places: Tensor) -> Tensor:
+    """The features (P, C, D, H, W) at places (P, N, 3): (P, N, C) float32."""
+    _, height, width = features.shape[2:]
+    number = (places[..., 0] * height + places[..., 1]) * width + places[..., 2]
+    tokens = features.flatten(2)
+    return tokens.gather(2, number[:, None].expand(-1, tokens.shape[1], -1)).transpose(1, 2).float()

@@ -30,7 +30,7 @@ from dae3d.training.settings import PretrainSettings
 log = logging.getLogger(__name__)
 
 CHECK = "check.json"
-RANDOM = 3  # networks with random weights
+RANDOM = 2  # networks with random weights
 
 
 class CheckSettings(Settings):

@@ -15,7 +15,7 @@ from dae3d.training.settings import PretrainSettings
 
 CROPS = 8  # of each modality, at least
 TOGETHER = 8  # crops that are swapped among each other
-SWAPPED = 32  # crops that are, about
+SWAPPED = 24  # crops that are, about
 
 _PROBE = 7
 

@@ -49,7 +49,9 @@ def begin_with(settings: FinetuneSettings, data: LabelledData, resumed: bool) ->
     if resumed:
         return Beginning(network, entry_of({}), None, [])
     contents = read_weights(settings.init, settings.monai_merging)
-    report = load_into(network, contents, settings.transfer, show=False, classes=data.recipe.class_names)
+    report = load_into(
+        network, contents, settings.transfer or "both", show=False, classes=data.recipe.class_names
+    )
     _refuse_to_freeze(settings, report)
     return Beginning(network, entry_of(contents.info), report, list(_warnings(contents, data)))
 

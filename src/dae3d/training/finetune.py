@@ -84,6 +84,8 @@ def finetune(settings: FinetuneSettings) -> Path:
 def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
     """The settings with the network's sizes, and the order of axes, of --init or those usual.
 
+    And with the half that is taken over of --init, where none was named.
+
     Raises:
         SettingsError: where a size that was given is not that of --init, or the sizes do not fit together.
     """
@@ -94,9 +96,11 @@ def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
     if settings.init is not None and not settled:
         contents = read_weights(settings.init, settings.monai_merging)
         sizes = asdict(contents.architecture)
-        if settings.transfer != "none":
+        transfer = settings.transfer or ("both" if contents.task == "segmentation" else "encoder")
+        settings = settings.model_copy(update={"transfer": transfer})
+        if transfer != "none":
             axes = contents.info.get("axes", "straight")
-            refuse_another_network(contents, "segmentation", settings.transfer)
+            refuse_another_network(contents, "segmentation", transfer)
         for name, value in given.items():
             if value != sizes[name]:
                 assumed = "; ".join(f"{what} assumed: {why}" for what, why in contents.assumed.items())

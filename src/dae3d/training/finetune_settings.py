@@ -41,8 +41,10 @@ class FinetuneSettings(RunSettings):
     init: Annotated[Path | None, TRANSFER] = Field(
         None, description="run folder or file of weights to begin with (default: from scratch)"
     )
-    transfer: Annotated[Literal["both", "encoder", "decoder", "none"], TRANSFER] = Field(
-        "both", description="half of --init that is taken over; none: only its sizes"
+    transfer: Annotated[Literal["both", "encoder", "decoder", "none"] | None, TRANSFER] = Field(
+        None,
+        description="half of --init that is taken over; none: only its sizes (default: the encoder of "
+        "weights that repair, all of those that segment)",
     )
     axes: Annotated[Literal["straight", "reference"] | None, TRANSFER] = Field(
         None, description="order of the token axes (default: what --init was trained with)"
@@ -176,7 +178,7 @@ class FinetuneSettings(RunSettings):
             raise ValueError(f"transfer: {self.transfer} needs --init")
         if self.init is None and self.monai_merging is not None:
             raise ValueError("monai_merging: needs --init")
-        if self.freeze == "encoder" and (self.init is None or self.transfer not in ("both", "encoder")):
+        if self.freeze == "encoder" and (self.init is None or self.transfer not in (None, "both", "encoder")):
             raise ValueError("freeze: an encoder that nothing was learned by must learn; give --init")
         if self.freeze_steps not in (0, "0 epochs") and self.freeze == "none":
             raise ValueError("freeze_steps: needs --freeze encoder")

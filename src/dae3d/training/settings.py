@@ -70,9 +70,13 @@ class PretrainSettings(RunSettings):
         "crop, none included",
     )
     noise_variance: Annotated[float, DISRUPTION] = Field(
-        0.1, ge=0, description="variance of the noise, in normalised intensity"
+        0.1,
+        ge=0,
+        description="variance of the noise, in normalised intensity; of varied the largest, relative",
     )
-    downsample_factor: Annotated[int, DISRUPTION] = Field(4, ge=1, description="factor in each axis")
+    downsample_factor: Annotated[int, DISRUPTION] = Field(
+        4, ge=1, description="factor in each axis; of varied the largest"
+    )
     downsample_mode: Annotated[Literal["nearest", "trilinear", "area"], DISRUPTION] = Field(
         "nearest", description="interpolation, down and up"
     )
@@ -83,10 +87,10 @@ class PretrainSettings(RunSettings):
         False, description="draw the masked channels for each token instead of once a sample"
     )
     block_size: Annotated[int, DISRUPTION] = Field(
-        16, ge=2, description="side in voxels of the blocks that mae masks"
+        16, ge=2, description="side in voxels of the blocks that mae masks; of varied the largest"
     )
     block_mask_ratio: Annotated[float, DISRUPTION] = Field(
-        0.6, gt=0, lt=1, description="share of the blocks that mae masks"
+        0.6, gt=0, lt=1, description="share of the blocks that mae masks; of varied the largest"
     )
 
     intensity_jitter: Annotated[float, DISRUPTION] = Field(
