@@ -53,7 +53,9 @@ def test_a_sample_loses_the_same_maps_in_any_batch():
 
 def test_without_a_chance_nothing_is_dropped():
     hidden = maps(50)
-    assert all(after is before for before, after in zip(hidden, drop_skips(hidden, keys_of(50), 0.0), strict=True))
+    assert all(
+        after is before for before, after in zip(hidden, drop_skips(hidden, keys_of(50), 0.0), strict=True)
+    )
 
 
 # Intensities

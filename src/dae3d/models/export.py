@@ -216,9 +216,9 @@ def _ends_at_half(network: Any) -> bool:
 def _repair_notes(network: SwinUNETR, theirs: str) -> list[str]:
     if _ends_at_half(network):
         return [
-            "The decoder of these weights ends at half resolution, and neither its heads nor a block in their "
-            f"place is in this file: {theirs} takes it with strict=False, and what it has above (encoder1, "
-            "decoder1, out) keeps random values. So it repairs nothing before it has been trained further."
+            "The decoder of these weights ends at half resolution. Its heads have no place here, and "
+            f"what {theirs} has in theirs (encoder1, decoder1, out) is not in the file: load it with "
+            "strict=False. Over there it repairs nothing before that has been trained."
         ]
     if not network.architecture.restore_intensity:
         return []

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dae3d.errors import Dae3dError
 from dae3d.files import whole_file
+from dae3d.models.decoder import ABOVE_HALF
 from dae3d.models.foreign import (
     MonaiMerging,
     bare_architecture,
@@ -25,7 +26,6 @@ from dae3d.models.foreign import (
     task_of,
 )
 from dae3d.models.layouts import MASK_TOKEN, NO_SUCH_TENSOR, Half, Renamed, Task
-from dae3d.models.decoder import ABOVE_HALF
 from dae3d.models.load_report import LoadReport, has_head, part_of
 from dae3d.models.pickled import read_pickled
 from dae3d.models.provenance import class_names
