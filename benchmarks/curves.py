@@ -14,6 +14,7 @@ A run that is whole is not repeated, one that was stopped goes on. Draws benchma
 import argparse
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,7 +26,7 @@ from monai.networks.nets.swin_unetr import BasicLayer, PatchMergingV2
 
 import dae3d
 from dae3d.metrics import read_metrics
-from dae3d.models import swin_unetr
+from dae3d.models import decoder, swin_unetr
 from dae3d.models.swin import SwinStage
 from dae3d.store.store import Store
 from dae3d.training import pretraining
@@ -47,7 +48,9 @@ class PlainSwinUNETR(swin_unetr.SwinUNETR):
     nudge = 0.0
 
     def __init__(self, *arguments: Any) -> None:
-        with mock.patch.object(swin_unetr, "with_our_layers", lambda block: block):
+        with ExitStack() as patched:
+            for module in (swin_unetr, decoder):
+                patched.enter_context(mock.patch.object(module, "with_our_layers", lambda block: block))
             super().__init__(*arguments)
         # What is made only to be filled again must draw no random numbers that ours would not draw.
         with torch.random.fork_rng():

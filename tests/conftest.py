@@ -51,7 +51,7 @@ TINY = {
     "depths": (1, 1, 1, 1),
     "window": 2,
     "roi": 32,
-    "batch_size": 3,
+    "batch_size": 4,
     "warmup_steps": 2,
     "lr": 1e-3,
     "val_every": 5,

@@ -140,7 +140,7 @@ class Collected(lightning.LightningModule):
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_a_trainer_gets_scaled_crops_whatever_the_workers(tiny_store, tmp_path, workers):
-    given = PretrainSettings(data=tiny_store, out=tmp_path, roi=32, batch_size=3, workers=workers)
+    given = PretrainSettings(data=tiny_store, out=tmp_path, roi=32, batch_size=4, workers=workers)
     data = training_data(given, 1)
     module = Collected()
     trainer = lightning.Trainer(
@@ -155,7 +155,7 @@ def test_a_trainer_gets_scaled_crops_whatever_the_workers(tiny_store, tmp_path, 
     )
     trainer.fit(module, CropLoaders(data, given))
     numbers = [batch["sample"].tolist() for batch in module.batches]
-    assert numbers == np.arange(60).reshape(20, 3).tolist()
+    assert numbers == np.arange(80).reshape(20, 4).tolist()
     for batch in module.batches:
         for image, sample, modality in each_of(batch):
             crop = data.stream[sample]

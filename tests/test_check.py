@@ -233,7 +233,7 @@ def test_two_processes_find_what_one_finds(tiny_store, tiny_settings, tmp_path):
         [*launcher, *words], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    dae3d.pretrain(out=tmp_path / "one", **(settings | {"batch_size": 6}))
+    dae3d.pretrain(out=tmp_path / "one", **(settings | {"batch_size": 8}))
     two, one = (
         [(step, name, value) for step, name, value in read_metrics(tmp_path / run / "metrics.csv")[0]]
         for run in ("two", "one")

@@ -64,17 +64,42 @@ def check_steps(module: Any, batch: dict[str, torch.Tensor]) -> None:
     assert all(gradient is not None and gradient.is_meta for gradient in gradients)
 
 
+# Everything that a step can do beyond the published one, and that one.
+FULL = {
+    "repair_from": "half",
+    "skip_drop": 0.5,
+    "dense_weight": 0.2,
+    "intensity_jitter": 0.2,
+    "clip_intensity": 5.0,
+    "contrastive_view": "clean",
+    "relative_loss": True,
+    "loss_on_padding": False,
+    "masked_weight": 3.0,
+}
+PUBLISHED = {name: PretrainSettings.earlier[name] for name in FULL}
+
+
 @pytest.mark.parametrize(
-    ("disruption", "patch_embed"), [*((name, "conv") for name in sorted(DISRUPTIONS)), ("all", "linear")]
+    ("disruption", "changes"),
+    [
+        *((name, PUBLISHED) for name in sorted(DISRUPTIONS)),
+        ("all", PUBLISHED | {"patch_embed": "linear"}),
+        ("varied", FULL),
+        ("varied", FULL | {"dense_weight": 0.0}),
+        ("mae", FULL | {"reconstruction_loss": "masked"}),
+    ],
 )
-def test_a_pre_training_step_waits_for_nothing(tmp_path, disruption, patch_embed):
+def test_a_pre_training_step_waits_for_nothing(tmp_path, disruption, changes):
     given = PretrainSettings(
-        data=tmp_path, out=tmp_path, disruption=disruption, patch_embed=patch_embed, max_steps=9, **SIZES
+        data=tmp_path, out=tmp_path, disruption=disruption, max_steps=9, **SIZES, **changes
     )
     module = Pretraining(given, ["ct", "t1"], Preparation(spacing=None, crop_foreground=False), tmp_path)
     numbers = torch.zeros(4, dtype=torch.int64, device=META)
     image = torch.empty(4, 1, 64, 64, 64, device=META)
-    check_steps(module, {"image": image, "modality": numbers, "sample": numbers})
+    inside = torch.empty(image.shape, dtype=torch.bool, device=META)
+    origin = torch.zeros((4, 3), dtype=torch.int64, device=META)
+    batch = {"image": image, "inside": inside, "modality": numbers, "sample": numbers, "origin": origin}
+    check_steps(module, batch)
 
 
 @pytest.mark.parametrize("deep_supervision", [False, True])

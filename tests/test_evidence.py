@@ -22,7 +22,7 @@ def script(name):
 
 
 def test_the_plain_path_starts_from_our_weights_and_goes_the_same_way():
-    architecture = Architecture(embed_dim=4, heads=(1, 1, 2, 2), window=3)
+    architecture = Architecture(embed_dim=4, heads=(1, 1, 2, 2), window=3, window_edges="reference")
     networks, drawn_next = [], []
     for kind in (SwinUNETR, script("curves").PlainSwinUNETR):
         torch.manual_seed(5)

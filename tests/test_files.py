@@ -39,7 +39,7 @@ def test_all_files_may_be_read_by_whom_the_umask_lets(
     write_nifti(tmp_path / "scans" / "b_t1.nii.gz", np.round(smooth_volume(1, (34, 34, 34)) * 500))
     dae3d.index(folders=[tmp_path / "scans"], modality="t1", out=tmp_path / "m.jsonl", check=True, workers=1)
     dae3d.prepare(manifest=tmp_path / "m.jsonl", out=tmp_path / "store", workers=1)
-    short = tiny_settings | {"max_steps": 1, "val_every": 1, "save_every": 1, "batch_size": 1, "val_crops": 1}
+    short = tiny_settings | {"max_steps": 1, "val_every": 1, "save_every": 1, "batch_size": 2, "val_crops": 1}
     run = dae3d.pretrain(data=tmp_path / "store", out=tmp_path / "run", **short)
     for kind, suffix in (("safetensors", "safetensors"), ("reference", "pth")):
         dae3d.export(weights=run, out=tmp_path / f"exported.{suffix}", format=kind)

@@ -138,6 +138,7 @@ def test_two_processes_train_the_losses_of_one_with_the_same_global_batch(
 ):
     # Adam makes a full step of any gradient, rounding errors included: the published learning rate, then.
     settings = tiny_settings | {"val_every": 20, "save_every": 20, "lr": 1e-4, "warmup_steps": 10}
+    settings |= {"dense_weight": 0.2, "contrastive_view": "clean", "skip_drop": 0.5}
     command = ["--data", str(tiny_store), "--max-steps", "20"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     two = [
@@ -153,17 +154,22 @@ def test_two_processes_train_the_losses_of_one_with_the_same_global_batch(
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(two, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
-    dae3d.pretrain(data=tiny_store, out=tmp_path / "one", max_steps=20, **(settings | {"batch_size": 6}))
+    dae3d.pretrain(data=tiny_store, out=tmp_path / "one", max_steps=20, **(settings | {"batch_size": 8}))
     two_rows, one_rows = rows(tmp_path / "two"), rows(tmp_path / "one")
     assert two_rows.keys() == one_rows.keys()
-    losses = [
-        key for key in one_rows if key[1] in ("train/loss", "train/l1", "train/contrastive", "val/loss")
-    ]
-    assert len(losses) == 3 * 20 + 2
+    names = ("train/loss", "train/l1", "train/contrastive", "train/dense", "val/loss")
+    losses = [key for key in one_rows if key[1] in names]
+    assert len(losses) == 4 * 20 + 2
     # Rounding grows with every step of Adam, and most in the contrastive loss: at 32^3 the bottleneck has one
     # voxel, whose features are normalised. A share of that loss is in the whole.
     early = {"train/contrastive": 1e-4}
-    late = {"train/l1": 1e-5, "val/loss": 1e-5, "train/loss": 1e-4, "train/contrastive": 3e-3}
+    late = {
+        "train/l1": 1e-5,
+        "train/dense": 1e-5,
+        "val/loss": 1e-5,
+        "train/loss": 1e-4,
+        "train/contrastive": 3e-3,
+    }
     for step, name in losses:
         limit = early.get(name, 3e-6) if step <= 10 else late[name]
         assert two_rows[step, name] == pytest.approx(one_rows[step, name], abs=limit), (step, name)
@@ -254,7 +260,7 @@ def test_masked_voxels_do_not_reach_the_network(tiny_run):
 
 
 def test_epochs_become_steps(tiny_store, tiny_settings, tmp_path):
-    # 6 training scans, batches of 3: 2 steps an epoch.
+    # 6 training scans, batches of 4: 2 steps an epoch.
     settings = tiny_settings | {"max_steps": "2 epochs", "warmup_steps": "1 epoch", "val_every": "1 epoch"}
     run = dae3d.pretrain(data=tiny_store, out=tmp_path / "run", **settings)
     saved = yaml.safe_load((run / "settings.yaml").read_text())

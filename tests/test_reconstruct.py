@@ -79,7 +79,8 @@ def done(tiny_run, tmp_path_factory):
         ct_scan(folder / "sub-1_ct.nii.gz", affine=affine_of("PSL", (0.8, 0.9, 2.5), tilt=0.3)),
         mr_scan(folder / "sub-2_T1w.nii", affine=affine_of("LPS", (1, 1, 1.2))),
     ]
-    rows = dae3d.reconstruct(scans=scans, weights=tiny_run, out=folder / "out", device="cpu")
+    given = {"weights": tiny_run, "disruption": "all", "device": "cpu"}
+    rows = dae3d.reconstruct(scans=scans, out=folder / "out", **given)
     return scans, folder / "out", rows
 
 
@@ -166,10 +167,9 @@ def test_metrics_are_those_of_the_files(done):
 
 def test_the_same_seed_gives_the_same_files_and_another_does_not(done, tiny_run, tmp_path):
     scans, out, _ = done
+    given = {"scans": scans[:1], "weights": tiny_run, "disruption": "all", "device": "cpu"}
     for seed in (0, 1):
-        dae3d.reconstruct(
-            scans=scans[:1], weights=tiny_run, out=tmp_path / str(seed), seed=seed, device="cpu"
-        )
+        dae3d.reconstruct(out=tmp_path / str(seed), seed=seed, **given)
     for name in NAMES:
         first, again, other = (
             voxels_of(written(folder / "sub-1_ct")[name]) for folder in (out, tmp_path / "0", tmp_path / "1")

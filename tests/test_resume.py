@@ -141,7 +141,7 @@ def test_fine_tuning_cannot_go_on_with_another_network(change, finetuned):
         {"window": 3},
         {"restore_intensity": False},
         {"normalise_skips": False},
-        {"disruption": "mae"},
+        {"disruption": "denoise"},  # without masked blocks, and so without a mask token
         {"freeze": "decoder"},
         {"ema_decay": 0.9},
     ],

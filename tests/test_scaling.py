@@ -38,9 +38,9 @@ def test_a_step_sends_gradients_and_features_and_nothing_else(tiny_store, tmp_pa
     # Parameters of the small network as configs/pretrain/small-cpu.yaml says, less the mask token.
     settings = scaling.resolve(PretrainSettings, scaling.settings_of(sizes, "none"))
     module = Pretraining(settings, ["ct", "t1"], AS_ACQUIRED, tmp_path)
-    gradients = 4 * sum(p.numel() for p in module.network.parameters() if p.requires_grad)
-    # One step in five has a row of metrics: 4 sums, 2 of each of 2 modalities, and whether to stop (int64).
-    assert step["allreduce"]["bytes"] == pytest.approx(gradients + (4 * (4 + 2 * 2) + 8) / 5, abs=0.01)
+    gradients = 4 * sum(p.numel() for p in module.parameters() if p.requires_grad)
+    # One step in five has a row of metrics: 5 sums, 2 of each of 2 modalities, and whether to stop (int64).
+    assert step["allreduce"]["bytes"] == pytest.approx(gradients + (4 * (5 + 2 * 2) + 8) / 5, abs=0.01)
     # 2 samples of 16 x 12 features and a label.
     assert step["allgather"] == {"calls": 1, "bytes": 2 * (192 + 1) * 4}
     # Lightning's, before each of the two sums of a row.
@@ -48,18 +48,29 @@ def test_a_step_sends_gradients_and_features_and_nothing_else(tiny_store, tmp_pa
     assert step.keys() == {"allreduce", "allgather", "barrier"}
 
 
-@pytest.mark.parametrize("changed", [{}, {"disruption": "mae"}, {"freeze": "encoder"}, {"freeze": "decoder"}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"dense_weight": 0.1},
+        {"dense_weight": 0.0},
+        {"disruption": "mae"},
+        {"disruption": "all", "repair_from": "full"},
+        {"freeze": "encoder"},
+        {"freeze": "decoder"},
+    ],
+)
 def test_parameters_that_learn_are_counted(changed, tiny_settings, tmp_path):
     settings = PretrainSettings(data="s", out="r", max_steps=9, **(tiny_settings | changed))
     module = Pretraining(settings, ["ct"], AS_ACQUIRED, tmp_path)
-    learning = sum(p.numel() for p in module.network.parameters() if p.requires_grad)
+    learning = sum(p.numel() for p in module.parameters() if p.requires_grad)
     assert learning_parameters(settings) == learning
 
 
 def test_bytes_sent_by_ring_algorithms():
-    traffic = step_traffic(PretrainSettings(data="s", out="r", batch_size=2), modalities=1)
+    published = PretrainSettings.earlier | {"disruption": "all", "batch_size": 2}
+    traffic = step_traffic(PretrainSettings(data="s", out="r", **published), modalities=1)
     # Of 8 ranks each sends 7/8 twice of what is summed, and what it gives to a gather to 7 others.
-    once = 2 * 7 / 8 * (traffic.gradients + (4 * 6 + 8) / 10) + 7 * 2 * (16 * 48 + 1) * 4
+    once = 2 * 7 / 8 * (traffic.gradients + (4 * 7 + 8) / 10) + 7 * 2 * (16 * 48 + 1) * 4
     assert traffic.sent(8, 10) == pytest.approx(once)
     assert traffic.sent(1, 10) == 0
     # 62 million parameters.

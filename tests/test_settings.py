@@ -52,7 +52,9 @@ def pretrain_settings(**fields):
         ({"downsample_factor": 5}, ["downsample_factor:", "divide roi 96", "5"]),
         ({"disruption": "mae", "block_size": 20}, ["block_size:", "divide roi 96", "20"]),
         ({"disruption": "mae", "block_size": 3}, ["block_size:", "even", "3"]),
-        ({"reconstruction_loss": "masked"}, ["reconstruction_loss:", "mae"]),
+        ({"disruption": "all", "reconstruction_loss": "masked"}, ["reconstruction_loss:", "mae"]),
+        ({"dense_weight": 0.1, "batch_size": 3}, ["batch_size:", "even", "3", "dense_weight 0"]),
+        ({"disruption": "varied", "block_size": 20}, ["block_size:", "divide roi 96", "20"]),
         ({"ema_decay": 0.9, "strategy": "fsdp"}, ["ema_decay:", "fsdp"]),
         ({"save_every": 25}, ["save_every:", "multiple of log_every 10", "25"]),
         ({"max_steps": 0}, ["max_steps:", "1 or more", "0"]),
@@ -201,8 +203,8 @@ def test_spacing_none_and_three_numbers_come_back(tmp_path):
 
 def test_keywords_override_the_config(tmp_path):
     (tmp_path / "c.yaml").write_text("data: store\nout: run\nlr: 1e-3\nbatch_size: 4\n")
-    settings = resolve(PretrainSettings, {"config": tmp_path / "c.yaml", "batch_size": 1})
-    assert (settings.lr, settings.batch_size) == (1e-3, 1)
+    settings = resolve(PretrainSettings, {"config": tmp_path / "c.yaml", "batch_size": 2})
+    assert (settings.lr, settings.batch_size) == (1e-3, 2)
 
 
 @pytest.mark.parametrize(
@@ -328,10 +330,10 @@ def test_a_file_goes_before_a_shipped_config_of_its_name(tmp_path, monkeypatch):
 
 
 def test_a_resumed_run_keeps_its_settings_but_for_those_given(tmp_path):
-    saved = pretrain_settings(out=tmp_path, lr=5e-4, batch_size=7)
+    saved = pretrain_settings(out=tmp_path, lr=5e-4, batch_size=8)
     (tmp_path / "settings.yaml").write_text(saved.to_yaml())
-    resumed = resolve(PretrainSettings, {"out": tmp_path, "resume": True, "batch_size": 3})
-    assert (resumed.lr, resumed.batch_size, resumed.data) == (5e-4, 3, saved.data)
+    resumed = resolve(PretrainSettings, {"out": tmp_path, "resume": True, "batch_size": 4})
+    assert (resumed.lr, resumed.batch_size, resumed.data) == (5e-4, 4, saved.data)
     fresh = resolve(PretrainSettings, NEEDED | {"out": tmp_path})
     assert fresh.lr == 1e-4
 

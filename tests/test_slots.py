@@ -46,8 +46,8 @@ def loader(slots: Slots | None, workers: int = 2, **rest: Any) -> DataLoader[Any
 
 
 def check(batch: Packed) -> None:
-    samples = batch.sample.tolist()
-    assert batch.modality.tolist() == [sample % 2 for sample in samples]
+    samples = batch.numbers[:, 1].tolist()
+    assert batch.numbers[:, 0].tolist() == [sample % 2 for sample in samples]
     image = batch.unpack(ROI)["image"]
     np.testing.assert_array_equal(image[:, 0], np.stack([crop_of(sample).crop.voxels for sample in samples]))
 
@@ -84,7 +84,7 @@ def test_loader_processes_fill_the_same_slots_again_and_again(each):
     numbers = []
     for batch in loader(slots):
         places.append(batch.slot.place if batch.slot else None)
-        numbers.extend(batch.sample.tolist())
+        numbers.extend(batch.numbers[:, 1].tolist())
         check(batch)
     assert numbers == list(range(60))
     # Nothing waits for a slot: with too few for what is made ahead, a batch may go without.
@@ -133,7 +133,7 @@ def test_a_batch_in_a_slot_is_sent_as_a_few_numbers():
     slots = Slots(1, 1, SIZE)
     batch = pack([crop_of(1), crop_of(2)])
     slot = slots.fill(0)
-    sent = Packed(slot.bytes(len(batch.voxels)), batch.parts, batch.modality, batch.sample, slot)
+    sent = Packed(slot.bytes(len(batch.voxels)), batch.parts, batch.numbers, slot)
     sent.voxels.copy_(batch.voxels)
     message = pickle.dumps(sent)
     assert len(message) < 2000 < len(batch.voxels)

@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from dae3d.disrupt import masks_blocks
 from dae3d.models.swin_unetr import SwinUNETR
+from dae3d.objectives.dense import Projections
 from dae3d.training.settings import PretrainSettings
 
 _FLOAT = 4  # bytes
-_ROW = 4  # sums in a row of metrics, besides two of each modality
+_ROW = 5  # sums in a row of metrics, besides two of each modality
 
 
 class Collectives(TorchDispatchMode):
@@ -70,12 +73,15 @@ def step_traffic(settings: PretrainSettings, modalities: int) -> StepTraffic:
 
 
 def learning_parameters(settings: PretrainSettings) -> int:
-    """Parameters that have gradients; the mask token has none but with disruption mae."""
+    """Parameters that have gradients; the mask token has none but where blocks are masked."""
     with torch.device("meta"):
         network = SwinUNETR(settings.architecture())
-    token = 0 if settings.disruption == "mae" else settings.embed_dim
+        compared = (
+            Projections([settings.embed_dim, 2 * settings.embed_dim]) if settings.pairs else nn.Module()
+        )
+    token = 0 if masks_blocks(settings.disruption) else settings.embed_dim
     halves = {"encoder": network.encoder, "decoder": network.decoder}
     frozen = halves.get(settings.freeze)
     spared = sum(p.numel() for p in frozen.parameters()) if frozen is not None else 0
-    everything = sum(p.numel() for p in network.parameters())
+    everything = sum(p.numel() for part in (network, compared) for p in part.parameters())
     return everything - spared - (0 if settings.freeze == "encoder" else token)

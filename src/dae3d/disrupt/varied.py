@@ -33,9 +33,9 @@ def varied_noise(batch: Disrupted, settings: DisruptionSettings) -> Disrupted:
 
 def varied_downsample(batch: Disrupted, settings: DisruptionSettings) -> Disrupted:
     """Average over blocks of 1, 2, 4, ... up to `downsample_factor` voxels a side, as often each."""
-    factors = _doublings(1, settings.downsample_factor)
-    choice = (uniform(batch.keys, 1, _FACTOR) * len(factors)).long().view(-1, 1, 1, 1, 1)
     image = batch.image
+    factors = _doublings(1, settings.downsample_factor, image)
+    choice = (uniform(batch.keys, 1, _FACTOR) * len(factors)).long().view(-1, 1, 1, 1, 1)
     for number, factor in enumerate(factors[1:], 1):
         coarse = _repeated(avg_pool3d(batch.image, factor), factor)
         image = torch.where(choice == number, coarse, image)
@@ -49,7 +49,7 @@ def varied_block_mask(batch: Disrupted, settings: DisruptionSettings) -> Disrupt
     as in `block_mask`.
     """
     image = batch.image
-    sizes = [size for size in _doublings(4, settings.block_size) if image.shape[2] % size == 0]
+    sizes = _doublings(4, settings.block_size, image)
     untouched, extent, which = uniform(batch.keys, 3, _EXTENT).unbind(1)
     ratio = torch.where(untouched < _UNTOUCHED, 0, extent * settings.block_mask_ratio)
     choice = (which * len(sizes)).long().view(-1, 1, 1, 1, 1)
@@ -62,10 +62,10 @@ def varied_block_mask(batch: Disrupted, settings: DisruptionSettings) -> Disrupt
     return dataclasses.replace(batch, image=image.masked_fill(masked, 0), voxel_mask=masked)
 
 
-def _doublings(first: int, last: int) -> list[int]:
-    """`first` and its doubles up to `last`."""
+def _doublings(first: int, last: int, image: Tensor) -> list[int]:
+    """`first` and those of its doubles up to `last` that divide the sides of the image."""
     sizes = [first]
-    while 2 * sizes[-1] <= last:
+    while 2 * sizes[-1] <= last and all(side % (2 * sizes[-1]) == 0 for side in image.shape[2:]):
         sizes.append(2 * sizes[-1])
     return sizes
 

@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor
 
 from dae3d.cores import THREADS
-from dae3d.disrupt import DISRUPTIONS, Disrupted, DisruptionSettings, sample_keys
+from dae3d.disrupt import DISRUPTIONS, Disrupted, DisruptionSettings, clipped, sample_keys
 from dae3d.disrupt.local_mask import local_mask
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.evaluation.quality import image_quality
@@ -139,7 +139,7 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
             log.warning("%s: left out: %s", given, error)
             continue
         keys = sample_keys(settings.seed, torch.tensor([number], device=device))
-        image = torch.from_numpy(clean)[None, None].to(device)
+        image = clipped(torch.from_numpy(clean)[None, None].to(device), trained.clip_intensity)
         strengths = trained.disruption_settings()
         repair = repair_scan(network, image, disruption, strengths, keys, roi, settings.overlap)
         folder = inside(settings.out, name)
@@ -178,8 +178,10 @@ def repair_scan(
         overlap: share of a window that the next one covers too.
     """
     shape = image.shape[2:]
-    # As in a training crop: whole stages of the network, whole blocks of the disruptions.
-    unit = math.lcm(32, strengths.downsample_factor, strengths.block_size)
+    # As in a training crop: whole stages of the network, whole blocks of the disruptions, those of "varied"
+    # too, whose sides are powers of two.
+    sides = strengths.downsample_factor, strengths.block_size
+    unit = math.lcm(32, *sides, *(1 << side.bit_length() - 1 for side in sides))
     ends = [-(-max(roi, side) // unit) * unit - side for side in shape]
     stride = max(2, int(roi * (1 - overlap)) // 2 * 2)  # voxels; a token is two
     padded = torch.nn.functional.pad(image, [p for end in reversed(ends) for p in (0, end)])
@@ -220,16 +222,20 @@ def _trained_with(network: Any) -> PretrainSettings:
     """The settings a network was trained with; published checkpoints have the published ones."""
     if "settings" in network.info:
         try:
-            recorded = {**network.info["settings"], "resume": False}
+            recorded = {**PretrainSettings.earlier, **network.info["settings"], "resume": False}
             return PretrainSettings.model_validate(recorded, context={"chosen": ()})
         except ValidationError as error:
             raise Dae3dError(
                 f"{network.weights}: its settings are not ours: {error.errors()[0]['msg']}"
             ) from None
     architecture = network.architecture
-    return PretrainSettings(
-        data=Path(), out=Path(), embed_dim=architecture.embed_dim, heads=architecture.heads
-    )
+    published = {
+        **PretrainSettings.earlier,
+        "disruption": "all",
+        "embed_dim": architecture.embed_dim,
+        "heads": architecture.heads,
+    }
+    return PretrainSettings.model_validate({"data": Path(), "out": Path(), **published})
 
 
 def _named(scans: list[Path]) -> list[tuple[Path, str]]:

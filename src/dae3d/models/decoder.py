@@ -12,6 +12,9 @@ from dae3d.models.blocks import with_our_layers
 
 RepairFrom = Literal["full", "half"]
 
+# Beginnings of names in a network of tensors that a decoder up to half resolution lacks.
+ABOVE_HALF = ("decoder.skips.0.", "decoder.ups.4.")
+
 
 class UnetrDecoder(nn.Module):
     """Residual convolution blocks on the skips, and transposed convolutions up to full or half resolution.

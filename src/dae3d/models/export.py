@@ -133,7 +133,7 @@ def to_reference(network: Any) -> Exported:
     if architecture.patch_embed == "linear":
         notes.append("The published network has another patch embedding, which cannot take these weights.")
     if isinstance(network, SwinUNETR):
-        notes += _repair_notes(network)
+        notes += _repair_notes(network, "the published fine-tuning network")
         if architecture.normalise_skips:
             notes.append("The published pre-training network does not normalise the decoder's features.")
         if network.encoder.axes == "straight":
@@ -168,7 +168,7 @@ def to_monai(network: Any) -> Exported:
             '(weights trained with patch_embed "linear" carry over whole).'
         )
     if isinstance(network, SwinUNETR):
-        notes += _repair_notes(network)
+        notes += _repair_notes(network, "MONAI's network")
     if network.encoder.axes == "reference":
         notes.append("This network swaps depth and channels, MONAI's does not.")
     return Exported(state, left_out, notes)
@@ -190,7 +190,8 @@ def _monai_code(network: Any, file: Path) -> list[str]:
         f"feature_size={a.embed_dim}, depths={a.depths}, num_heads={a.heads}, window_size={a.window}, "
         f"downsample={downsample}{raw})"
     )
-    strict = "" if a.patch_embed == "linear" else ", strict=False"
+    whole = a.patch_embed == "linear" and not _ends_at_half(network)
+    strict = "" if whole else ", strict=False"
     lines.append(f'network.load_state_dict(torch.load("{file}", weights_only=True){strict})')
     return [f"    {line}" for line in lines]
 
@@ -208,7 +209,17 @@ def _edge_notes(architecture: Architecture, theirs: str) -> list[str]:
     ]
 
 
-def _repair_notes(network: SwinUNETR) -> list[str]:
+def _ends_at_half(network: Any) -> bool:
+    return isinstance(network, SwinUNETR) and network.architecture.repair_from == "half"
+
+
+def _repair_notes(network: SwinUNETR, theirs: str) -> list[str]:
+    if _ends_at_half(network):
+        return [
+            "The decoder of these weights ends at half resolution. Its heads have no place here, and "
+            f"what {theirs} has in theirs (encoder1, decoder1, out) is not in the file: load it with "
+            "strict=False. Over there it repairs nothing before that has been trained."
+        ]
     if not network.architecture.restore_intensity:
         return []
     return [

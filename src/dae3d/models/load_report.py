@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 PARTS = ("encoder", "decoder", "head")
+_HEADS = ("decoder.head.", "decoder.repair_heads.", "auxiliary_heads.")
 EXAMPLES = 2
 
 
@@ -21,12 +22,14 @@ class LoadReport:
         adapted: names in the network of tensors that were changed to fit, and how.
         skipped: names in the file, and why the network has not got them.
         missing: names in the network that nothing was taken for; they have random values.
+        expected: names of those missing that such a file never has, and why.
     """
 
     taken: list[str]
     skipped: dict[str, str]
     missing: list[str]
     adapted: dict[str, str] = field(default_factory=dict)
+    expected: dict[str, str] = field(default_factory=dict)
     title: str = "weights"
 
     def print(self, console: Console | None = None) -> None:
@@ -34,7 +37,7 @@ class LoadReport:
         console = console or Console(highlight=False)
         console.print(f"[bold]{escape(self.title)}[/bold]", soft_wrap=True)
         console.print(self._counts())
-        missing = dict.fromkeys(self.missing, "keep their random values")
+        missing = dict.fromkeys(self.missing, "keep their random values") | self.expected
         for what, reasons in (("adapted", self.adapted), ("skipped", self.skipped), ("missing", missing)):
             for line in _by_reason(what, reasons):
                 console.print(f"[yellow]{escape(line)}[/yellow]", soft_wrap=True)
@@ -61,7 +64,7 @@ def part_of(name: str) -> str:
     """Which part of a network a tensor belongs to: "encoder", "decoder" or "head"."""
     if name.startswith("encoder."):
         return "encoder"
-    return "head" if name.startswith(("decoder.head.", "auxiliary_heads.")) else "decoder"
+    return "head" if name.startswith(_HEADS) else "decoder"
 
 
 def has_head(names: Iterable[str]) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dae3d.errors import Dae3dError
 from dae3d.files import whole_file
+from dae3d.models.decoder import ABOVE_HALF
 from dae3d.models.foreign import (
     MonaiMerging,
     bare_architecture,
@@ -174,17 +175,21 @@ def load_into(
     network.load_state_dict(taken, strict=False)
     half = "" if transfer == "both" else f", the {transfer} alone"
     assumed = f" (assumed: {', '.join(contents.assumed)})" if contents.assumed else ""
+    missing = [name for name in wanted if name not in taken]
     report = LoadReport(
         title=f"{contents.path}: {contents.task} weights{assumed} into a network for {task}{half}",
         taken=sorted(taken.keys() - adapted.keys()),
         adapted=adapted,
         skipped=skipped,
-        missing=[name for name in wanted if name not in taken],
+        missing=missing,
+        expected=_beyond_half(contents, missing, transfer),
     )
     if show:
         report.print()
     _warn_of_other_merging(network, contents, taken)
     _warn_of(contents, _halves(task, transfer), report)
+    if transfer != "encoder":
+        _warn_of_no_head(contents, task, report)
     if classes and not theirs and has_head(taken):
         log.warning(
             "%s: its head is taken over, though the file does not say what its classes are", contents.path
@@ -319,7 +324,11 @@ def _warn_of(contents: Contents, halves: Iterable[Half], report: LoadReport) -> 
         log.warning("%s: %s assumed; %s", contents.path, what, why)
     for half in halves:
         taken = sum(part_of(name) == half for name in (*report.taken, *report.adapted))
-        missing = [name for name in report.missing if part_of(name) == half and name != MASK_TOKEN]
+        missing = [
+            name
+            for name in report.missing
+            if part_of(name) == half and name != MASK_TOKEN and name not in report.expected
+        ]
         if missing:
             log.warning(
                 "%s: %d of the %d tensors of the %s keep random values, for the file has none that fit: %s%s",
@@ -330,6 +339,20 @@ def _warn_of(contents: Contents, halves: Iterable[Half], report: LoadReport) -> 
                 ", ".join(missing[:3]),
                 ", ..." if len(missing) > 3 else "",
             )
+
+
+def _warn_of_no_head(contents: Contents, task: Task, report: LoadReport) -> None:
+    """Say of a network that repairs that it cannot: in other layouts half-resolution heads have no place."""
+    if contents.task == task == "pretrain" and has_head(report.missing):
+        log.warning("%s: the heads are not in the file, so that what is repaired is random", contents.path)
+
+
+def _beyond_half(contents: Contents, missing: Iterable[str], transfer: Transfer) -> dict[str, str]:
+    """Of the missing tensors those that a pre-trained decoder ending at half resolution has no place for."""
+    if contents.architecture.repair_from != "half" or contents.task != "pretrain" or transfer == "encoder":
+        return {}
+    reason = "pre-training ended at half resolution; what lies above learns from random values"
+    return {name: reason for name in missing if name.startswith(ABOVE_HALF)}
 
 
 def _other_classes(theirs: Sequence[str], ours: Sequence[str]) -> str | None:

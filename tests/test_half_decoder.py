@@ -1,0 +1,128 @@
+"""The pre-training decoder that ends at half resolution."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from dae3d.models.decoder import UnetrDecoder, _in_voxels
+from dae3d.models.swin_unetr import Architecture, SwinUNETR, _visible_intensity
+
+SIZES = {"embed_dim": 4, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
+MASKS = {"none": 0, "blocks of 4": 4, "blocks of 8": 8, "tokens": 2}
+
+
+def modules(decoder):
+    """Beginnings of the parameters' names: "skips.0", "ups.4", "head"."""
+    parts = (name.split(".") for name, _ in decoder.named_parameters())
+    return {".".join(part[: 2 if part[1].isdigit() else 1]) for part in parts}
+
+
+def test_half_resolution_leaves_out_the_last_block_and_the_image_s_skip():
+    full, half = (UnetrDecoder(4, 1, 1, up_to=name) for name in ("full", "half"))
+    assert modules(full) - modules(half) == {"skips.0", "ups.4", "head"}
+    assert modules(half) - modules(full) == {"repair_heads.0", "repair_heads.1", "repair_heads.2"}
+    shapes = [tuple(head.conv.conv.weight.shape) for head in half.repair_heads]
+    # 2^3 voxels of a place at 1/2; one at 1/4 and at 1/8.
+    assert shapes == [(8, 4, 1, 1, 1), (1, 8, 1, 1, 1), (1, 16, 1, 1, 1)]
+    theirs = dict(full.named_parameters())
+    for name, parameter in half.named_parameters():
+        assert name.startswith("repair_heads.") or parameter.shape == theirs[name].shape
+
+
+@torch.inference_mode()
+def test_repairs_come_at_full_resolution_at_a_quarter_and_at_an_eighth():
+    network = SwinUNETR(Architecture(**SIZES, repair_from="half")).eval()
+    image = torch.rand(2, 1, 64, 32, 32)
+    features = network.decoder.features(image, network.encode(image))
+    every = network.images(image, features)
+    assert [tuple(made.shape) for made in every] == [
+        (2, 1, 64, 32, 32),
+        (2, 1, 16, 8, 8),
+        (2, 1, 8, 4, 4),
+    ]
+    [finest] = network.images(image, features, only_finest=True)
+    assert torch.equal(finest, every[0])
+    assert torch.equal(finest, network(image))
+
+
+@torch.inference_mode()
+def test_the_image_reaches_a_repair_through_the_encoder_alone():
+    architecture = Architecture(**SIZES, repair_from="half", restore_intensity=False)
+    network = SwinUNETR(architecture).eval()
+    one, other = torch.rand(2, 1, 1, 32, 32, 32)
+    hidden = network.encode(one)
+    assert torch.equal(network.decode(one, hidden), network.decode(other, hidden))
+
+
+def test_the_channels_of_a_place_are_its_voxels():
+    features = torch.rand(2, 16, 3, 2, 4)
+    expected = np.zeros((2, 2, 6, 4, 8), np.float32)
+    places = itertools.product(range(2), range(2), range(3), range(2), range(4))
+    for batch, channel, x, y, z in places:
+        for i, j, k in itertools.product(range(2), repeat=3):
+            value = features[batch, 8 * channel + 4 * i + 2 * j + k, x, y, z]
+            expected[batch, channel, 2 * x + i, 2 * y + j, 2 * z + k] = value
+    np.testing.assert_array_equal(_in_voxels(features).numpy(), expected)
+
+
+def masked_blocks(side, block, seed):
+    """(side, side, side) bool, half of the blocks."""
+    grid = np.random.default_rng(seed).random((side // block,) * 3) < 0.5
+    return grid.repeat(block, 0).repeat(block, 1).repeat(block, 2)
+
+
+def seen(image, mask):
+    """Mean and deviation of the means of visible voxels in blocks of 4^3, by how many those are."""
+    means, counts = [], []
+    for x, y, z in itertools.product(*(range(0, side, 4) for side in image.shape)):
+        block = (slice(x, x + 4), slice(y, y + 4), slice(z, z + 4))
+        visible = image[block][~mask[block]]
+        if visible.size:
+            means.append(visible.mean())
+            counts.append(visible.size)
+    mean = np.average(means, weights=counts)
+    return mean, np.sqrt(np.average((np.array(means) - mean) ** 2, weights=counts))
+
+
+@pytest.mark.parametrize("block", MASKS.values(), ids=MASKS)
+def test_intensity_is_that_of_the_blocks_that_are_seen(block):
+    random = np.random.default_rng(3)
+    images = random.normal(2, 3, (2, 1, 16, 16, 16))
+    masks = np.zeros(images.shape, bool)
+    if block:
+        masks[:, 0] = [masked_blocks(16, block, seed) for seed in (0, 1)]
+    shown = torch.from_numpy(np.where(masks, 0, images))
+    tokens = torch.from_numpy(masks[:, :, ::2, ::2, ::2]) if block else None
+    means, deviations = _visible_intensity(shown, tokens)
+    assert means.shape == deviations.shape == (2, 1, 1, 1, 1)
+    for image, mask, mean, deviation in zip(images, masks, means, deviations, strict=True):
+        expected = seen(image[0], mask[0])
+        assert (mean.item(), deviation.item()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_what_is_masked_pulls_neither_mean_nor_deviation_towards_zero():
+    mask = torch.from_numpy(masked_blocks(32, 8, 5))[None, None]
+    image = torch.full((1, 1, 32, 32, 32), 7.0).masked_fill(mask, 0)
+    mean, deviation = _visible_intensity(image, mask[:, :, ::2, ::2, ::2])
+    assert mean.item() == pytest.approx(7, abs=1e-5)
+    assert deviation.item() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_crop_that_is_masked_altogether_has_finite_intensity():
+    everything = torch.ones(1, 1, 16, 16, 16, dtype=torch.bool)
+    found = _visible_intensity(torch.zeros(1, 1, 32, 32, 32), everything)
+    assert [value.item() for value in found] == [0, 0]
+
+
+@torch.inference_mode()
+def test_a_repair_has_the_intensity_of_what_is_seen():
+    torch.manual_seed(0)
+    network = SwinUNETR(Architecture(**SIZES, repair_from="half")).eval()
+    image = torch.rand(1, 1, 32, 32, 32)
+    hidden = network.encode(image)
+    plain = network.decode(image, hidden)
+    # Other intensities of the same picture, as only `image` tells here.
+    moved = network.decode(3 * image + 10, hidden)
+    torch.testing.assert_close(moved, 3 * plain + 10, rtol=1e-4, atol=1e-4)
