@@ -13,7 +13,7 @@ from dae3d.probing.features import Covariance, cosines, mean_cosines, nearest_mo
 from dae3d.probing.figures import Figures
 from dae3d.probing.levels import LEVELS, partners, shares, swap_errors, with_intensity_of
 from dae3d.probing.measure import at_rest
-from dae3d.probing.verdict import WELL, verdict
+from dae3d.probing.verdict import UNKNOWN, WELL, verdict
 from dae3d.probing.voxels import Ridge, at_voxels, fit_ridge, look_up, mean_dice, overlaps
 
 TINY = {"embed_dim": 4, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
@@ -397,3 +397,4 @@ def test_what_was_not_measured_is_not_there():
     found = Figures(share={"level0": float("nan"), "all": 3.0}, nearest=float("nan"), rank={"level0": 2.0})
     assert found.rows() == {"probe/share/all": 3.0, "probe/rank/level0": 2.0}
     assert verdict(found, {}, 0.03) == (True, (WELL,))
+    assert verdict(Figures(), {}, 0.03) == (True, (UNKNOWN,))

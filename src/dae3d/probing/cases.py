@@ -112,7 +112,7 @@ class VoxelProbe:
             for name, feature in zip(LEVELS, maps, strict=True):
                 scores[name] = at_voxels([ridges[name]], [feature], label.shape)
             for name, found in scores.items():
-                counts[name] += overlaps(found.argmax(1)[0], label, self.classes).cpu()
+                counts[name] += overlaps(found.argmax(1)[0], label, self.classes)
         return {name: mean_dice(count) for name, count in counts.items()}
 
     def _to_fit_on(self, number: int, encode: Encode, device: torch.device) -> "_Fitted":

@@ -12,6 +12,7 @@ COLLAPSED_ABOVE = 0.98  # mean cosine of any two
 APART_FROM = 0.05  # mean cosine within a modality minus that between modalities
 BETTER_BY = 0.02  # Dice
 
+UNKNOWN = "What the levels carry was not measured: it takes crops of two scans, and weights that are finite."
 WELL = "All is well: every level carries something for the repair, and nothing has collapsed."
 
 
@@ -30,8 +31,9 @@ def verdict(
         *_collapsed(figures, contrastive_weight),
         *_no_better_than_random(figures, random),
     ]
-    weak = _little(figures)
-    return not said, (*(said or [WELL]), *weak)
+    missing = [] if figures.share else [UNKNOWN]
+    well = [WELL] if not said and not missing else []
+    return not said, (*missing, *said, *well, *_little(figures))
 
 
 def _idle(figures: Figures) -> list[str]:

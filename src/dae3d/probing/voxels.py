@@ -154,7 +154,7 @@ def overlaps(predicted: Tensor, label: Tensor, classes: int, stand_for: Tensor |
     counted = [
         torch.bincount(of.flatten().long(), weights, minlength=classes)[1:] for of in (both, predicted, label)
     ]
-    return torch.stack(counted, 1).double()
+    return torch.stack(counted, 1).cpu().double()
 
 
 def mean_dice(counts: Tensor) -> float:
