@@ -152,7 +152,7 @@ def test_two_processes_train_the_losses_of_one_with_the_same_global_batch(
         *flags(settings),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(two, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    result = subprocess.run(two, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     dae3d.pretrain(data=tiny_store, out=tmp_path / "one", max_steps=20, **(settings | {"batch_size": 8}))
     two_rows, one_rows = rows(tmp_path / "two"), rows(tmp_path / "one")
@@ -161,11 +161,12 @@ def test_two_processes_train_the_losses_of_one_with_the_same_global_batch(
     losses = [key for key in one_rows if key[1] in names]
     assert len(losses) == 4 * 20 + 2
     # Rounding grows with every step of Adam, and most in the contrastive loss: at 32^3 the bottleneck has one
-    # voxel, whose features are normalised. A share of that loss is in the whole.
+    # voxel, whose features are normalised. A share of that loss is in the whole. The dense loss is about 10, of
+    # which the last bit is 1e-6.
     early = {"train/contrastive": 1e-4}
     late = {
         "train/l1": 1e-5,
-        "train/dense": 1e-5,
+        "train/dense": 1e-4,
         "val/loss": 1e-5,
         "train/loss": 1e-4,
         "train/contrastive": 3e-3,
