@@ -1,5 +1,7 @@
 """Feature maps that are dropped, and intensities that are jittered: how often, how far, for which sample."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -32,7 +34,7 @@ def test_fine_maps_are_dropped_as_often_as_told_and_the_last_one_never():
         assert abs(float(level.all(1).float().mean()) - chance) < bound
     assert not dropped[4].any()
     # A map is dropped with all finer ones.
-    for finer, coarser in zip(dropped, dropped[1:], strict=False):
+    for finer, coarser in itertools.pairwise(dropped):
         assert not (coarser.all(1) & ~finer.all(1)).any()
 
 
