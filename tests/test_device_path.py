@@ -35,6 +35,23 @@ class Uploads(TorchDispatchMode):
         super().__init__()
         self.found: list[str] = []
 
+    def __enter__(self) -> Any:
+        # A list that becomes a tensor of the device goes past the dispatcher, and waits there.
+        self.tensor = torch.tensor
+
+        def noted(data: Any, *rest: Any, **options: Any) -> torch.Tensor:
+            made = self.tensor(data, *rest, **options)
+            if made.is_meta and made.dim():
+                self.found.append(f"tensor {data}")
+            return made
+
+        torch.tensor = noted
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        torch.tensor = self.tensor
+        super().__exit__(*raised)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
@@ -140,4 +157,5 @@ def test_what_waits_or_is_left_behind_is_noticed():
         torch.ones(3, device=META).sum().item()
     with Uploads() as uploads:
         torch.ones(3).to(META)
-    assert len(uploads.found) == 1
+        torch.tensor([1, 2], device=META)
+    assert len(uploads.found) == 2

@@ -44,11 +44,11 @@ def dense_contrast(
     Returns:
         A float32 scalar, log(128) where features tell nothing.
     """
-    grid = torch.tensor(features.shape[2:], device=features.device)
     apart = (origin[1::2] - origin[::2]) // stride
     # Of the first crop's grid, what lies in the second crop too.
     low = apart.clamp(min=0)
-    high = torch.minimum(grid, grid + apart)
+    sides = features.shape[2:]
+    high = torch.stack([(apart[:, axis] + side).clamp(max=side) for axis, side in enumerate(sides)], dim=1)
     drawn = uniform(keys[::2], 3 * PLACES, _STREAM).unflatten(1, (PLACES, 3))
     here = low[:, None] + (drawn * (high - low)[:, None]).long()
     there = here - apart[:, None]
