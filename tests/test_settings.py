@@ -263,6 +263,15 @@ PUBLISHED = {
     "window_edges": "reference",
     "restore_intensity": False,
     "normalise_skips": False,
+    "repair_from": "full",
+    "skip_drop": 0.0,
+    "masked_weight": 1.0,
+    "relative_loss": False,
+    "loss_on_padding": True,
+    "clip_intensity": None,
+    "intensity_jitter": 0.0,
+    "contrastive_view": "disrupted",
+    "dense_weight": 0.0,
     "freeze": "none",
     "roi": 96,
     "batch_size": 2,
@@ -340,13 +349,14 @@ def test_a_resumed_run_keeps_its_settings_but_for_those_given(tmp_path):
 
 def test_a_setting_that_the_run_was_begun_without_means_what_was_then(tmp_path):
     older = yaml.safe_load(pretrain_settings(out=tmp_path).to_yaml())
-    for name in ("normalise_skips", "shuffle_modalities", "cosine_from", "window_edges"):
+    for name in PretrainSettings.earlier:
         del older[name]
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(older))
     resumed = resolve(PretrainSettings, {"out": tmp_path, "resume": True})
-    assert not resumed.normalise_skips
-    assert not resumed.shuffle_modalities
-    assert (resumed.cosine_from, resumed.window_edges) == ("start", "reference")
+    assert {name: getattr(resumed, name) for name in PretrainSettings.earlier} == PretrainSettings.earlier
+    # It is the published recipe, as far as that is said by these settings.
+    assert PUBLISHED.items() >= {n: v for n, v in PretrainSettings.earlier.items() if n in PUBLISHED}.items()
+    assert PretrainSettings.earlier.keys() - PUBLISHED.keys() == {"probe_every"}
 
 
 def test_a_fine_tuning_run_begun_without_a_setting_means_what_was_then(tmp_path):
