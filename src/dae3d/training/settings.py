@@ -120,7 +120,7 @@ class PretrainSettings(RunSettings):
         False, description="count the zeros around a scan that is smaller than the crop"
     )
     contrastive_weight: Annotated[float, OBJECTIVES] = Field(
-        0.03, ge=0, description="weight of the cross-modal contrastive loss; 0 leaves it out"
+        0.1, ge=0, description="weight of the cross-modal contrastive loss; 0 leaves it out"
     )
     contrastive_view: Annotated[Literal["clean", "disrupted"], OBJECTIVES] = Field(
         "clean",
