@@ -172,7 +172,7 @@ def test_the_pages_go_from_list_to_table(name):
 # The published fine-tuning recipe (arXiv 2307.16896 and its released code).
 PUBLISHED = {
     "axes": "straight",
-    "transfer": "both",
+    "transfer": None,
     "roi": 96,
     "batch_size": 16,
     "crops_per_case": 4,

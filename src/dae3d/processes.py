@@ -22,6 +22,8 @@ _SERVER = (
 )
 _context: Any = multiprocessing.get_context("forkserver" if _SERVER else "spawn")
 _IMPORTED = ["dae3d.scans.read"]
+# Where PyTorch is at hand workers need it too, for labelled cases, and would take seconds each to import it.
+_WITH_TORCH = "dae3d.store.case_files"
 
 _starting = threading.Lock()
 
@@ -113,7 +115,8 @@ def _starting_processes() -> Iterator[None]:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             if _SERVER:
-                _context.set_forkserver_preload(_IMPORTED)
+                also = [_WITH_TORCH] if "torch" in sys.modules else []
+                _context.set_forkserver_preload([*_IMPORTED, *also])
             yield
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -120,7 +120,7 @@ class PretrainSettings(RunSettings):
         False, description="count the zeros around a scan that is smaller than the crop"
     )
     contrastive_weight: Annotated[float, OBJECTIVES] = Field(
-        0.03, ge=0, description="weight of the cross-modal contrastive loss; 0 leaves it out"
+        0.1, ge=0, description="weight of the cross-modal contrastive loss; 0 leaves it out"
     )
     contrastive_view: Annotated[Literal["clean", "disrupted"], OBJECTIVES] = Field(
         "clean",
@@ -180,8 +180,8 @@ class PretrainSettings(RunSettings):
         0.5,
         ge=0,
         lt=1,
-        description="chance that the decoder does without the tokens of a sample; half of it for the first "
-        "stage, a quarter for the second, so that the stages below are needed",
+        description="chance that the decoder does without the tokens of a sample; half of it: without the "
+        "first stage too, a quarter: without the second, and so on, so that the stages below are needed",
     )
     freeze: Annotated[Literal["none", "encoder", "decoder"], NETWORK] = Field(
         "none", description="half of the network that does not learn"
