@@ -138,7 +138,12 @@ def test_two_processes_train_the_losses_of_one_with_the_same_global_batch(
 ):
     # Adam makes a full step of any gradient, rounding errors included: the published learning rate, then.
     settings = tiny_settings | {"val_every": 20, "save_every": 20, "lr": 1e-4, "warmup_steps": 10}
-    settings |= {"dense_weight": 0.2, "contrastive_view": "clean", "skip_drop": 0.5}
+    settings |= {
+        "contrastive_weight": 0.03,
+        "contrastive_view": "clean",
+        "dense_weight": 0.2,
+        "skip_drop": 0.5,
+    }
     command = ["--data", str(tiny_store), "--max-steps", "20"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     two = [
@@ -161,8 +166,8 @@ def test_two_processes_train_the_losses_of_one_with_the_same_global_batch(
     losses = [key for key in one_rows if key[1] in names]
     assert len(losses) == 4 * 20 + 2
     # Rounding grows with every step of Adam, and most in the contrastive loss: at 32^3 the bottleneck has one
-    # voxel, whose features are normalised. A share of that loss is in the whole. The dense loss is about 10, of
-    # which the last bit is 1e-6.
+    # voxel, whose features are normalised. A share of that loss is in the whole. The dense loss is about
+    # 10, of which the last bit is 1e-6.
     early = {"train/contrastive": 1e-4}
     late = {
         "train/l1": 1e-5,

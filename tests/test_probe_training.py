@@ -59,7 +59,7 @@ def test_losses_and_weights_are_those_of_a_run_that_is_not_probed(probed, tiny_r
 def test_there_are_rows_of_every_figure_at_the_start_and_every_so_many_steps(probed):
     found = rows(probed, probes=True)
     names = {
-        *(f"probe/share/{name}" for name in [*LEVELS, "all", "image"]),
+        *(f"probe/share/{name}" for name in [*LEVELS, "all"]),
         *(f"probe/rank/{name}" for name in LEVELS),
         *(f"probe/dice/{name}" for name in [*LEVELS, "all"]),
         *(f"probe/cosine/{name}" for name in ("any", "within", "between", "scan", "subjects")),
