@@ -114,7 +114,10 @@ def test_ctrl_c_keeps_what_is_done_and_workers_may_come_later(cluster, tmp_path)
     manifest, out = some_scans(tmp_path, 40, 96), tmp_path / "store"
     command = [sys.executable, "-m", "dae3d.cli", "prepare", manifest, "--out", out, "--no-report"]
     run = subprocess.Popen(
-        [*command, "--scheduler", cluster.address], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*WATCHED, *command, "--scheduler", cluster.address],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert run.stderr is not None
     while "waiting for Dask workers" not in run.stderr.readline():

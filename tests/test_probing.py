@@ -61,7 +61,7 @@ def test_only_the_level_that_a_decoder_looks_at_has_a_share(used, together):
     image = numbers.view(3, 1, 1, 1, 1) + torch.tensor([-1.0, 1.0]).view(1, 1, 2, 1, 1)
     hidden = [numbers.view(3, 1, 1, 1, 1).expand(3, 2, 2, 2, 2) for _ in range(5)]
 
-    def decode(image, hidden):
+    def decode(image, hidden, rows):
         return (image if used == "image" else hidden[used]).mean(dim=(1, 2, 3, 4))
 
     def error(repaired, rows):
@@ -98,10 +98,10 @@ def test_a_level_that_the_network_cannot_tell_apart_carries_nothing():
     """A skip of which the decoder makes zeros."""
     torch.manual_seed(0)
     network = SwinUNETR(Architecture(**TINY)).eval()
-    network.decoder.skips[2] = Zeros()  # of the first stage
+    network.decoder.skips["2"] = Zeros()  # of the first stage
     image = torch.rand(4, 1, 64, 64, 64)
     errors = swap_errors(
-        network.decode,
+        lambda image, hidden, rows: network.decode(image, hidden),
         lambda repaired, rows: reconstruction_loss(repaired, image[rows]),
         image,
         network.encode(image),

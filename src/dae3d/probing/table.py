@@ -30,7 +30,8 @@ def _levels(check: Check) -> Table:
     if check.labelled:
         table.add_column("probe Dice", justify="right")
         table.add_column("random weights", justify="right")
-    for number, name in enumerate((*LEVELS, ALL, IMAGE)):
+    # A decoder that ends at half resolution sees no image.
+    for number, name in enumerate((*LEVELS, ALL, *([IMAGE] if IMAGE in figures.share else []))):
         label = _NAMES.get(name) or (f"{number} (tokens)" if number == 0 else f"{number} (stage {number})")
         cells = [
             str(figures.channels.get(name, "")),
