@@ -3,12 +3,15 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dae3d.errors import Dae3dError
+from dae3d.processes import Worker
 from dae3d.store.workers import work_through
 
 
@@ -65,3 +68,20 @@ def test_a_death_is_the_result_of_one_item_alone(tmp_path: Path, workers: int) -
 def test_an_error_that_concerns_all_ends_the_work(tmp_path: Path) -> None:
     with pytest.raises(Dae3dError, match="is the disk full"):
         list(work_through(["a", "full", "b"], partial(run, folder=tmp_path), died, 1, False))
+
+
+def test_an_interrupt_while_an_item_is_handed_over_is_not_waited_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = Worker.begin
+
+    def interrupted(worker: Worker, function: Callable[..., Any], item: str) -> None:
+        if item == "b":
+            raise KeyboardInterrupt
+        begin(worker, function, item)
+
+    monkeypatch.setattr(Worker, "begin", interrupted)
+    done = work_through(["a", "b", "c"], partial(run, folder=tmp_path), died, 2, False)
+    assert next(done) == "A"
+    with pytest.raises(KeyboardInterrupt):
+        list(done)

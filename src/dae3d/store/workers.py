@@ -78,10 +78,16 @@ class _Crew(Generic[Item, Result]):
     def begin(self, item: Item) -> None:
         """Give an item to a process that has none."""
         worker = self._idle.pop() if self._idle else Worker(self._start)
-        self._at_work[worker] = item
-        # What has died meanwhile is found to be dead when it is asked for its answer.
-        with suppress(WorkerDied):
-            worker.begin(self._run, item)
+        try:
+            self._at_work[worker] = item
+            # What has died meanwhile is found to be dead when it is asked for its answer.
+            with suppress(WorkerDied):
+                worker.begin(self._run, item)
+        except BaseException:
+            # Interrupted: whether the process knows of the item cannot be told, and nobody is to wait for it.
+            self._at_work.pop(worker, None)
+            worker.kill()
+            raise
 
     def finished(self) -> Iterator[Result]:
         """Wait until one item is done, or more; yields what came of them."""
