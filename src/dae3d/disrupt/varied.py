@@ -49,7 +49,7 @@ def varied_block_mask(batch: Disrupted, settings: DisruptionSettings) -> Disrupt
     as in `block_mask`.
     """
     image = batch.image
-    sizes = _doublings(4, settings.block_size, image)
+    sizes = _doublings(min(4, settings.block_size), settings.block_size, image)
     untouched, extent, which = uniform(batch.keys, 3, _EXTENT).unbind(1)
     ratio = torch.where(untouched < _UNTOUCHED, 0, extent * settings.block_mask_ratio)
     choice = (which * len(sizes)).long().view(-1, 1, 1, 1, 1)

@@ -12,6 +12,7 @@ DISRUPTIONS = {
     "superres": "loss of resolution",
     "local_mask": "masked channels of the embedding",
     "mae": "masked blocks of voxels",
+    "varied": "noise, loss of resolution and masked blocks, each of a strength drawn for every crop",
 }
 
 

@@ -173,8 +173,8 @@ class PretrainSettings(RunSettings):
     )
     repair_from: Annotated[RepairFrom, NETWORK] = Field(
         "half",
-        description="resolution that the decoder ends at: half leaves no way past the encoder, and takes "
-        "half the time; full, as published, gets the disrupted image too",
+        description="resolution that the decoder ends at: half leaves no way past the encoder, and is "
+        "cheaper; full, as published, gets the disrupted image too",
     )
     skip_drop: Annotated[float, NETWORK] = Field(
         0.5,
