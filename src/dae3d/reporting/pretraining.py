@@ -47,9 +47,11 @@ def chart_groups(run: Run) -> dict[str, list[Chart]]:
     return without_gaps(
         {
             "Losses": [
-                both(run, "Loss", "loss"),
+                # Training has more terms than validation, so that the sums do not compare.
+                chart("All losses, in training", {"training": run.metrics.get("train/loss")}, log=True),
                 both(run, "L1", "l1"),
                 both(run, "Contrastive loss", "contrastive"),
+                both(run, "Dense contrastive loss", "dense"),
             ],
             "L1 by modality": [both(run, f"L1, {name}", f"l1/{name}") for name in run.modalities],
             "Repair of the validation crops": [by_modality("PSNR, dB", "psnr"), by_modality("SSIM", "ssim")],
