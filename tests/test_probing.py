@@ -341,7 +341,7 @@ def test_every_module_gets_back_its_mode():
 def figures(**changes):
     given = {
         "share": dict.fromkeys([*LEVELS, "all"], 30.0) | {"image": 20.0},
-        "tokens": {"level0": 800, "level1": 400, "level2": 200, "level3": 100, "level4": 8},
+        "tokens": {"level0": 800, "level1": 400, "level2": 200, "level3": 100, "level4": 64},
         "crops": {"ct": 8},
         "cosine": {"any": 0.3, "within": 0.8, "between": 0.2},
         "dice": dict.fromkeys(LEVELS, 0.6),
@@ -387,10 +387,20 @@ def test_collapsed_features_are_named_where_there_is_a_contrastive_loss():
     assert said(cosine={"any": 0.5, "within": 0.5})[0]
 
 
-def test_levels_no_better_than_random_weights_are_named_but_for_one_of_one_token_a_crop():
-    dice = figures().dice | {"level2": 0.41, "level4": 0.3}
+def test_levels_no_better_than_random_weights_are_named():
+    dice = figures().dice | {"level2": 0.41}
     assert said(dice=dice) == (False, ("Level 2 probe is no better than random weights.",))
     assert said(dice=dice, random={})[0]
+
+
+def test_a_level_of_one_token_a_crop_is_named_and_not_judged():
+    single = figures().tokens | {"level4": 8}
+    poor = {"dice": figures().dice | {"level4": 0.3}, "share": figures().share | {"level4": 0.0}}
+    well, words = said(tokens=single, **poor)
+    assert well
+    assert words[0] == WELL
+    assert words[1].startswith("Level 4 is one token with crops of this size")
+    assert not said(**poor)[0]
 
 
 def test_what_was_not_measured_is_not_there():

@@ -13,7 +13,7 @@ APART_FROM = 0.05  # mean cosine within a modality minus that between modalities
 BETTER_BY = 0.02  # Dice
 
 UNKNOWN = "What the levels carry was not measured: it takes crops of two scans, and weights that are finite."
-WELL = "All is well: every level carries something for the repair, and nothing has collapsed."
+WELL = "All is well: the levels carry something for the repair, and nothing has collapsed."
 
 
 def verdict(
@@ -33,11 +33,17 @@ def verdict(
     ]
     missing = [] if figures.share else [UNKNOWN]
     well = [WELL] if not said and not missing else []
-    return not said, (*missing, *said, *well, *_little(figures))
+    return not said, (*missing, *said, *well, *_little(figures), *_single(figures))
+
+
+def _told_apart(figures: Figures) -> list[str]:
+    """Levels of more than one token a crop, as far as is known."""
+    crops = sum(figures.crops.values())
+    return [name for name in LEVELS if figures.tokens.get(name, crops + 1) > crops]
 
 
 def _idle(figures: Figures) -> list[str]:
-    idle = [name for name in LEVELS if figures.share.get(name, CARRIES) < NOTHING_BELOW]
+    idle = [name for name in _told_apart(figures) if figures.share.get(name, CARRIES) < NOTHING_BELOW]
     if not idle:
         return []
     they, them = ("they are", "them") if len(idle) > 1 else ("it is", "it")
@@ -50,8 +56,21 @@ def _idle(figures: Figures) -> list[str]:
     return [said]
 
 
+def _single(figures: Figures) -> list[str]:
+    """Which levels are one token a crop."""
+    single = [name for name in LEVELS if name not in _told_apart(figures)]
+    if not single:
+        return []
+    verb, it = ("are", "them") if len(single) > 1 else ("is", "it")
+    return [
+        f"{_levels(single)} {verb} one token with crops of this size, which the decoder's instance norm "
+        f"sets to zero: larger crops would train {it}."
+    ]
+
+
 def _little(figures: Figures) -> list[str]:
-    weak = [name for name in LEVELS if NOTHING_BELOW <= figures.share.get(name, CARRIES) < CARRIES]
+    told = _told_apart(figures)
+    weak = [name for name in told if NOTHING_BELOW <= figures.share.get(name, CARRIES) < CARRIES]
     if not weak:
         return []
     carry = "carry" if len(weak) > 1 else "carries"
@@ -77,9 +96,8 @@ def _collapsed(figures: Figures, contrastive_weight: float) -> list[str]:
 
 
 def _no_better_than_random(figures: Figures, random: dict[str, float]) -> list[str]:
-    crops = sum(figures.crops.values())
     # One token a crop tells no voxel of it from another.
-    told = [name for name in LEVELS if figures.tokens.get(name, 0) > crops]
+    told = _told_apart(figures)
     both = [name for name in told if name in random and name in figures.dice]
     poor = [name for name in both if figures.dice[name] < random[name] + BETTER_BY]
     if not poor:
