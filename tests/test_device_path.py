@@ -83,9 +83,10 @@ def check_steps(module: Any, batch: dict[str, torch.Tensor]) -> None:
 
 # Everything that a step can do beyond the published one, and that one.
 FULL = {
-    "repair_from": "half",
+    "repair_from": "pyramid",
     "skip_drop": 0.5,
     "dense_weight": 0.2,
+    "feature_weight": 0.5,
     "intensity_jitter": 0.2,
     "clip_intensity": 5.0,
     "contrastive_view": "clean",

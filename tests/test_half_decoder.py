@@ -10,6 +10,7 @@ from dae3d.models.decoder import UnetrDecoder, _in_voxels
 from dae3d.models.swin_unetr import Architecture, SwinUNETR, _visible_intensity
 
 SIZES = {"embed_dim": 4, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
+HEADS = {"half": 3, "pyramid": 5}
 MASKS = {"none": 0, "blocks of 4": 4, "blocks of 8": 8, "tokens": 2}
 
 
@@ -19,41 +20,75 @@ def modules(decoder):
     return {".".join(part[: 2 if part[1].isdigit() else 1]) for part in parts}
 
 
-def test_half_resolution_leaves_out_the_last_block_and_the_image_s_skip():
-    full, half = (UnetrDecoder(4, 1, 1, up_to=name) for name in ("full", "half"))
+@pytest.mark.parametrize(("kind", "heads"), HEADS.items())
+def test_half_resolution_leaves_out_the_last_block_and_the_image_s_skip(kind, heads):
+    full, half = (UnetrDecoder(4, 1, 1, repair_from=name) for name in ("full", kind))
     assert modules(full) - modules(half) == {"skips.0", "ups.4", "head"}
-    assert modules(half) - modules(full) == {"repair_heads.0", "repair_heads.1", "repair_heads.2"}
+    assert modules(half) - modules(full) == {f"repair_heads.{number}" for number in range(heads)}
     shapes = [tuple(head.conv.conv.weight.shape) for head in half.repair_heads]
-    # 2^3 voxels of a place at 1/2; one at 1/4 and at 1/8.
-    assert shapes == [(8, 4, 1, 1, 1), (1, 8, 1, 1, 1), (1, 16, 1, 1, 1)]
+    # 2^3 voxels of a place at 1/2; one at 1/4, 1/8, ...
+    expected = [(8, 4, 1, 1, 1), (1, 8, 1, 1, 1), (1, 16, 1, 1, 1), (1, 32, 1, 1, 1), (1, 64, 1, 1, 1)]
+    assert shapes == expected[:heads]
     theirs = dict(full.named_parameters())
     for name, parameter in half.named_parameters():
         assert name.startswith("repair_heads.") or parameter.shape == theirs[name].shape
 
 
+@pytest.mark.parametrize(("kind", "heads"), HEADS.items())
 @torch.inference_mode()
-def test_repairs_come_at_full_resolution_at_a_quarter_and_at_an_eighth():
-    network = SwinUNETR(Architecture(**SIZES, repair_from="half")).eval()
+def test_repairs_come_at_full_resolution_and_at_a_quarter_an_eighth_and_so_on(kind, heads):
+    network = SwinUNETR(Architecture(**SIZES, repair_from=kind)).eval()
     image = torch.rand(2, 1, 64, 32, 32)
-    features = network.decoder.features(image, network.encode(image))
-    every = network.images(image, features)
-    assert [tuple(made.shape) for made in every] == [
-        (2, 1, 64, 32, 32),
-        (2, 1, 16, 8, 8),
-        (2, 1, 8, 4, 4),
-    ]
-    [finest] = network.images(image, features, only_finest=True)
-    assert torch.equal(finest, every[0])
-    assert torch.equal(finest, network(image))
+    every = network.images(image, network.decoder.features(image, network.encode(image)))
+    shapes = [(2, 1, 64, 32, 32), (2, 1, 16, 8, 8), (2, 1, 8, 4, 4), (2, 1, 4, 2, 2), (2, 1, 2, 1, 1)]
+    assert [tuple(made.shape) for made in every] == shapes[:heads]
+    assert torch.equal(every[0], network(image))
 
 
+@pytest.mark.parametrize("kind", HEADS)
 @torch.inference_mode()
-def test_the_image_reaches_a_repair_through_the_encoder_alone():
-    architecture = Architecture(**SIZES, repair_from="half", restore_intensity=False)
+def test_the_image_reaches_a_repair_through_the_encoder_alone(kind):
+    architecture = Architecture(**SIZES, repair_from=kind, restore_intensity=False)
     network = SwinUNETR(architecture).eval()
     one, other = torch.rand(2, 1, 1, 32, 32, 32)
     hidden = network.encode(one)
     assert torch.equal(network.decode(one, hidden), network.decode(other, hidden))
+
+
+def block_means(image, times):
+    """(X, Y, Z) to the means of its blocks of times^3 voxels."""
+    x, y, z = (side // times for side in image.shape)
+    return image.reshape(x, times, y, times, z, times).mean(axis=(1, 3, 5))
+
+
+@pytest.mark.parametrize("restored", [False, True])
+@torch.inference_mode()
+def test_a_repair_of_a_pyramid_averages_to_the_coarser_ones(restored):
+    torch.manual_seed(1)
+    network = SwinUNETR(Architecture(**SIZES, repair_from="pyramid", restore_intensity=restored)).eval()
+    image = torch.randn(1, 1, 64, 64, 32)
+    finest, *coarse = (
+        made[0, 0].double().numpy()
+        for made in network.images(image, network.decoder.features(image, network.encode(image)))
+    )
+    for made, times in zip(coarse, (4, 8, 16, 32), strict=True):
+        assert made.std() > 0.01
+        np.testing.assert_allclose(block_means(finest, times), made, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", range(4))
+@torch.inference_mode()
+def test_a_level_of_a_pyramid_leaves_what_varies_more_slowly_to_those_below(level):
+    torch.manual_seed(2)
+    network = SwinUNETR(Architecture(**SIZES, repair_from="pyramid", restore_intensity=False)).eval()
+    one, other = torch.randn(2, 1, 1, 64, 64, 64)
+    hidden = network.encode(one)
+    swapped = [*hidden[:level], network.encode(other)[level], *hidden[level + 1 :]]
+    plain, changed = (network.decode(one, maps)[0, 0].double().numpy() for maps in (hidden, swapped))
+    assert np.abs(changed - plain).mean() > 1e-3
+    # Level 0 is at 1/2 of the resolution, level 1 at 1/4; the next coarser image has blocks of 4, of 8.
+    times = 2 ** (level + 2)
+    np.testing.assert_allclose(block_means(changed, times), block_means(plain, times), atol=1e-5)
 
 
 def test_the_channels_of_a_place_are_its_voxels():

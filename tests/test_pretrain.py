@@ -142,6 +142,7 @@ def test_two_processes_train_the_losses_of_one_with_the_same_global_batch(
         "contrastive_weight": 0.03,
         "contrastive_view": "clean",
         "dense_weight": 0.2,
+        "feature_weight": 0.5,
         "skip_drop": 0.5,
     }
     command = ["--data", str(tiny_store), "--max-steps", "20"]
@@ -162,16 +163,17 @@ def test_two_processes_train_the_losses_of_one_with_the_same_global_batch(
     dae3d.pretrain(data=tiny_store, out=tmp_path / "one", max_steps=20, **(settings | {"batch_size": 8}))
     two_rows, one_rows = rows(tmp_path / "two"), rows(tmp_path / "one")
     assert two_rows.keys() == one_rows.keys()
-    names = ("train/loss", "train/l1", "train/contrastive", "train/dense", "val/loss")
+    names = ("train/loss", "train/l1", "train/contrastive", "train/dense", "train/features", "val/loss")
     losses = [key for key in one_rows if key[1] in names]
-    assert len(losses) == 4 * 20 + 2
+    assert len(losses) == 5 * 20 + 2
     # Rounding grows with every step of Adam, and most in the contrastive loss: at 32^3 the bottleneck has one
     # voxel, whose features are normalised. A share of that loss is in the whole. The dense loss is about
-    # 10, of which the last bit is 1e-6.
-    early = {"train/contrastive": 1e-4}
+    # 10, of which the last bit is 1e-6; all losses together are about 6.
+    early = {"train/contrastive": 1e-4, "train/loss": 2e-5}
     late = {
         "train/l1": 1e-5,
         "train/dense": 1e-4,
+        "train/features": 1e-5,
         "val/loss": 1e-5,
         "train/loss": 1e-4,
         "train/contrastive": 3e-3,

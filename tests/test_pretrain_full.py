@@ -25,7 +25,7 @@ EVERYTHING = {
     "crop_region": "foreground",
     "clip_intensity": 4.0,
     "intensity_jitter": 0.2,
-    "repair_from": "half",
+    "repair_from": "pyramid",
     "skip_drop": 0.5,
     "masked_weight": 3.0,
     "coarse_weight": 0.5,
@@ -34,6 +34,7 @@ EVERYTHING = {
     "contrastive_weight": 0.03,
     "contrastive_view": "clean",
     "dense_weight": 0.2,
+    "feature_weight": 0.5,
 }
 # What a run of before recorded of what has another default since then.
 RECORDED = {
@@ -54,12 +55,12 @@ def full_run(tiny_store, tiny_settings, tmp_path_factory) -> Path:
 def test_all_losses_are_finite_and_recorded(full_run):
     metrics = rows(full_run)
     assert all(math.isfinite(value) for value in metrics.values())
-    for name in ("train/loss", "train/l1", "train/contrastive", "train/dense"):
+    for name in ("train/loss", "train/l1", "train/contrastive", "train/dense", "train/features"):
         assert {step for step, metric in metrics if metric == name} == set(range(1, 7))
     # Two feature maps of log(128) each where nothing is told apart yet.
     assert 0 < metrics[1, "train/dense"] < 2.5 * math.log(128)
     for step in range(1, 7):
-        parts = (0.03, "train/contrastive"), (0.2, "train/dense"), (1, "train/l1")
+        parts = (0.03, "train/contrastive"), (0.2, "train/dense"), (0.5, "train/features"), (1, "train/l1")
         # And the coarse repairs.
         assert metrics[step, "train/loss"] > sum(weight * metrics[step, name] for weight, name in parts)
 
@@ -72,30 +73,37 @@ def test_it_goes_on_bit_for_bit(full_run, tiny_store, tiny_settings, tmp_path):
     assert_same_run(part, full_run)
 
 
-def test_weights_hold_the_network_and_no_projections(full_run):
+def test_weights_hold_the_network_and_nothing_that_is_thrown_away(full_run):
     network = load(full_run)
-    assert network.architecture.repair_from == "half"
+    assert network.architecture.repair_from == "pyramid"
     assert not network.load_report.missing
     assert not network.load_report.skipped
     names = load_file(full_run / "weights/last.safetensors").keys()
-    assert not [name for name in names if "projection" in name]
-    assert any(name.startswith("decoder.repair_heads.2.") for name in names)
+    assert not [name for name in names if "projection" in name or "feature_heads" in name]
+    assert any(name.startswith("decoder.repair_heads.4.") for name in names)
     # A checkpoint holds them, for the run that goes on.
     state = torch.load(find_checkpoints(full_run / "checkpoints")[0], weights_only=True)["state_dict"]
-    assert [name for name in state if name.startswith("projections.")]
+    for heads in ("projections.", "feature_heads."):
+        assert [name for name in state if name.startswith(heads)]
 
 
-def test_without_weight_there_is_no_dense_loss(tiny_store, tiny_settings, tmp_path):
+def test_without_weight_there_is_no_dense_loss_and_no_repair_of_features(tiny_store, tiny_settings, tmp_path):
     settings = tiny_settings | EVERYTHING | {"dense_weight": 0.0, "max_steps": 1, "batch_size": 3}
+    settings["feature_weight"] = 0.0
     settings |= {"save_every": 1, "val_every": 1}
     run = dae3d.pretrain(data=tiny_store, out=tmp_path / "run", **settings)
-    assert "train/dense" not in {name for _, name in rows(run)}
+    assert not {"train/dense", "train/features"} & {name for _, name in rows(run)}
     state = torch.load(find_checkpoints(run / "checkpoints")[0], weights_only=True)["state_dict"]
-    assert not [name for name in state if name.startswith("projections.")]
+    assert not [name for name in state if name.startswith(("projections.", "feature_heads."))]
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [({"dense_weight": 0.0}, "dense_weight"), ({"repair_from": "full"}, "repair_from")]
+    ("change", "named"),
+    [
+        ({"dense_weight": 0.0}, "dense_weight"),
+        ({"feature_weight": 0.0}, "feature_weight"),
+        ({"repair_from": "full"}, "repair_from"),
+    ],
 )
 def test_what_the_parameters_depend_on_stays_as_it_was(change, named, full_run):
     with pytest.raises(SettingsError, match=f"{named}: .*was begun with"):

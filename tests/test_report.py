@@ -263,7 +263,13 @@ def test_every_curve_is_there_in_words_too(run: Path) -> None:
     charts = [words or "" for words in made(run).charts]
     assert len(charts) == 3 + 2 + 2 + 3
     assert any("training from 0.1 at step 10 to 0.003333 at step 300" in words for words in charts)
-    for title in ("All losses, in training", "L1, ct-phantom", "Contrastive loss", "Learning rate", "PSNR, dB"):
+    for title in (
+        "All losses, in training",
+        "L1, ct-phantom",
+        "Contrastive loss",
+        "Learning rate",
+        "PSNR, dB",
+    ):
         assert any(words.startswith(title) for words in charts), title
 
 

@@ -272,6 +272,7 @@ PUBLISHED = {
     "intensity_jitter": 0.0,
     "contrastive_view": "disrupted",
     "dense_weight": 0.0,
+    "feature_weight": 0.0,
     "freeze": "none",
     "roi": 96,
     "batch_size": 2,

@@ -6,11 +6,12 @@ from typing import Literal
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from dae3d.models.blocks import with_our_layers
 
-RepairFrom = Literal["full", "half"]
+RepairFrom = Literal["full", "half", "pyramid"]
 
 # Beginnings of names in a network of tensors that a decoder up to half resolution lacks.
 ABOVE_HALF = ("decoder.skips.0.", "decoder.ups.4.")
@@ -19,12 +20,14 @@ ABOVE_HALF = ("decoder.skips.0.", "decoder.ups.4.")
 class UnetrDecoder(nn.Module):
     """Residual convolution blocks on the skips, and transposed convolutions up to full or half resolution.
 
+    To half resolution for a repair from "half" or from a "pyramid" (see `Architecture`).
+
     Args:
         dim: channels of the token embedding.
         in_channels: of the image.
         out_channels: of what comes out.
         checkpoint_activations: recompute a block's activations in the backward pass.
-        up_to: the resolution of the last block.
+        repair_from: which features the output is made from.
     """
 
     def __init__(
@@ -33,12 +36,12 @@ class UnetrDecoder(nn.Module):
         in_channels: int,
         out_channels: int,
         checkpoint_activations: bool = False,
-        up_to: RepairFrom = "full",
+        repair_from: RepairFrom = "full",
     ) -> None:
         super().__init__()
         self.checkpoint_activations = checkpoint_activations
-        self.up_to = up_to
-        left_out = {"skips": ["0"], "ups": ["4"]} if up_to == "half" else {"skips": [], "ups": []}
+        self.repair_from = repair_from
+        left_out = {"skips": [], "ups": []} if repair_from == "full" else {"skips": ["0"], "ups": ["4"]}
         # Of the image and of levels 0 to 2; by number, so that a decoder that lacks some names them alike.
         self.skips = nn.ModuleDict(
             {
@@ -69,34 +72,39 @@ class UnetrDecoder(nn.Module):
                 if number not in left_out["ups"]
             }
         )
-        if up_to == "full":
+        if repair_from == "full":
             self.head = with_our_layers(UnetOutBlock(3, dim, out_channels))
         else:
+            coarse = [dim * 2**i for i in range(1, 5 if repair_from == "pyramid" else 3)]
             self.repair_heads = nn.ModuleList(
                 with_our_layers(UnetOutBlock(3, width, made))
-                for width, made in [(dim, 8 * out_channels), (2 * dim, out_channels), (4 * dim, out_channels)]
+                for width, made in [(dim, 8 * out_channels), *((width, out_channels) for width in coarse)]
             )
 
     def forward(self, image: Tensor, hidden: Sequence[Tensor]) -> Tensor:
         """(B, C, D, H, W) and the encoder's five feature maps to (B, out_channels, D, H, W)."""
-        return self.images(self.features(image, hidden), only_finest=True)[0]
+        return self.images(self.features(image, hidden))[0]
 
-    def images(self, features: Sequence[Tensor], only_finest: bool = False) -> list[Tensor]:
-        """What heads make of the features: (B, out_channels, ...) at full, perhaps at 1/4, 1/8 resolution."""
-        if self.up_to == "full":
+    def images(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """What heads make of the features: (B, out_channels, ...) at full resolution, then at lower ones.
+
+        The lower ones are 1/4 and 1/8 for a repair from "half", 1/4 to 1/32 from a "pyramid".
+        """
+        if self.repair_from == "full":
             return [self.head(features[0])]
-        heads = self.repair_heads[:1] if only_finest else self.repair_heads
-        made = [head(feature) for head, feature in zip(heads, features, strict=False)]
-        return [_in_voxels(made[0]), *made[1:]]
+        made = [head(feature) for head, feature in zip(self.repair_heads, features, strict=False)]
+        made[0] = _in_voxels(made[0])
+        return _added_up(made) if self.repair_from == "pyramid" else made
 
     def features(self, image: Tensor, hidden: Sequence[Tensor]) -> list[Tensor]:
         """What the heads see, the finest map first.
 
-        Maps of embed_dim * (1, 1, 2, 4) channels at 1, 1/2, 1/4, 1/8 of the sides, or without the first.
+        Maps of embed_dim * (1, 1, 2, 4, 8) channels at 1, 1/2, 1/4, 1/8, 1/16 of the sides, or without the
+        first; then the encoder's own last one, 16 * embed_dim channels at 1/32.
         """
         x = self._run(self.bottleneck, hidden[4])
         x = self._run(self.ups["0"], x, hidden[3])
-        features: list[Tensor] = []
+        features = [x, hidden[4]]
         given = [image, hidden[0], hidden[1], hidden[2]]
         for number in ("3", "2", "1", "0"):
             if number in self.skips:
@@ -109,6 +117,28 @@ class UnetrDecoder(nn.Module):
         if self.checkpoint_activations and self.training:
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
+
+
+def _added_up(details: Sequence[Tensor]) -> list[Tensor]:
+    """Images from what each adds to the next coarser one: a Laplacian pyramid (Burt and Adelson, 1983).
+
+    An image averaged to the resolution of the next coarser one is that one: a detail adds to places of it as
+    much as it takes away. So what varies slowly is left to the coarse ones.
+
+    Args:
+        details: (B, C, D, H, W), the finest first; sides of each are multiples of those of the next.
+
+    Returns:
+        As many images of the same shapes, float32.
+    """
+    *finer, coarsest = details
+    images = [coarsest.float()]
+    for detail in reversed(finer):
+        times = detail.shape[2] // images[0].shape[2]
+        image = functional.interpolate(images[0], scale_factor=float(times), mode="trilinear") + detail
+        missing = images[0] - functional.avg_pool3d(image, times)
+        images.insert(0, image + functional.interpolate(missing, scale_factor=float(times)))
+    return images
 
 
 def _in_voxels(features: Tensor) -> Tensor:

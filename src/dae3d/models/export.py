@@ -210,7 +210,7 @@ def _edge_notes(architecture: Architecture, theirs: str) -> list[str]:
 
 
 def _ends_at_half(network: Any) -> bool:
-    return isinstance(network, SwinUNETR) and network.architecture.repair_from == "half"
+    return isinstance(network, SwinUNETR) and network.architecture.repair_from != "full"
 
 
 def _repair_notes(network: SwinUNETR, theirs: str) -> list[str]:

@@ -47,11 +47,12 @@ class Architecture:
     `patch_embed` "conv" is the published block of two 3^3 convolutions; "linear" is MONAI's, one 2^3
     convolution of stride 2.
 
-    `repair_from` is the resolution of the decoder's last feature map in pre-training. "full": the whole
-    decoder, which gets the disrupted image too, as published. "half": the last block is left out, and with it
-    the way past the encoder and most of the work. Each of its features gives the 2^3 voxels of its place; for
-    training, two coarser maps give the image at 1/4 and 1/8 of the resolution. A segmentation network has the
-    whole decoder always.
+    `repair_from` says what a repair is made from in pre-training. "full": the whole decoder, which gets the
+    disrupted image too, as published. "half": the decoder up to half resolution, without the last block, and
+    so without the way past the encoder and most of the work. Each feature gives the 2^3 voxels of its place;
+    for training, two coarser maps give the image at 1/4 and 1/8 of the resolution. "pyramid": the same
+    decoder, where features at each resolution down to 1/32 add to the image what coarser ones do not show,
+    and nothing else. A segmentation network has the whole decoder always.
 
     `window_edges` "exact" gives every pair of tokens the bias of its own offset and attends to no padding,
     whatever the grid; "reference" is the published network, and MONAI's: a grid smaller than the window takes
@@ -134,27 +135,22 @@ class SwinUNETR(nn.Module):
     def decode(self, image: Tensor, hidden: Sequence[Tensor], token_mask: Tensor | None = None) -> Tensor:
         """The image repaired out of itself (B, C, D, H, W) and its feature maps, as `encode` gives them."""
         features = self.decoder.features(image, hidden)
-        return self.images(image, features, token_mask, only_finest=True)[0]
+        return self.images(image, features, token_mask)[0]
 
     def images(
-        self,
-        image: Tensor,
-        features: Sequence[Tensor],
-        token_mask: Tensor | None = None,
-        only_finest: bool = False,
+        self, image: Tensor, features: Sequence[Tensor], token_mask: Tensor | None = None
     ) -> list[Tensor]:
-        """The repaired image, and with `repair_from` "half" also that at 1/4 and 1/8 of the resolution.
+        """The repaired image, then that at lower resolutions, where there are heads for them.
 
         Args:
             image: (B, C, D, H, W), as the encoder got it.
             features: the decoder's.
             token_mask: as the encoder got it.
-            only_finest: leave the coarse ones out.
         """
-        repaired = self.decoder.images(features, only_finest)
+        repaired = self.decoder.images(features)
         if not self.architecture.restore_intensity:
             return repaired
-        if self.architecture.repair_from == "half":
+        if self.architecture.repair_from != "full":
             mean, deviation = _visible_intensity(image.float(), token_mask)
         else:
             deviation, mean = torch.std_mean(image.float(), dim=(2, 3, 4), keepdim=True)
@@ -321,10 +317,10 @@ def _patch_embedding(architecture: Architecture) -> nn.Module:
 
 
 def _decoder(
-    architecture: Architecture, checkpoint_activations: bool, up_to: RepairFrom = "full"
+    architecture: Architecture, checkpoint_activations: bool, repair_from: RepairFrom = "full"
 ) -> UnetrDecoder:
     a = architecture
-    return UnetrDecoder(a.embed_dim, a.in_channels, a.out_channels, checkpoint_activations, up_to)
+    return UnetrDecoder(a.embed_dim, a.in_channels, a.out_channels, checkpoint_activations, repair_from)
 
 
 def _sides(image: Tensor) -> str:

@@ -349,7 +349,7 @@ def _warn_of_no_head(contents: Contents, task: Task, report: LoadReport) -> None
 
 def _beyond_half(contents: Contents, missing: Iterable[str], transfer: Transfer) -> dict[str, str]:
     """Of the missing tensors those that a pre-trained decoder ending at half resolution has no place for."""
-    if contents.architecture.repair_from != "half" or contents.task != "pretrain" or transfer == "encoder":
+    if contents.architecture.repair_from == "full" or contents.task != "pretrain" or transfer == "encoder":
         return {}
     reason = "pre-training ended at half resolution; what lies above learns from random values"
     return {name: reason for name in missing if name.startswith(ABOVE_HALF)}

@@ -52,6 +52,7 @@ def chart_groups(run: Run) -> dict[str, list[Chart]]:
                 both(run, "L1", "l1"),
                 both(run, "Contrastive loss", "contrastive"),
                 both(run, "Dense contrastive loss", "dense"),
+                both(run, "Repair of features", "features"),
             ],
             "L1 by modality": [both(run, f"L1, {name}", f"l1/{name}") for name in run.modalities],
             "Repair of the validation crops": [by_modality("PSNR, dB", "psnr"), by_modality("SSIM", "ssim")],

@@ -16,6 +16,7 @@ from dae3d.evaluation.trivial import best_trivial
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.objectives.contrastive import contrastive_loss
 from dae3d.objectives.dense import Projections, dense_contrast
+from dae3d.objectives.features import FeatureHeads, feature_loss
 from dae3d.reporting.pictures import triptych_array
 from dae3d.store.scan import Preparation
 from dae3d.training.batch import Sample
@@ -23,7 +24,7 @@ from dae3d.training.module import TrainingModule
 from dae3d.training.settings import PretrainSettings
 
 # What a row of metrics has the mean of.
-_SUMS = ("loss", "l1", "contrastive", "dense")
+_SUMS = ("loss", "l1", "contrastive", "dense", "features")
 
 
 class Pretraining(TrainingModule):
@@ -60,6 +61,11 @@ class Pretraining(TrainingModule):
         self.projections = None
         if settings.pairs:
             self.projections = Projections([settings.embed_dim, 2 * settings.embed_dim])
+        self.feature_heads = None
+        if settings.feature_weight:
+            self.feature_heads = FeatureHeads([settings.embed_dim * 2**stage for stage in range(1, 5)])
+            # Of a single place there is nothing to predict, and processes would wait for its gradients.
+            self.feature_heads[-1].requires_grad_(settings.roi > 32)
         self.baselines_due = False  # before the next validation crops are repaired trivially, too
         self._validated: list[dict[str, Tensor]] = []
         self.probe: Callable[..., dict[str, float]] | None = None  # of a network, its device and how it runs
@@ -83,8 +89,10 @@ class Pretraining(TrainingModule):
         pooled = self._pooled(network, clean, hidden)
         contrastive = self._contrastive(pooled, batch["modality"], across_ranks=True)
         dense = self._dense(features, batch["origin"], disrupted.keys)
+        found = self._features(clean, hidden, batch["inside"])
         loss = each.mean() + s.contrastive_weight * contrastive + s.dense_weight * dense
-        self._add_to_window([loss, finest.mean(), contrastive, dense], finest, batch["modality"])
+        loss = loss + s.feature_weight * found
+        self._add_to_window([loss, finest.mean(), contrastive, dense, found], finest, batch["modality"])
         return loss
 
     def _disrupt(self, batch: Sample) -> tuple[Tensor, Disrupted]:
@@ -99,12 +107,20 @@ class Pretraining(TrainingModule):
         loss = features[0].new_zeros((), dtype=torch.float32)
         if not self.settings.pairs:
             return loss
-        # The last one is at 1/8.
-        for projection, feature, stride in zip(self.projections or (), features[-3:-1], (2, 4), strict=True):
+        # The last five are at 1/2 to 1/32.
+        for projection, feature, stride in zip(self.projections or (), features[-5:-3], (2, 4), strict=True):
             loss = loss + dense_contrast(
                 feature, projection, origin, stride, keys, self.settings.dense_temperature
             )
         return loss
+
+    def _features(self, clean: Tensor, hidden: list[Tensor], inside: Tensor | None) -> Tensor:
+        """How far the stages are from predicting the teacher's features of the clean crops."""
+        if self.feature_heads is None:
+            return clean.new_zeros((), dtype=torch.float32)
+        with torch.no_grad():
+            wanted = self.evaluated.encode(clean)
+        return feature_loss(hidden[1:], wanted[1:], self.feature_heads, inside).mean()
 
     def _pooled(self, network: Any, clean: Tensor, hidden: list[Tensor]) -> Tensor:
         """The features (B, F) that the contrastive loss compares."""
@@ -118,13 +134,12 @@ class Pretraining(TrainingModule):
         return contrastive_loss(features, modalities, self.settings.contrastive_temperature, across_ranks)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups of the network's parameters, and of the projections'."""
+        """Groups of the network's parameters, and of what is thrown away after pre-training."""
         groups = super().parameter_groups()
-        if self.projections is not None:
-            decay = self.settings.weight_decay
-            groups.append(
-                {"params": list(self.projections.parameters()), "weight_decay": decay, "scale": 1.0}
-            )
+        for heads in (self.projections, self.feature_heads):
+            if heads is not None:
+                decay = self.settings.weight_decay
+                groups.append({"params": list(heads.parameters()), "weight_decay": decay, "scale": 1.0})
         return groups
 
     def empty_window(self) -> Tensor:
@@ -141,8 +156,10 @@ class Pretraining(TrainingModule):
         """Mean losses, and the L1 of each modality that occurred."""
         first, kinds = 1 + len(_SUMS), len(self.modalities)
         row = {f"train/{name}": total / sums[0] for name, total in zip(_SUMS, sums[1:first], strict=True)}
-        if not self.settings.pairs:
+        if self.projections is None:
             del row["train/dense"]
+        if self.feature_heads is None:
+            del row["train/features"]
         samples = sums[first + kinds :]
         for name, total, count in zip(self.modalities, sums[first : first + kinds], samples, strict=True):
             if count:

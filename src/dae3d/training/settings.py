@@ -57,6 +57,7 @@ class PretrainSettings(RunSettings):
         "clip_intensity": None,
         "contrastive_view": "disrupted",
         "dense_weight": 0.0,
+        "feature_weight": 0.0,
         "intensity_jitter": 0.0,
         "probe_every": 0,
     }
@@ -110,7 +111,7 @@ class PretrainSettings(RunSettings):
     coarse_weight: Annotated[float, OBJECTIVES] = Field(
         0.5,
         ge=0,
-        description="weight of the errors at 1/4 and at 1/8 of the resolution, with --repair-from half",
+        description="weight of the errors at each lower resolution, with --repair-from pyramid or half",
     )
     relative_loss: Annotated[bool, OBJECTIVES] = Field(
         True,
@@ -136,6 +137,13 @@ class PretrainSettings(RunSettings):
         "pairs that overlap, and what lies at one place is told from what lies elsewhere; 0 leaves it out",
     )
     dense_temperature: Annotated[float, OBJECTIVES] = Field(0.1, gt=0, description="its temperature")
+    feature_weight: Annotated[float, OBJECTIVES] = Field(
+        0.5,
+        ge=0,
+        description="weight of the repair of features: each stage predicts what a teacher finds in the clean "
+        "crop, the moving average of the weights (--ema-decay) or, without one, the weights as they are; 0 "
+        "leaves it out",
+    )
 
     embed_dim: Annotated[int, NETWORK] = Field(48, ge=1, description="channels of the token embedding")
     depths: Annotated[tuple[int, int, int, int], NETWORK] = Field(
@@ -172,9 +180,10 @@ class PretrainSettings(RunSettings):
         "as fine-tuning does; the published pre-training does not",
     )
     repair_from: Annotated[RepairFrom, NETWORK] = Field(
-        "half",
-        description="resolution that the decoder ends at: half leaves no way past the encoder, and is "
-        "cheaper; full, as published, gets the disrupted image too",
+        "pyramid",
+        description="what a repair is made from: full, as published, the whole decoder, which gets the "
+        "disrupted image too; half, the decoder up to half resolution, which leaves no way past the encoder "
+        "and is cheaper; pyramid, the same, where each resolution adds what coarser ones do not show",
     )
     skip_drop: Annotated[float, NETWORK] = Field(
         0.5,
@@ -263,6 +272,7 @@ class PretrainSettings(RunSettings):
             **asdict(self.architecture()),
             "freeze": self.freeze,
             "dense_weight": self.pairs,  # whether there are projections to learn
+            "feature_weight": self.feature_weight > 0,  # and heads
             "disruption": masks_blocks(self.disruption),  # whether there is a mask token to learn
         }
 

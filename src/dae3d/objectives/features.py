@@ -1,0 +1,52 @@
+"""Repair of features: what a teacher's encoder finds in the clean crop, predicted from the disrupted one.
+
+As in data2vec (Baevski et al., arXiv 2202.03555), here beside the repair of voxels, and at every stage.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool3d, instance_norm, smooth_l1_loss
+
+
+class FeatureHeads(nn.ModuleList):
+    """An MLP for each stage, thrown away after pre-training.
+
+    Args:
+        channels: of the stages' feature maps.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__(nn.Sequential(nn.Linear(c, 2 * c), nn.GELU(), nn.Linear(2 * c, c)) for c in channels)
+
+
+def feature_loss(
+    stages: Sequence[Tensor], wanted: Sequence[Tensor], heads: FeatureHeads, inside: Tensor | None
+) -> Tensor:
+    """Smooth L1 of each sample, the sum over stages.
+
+    The teacher's features are normalised over the places of a crop, for what is the same everywhere tells
+    nothing. So a map of a single place is left out.
+
+    Args:
+        stages: feature maps (B, C, D, H, W) of the disrupted crops.
+        wanted: the teacher's of the clean crops, of the same shapes.
+        heads: one for each.
+        inside: (B, 1, D, H, W) bool, where the crop lies inside the scan; None where everything does.
+
+    Returns:
+        (B,) float32.
+    """
+    total = stages[0].new_zeros(len(stages[0]), dtype=torch.float32)
+    for head, stage, teacher in zip(heads, stages, wanted, strict=True):
+        if teacher[0, 0].numel() == 1:
+            continue
+        predicted = head(stage.movedim(1, -1)).movedim(-1, 1).float()
+        error = smooth_l1_loss(predicted, instance_norm(teacher.float()), reduction="none").mean(1, True)
+        weight = torch.ones_like(error)
+        if inside is not None:
+            weight = avg_pool3d(inside.float(), inside.shape[2] // stage.shape[2])
+        within = weight.flatten(1).sum(1).clamp(min=1e-6)
+        total = total + (error * weight).flatten(1).sum(1) / within
+    return total

@@ -1,0 +1,84 @@
+"""The repair of features."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dae3d.objectives.features import FeatureHeads, feature_loss
+
+
+class Same(nn.Module):
+    """Predicts what it gets."""
+
+    def forward(self, x):
+        return x
+
+
+def smooth_l1(error):
+    size = np.abs(error)
+    return np.where(size < 1, size**2 / 2, size - 0.5)
+
+
+def maps(seed, *sides):
+    """Two stages of two samples, the second at half the resolution and of twice the channels."""
+    random = np.random.default_rng(seed)
+    shapes = [(2, 3, *sides), (2, 6, *(side // 2 for side in sides))]
+    return [torch.from_numpy(random.normal(1, 2, shape).astype(np.float32)) for shape in shapes]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_loss_is_that_of_the_definition(padded):
+    stages, wanted = maps(0, 8, 8, 4), maps(1, 8, 8, 4)
+    inside = None
+    if padded:
+        inside = torch.zeros(2, 1, 32, 32, 16, dtype=torch.bool)
+        inside[0, :, :20] = True
+        inside[1, :, :, 8:] = True
+    found = feature_loss(stages, wanted, [Same(), Same()], inside)
+    expected = np.zeros(2)
+    for stage, teacher in zip(stages, wanted, strict=True):
+        stride = 32 // stage.shape[2]
+        for sample in range(2):
+            goal = teacher[sample].double().numpy()
+            mean, deviation = goal.mean((1, 2, 3), keepdims=True), goal.std((1, 2, 3), keepdims=True)
+            error = smooth_l1(stage[sample].double().numpy() - (goal - mean) / deviation).mean(0)
+            weight = np.ones(error.shape)
+            if padded:
+                x, y, z = error.shape
+                blocks = inside[sample, 0].double().numpy().reshape(x, stride, y, stride, z, stride)
+                weight = blocks.mean((1, 3, 5))
+            expected[sample] += np.average(error, weights=weight)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
+
+
+def test_a_map_of_a_single_place_is_left_out():
+    stages, wanted = maps(2, 2, 2, 2), maps(3, 2, 2, 2)
+    assert wanted[1].shape[2:] == (1, 1, 1)
+    both = feature_loss(stages, wanted, [Same(), Same()], None)
+    torch.testing.assert_close(both, feature_loss(stages[:1], wanted[:1], [Same()], None))
+
+
+def test_a_crop_that_lies_outside_the_scan_altogether_has_no_loss():
+    stages, wanted = maps(4, 4, 4, 4), maps(5, 4, 4, 4)
+    inside = torch.zeros(2, 1, 16, 16, 16, dtype=torch.bool)
+    inside[1] = True
+    found = feature_loss(stages, wanted, [Same(), Same()], inside)
+    assert found[0] == 0
+    assert found[1] > 0
+
+
+def test_heads_learn_to_predict_and_give_the_stages_gradients():
+    torch.manual_seed(0)
+    stages, wanted = maps(6, 8, 8, 8), maps(7, 8, 8, 8)
+    stages = [stage.requires_grad_() for stage in stages]
+    heads = FeatureHeads([3, 6])
+    optimiser = torch.optim.Adam([*heads.parameters(), *stages], lr=0.02)
+    first = feature_loss(stages, wanted, heads, None).mean().item()
+    for _ in range(150):
+        loss = feature_loss(stages, wanted, heads, None).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss.item() < first / 3
+    assert all(stage.grad.abs().sum() > 0 for stage in stages)
