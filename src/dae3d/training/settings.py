@@ -186,7 +186,7 @@ class PretrainSettings(RunSettings):
         "and is cheaper; pyramid, the same, where each resolution adds what coarser ones do not show",
     )
     skip_drop: Annotated[float, NETWORK] = Field(
-        0.5,
+        0.0,
         ge=0,
         lt=1,
         description="chance that the decoder does without the tokens of a sample; half of it: without the "
