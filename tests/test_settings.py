@@ -465,7 +465,8 @@ def test_a_verb_is_a_function_of_its_settings_fields():
 def test_every_verb_of_the_package_shows_its_settings(name):
     function = getattr(dae3d, name.replace(" ", "_"))
     assert function is load_verb(name)
-    parameters = inspect.signature(function).parameters
+    parameters = dict(inspect.signature(function).parameters)
+    parameters.pop("config", None)
     assert list(parameters) == list(function.settings.model_fields)
     for parameter in parameters.values():
         field = function.settings.model_fields[parameter.name]

@@ -58,6 +58,10 @@ _FUNCTIONS = {verb.replace(" ", "_"): verb for verb in VERBS}
 __all__ = ["__version__", "load", *_FUNCTIONS]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name in _FUNCTIONS:
         from dae3d.cli import load_verb

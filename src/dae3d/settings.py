@@ -108,10 +108,11 @@ def verb(run: Callable[[Any], Result]) -> Callable[..., Result]:
     def call(**fields: Any) -> Result:
         return run(resolve(model, fields))
 
+    keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         inspect.Parameter(
             name,
-            inspect.Parameter.KEYWORD_ONLY,
+            keyword,
             default=inspect.Parameter.empty
             if field.is_required()
             else field.get_default(call_default_factory=True),
@@ -119,6 +120,8 @@ def verb(run: Callable[[Any], Result]) -> Callable[..., Result]:
         )
         for name, field in model.model_fields.items()
     ]
+    if model.configs:
+        parameters.append(inspect.Parameter("config", keyword, default=None, annotation=str | Path | None))
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.settings = model  # type: ignore[attr-defined]
     return call

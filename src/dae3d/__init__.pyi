@@ -1,0 +1,410 @@
+"""Self-supervised pre-training for 3D medical images by disruption and repair."""
+
+# Written by tools/write_stub.py.
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from torch import nn
+
+from dae3d.inference.embed import Embeddings
+from dae3d.models.swin_unetr import FeatureEncoder, Segmenter, SwinUNETR
+from dae3d.probing.figures import Check
+from dae3d.scans.manifest import Manifest
+from dae3d.store.store import Store
+
+VERBS: dict[str, tuple[str, str]]
+__version__: str
+
+@overload
+def load(
+    weights: str | Path,
+    task: Literal["pretrain"],
+    classes: int | None = None,
+    transfer: Literal["both", "encoder", "decoder"] = "both",
+    axes: Literal["straight", "reference"] | None = None,
+    channels: int | None = None,
+    show: bool = True,
+    monai_merging: Literal["reference", "merging", "mergingv2"] | None = None,
+) -> SwinUNETR: ...
+@overload
+def load(
+    weights: str | Path,
+    task: Literal["segmentation"],
+    classes: int | None = None,
+    transfer: Literal["both", "encoder", "decoder"] = "both",
+    axes: Literal["straight", "reference"] | None = None,
+    channels: int | None = None,
+    show: bool = True,
+    monai_merging: Literal["reference", "merging", "mergingv2"] | None = None,
+) -> Segmenter: ...
+@overload
+def load(
+    weights: str | Path,
+    task: Literal["encoder"],
+    classes: int | None = None,
+    transfer: Literal["both", "encoder", "decoder"] = "both",
+    axes: Literal["straight", "reference"] | None = None,
+    channels: int | None = None,
+    show: bool = True,
+    monai_merging: Literal["reference", "merging", "mergingv2"] | None = None,
+) -> FeatureEncoder: ...
+@overload
+def load(
+    weights: str | Path,
+    task: None = None,
+    classes: int | None = None,
+    transfer: Literal["both", "encoder", "decoder"] = "both",
+    axes: Literal["straight", "reference"] | None = None,
+    channels: int | None = None,
+    show: bool = True,
+    monai_merging: Literal["reference", "merging", "mergingv2"] | None = None,
+) -> nn.Module: ...
+def index(
+    *,
+    folders: Sequence[str | Path],
+    out: str | Path = ...,
+    layout: Literal[
+        "hnscc",
+        "luna16",
+        "ct-colonography",
+        "covid19",
+        "lidc-idri",
+        "brats21",
+        "btcv",
+        "feta",
+        "decathlon",
+        "nnunet",
+        "bids",
+        "openmind",
+    ]
+    | None = None,
+    root: Mapping[str, str | Path] = ...,
+    modality: str | None = None,
+    force_modality: bool = False,
+    rule: Sequence[str] = ...,
+    exclude: Sequence[str] = ...,
+    dataset: str | None = None,
+    subject: str | None = None,
+    subjects: str | Path | None = None,
+    volume: Literal["none", "first", "middle", "all"] | int = "none",
+    channels: Sequence[str] = ...,
+    fold: int = 0,
+    val_fraction: float = 0.05,
+    seed: int = 0,
+    min_slices: int = 8,
+    salt: str | Path | None = None,
+    check: bool = False,
+    workers: int = 8,
+) -> Manifest:
+    """Find scans in folders and lists, and write what they are to a manifest."""
+
+def prepare(
+    *,
+    manifest: str | Path,
+    out: str | Path,
+    spacing: Sequence[float] | None = None,
+    crop_foreground: bool = False,
+    only: bool = False,
+    again: bool = False,
+    workers: int = ...,
+    scheduler: str | None = None,
+    shard: str | None = None,
+    report: bool = True,
+) -> Store:
+    """Write the scans of a manifest into a store that training reads from."""
+
+def store_check(
+    *,
+    store: str | Path,
+    repair: bool = False,
+    prune: bool = False,
+    workers: int = ...,
+) -> Store:
+    """Read a store whole, and say what in it is damaged or missing."""
+
+def pretrain(
+    *,
+    config: str | Path | None = None,
+    data: str | Path = ...,
+    out: str | Path = ...,
+    resume: bool = False,
+    max_steps: int | str = 30000,
+    seed: int = 0,
+    roi: int = 96,
+    batch_size: int = 2,
+    workers: int | None = None,
+    checkpoint_activations: bool = False,
+    lr: float = 0.0001,
+    min_lr: float = 1e-05,
+    warmup_lr: float = 1e-06,
+    warmup_steps: int | str = 300,
+    cosine_from: Literal["start", "warmup"] = "warmup",
+    weight_decay: float = 0.05,
+    clip_grad: float | None = 1.0,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto",
+    compile: Literal["auto", "on", "off"] = "auto",
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+    threads: int | None = None,
+    devices: int | None = None,
+    nodes: int | None = None,
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto",
+    val_every: int | str = 1000,
+    save_every: int | str = 1000,
+    keep: int = 2,
+    log_every: int = 10,
+    disruption: str = "varied",
+    noise_variance: float = 0.1,
+    downsample_factor: int = 4,
+    downsample_mode: Literal["nearest", "trilinear", "area"] = "nearest",
+    channel_mask_ratio: float = 0.6,
+    channel_mask_per_token: bool = False,
+    block_size: int = 16,
+    block_mask_ratio: float = 0.6,
+    intensity_jitter: float = 0.2,
+    reconstruction_loss: Literal["all", "masked"] = "all",
+    masked_weight: float = 3.0,
+    coarse_weight: float = 0.5,
+    relative_loss: bool = True,
+    loss_on_padding: bool = False,
+    contrastive_weight: float = 0.1,
+    contrastive_view: Literal["clean", "disrupted"] = "clean",
+    contrastive_temperature: float = 0.5,
+    dense_weight: float = 0.2,
+    dense_temperature: float = 0.1,
+    feature_weight: float = 0.5,
+    embed_dim: int = 48,
+    depths: Sequence[int] = ...,
+    heads: Sequence[int] = ...,
+    window: int = 6,
+    window_edges: Literal["exact", "reference"] = "exact",
+    patch_embed: Literal["conv", "linear"] = "conv",
+    patch_merging: Literal["straight", "reference"] = "straight",
+    restore_intensity: bool = True,
+    normalise_skips: bool = True,
+    repair_from: Literal["full", "half", "pyramid"] = "pyramid",
+    skip_drop: float = 0.0,
+    freeze: Literal["none", "encoder", "decoder"] = "none",
+    crop_region: Literal["volume", "foreground"] = "foreground",
+    modality_weights: Mapping[str, float] | None = None,
+    shuffle_modalities: bool = True,
+    datasets: Sequence[str] | None = None,
+    intensity: Mapping[str, str] = ...,
+    clip_intensity: float | None = 5.0,
+    val_crops: int = 4,
+    probe_every: int | str = 0,
+    probe_task: str | Path | None = None,
+) -> Path:
+    """Pre-train a network on a store by disruption and repair."""
+
+def check(
+    *,
+    run: str | Path,
+    data: str | Path | None = None,
+    store: str | Path | None = None,
+    weights: Literal["best", "last"] = "best",
+    cases: str | Path | None = None,
+    modality: Sequence[str] | None = None,
+    fold: int | None = None,
+    train_cases: int = 4,
+    test_cases: int = 30,
+    seed: int = 0,
+    prepare_workers: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> Check:
+    """Say what pre-training has taught each level of the encoder."""
+
+def reconstruct(
+    *,
+    scans: Sequence[str | Path],
+    weights: str | Path,
+    out: str | Path,
+    modality: str | None = None,
+    rule: Sequence[str] = ...,
+    volume: int | None = None,
+    disruption: str | None = None,
+    roi: int | None = None,
+    overlap: float = 0.5,
+    axes: Literal["straight", "reference"] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+) -> list[dict[str, Any]]:
+    """Disrupt whole scans, repair them, and measure how well."""
+
+def finetune(
+    *,
+    config: str | Path | None = None,
+    data: str | Path = ...,
+    out: str | Path = ...,
+    resume: bool = False,
+    max_steps: int | str = 10000,
+    seed: int = 0,
+    roi: int = 96,
+    batch_size: int = 4,
+    workers: int | None = None,
+    checkpoint_activations: bool = False,
+    lr: float = 0.0008,
+    min_lr: float = 0.0,
+    warmup_lr: float = 0.0,
+    warmup_steps: int | str = 300,
+    cosine_from: Literal["start", "warmup"] = "warmup",
+    weight_decay: float = 1e-05,
+    clip_grad: float | None = 1.0,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto",
+    compile: Literal["auto", "on", "off"] = "auto",
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+    threads: int | None = None,
+    devices: int | None = None,
+    nodes: int | None = None,
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto",
+    val_every: int | str = 1000,
+    save_every: int | str = 1000,
+    keep: int = 2,
+    log_every: int = 10,
+    init: str | Path | None = None,
+    transfer: Literal["both", "encoder", "decoder", "none"] | None = None,
+    axes: Literal["straight", "reference"] | None = None,
+    monai_merging: Literal["reference", "merging", "mergingv2"] | None = None,
+    freeze: Literal["none", "encoder"] = "none",
+    freeze_steps: int | str = 0,
+    label_fraction: float | None = None,
+    train_cases: int | None = None,
+    fold: int | None = None,
+    store: str | Path | None = None,
+    modality: Sequence[str] | None = None,
+    spacing: Sequence[float] | None = None,
+    crop_foreground: bool = False,
+    intensity: Mapping[str, str] = ...,
+    prepare_workers: int | None = None,
+    embed_dim: int | None = None,
+    depths: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    window: int | None = None,
+    window_edges: Literal["exact", "reference"] | None = None,
+    patch_embed: Literal["conv", "linear"] | None = None,
+    patch_merging: Literal["straight", "reference"] | None = None,
+    deep_supervision: bool = False,
+    crops_per_case: int = 4,
+    positive_share: float = 0.5,
+    crop_balance: Literal["voxels", "classes"] = "voxels",
+    flip_prob: float = 0.2,
+    flip_axes: Sequence[Literal["lr", "ap", "si"]] | None = None,
+    rotate_prob: float = 0.2,
+    scale_intensity: float = 0.1,
+    scale_prob: float = 0.1,
+    shift_intensity: float = 0.1,
+    shift_prob: float = 0.1,
+    layer_decay: float = 1.0,
+    val_overlap: float = 0.5,
+) -> Path:
+    """Fine-tune a network to segment, from a list of labelled cases."""
+
+def predict(
+    *,
+    scans: Sequence[str | Path | Sequence[str | Path]] = ...,
+    weights: Sequence[str | Path],
+    out: str | Path,
+    data: str | Path | None = None,
+    split: Literal["training", "validation", "test"] | None = None,
+    fold: int | None = None,
+    modality: Sequence[str] | None = None,
+    volume: int | None = None,
+    overlap: float = 0.5,
+    mirror: bool = False,
+    mirror_axes: Sequence[Literal["lr", "ap", "si"]] | None = None,
+    resample: Literal["probabilities", "labels"] = "probabilities",
+    probabilities: bool = False,
+    window_batch: int = 1,
+    device: str = "auto",
+    threads: int | None = None,
+) -> list[Path]:
+    """Segment scans, in their own grid."""
+
+def evaluate(
+    *,
+    data: str | Path,
+    predictions: str | Path | None = None,
+    weights: Sequence[str | Path] = ...,
+    split: Literal["training", "validation", "test"] = "validation",
+    fold: int | None = None,
+    out: str | Path | None = None,
+    modality: Sequence[str] | None = None,
+    tolerance: float = 1.0,
+    regions: Mapping[str, str] = ...,
+    seed: int = 0,
+    workers: int = ...,
+) -> dict[str, Any]:
+    """Compare segmentations with references: Dice, surface distances, volumes."""
+
+def embed(
+    *,
+    scans: Sequence[str | Path | Sequence[str | Path]],
+    weights: str | Path,
+    out: str | Path,
+    modality: str | None = None,
+    rule: Sequence[str] = ...,
+    volume: int | None = None,
+    roi: int | None = None,
+    overlap: float = 0.0,
+    axes: Literal["straight", "reference"] | None = None,
+    monai_merging: Literal["reference", "merging", "mergingv2"] | None = None,
+    window_batch: int = 1,
+    device: str = "auto",
+    threads: int | None = None,
+) -> Embeddings:
+    """Write the encoder's pooled features of whole scans."""
+
+def export(
+    *,
+    weights: str | Path,
+    format: Literal["safetensors", "monai", "reference"] = "safetensors",
+    monai_merging: Literal["reference", "merging", "mergingv2"] | None = None,
+    out: str | Path,
+) -> Path:
+    """Write weights in another layout: MONAI's, or the published one."""
+
+def report(
+    *,
+    run: str | Path,
+    out: str | Path | None = None,
+) -> Path:
+    """Write one self-contained page about a training run."""
+
+def bench(
+    *,
+    what: Literal["all", "model", "loader", "predict"] = "all",
+    against: Literal["none", "monai"] = "none",
+    device: str = "auto",
+    embed_dim: int = 48,
+    heads: Sequence[int] = ...,
+    window: int = 7,
+    roi: int = 96,
+    batch_size: int = 2,
+    steps: int = 5,
+    rounds: int = 1,
+    crops: int = 100,
+    scan: Sequence[int] = ...,
+    overlap: float = 0.5,
+    checkpoint_activations: bool = False,
+    compiled: bool = False,
+    out: str | Path = ...,
+) -> Path:
+    """Measure a training step, the loader and a prediction, against MONAI's if asked."""
+
+def demo(
+    *,
+    out: str | Path = ...,
+    data: Sequence[str | Path] | None = None,
+    modality: str | None = None,
+    rule: Sequence[str] = ...,
+    exclude: Sequence[str] = ...,
+    max_steps: int = 80,
+) -> Path:
+    """Run everything once, on embedded scans or on yours, in a few minutes."""

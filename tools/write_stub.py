@@ -1,0 +1,142 @@
+"""Write `src/dae3d/__init__.pyi`: the commands' settings as typed keywords, for type checkers and editors.
+
+    python tools/write_stub.py
+
+A command takes what its settings take, paths and lists as users write them. Run it after a change of a
+setting; a test compares.
+"""
+
+import inspect
+import json
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic.fields import FieldInfo
+
+from dae3d import VERBS
+from dae3d.cli import load_verb
+from dae3d.models.weights import NETWORKS, load
+from dae3d.scans.channels import ScanText
+from dae3d.settings import Settings
+
+STUB = Path(__file__).parents[1] / "src/dae3d/__init__.pyi"
+HEAD = '''\
+"""Self-supervised pre-training for 3D medical images by disruption and repair."""
+
+# Written by tools/write_stub.py.
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from torch import nn
+
+{imports}
+
+VERBS: dict[str, tuple[str, str]]
+__version__: str
+'''
+
+
+def main() -> None:
+    """Write the file."""
+    STUB.write_text(stub())
+
+
+def stub() -> str:
+    """The file's content."""
+    commands = [load_verb(verb) for verb in VERBS]
+    classes = {*NETWORKS.values(), *(_result(command) for command in commands)}
+    names: dict[str, set[str]] = {}
+    for each in classes:
+        if each.__module__.startswith("dae3d."):
+            names.setdefault(each.__module__, set()).add(each.__name__)
+    imports = [f"from {module} import {', '.join(sorted(names[module]))}" for module in sorted(names)]
+    definitions = [*_loading(), *(_definition(verb) for verb in VERBS)]
+    text = HEAD.format(imports="\n".join(imports)) + "".join(definitions)
+    formatter = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(STUB), "-"]
+    return subprocess.run(formatter, input=text, capture_output=True, text=True, check=True).stdout
+
+
+def _result(command: Any) -> Any:
+    return inspect.signature(command.__wrapped__, eval_str=True).return_annotation
+
+
+def _loading() -> Iterator[str]:
+    """`load`, by the task that is named."""
+    parameters = inspect.signature(load).parameters.values()
+    for task, result in [
+        *((f'Literal["{name}"]', network.__name__) for name, network in NETWORKS.items()),
+        ("None", "nn.Module"),
+    ]:
+        words = []
+        for parameter in parameters:
+            kind = task if parameter.name == "task" else _accepted(parameter.annotation)
+            needed = parameter.default is parameter.empty or (parameter.name == "task" and task != "None")
+            words.append(
+                f"{parameter.name}: {kind}" + ("" if needed else f" = {_written(parameter.default)}")
+            )
+        yield f"@overload\ndef load({', '.join(words)}) -> {result}: ...\n"
+
+
+def _imports(command: Any) -> Iterator[str]:
+    result = inspect.signature(command.__wrapped__, eval_str=True).return_annotation
+    if getattr(result, "__module__", "").startswith("dae3d"):
+        yield f"from {result.__module__} import {result.__name__}"
+
+
+def _definition(verb: str) -> str:
+    command = load_verb(verb)
+    model: type[Settings] = command.settings
+    words = [_parameter(name, field, bool(model.configs)) for name, field in model.model_fields.items()]
+    if model.configs:
+        words.insert(0, "config: str | Path | None = None")
+    head = f"def {command.__name__}(*, {', '.join(words)},) -> {_name(_result(command))}:"
+    return f'{head}\n    """{VERBS[verb][1]}"""\n'
+
+
+def _parameter(name: str, field: FieldInfo, has_config: bool) -> str:
+    """One keyword. With a config every one can be left out, for the file may have it."""
+    kind = _accepted(field.annotation)
+    if field.is_required():
+        return f"{name}: {kind} = ..." if has_config else f"{name}: {kind}"
+    return f"{name}: {kind} = {_written(field.default)}"
+
+
+def _written(default: Any) -> str:
+    plain = default is None or isinstance(default, bool | int | float | str)
+    return json.dumps(default) if isinstance(default, str) else repr(default) if plain else "..."
+
+
+def _accepted(annotation: Any) -> str:
+    """What users may pass for a field of this type."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation == ScanText:
+        return "str | Path | Sequence[str | Path]"
+    if origin is typing.Annotated:
+        return _accepted(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(dict.fromkeys(part for a in arguments for part in _accepted(a).split(" | ")))
+    if origin is Literal:
+        return "Literal[" + ", ".join(f'"{value}"' for value in arguments) + "]"
+    if origin in (list, tuple):
+        return f"Sequence[{_accepted(arguments[0])}]"
+    if origin is dict:
+        return f"Mapping[{_accepted(arguments[0])}, {_accepted(arguments[1])}]"
+    return "str | Path" if annotation is Path else _name(annotation)
+
+
+def _name(annotation: Any) -> str:
+    """As it is written in code; of classes the bare name."""
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return "None" if annotation is types.NoneType else annotation.__name__
+    return str(annotation).replace("typing.", "").replace("pathlib.", "")
+
+
+if __name__ == "__main__":
+    main()
