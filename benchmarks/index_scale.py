@@ -74,7 +74,7 @@ def measure_here(step: Callable[[Path, Path], None], data: Path, out: Path) -> t
 
 
 def only_import(data: Path, out: Path) -> None:
-    importlib.import_module("dae3d.scans.index")
+    importlib.import_module("dae3d.commands.index")
 
 
 def index(data: Path, out: Path) -> None:

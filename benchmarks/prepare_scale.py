@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-import dae3d.store.prepare as prepare_module
+import dae3d.commands.prepare as prepare_module
 from dae3d.scans.manifest import Scan, write_manifest
 from dae3d.scans.readers import Volume
 from dae3d.store.convert import Outcome

@@ -135,6 +135,6 @@ def in_this_process() -> Iterator[None]:
         yield from map(run, items)
 
     with pytest.MonkeyPatch.context() as patch:
-        for user in ("store.prepare", "store.cases", "store.check", "reporting.data_check"):
+        for user in ("commands.prepare", "store.cases", "commands.store_check", "reporting.data_check"):
             patch.setattr(f"dae3d.{user}.work_through", work_through)
         yield

@@ -6,10 +6,10 @@ import math
 import pytest
 
 import dae3d
-from dae3d.benchmarking import bench
 from dae3d.benchmarking.nnunet import layout
 from dae3d.benchmarking.predict import segmentation
 from dae3d.benchmarking.process import in_new_process
+from dae3d.commands import bench
 from dae3d.errors import Dae3dError
 
 SMALL = {"embed_dim": 12, "heads": (1, 1, 2, 2), "window": 2, "roi": 64, "batch_size": 1, "steps": 1}

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 import dae3d
-from dae3d.cli import load_verb, main
+from dae3d.cli import main
+from dae3d.commands import load_verb
 from dae3d.settings import Positional
 
 
@@ -30,7 +31,7 @@ def test_help_explains_every_field(name, capsys, monkeypatch):
         main([name, "--help"])
     assert exit_.value.code == 0
     shown = capsys.readouterr().out
-    assert dae3d.VERBS[name][1] in shown
+    assert dae3d.VERBS[name] in shown
     lines = [line.strip() for line in shown.splitlines()]
     for field, info in load_verb(name).settings.model_fields.items():
         positional = any(isinstance(mark, Positional) for mark in info.metadata)
@@ -220,7 +221,7 @@ def test_help_lists_the_verbs(capsys):
         main(["--help"])
     assert exit_.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for verb, (_, summary) in dae3d.VERBS.items():
+    for verb, summary in dae3d.VERBS.items():
         assert f"{verb} {summary}" in shown
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dae3d.commands.prepare import prepare
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.scans.manifest import Manifest
-from dae3d.store.prepare import prepare
 from scan_files import WATCHED, described, phantom, until, write_manifest, write_nifti
 
 pytest.importorskip("distributed")

@@ -21,10 +21,10 @@ from dae3d.reporting import data_check as check
 from dae3d.reporting.data_check import check_scans
 from dae3d.reporting.data_pictures import HEIGHT, SIDE, WIDTH, draw, levels, mid_planes
 from dae3d.reporting.data_store import report_store
-from dae3d.reporting.words import figure
 from dae3d.scans.manifest import LeftOut, Manifest, Scan
 from dae3d.scans.readers import Volume
 from dae3d.store.statistics import Statistics, measure
+from dae3d.words import figure
 from scan_files import described, phantom, undescribed, write_manifest, write_nifti
 
 

@@ -13,9 +13,9 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 
 import dae3d
 from conftest import smooth_volume
+from dae3d.commands import embed as module
 from dae3d.errors import Dae3dError, SettingsError
-from dae3d.inference import embed as module
-from dae3d.inference.embed import window_corners
+from dae3d.inference.corners import window_corners
 from dae3d.models.swin_unetr import Architecture, FeatureEncoder, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
 from dae3d.scans import given as given_scans

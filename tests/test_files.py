@@ -14,10 +14,10 @@ import torch
 
 import dae3d
 from conftest import smooth_volume
+from dae3d.commands.demo import demo
+from dae3d.commands.evaluate import evaluate
 from dae3d.errors import Dae3dError
-from dae3d.evaluation.evaluate import evaluate
 from dae3d.files import reserve, unfinished_files, unfinished_name, whole_file
-from dae3d.first_run import demo
 from dae3d.journal import Journal
 from scan_files import write_nifti
 from test_predict import ct_scan, fine_tuned

@@ -5,8 +5,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
-from dae3d.reporting.case_view import CaseView, view_case
-from dae3d.reporting.overlay import EXTRA, MISSED, MIXED, draw, draw_case
+from dae3d.drawing.case_view import CaseView, view_case
+from dae3d.drawing.overlay import EXTRA, MISSED, MIXED, draw, draw_case
 from dae3d.scans.readers import Volume
 from dae3d.store.conform import to_ras
 from oriented import affine_of

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.image import imread
 
-from dae3d.reporting.pictures import PLANES, draw, mid_slice, triptych, triptych_array
+from dae3d.drawing.pictures import PLANES, draw, mid_slice, triptych, triptych_array
 
 SHAPE = (24, 30, 36)
 # Where a letter stands on screen, from its place in the panel.

@@ -16,9 +16,9 @@ from monai.inferers.utils import sliding_window_inference
 import dae3d
 from conftest import smooth_volume
 from dae3d.cli import main
+from dae3d.commands import predict as module
 from dae3d.errors import Dae3dError
 from dae3d.inference import ensemble
-from dae3d.inference import predict as module
 from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
 from dae3d.scans.readers import read_volume

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from dae3d.commands.prepare import prepare
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.scans.manifest import Scan
-from dae3d.store.prepare import prepare
 from dae3d.store.scan import file_name, read_metadata
 from dae3d.store.store import Store
 from scan_files import described, phantom, undescribed, write_manifest, write_nifti, written

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from dae3d.commands.prepare import prepare
+from dae3d.commands.store_check import store_check
 from dae3d.errors import Dae3dError
 from dae3d.scans.manifest import Scan
-from dae3d.store.check import store_check
-from dae3d.store.prepare import prepare
 from dae3d.store.store import Store
 from scan_files import described, phantom, write_manifest, write_nifti, written
 
@@ -144,7 +144,7 @@ def test_an_interrupted_run_keeps_the_scans_of_other_manifests(two, in_this_proc
         done.append(scan)
         return convert(scan, **settings)
 
-    monkeypatch.setattr("dae3d.store.prepare.convert", interrupted)
+    monkeypatch.setattr("dae3d.commands.prepare.convert", interrupted)
     with pytest.raises(KeyboardInterrupt):
         two.prepare(two.second)
     assert listed(Store(two.store)) == ["a", "b", "c", "x"]

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from dae3d.commands.prepare import prepare
 from dae3d.errors import Dae3dError
 from dae3d.scans.manifest import Manifest
 from dae3d.store.convert import convert, described
 from dae3d.store.examine import conform
-from dae3d.store.prepare import prepare
 from dae3d.store.store import Store
 from scan_files import described as entry
 from scan_files import phantom, write_manifest, write_nifti, written
@@ -149,7 +149,7 @@ def test_an_interrupted_run_takes_nothing_out_of_the_index(manifest, tmp_path, m
     # All sources are to be looked at: one is done, the next is changed and not done, two are not come to.
     for number in range(4):
         os.utime(tmp_path / "data" / str(number) / "ct.nii", ns=(1, 12345))
-    monkeypatch.setattr("dae3d.store.prepare.convert", Interrupted(1))
+    monkeypatch.setattr("dae3d.commands.prepare.convert", Interrupted(1))
     with pytest.raises(KeyboardInterrupt):
         run(manifest, out)
     assert names(Store(out)) == ["0", "1", "2", "3"]

@@ -12,8 +12,8 @@ import nibabel
 import numpy as np
 import pytest
 
+from dae3d.commands.prepare import prepare
 from dae3d.errors import Dae3dError
-from dae3d.store.prepare import prepare
 from dae3d.store.scan import read_metadata
 from dae3d.store.store import Store
 from scan_files import WATCHED, described, phantom, until, write_manifest, write_nifti, written

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import dae3d
-from dae3d.reporting.pictures import save_picture
+from dae3d.drawing.pictures import save_picture
 
 RECORD = {
     "kind": "finetune",

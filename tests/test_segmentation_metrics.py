@@ -305,6 +305,6 @@ def test_surfaces_of_a_real_hippocampus_agree_with_monais(shared_data: Path, val
 
 def test_comparing_files_needs_no_network_library() -> None:
     """Their import takes longer than comparing dozens of small cases."""
-    code = "import sys, dae3d.evaluation.evaluate; print({'torch', 'monai'} & set(sys.modules))"
+    code = "import sys, dae3d.commands.evaluate; print({'torch', 'monai'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 import dae3d
-from dae3d.cli import load_verb
+from dae3d.commands import load_verb
+from dae3d.commands.finetune import with_sizes
+from dae3d.commands.index import IndexSettings
+from dae3d.commands.prepare import PrepareSettings
+from dae3d.commands.reconstruct import ReconstructSettings
 from dae3d.errors import SettingsError
-from dae3d.inference.reconstruct import ReconstructSettings
-from dae3d.scans.index import IndexSettings
 from dae3d.settings import Settings, read_config, resolve, shipped_configs, verb
-from dae3d.store.prepare import PrepareSettings
-from dae3d.training.finetune import with_sizes
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.optimiser import learning_rate
 from dae3d.training.run_settings import in_steps

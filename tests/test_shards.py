@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dae3d.commands.prepare import prepare
+from dae3d.commands.store_check import store_check
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.scans.manifest import Manifest
-from dae3d.store.check import store_check
-from dae3d.store.prepare import prepare
 from dae3d.store.shards import PARTS, Shard
 from dae3d.store.store import Store
 from dae3d.store.writer import shard_writer

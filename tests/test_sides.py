@@ -11,8 +11,8 @@ import yaml
 
 import dae3d
 from conftest import labelled_case
+from dae3d.commands import predict as module
 from dae3d.errors import Dae3dError
-from dae3d.inference import predict as module
 from dae3d.inference.ensemble import Ensemble, load_ensemble
 from dae3d.models.weights import read_weights
 from dae3d.scans.sides import sided

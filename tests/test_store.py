@@ -14,8 +14,8 @@ from monai.transforms import NormalizeIntensity, ScaleIntensityRange
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from torch.utils.data import DataLoader, Dataset
 
+from dae3d.commands.prepare import prepare
 from dae3d.errors import Dae3dError
-from dae3d.store.prepare import prepare
 from dae3d.store.scan import SCANS
 from dae3d.store.store import Store
 from scan_files import described, phantom, write_manifest, write_nifti

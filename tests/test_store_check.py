@@ -10,8 +10,8 @@ import pytest
 
 import dae3d
 from dae3d.cli import main
+from dae3d.commands.prepare import prepare
 from dae3d.errors import Dae3dError
-from dae3d.store.prepare import prepare
 from dae3d.store.scan import file_name
 from dae3d.store.store import Store
 from dae3d.store.writer import locked

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import dae3d
+from dae3d.commands.prepare import prepare
 from dae3d.errors import Dae3dError
 from dae3d.store.cases import CaseStore, prepare_cases
 from dae3d.store.place import MARK
-from dae3d.store.prepare import prepare
 from dae3d.store.store import Store
 from scan_files import described, phantom, write_manifest, write_nifti
 from test_cases import recipe, some_cases

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from dae3d.cli import main
+from dae3d.commands.prepare import prepare
 from dae3d.errors import Dae3dError
-from dae3d.store.prepare import prepare
 from dae3d.store.scan import CHECKSUM, METADATA, checksum
 from dae3d.store.store import Store
 from dae3d.store.whole import check_file
@@ -201,7 +201,7 @@ def test_a_check_stands_in_nobodys_way(prepared, store, monkeypatch):
             pass
         return check_file(entry, store)
 
-    monkeypatch.setattr("dae3d.store.check.check_file", while_others_write_and_check)
+    monkeypatch.setattr("dae3d.commands.store_check.check_file", while_others_write_and_check)
     assert main(["store", "check", str(store), "--workers", "1"]) == 0
 
 

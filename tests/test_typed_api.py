@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import dae3d
-from dae3d.cli import load_verb
+from dae3d.commands import load_verb
 
 TOOL = Path(__file__).parents[1] / "tools/write_stub.py"
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic.fields import FieldInfo
 
 from dae3d import VERBS
-from dae3d.cli import load_verb
+from dae3d.commands import load_verb
 from dae3d.models.weights import NETWORKS, load
 from dae3d.scans.channels import ScanText
 from dae3d.settings import Settings
@@ -38,7 +38,7 @@ from torch import nn
 
 {imports}
 
-VERBS: dict[str, tuple[str, str]]
+VERBS: dict[str, str]
 __version__: str
 '''
 
@@ -97,7 +97,7 @@ def _definition(verb: str) -> str:
     if model.configs:
         words.insert(0, "config: str | Path | None = None")
     head = f"def {command.__name__}(*, {', '.join(words)},) -> {_name(_result(command))}:"
-    return f'{head}\n    """{VERBS[verb][1]}"""\n'
+    return f'{head}\n    """{VERBS[verb]}"""\n'
 
 
 def _parameter(name: str, field: FieldInfo, has_config: bool) -> str:

@@ -8,13 +8,13 @@ from typing import Any, Literal, overload
 
 from torch import nn
 
-from dae3d.inference.embed import Embeddings
+from dae3d.commands.embed import Embeddings
 from dae3d.models.swin_unetr import FeatureEncoder, Segmenter, SwinUNETR
 from dae3d.probing.figures import Check
 from dae3d.scans.manifest import Manifest
 from dae3d.store.store import Store
 
-VERBS: dict[str, tuple[str, str]]
+VERBS: dict[str, str]
 __version__: str
 
 @overload

@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from dae3d import VERBS, __version__
+from dae3d.commands import VERBS, load_verb
 from dae3d.errors import Dae3dError
 from dae3d.settings import Group, Positional, Settings, resolve, shipped_configs
+from dae3d.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def parse_and_run(argv: Sequence[str] | None) -> int:
     parser.add_argument("--version", action="version", version=f"dae3d {__version__}")
     commands = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     # Only the verb that is asked for is imported: `dae3d --help` does not wait for PyTorch.
-    for verb, (_, summary) in VERBS.items():
+    for verb, summary in VERBS.items():
         command = commands.add_parser(
             verb,
             help=summary,
@@ -76,12 +77,6 @@ def show_messages() -> None:
     """Print our own messages plainly, and of other libraries only warnings."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dae3d").setLevel(logging.INFO)
-
-
-def load_verb(verb: str) -> Any:
-    """Import the function behind a verb."""
-    module, _, function = VERBS[verb][0].partition(":")
-    return getattr(import_module(module), function)
 
 
 def run_verb(function: Any, fields: dict[str, Any]) -> int:

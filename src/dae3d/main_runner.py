@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dae3d.cli import load_verb, run_verb, show_messages
+from dae3d.cli import run_verb, show_messages
+from dae3d.commands import load_verb
 from dae3d.training.settings import PretrainSettings
 
 CHOICES = {

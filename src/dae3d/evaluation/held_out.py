@@ -8,9 +8,9 @@ from typing import Any
 
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.files import write_text
-from dae3d.reporting.words import plural, some
 from dae3d.scans.task import TaskCase
 from dae3d.store.source import contents_of
+from dae3d.words import plural, some
 
 # Beside predictions: what the weights that made them say of their training.
 FILE = "weights.json"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dae3d.errors import Dae3dError
-from dae3d.inference.embed import window_corners
+from dae3d.inference.corners import window_corners
 from dae3d.probing.figures import Labelled
 from dae3d.probing.levels import ALL, LEVELS
 from dae3d.probing.voxels import Ridge, at_voxels, fit_ridge, look_up, mean_dice, overlaps

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dae3d.probing.figures import Figures
 from dae3d.probing.levels import ALL, IMAGE, LEVELS
-from dae3d.reporting.words import listing
+from dae3d.words import listing
 
 CARRIES = 10.0  # percent: from here on a level carries something
 NOTHING_BELOW = 1.0  # percent

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dae3d.reporting.data_survey import Survey
-from dae3d.reporting.words import figure
 from dae3d.store.intensity import Window, scaling
 from dae3d.store.statistics import PERCENTILES
+from dae3d.words import figure
 
 LEAST_SCANS = 10  # of a modality, to say what is usual for it
 DISTANCE = 5.0  # robust standard deviations from the median

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from dae3d.reporting.pictures import PLANES, slice_at
+from dae3d.drawing.pictures import PLANES, slice_at
 from dae3d.store.intensity import Window, scaling
 from dae3d.store.statistics import Statistics
 

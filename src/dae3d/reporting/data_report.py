@@ -13,8 +13,8 @@ from dae3d.reporting.data_pictures import Drawn
 from dae3d.reporting.data_survey import Survey, Surveyed
 from dae3d.reporting.data_twins import Repeats, repeats
 from dae3d.reporting.html import fill, write_page
-from dae3d.reporting.words import figure, listing, plural
 from dae3d.scans.manifest import LeftOut, Scan
+from dae3d.words import figure, listing, plural
 
 PAGE = "data-report.html"
 # Of each modality: scans drawn as a sample, flagged scans drawn, and flagged scans that are listed at all.

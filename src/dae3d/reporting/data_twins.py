@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dae3d.reporting.data_survey import Survey, Surveyed
-from dae3d.reporting.words import listing
 from dae3d.scans.manifest import Scan
+from dae3d.words import listing
 
 GROUPS_SHOWN, MEMBERS_SHOWN = 100, 8
 

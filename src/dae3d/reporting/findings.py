@@ -3,7 +3,7 @@
 import math
 
 from dae3d.evaluation.results import Mean, Results
-from dae3d.reporting.words import listing, plural, some
+from dae3d.words import listing, plural, some
 
 _NAMED = 5  # classes in a sentence that names cases of each
 

@@ -6,7 +6,7 @@ from dae3d.reporting.html import fill
 from dae3d.reporting.run import Run
 from dae3d.reporting.run_page import both, facts, optimisation, steps, without_gaps
 from dae3d.reporting.summary import legs, progress
-from dae3d.reporting.words import duration, listing, plural, quantity, some
+from dae3d.words import duration, listing, plural, quantity, some
 
 _DICE = "val/dice"
 _NAMED = 5  # classes in a sentence

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from dae3d.files import refuse_other_file, write_text
-from dae3d.reporting.words import plural, quantity
+from dae3d.words import plural, quantity
 
 # How `base.html` begins, and its titles end.
 _PAGE = rb'<!doctype html>\n<html lang="en">\n<head>\n(<meta [^>]*>\n)*<title>[^<]* report</title>'

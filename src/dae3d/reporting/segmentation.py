@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
+from dae3d.drawing.case_view import view_case
+from dae3d.drawing.overlay import draw_case
+from dae3d.drawing.pictures import save_picture
 from dae3d.errors import ScanError
 from dae3d.evaluation.cases import Pair, read_classes
 from dae3d.evaluation.held_out import HeldOut
 from dae3d.evaluation.results import ClassSummary, Mean, Results
 from dae3d.reporting import strips
-from dae3d.reporting.case_view import view_case
 from dae3d.reporting.findings import findings, summary, with_interval
 from dae3d.reporting.html import embedded, fill, write_page
-from dae3d.reporting.overlay import draw_case
-from dae3d.reporting.pictures import save_picture
 from dae3d.scans.readers import read_volume
 from dae3d.store.recipe import CaseRecipe
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dae3d.reporting.comparison import MEASURES, Comparison
 from dae3d.reporting.run import Run
-from dae3d.reporting.words import duration, listing, plural, quantity
+from dae3d.words import duration, listing, plural, quantity
 
 DISRUPTIONS = {
     "all": "noise, loss of resolution and masked channels of the embedding",

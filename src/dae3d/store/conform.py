@@ -9,8 +9,8 @@ from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from dae3d.errors import ScanError
+from dae3d.scans.padding import fill_padding, find_padding, planes
 from dae3d.scans.readers import Volume
-from dae3d.store.padding import fill_padding, find_padding, planes
 from dae3d.store.statistics import Box, measure
 
 FOREGROUND_MARGIN_MM = 10.0

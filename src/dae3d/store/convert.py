@@ -7,11 +7,11 @@ import numpy as np
 
 from dae3d.errors import ScanError, as_scan_error
 from dae3d.scans.manifest import Scan
+from dae3d.scans.padding import HOUNSFIELD
 from dae3d.scans.read import read_scan, source_files
 from dae3d.scans.readers import Volume
 from dae3d.store.examine import examine
 from dae3d.store.fingerprint import voxel_digest
-from dae3d.store.padding import HOUNSFIELD
 from dae3d.store.scan import PARTIAL, SCANS, Preparation, StoredScan, file_name, read_metadata, write_scan
 from dae3d.store.source import Stamp, digest
 from dae3d.store.whole import read_whole

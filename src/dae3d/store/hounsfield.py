@@ -4,8 +4,8 @@ import numpy as np
 
 from dae3d.errors import ScanError
 from dae3d.scans.kinds import machine
+from dae3d.scans.padding import BELOW_AIR, HOUNSFIELD, planes
 from dae3d.scans.readers import Volume
-from dae3d.store.padding import BELOW_AIR, HOUNSFIELD, planes
 from dae3d.store.statistics import Statistics
 
 _LOST = "is the rescale intercept, often -1024, lost? Write it into the file"

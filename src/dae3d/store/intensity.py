@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import AfterValidator
 
 from dae3d.scans.modality import Label
-from dae3d.store.padding import background
+from dae3d.scans.padding import background
 from dae3d.store.statistics import LARGEST, PERCENTILES, SMALLEST_RANGE, Statistics, told_apart
 
 _LEAST_DEVIATION = 1e-12  # of the range

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dae3d.scans.padding import background
 from dae3d.store.boxes import Triple
 from dae3d.store.intensity import Figures
-from dae3d.store.padding import background
 from dae3d.store.scan import StoredScan
 
 _NATIVE = ("int8", "uint8", "int16")

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dae3d.scans.modality import Label
+from dae3d.scans.padding import HOUNSFIELD
 from dae3d.scans.task import parse_labels
 from dae3d.store.intensity import ScalingRules
-from dae3d.store.padding import HOUNSFIELD
 
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Spacing = tuple[Millimetres, Millimetres, Millimetres]

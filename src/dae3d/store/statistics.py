@@ -7,8 +7,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from dae3d.errors import ScanError
+from dae3d.scans.padding import find_padding, imaged, imaged_planes, planes
 from dae3d.scans.readers import Volume
-from dae3d.store.padding import find_padding, imaged, imaged_planes, planes
 
 Box = tuple[tuple[int, int, int], tuple[int, int, int]]
 

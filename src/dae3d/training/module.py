@@ -15,8 +15,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dae3d.drawing.pictures import save_picture
 from dae3d.files import inside
-from dae3d.reporting.pictures import save_picture
 from dae3d.training.optimiser import keep_settings, learning_rate, parameter_groups
 from dae3d.training.run_settings import RunSettings
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from dae3d.disrupt import Disrupted, clipped, disrupt, lowers_resolution, masks_blocks, sample_keys
 from dae3d.disrupt.jitter import jitter
 from dae3d.disrupt.skips import drop_skips
+from dae3d.drawing.pictures import triptych_array
 from dae3d.evaluation.quality import image_quality
 from dae3d.evaluation.trivial import best_trivial
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.objectives.contrastive import contrastive_loss
 from dae3d.objectives.dense import Projections, dense_contrast
 from dae3d.objectives.features import FeatureHeads, feature_loss
-from dae3d.reporting.pictures import triptych_array
 from dae3d.store.scan import Preparation
 from dae3d.training.batch import Sample
 from dae3d.training.module import TrainingModule

@@ -19,11 +19,11 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
-from dae3d import __version__
 from dae3d.files import write_text
 from dae3d.memory import peak_memory
 from dae3d.metrics import HEADER, read_metrics
 from dae3d.training.run_settings import RunSettings
+from dae3d.version import __version__
 
 
 class MetricsFile(Logger):

@@ -8,9 +8,9 @@ import torch
 from monai.losses.dice import DiceLoss
 from torch import Tensor, nn
 
+from dae3d.drawing.case_view import view_case
+from dae3d.drawing.overlay import draw_case
 from dae3d.inference.sliding import segment
-from dae3d.reporting.case_view import view_case
-from dae3d.reporting.overlay import draw_case
 from dae3d.scans.readers import Volume
 from dae3d.training.augment import flipped_axes
 from dae3d.training.batch import Sample

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from dae3d.scans.dicom.header import Slice
+from dae3d.scans.padding import BELOW_AIR
 from dae3d.scans.readers import Volume
-from dae3d.store.padding import BELOW_AIR
 
 # HU. Below air, as scanners fill the corners outside their field of view: nothing was imaged there.
 PADDING = -2000.0

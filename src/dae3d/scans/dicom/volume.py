@@ -72,7 +72,7 @@ def _decoded(slices: Sequence[Slice]) -> tuple[np.ndarray, float, float]:
 def _padding_above(planes: Sequence[np.ndarray], storages: Sequence[Storage]) -> int | None:
     """The stored value from which on nothing was imaged: declared padding that is above all else.
 
-    Padding below all else stays, known by its intensity like any (see `dae3d.store.padding`). A value amid
+    Padding below all else stays, known by its intensity like any (see `dae3d.scans.padding`). A value amid
     others is none, whatever the header says: some declare 0, and have it for water.
     """
     declared = {storage.padding for storage in storages}

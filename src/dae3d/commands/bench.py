@@ -194,8 +194,8 @@ def _loader(settings: BenchSettings, device: str) -> Measured:
 
 def _data_set(folder: Path) -> tuple[list[str], str]:
     """Phantoms of 288 x 336 x 256 voxels as .nii.gz, and a store of them."""
-    from dae3d.scans.index import index
-    from dae3d.store.prepare import prepare
+    from dae3d.commands.index import index
+    from dae3d.commands.prepare import prepare
 
     scans = folder / "scans"
     scans.mkdir()

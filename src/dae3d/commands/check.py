@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from dae3d import __version__
 from dae3d.cores import THREADS
 from dae3d.errors import Dae3dError
 from dae3d.files import write_text
@@ -26,6 +25,7 @@ from dae3d.scans.modality import Label
 from dae3d.settings import Positional, Settings, resolve, verb
 from dae3d.training.data import training_data
 from dae3d.training.settings import PretrainSettings
+from dae3d.version import __version__
 
 log = logging.getLogger(__name__)
 

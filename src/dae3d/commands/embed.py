@@ -1,9 +1,7 @@
 """The verb `embed`: one vector of features a scan, for retrieval, classification and drift checks."""
 
 import importlib
-import itertools
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from dae3d.cores import THREADS
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.files import reading, refuse_other_file, whole_file
 from dae3d.inference.cases import ScanCase, given_cases, say_strange_values
+from dae3d.inference.corners import window_corners
 from dae3d.inference.device import pick_device
 from dae3d.inference.labelled import labelled_images, unseen
 from dae3d.inference.prepared import preparation_of, read_prepared
@@ -28,6 +27,7 @@ from dae3d.scans.channels import ScanText, channel_files
 from dae3d.scans.given import SCANS_GIVEN, VOLUME_GIVEN, Image
 from dae3d.scans.modality import Label, RuleText
 from dae3d.settings import Positional, Settings, verb
+from dae3d.store.boxes import Triple
 from dae3d.store.intensity import normalise
 from dae3d.store.recipe import CaseRecipe
 from dae3d.store.scan import Preparation
@@ -37,7 +37,6 @@ from dae3d.store.statistics import Box
 log = logging.getLogger(__name__)
 
 PUBLISHED_ROI = 96  # for weights of other projects, which do not say what they were trained on
-Triple = tuple[int, int, int]
 
 
 def _npz_or_parquet(path: Path) -> Path:
@@ -189,26 +188,6 @@ def pooled_features(
             means.append(encoder(windows.to(device))[-1].float().mean(dim=(2, 3, 4)))
             progress.update(len(batch))
     return torch.cat(means).mean(dim=0).cpu().numpy()
-
-
-def window_corners(shape: Sequence[int], foreground: Box, roi: int, overlap: float) -> list[Triple]:
-    """The first voxels of evenly spaced windows that cover the foreground box of a scan.
-
-    Where the box is smaller than a window, one window is centred on it, and moved into the scan if it fits;
-    in a scan smaller than a window, one is centred on the scan and sticks out on both sides.
-    """
-    step = max(1, int(roi * (1 - overlap)))
-    axes = []
-    for side, start, stop in zip(shape, *foreground, strict=True):
-        if side < roi:
-            axes.append([(side - roi) // 2])
-        elif stop - start <= roi:
-            axes.append([min(max((start + stop - roi) // 2, 0), side - roi)])
-        else:
-            count = math.ceil((stop - start - roi) / step) + 1
-            axes.append(np.linspace(start, stop - roi, count).round().astype(int).tolist())
-    x, y, z = axes
-    return list(itertools.product(x, y, z))
 
 
 def _window(image: np.ndarray, corner: Triple, roi: int) -> np.ndarray:

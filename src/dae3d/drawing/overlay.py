@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from nibabel.affines import apply_affine
 
-from dae3d.reporting.case_view import CaseView, Planes
-from dae3d.reporting.pictures import BACKGROUND, DPI, INK, PLANES, slice_at, write_letters
+from dae3d.drawing.case_view import CaseView, Planes
+from dae3d.drawing.pictures import BACKGROUND, DPI, INK, PLANES, slice_at, write_letters
 
 # Readable on dark grey; more classes than colours begin again.
 CLASS_COLOURS = (

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dae3d import __version__
 from dae3d.cores import usable_cores
 from dae3d.errors import Dae3dError
 from dae3d.evaluation.cases import pair, score
@@ -31,6 +30,7 @@ from dae3d.scans.task import read_task
 from dae3d.scans.task_list import TaskSplit
 from dae3d.settings import Settings, verb
 from dae3d.store.recipe import CaseRecipe
+from dae3d.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ def _predictions(settings: EvaluateSettings) -> Path:
     if settings.predictions is not None:
         return settings.predictions
     # PyTorch's networks are not needed to compare files.
-    from dae3d.inference.predict import predict
+    from dae3d.commands.predict import predict
 
     out = settings.folder / "predictions"
     predict(weights=settings.weights, out=out, data=settings.data, split=settings.split, fold=settings.fold)

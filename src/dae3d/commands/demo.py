@@ -7,17 +7,17 @@ from pathlib import Path
 
 from pydantic import Field
 
+from dae3d.commands.check import check
+from dae3d.commands.index import index
+from dae3d.commands.prepare import prepare
+from dae3d.commands.pretrain import pretrain
+from dae3d.commands.reconstruct import reconstruct
+from dae3d.commands.report import report
 from dae3d.errors import Dae3dError
 from dae3d.files import whole_file, write_text
-from dae3d.inference.reconstruct import reconstruct
 from dae3d.phantom import write_phantom
-from dae3d.probing.check import check
-from dae3d.reporting.page import report
-from dae3d.scans.index import index
 from dae3d.scans.manifest import Scan
 from dae3d.settings import Settings, verb
-from dae3d.store.prepare import prepare
-from dae3d.training.pretrain import pretrain
 
 PHANTOMS = 6
 # The file by which a demo's folder is known, and what is the demo's in it.

@@ -31,6 +31,7 @@ from torch import Tensor
 from dae3d.cores import THREADS
 from dae3d.disrupt import DISRUPTIONS, Disrupted, DisruptionSettings, clipped, sample_keys
 from dae3d.disrupt.local_mask import local_mask
+from dae3d.drawing.pictures import triptych
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.evaluation.quality import image_quality
 from dae3d.files import inside, refuse_other_file, whole_file, write_text
@@ -39,7 +40,6 @@ from dae3d.inference.labelled import labelled_images, unseen
 from dae3d.inference.prepared import Prepared, preparation_of, read_prepared
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.models.weights import load
-from dae3d.reporting.pictures import triptych
 from dae3d.run_folder import refuse_a_runs_folder
 from dae3d.scans.given import VOLUME_GIVEN, image_names
 from dae3d.scans.modality import Label, RuleText

@@ -1,0 +1,1 @@
+"""Pictures of volumes: slices, overlays of labels."""

@@ -1,0 +1,30 @@
+"""Where the windows of a scan lie."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from dae3d.store.boxes import Triple
+from dae3d.store.statistics import Box
+
+
+def window_corners(shape: Sequence[int], foreground: Box, roi: int, overlap: float) -> list[Triple]:
+    """The first voxels of evenly spaced windows that cover the foreground box of a scan.
+
+    Where the box is smaller than a window, one window is centred on it, and moved into the scan if it fits;
+    in a scan smaller than a window, one is centred on the scan and sticks out on both sides.
+    """
+    step = max(1, int(roi * (1 - overlap)))
+    axes = []
+    for side, start, stop in zip(shape, *foreground, strict=True):
+        if side < roi:
+            axes.append([(side - roi) // 2])
+        elif stop - start <= roi:
+            axes.append([min(max((start + stop - roi) // 2, 0), side - roi)])
+        else:
+            count = math.ceil((stop - start - roi) / step) + 1
+            axes.append(np.linspace(start, stop - roi, count).round().astype(int).tolist())
+    x, y, z = axes
+    return list(itertools.product(x, y, z))
