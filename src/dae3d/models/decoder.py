@@ -99,12 +99,12 @@ class UnetrDecoder(nn.Module):
     def features(self, image: Tensor, hidden: Sequence[Tensor]) -> list[Tensor]:
         """What the heads see, the finest map first.
 
-        Maps of embed_dim * (1, 1, 2, 4, 8) channels at 1, 1/2, 1/4, 1/8, 1/16 of the sides, or without the
-        first; then the encoder's own last one, 16 * embed_dim channels at 1/32.
+        Maps of embed_dim * (1, 1, 2, 4, 8, 16) channels at 1, 1/2, 1/4, 1/8, 1/16, 1/32 of the sides, or
+        without the first.
         """
-        x = self._run(self.bottleneck, hidden[4])
-        x = self._run(self.ups["0"], x, hidden[3])
-        features = [x, hidden[4]]
+        bottleneck = self._run(self.bottleneck, hidden[4])
+        x = self._run(self.ups["0"], bottleneck, hidden[3])
+        features = [x, bottleneck]
         given = [image, hidden[0], hidden[1], hidden[2]]
         for number in ("3", "2", "1", "0"):
             if number in self.skips:
