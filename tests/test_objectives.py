@@ -79,6 +79,20 @@ def test_finite_under_autocast_with_large_features(dtype):
     assert torch.isfinite(features.grad).all()
 
 
+def test_what_all_samples_have_in_common_counts_for_nothing_where_features_are_standardised():
+    features, labels = torch.from_numpy(features_of(6)), torch.tensor([0, 0, 1, 1, 2, 2])
+    alone = contrastive_loss(features, labels, 0.5, standardise=True)
+    shifted = contrastive_loss(3 * features + 100, labels, 0.5, standardise=True)
+    torch.testing.assert_close(alone, shifted, rtol=1e-3, atol=1e-3)
+    # By hand.
+    values = features.double().numpy()
+    values = (values - values.mean(0)) / np.sqrt(values.var(0) + 1e-5)
+    expected = by_hand(values, labels.tolist(), 0.5)
+    assert alone.item() == pytest.approx(expected, rel=1e-5)
+    # All alike otherwise: five others, each as likely as the next.
+    assert contrastive_loss(features + 1000, labels, 0.5).item() == pytest.approx(np.log(5), abs=1e-3)
+
+
 def test_zero_features_are_finite():
     features = torch.zeros(4, 8, requires_grad=True)
     contrastive_loss(features, torch.tensor([0, 0, 1, 1]), 0.5).backward()
@@ -89,7 +103,10 @@ LABELS = torch.tensor([0, 1, 1, 0, 2, 0])
 
 
 def encode_and_lose(weight, inputs, labels):
-    return contrastive_loss(inputs @ weight, labels, 0.5)
+    plain, standardised = (
+        contrastive_loss(inputs @ weight, labels, 0.5, standardise=chosen) for chosen in (False, True)
+    )
+    return plain + 2 * standardised
 
 
 def _one_rank(rank, folder):

@@ -271,6 +271,7 @@ PUBLISHED = {
     "clip_intensity": None,
     "intensity_jitter": 0.0,
     "contrastive_view": "disrupted",
+    "contrastive_standardise": False,
     "dense_weight": 0.0,
     "feature_weight": 0.0,
     "freeze": "none",

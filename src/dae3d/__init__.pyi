@@ -172,6 +172,7 @@ def pretrain(
     loss_on_padding: bool = False,
     contrastive_weight: float = 0.1,
     contrastive_view: Literal["clean", "disrupted"] = "clean",
+    contrastive_standardise: bool = True,
     contrastive_temperature: float = 0.5,
     dense_weight: float = 0.2,
     dense_temperature: float = 0.1,

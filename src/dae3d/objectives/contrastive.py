@@ -5,9 +5,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import normalize
 
+_LEAST_VARIANCE = 1e-5
+
 
 def contrastive_loss(
-    features: Tensor, modalities: Tensor, temperature: float, across_ranks: bool = True
+    features: Tensor,
+    modalities: Tensor,
+    temperature: float,
+    across_ranks: bool = True,
+    standardise: bool = False,
 ) -> Tensor:
     """Supervised contrastive loss over modality labels (Khosla et al., arXiv 2004.11362, L_out).
 
@@ -23,31 +29,41 @@ def contrastive_loss(
         modalities: (B,) int64 labels.
         temperature: softmax temperature.
         across_ranks: gather the features of all ranks.
+        standardise: give each feature mean 0 and variance 1 over the batch, so that what all samples have in
+            common cannot make them alike.
 
     Returns:
         A float32 scalar, finite for finite features.
     """
     with torch.autocast(features.device.type, enabled=False):
-        unit = normalize(features.float(), dim=1)
+        features = features.float()
         if across_ranks and dist.is_available() and dist.is_initialized():
-            unit, modalities = _of_all_ranks(unit, modalities)
-        return _supervised_contrastive(unit, modalities, temperature)
+            features, modalities = _of_all_ranks(features, modalities)
+        if standardise:
+            features = standardised(features)
+        return _supervised_contrastive(normalize(features, dim=1), modalities, temperature)
 
 
-def _of_all_ranks(unit: Tensor, modalities: Tensor) -> tuple[Tensor, Tensor]:
+def standardised(features: Tensor) -> Tensor:
+    """Features (B, F) with mean 0 and variance 1 over the batch, as far as they vary."""
+    variance, mean = torch.var_mean(features, dim=0, correction=0)
+    return (features - mean) / (variance + _LEAST_VARIANCE).sqrt()
+
+
+def _of_all_ranks(own: Tensor, modalities: Tensor) -> tuple[Tensor, Tensor]:
     """Features and labels of all ranks in order, of which this rank's own features carry gradient.
 
     Every rank computes the loss of all anchors, so its own gradient is whole without further communication;
     it is multiplied by the number of ranks because DDP divides by it.
     """
     # One message: with many ranks a gather takes as long as its latency. A float32 holds any label exactly.
-    own = torch.cat([unit.detach(), modalities[:, None].to(unit.dtype)], dim=1)
+    message = torch.cat([own.detach(), modalities[:, None].to(own.dtype)], dim=1)
     ranks, count = dist.get_world_size(), len(own)
-    everyone = own.new_empty(ranks * count, own.shape[1])
-    dist.all_gather_into_tensor(everyone, own)
+    everyone = message.new_empty(ranks * count, message.shape[1])
+    dist.all_gather_into_tensor(everyone, message)
     features, labels = everyone[:, :-1].contiguous(), everyone[:, -1].to(modalities.dtype)
     first = dist.get_rank() * count
-    features[first : first + count] = unit.detach() + ranks * (unit - unit.detach())
+    features[first : first + count] = own.detach() + ranks * (own - own.detach())
     return features, labels
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dae3d.disrupt import Disrupted, clipped, disrupt
+from dae3d.objectives.contrastive import standardised
 from dae3d.probing.cases import CASES, VoxelProbe, voxel_probe
 from dae3d.probing.crops import SWAPPED, ProbeCrops, probe_crops
 from dae3d.probing.features import Covariance, cosines, mean_cosines, nearest_modality
@@ -125,6 +126,8 @@ class Probe:
     def _pooled(self, features: np.ndarray) -> dict[str, Any]:
         if not np.isfinite(features).all():
             return {}
+        if self.settings.contrastive_standardise:
+            features = standardised(torch.from_numpy(features)).numpy()
         crops = self.crops.crops
         modality, scan = [crop.modality for crop in crops], [crop.scan for crop in crops]
         cosine = cosines(features)

@@ -131,7 +131,10 @@ class Pretraining(TrainingModule):
     def _contrastive(self, features: Tensor, modalities: Tensor, across_ranks: bool) -> Tensor:
         if self.settings.contrastive_weight == 0:
             return features.new_zeros((), dtype=torch.float32)
-        return contrastive_loss(features, modalities, self.settings.contrastive_temperature, across_ranks)
+        s = self.settings
+        return contrastive_loss(
+            features, modalities, s.contrastive_temperature, across_ranks, s.contrastive_standardise
+        )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups of the network's parameters, and of what is thrown away after pre-training."""

@@ -56,6 +56,7 @@ class PretrainSettings(RunSettings):
         "relative_loss": False,
         "clip_intensity": None,
         "contrastive_view": "disrupted",
+        "contrastive_standardise": False,
         "dense_weight": 0.0,
         "feature_weight": 0.0,
         "intensity_jitter": 0.0,
@@ -127,6 +128,11 @@ class PretrainSettings(RunSettings):
         "clean",
         description="which crops it compares; of disrupted ones the masks drawn for each tell more than the "
         "modality, and all features end up the same",
+    )
+    contrastive_standardise: Annotated[bool, OBJECTIVES] = Field(
+        True,
+        description="give each pooled feature mean 0 and variance 1 over the batch before, so that what all "
+        "crops have in common cannot make them alike",
     )
     contrastive_temperature: Annotated[float, OBJECTIVES] = Field(0.5, gt=0, description="its temperature")
 
