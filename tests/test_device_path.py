@@ -70,7 +70,7 @@ def no_autocast(monkeypatch):
 def check_steps(module: Any, batch: dict[str, torch.Tensor]) -> None:
     """The first brings tables to the device that the later ones find there."""
     module.to(META)
-    module.window = module.empty_window().to(META)
+    module.sums.reset(META)
     module.training_step(batch, 0).backward()
     with Uploads() as uploads:
         loss = module.training_step(batch, 1)

@@ -19,25 +19,24 @@ from dae3d.drawing.pictures import save_picture
 from dae3d.files import inside
 from dae3d.training.optimiser import keep_settings, learning_rate, parameter_groups
 from dae3d.training.run_settings import RunSettings
+from dae3d.training.sums import MetricSums
 
 
 class TrainingModule(lightning.LightningModule, ABC):
     """A network in training.
 
-    Sums over the steps since the last row of metrics are kept in `window`, on the device, so that no step
-    waits for a number; its first entry is the number of batches, its last ones are up to the subclass.
-
     Args:
         settings: with every duration in steps.
         network: to be trained.
         pictures: folder for `<name>/<step>.png`.
+        sums: what `training_step` adds the losses of a batch to.
     """
 
     validates_first: ClassVar[bool]  # whether there is a validation before the first step
 
-    def __init__(self, settings: RunSettings, network: nn.Module, pictures: Path) -> None:
+    def __init__(self, settings: RunSettings, network: nn.Module, pictures: Path, sums: MetricSums) -> None:
         super().__init__()
-        self.run_settings, self.pictures = settings, pictures
+        self.run_settings, self.pictures, self.sums = settings, pictures, sums
         self.network: Any = network
         self.average = None
         if settings.ema_decay is not None:
@@ -48,17 +47,8 @@ class TrainingModule(lightning.LightningModule, ABC):
         self.val_loss = math.inf
         self.grad_norm: Tensor | None = None
         self.latest: dict[str, float] = {}
-        self.window = torch.zeros(0)
-        self._window_start = time.monotonic()
+        self._row_start = time.monotonic()
         self._validation_start = self._validation_seconds = 0.0
-
-    @abstractmethod
-    def empty_window(self) -> Tensor:
-        """Zeros for the sums between two rows of metrics."""
-
-    @abstractmethod
-    def row(self, sums: list[float]) -> tuple[dict[str, float], float]:
-        """Metrics for the sums over all ranks, and the number of samples in them."""
 
     @abstractmethod
     def header(self) -> dict[str, Any]:
@@ -115,8 +105,8 @@ class TrainingModule(lightning.LightningModule, ABC):
     def on_train_start(self) -> None:
         """Set the first rate, and start the clock of the first row."""
         self.set_rates()
-        self.window = self.empty_window().to(self.device)
-        self._window_start, self._validation_seconds = time.monotonic(), 0.0
+        self.sums.reset(self.device)
+        self._row_start, self._validation_seconds = time.monotonic(), 0.0
 
     def end_step(self) -> None:
         """Average the weights, set the next rate, and write a row of metrics when one is due."""
@@ -124,18 +114,20 @@ class TrainingModule(lightning.LightningModule, ABC):
         if self.average is not None:
             self.average.update_parameters(self.network)
         if self.global_step % self.run_settings.log_every == 0:
-            self._log_window()
+            self._record_row()
 
-    def _log_window(self) -> None:
-        sums = self.trainer.strategy.reduce(self.window, reduce_op="sum").tolist()
-        seconds = time.monotonic() - self._window_start - self._validation_seconds
-        row, samples = self.row(sums)
+    def _record_row(self) -> None:
+        values = self.trainer.strategy.reduce(self.sums.values, reduce_op="sum").tolist()
+        seconds = time.monotonic() - self._row_start - self._validation_seconds
+        losses, by_kind, samples = self.sums.row(values)
+        row = {f"train/{name}": value for name, value in losses.items()}
+        row |= {f"train/l1/{kind}": value for kind, value in by_kind.items()}
         row["train/lr"] = learning_rate(self.global_step - 1, self.run_settings)
         row["train/grad_norm"] = float(self.grad_norm if self.grad_norm is not None else math.nan)
         row["train/samples_per_second"] = samples / seconds
         self.record(row)
-        self.window.zero_()
-        self._window_start, self._validation_seconds = time.monotonic(), 0.0
+        self.sums.reset(self.device)
+        self._row_start, self._validation_seconds = time.monotonic(), 0.0
 
     def on_validation_epoch_start(self) -> None:
         """Time spent validating does not count as training."""

@@ -22,9 +22,7 @@ from dae3d.store.scan import Preparation
 from dae3d.training.batch import Sample
 from dae3d.training.module import TrainingModule
 from dae3d.training.settings import PretrainSettings
-
-# What a row of metrics has the mean of.
-_SUMS = ("loss", "l1", "contrastive", "dense", "features")
+from dae3d.training.sums import MetricSums
 
 
 class Pretraining(TrainingModule):
@@ -52,17 +50,24 @@ class Pretraining(TrainingModule):
         network.encoder.mask_token.requires_grad_(masks_blocks(settings.disruption))
         if settings.freeze != "none":
             getattr(network, settings.freeze).requires_grad_(False)
+        # Of what is added to the error of the repair; one of weight 0 is not computed.
+        self.weights = {"contrastive": settings.contrastive_weight}
+        if settings.pairs:
+            self.weights["dense"] = settings.dense_weight
+        if settings.feature_weight:
+            self.weights["features"] = settings.feature_weight
+        sums = MetricSums(["loss", "l1", *self.weights], modalities)
         # 3^3 convolutions are up to twice as fast with the channels innermost.
-        super().__init__(settings, network.to(memory_format=torch.channels_last_3d), pictures)
+        super().__init__(settings, network.to(memory_format=torch.channels_last_3d), pictures, sums)
         self.settings, self.modalities, self.preparation = settings, modalities, preparation
         self.spacing = spacing
         self.strengths = settings.disruption_settings()
         self.repair_loss = settings.repair_loss()
         self.projections = None
-        if settings.pairs:
+        if "dense" in self.weights:
             self.projections = Projections([settings.embed_dim, 2 * settings.embed_dim])
         self.feature_heads = None
-        if settings.feature_weight:
+        if "features" in self.weights:
             self.feature_heads = FeatureHeads([settings.embed_dim * 2**stage for stage in range(1, 5)])
             # Of a single place there is nothing to predict, and processes would wait for its gradients.
             self.feature_heads[-1].requires_grad_(settings.roi > 32)
@@ -87,12 +92,16 @@ class Pretraining(TrainingModule):
         repaired = network.images(disrupted.image, features, disrupted.token_mask)
         each, finest = self.repair_loss.total(repaired, clean, batch["inside"], disrupted)
         pooled = self._pooled(network, clean, hidden)
-        contrastive = self._contrastive(pooled, batch["modality"], across_ranks=True)
-        dense = self._dense(features, batch["origin"], disrupted.keys)
-        found = self._features(clean, hidden, batch["inside"])
-        loss = each.mean() + s.contrastive_weight * contrastive + s.dense_weight * dense
-        loss = loss + s.feature_weight * found
-        self._add_to_window([loss, finest.mean(), contrastive, dense, found], finest, batch["modality"])
+        losses = {"contrastive": self._contrastive(pooled, batch["modality"], across_ranks=True)}
+        if self.projections is not None:
+            losses["dense"] = self._dense(self.projections, features, batch["origin"], disrupted.keys)
+        if self.feature_heads is not None:
+            losses["features"] = self._features(self.feature_heads, clean, hidden, batch["inside"])
+        loss = each.mean()
+        for name, value in losses.items():
+            loss = loss + self.weights[name] * value
+        losses = {"loss": loss, "l1": finest.mean(), **losses}
+        self.sums.add(losses, len(clean), finest, batch["modality"])
         return loss
 
     def _disrupt(self, batch: Sample) -> tuple[Tensor, Disrupted]:
@@ -102,25 +111,25 @@ class Pretraining(TrainingModule):
         clean = jitter(clipped(batch["image"], s.clip_intensity), batch["inside"], keys, s.intensity_jitter)
         return clean, disrupt(s.disruption, clean, s.seed, batch["sample"], self.strengths)
 
-    def _dense(self, features: list[Tensor], origin: Tensor, keys: Tensor) -> Tensor:
+    def _dense(
+        self, projections: Projections, features: list[Tensor], origin: Tensor, keys: Tensor
+    ) -> Tensor:
         """The dense contrastive loss, the sum of those at 1/2 and 1/4 of the resolution."""
         loss = features[0].new_zeros((), dtype=torch.float32)
-        if not self.settings.pairs:
-            return loss
         # The last five are at 1/2 to 1/32.
-        for projection, feature, stride in zip(self.projections or (), features[-5:-3], (2, 4), strict=True):
+        for projection, feature, stride in zip(projections, features[-5:-3], (2, 4), strict=True):
             loss = loss + dense_contrast(
                 feature, projection, origin, stride, keys, self.settings.dense_temperature
             )
         return loss
 
-    def _features(self, clean: Tensor, hidden: list[Tensor], inside: Tensor | None) -> Tensor:
+    def _features(
+        self, heads: FeatureHeads, clean: Tensor, hidden: list[Tensor], inside: Tensor | None
+    ) -> Tensor:
         """How far the stages are from predicting the teacher's features of the clean crops."""
-        if self.feature_heads is None:
-            return clean.new_zeros((), dtype=torch.float32)
         with torch.no_grad():
             wanted = self.evaluated.encode(clean)
-        return feature_loss(hidden[1:], wanted[1:], self.feature_heads, inside).mean()
+        return feature_loss(hidden[1:], wanted[1:], heads, inside).mean()
 
     def _pooled(self, network: Any, clean: Tensor, hidden: list[Tensor]) -> Tensor:
         """The features (B, F) that the contrastive loss compares."""
@@ -144,30 +153,6 @@ class Pretraining(TrainingModule):
                 decay = self.settings.weight_decay
                 groups.append({"params": list(heads.parameters()), "weight_decay": decay, "scale": 1.0})
         return groups
-
-    def empty_window(self) -> Tensor:
-        """Batches, the sums of `_SUMS`, then l1 and samples of each modality."""
-        return torch.zeros(1 + len(_SUMS) + 2 * len(self.modalities))
-
-    def _add_to_window(self, sums: list[Tensor], each: Tensor, modality: Tensor) -> None:
-        first, kinds = 1 + len(_SUMS), len(self.modalities)
-        self.window[:first] += torch.stack([torch.ones_like(sums[0]), *sums]).detach()
-        self.window[first : first + kinds].index_add_(0, modality, each.detach())
-        self.window[first + kinds :].index_add_(0, modality, torch.ones_like(each))
-
-    def row(self, sums: list[float]) -> tuple[dict[str, float], float]:
-        """Mean losses, and the L1 of each modality that occurred."""
-        first, kinds = 1 + len(_SUMS), len(self.modalities)
-        row = {f"train/{name}": total / sums[0] for name, total in zip(_SUMS, sums[1:first], strict=True)}
-        if self.projections is None:
-            del row["train/dense"]
-        if self.feature_heads is None:
-            del row["train/features"]
-        samples = sums[first + kinds :]
-        for name, total, count in zip(self.modalities, sums[first : first + kinds], samples, strict=True):
-            if count:
-                row[f"train/l1/{name}"] = total / count
-        return row, sum(samples)
 
     # Probing
 

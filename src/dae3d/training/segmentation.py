@@ -18,6 +18,7 @@ from dae3d.training.cases import LabelledData
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.module import TrainingModule
 from dae3d.training.optimiser import parameter_groups
+from dae3d.training.sums import MetricSums
 
 
 class Segmentation(TrainingModule):
@@ -36,7 +37,8 @@ class Segmentation(TrainingModule):
         self, settings: FinetuneSettings, network: nn.Module, data: LabelledData, pictures: Path
     ) -> None:
         model: Any = network
-        super().__init__(settings, model.to(memory_format=torch.channels_last_3d), pictures)
+        sums = MetricSums(["loss", "dice_loss", "cross_entropy"])
+        super().__init__(settings, model.to(memory_format=torch.channels_last_3d), pictures, sums)
         self.settings, self.data = settings, data
         self.dice_loss = DiceLoss(to_onehot_y=True, softmax=True)
         if settings.freeze == "encoder" and int(settings.freeze_steps) == 0:
@@ -75,18 +77,9 @@ class Segmentation(TrainingModule):
             dice = dice + weight * self.dice_loss(logits.float(), label)
             cross_entropy = cross_entropy + weight * nn.functional.cross_entropy(logits.float(), label[:, 0])
         loss = dice + cross_entropy
-        sums = [torch.ones_like(loss), loss, dice, cross_entropy, torch.full_like(loss, len(batch["image"]))]
-        self.window += torch.stack(sums).detach()
+        losses = {"loss": loss, "dice_loss": dice, "cross_entropy": cross_entropy}
+        self.sums.add(losses, len(batch["image"]))
         return loss
-
-    def empty_window(self) -> Tensor:
-        """Batches, loss, Dice loss, cross-entropy, samples."""
-        return torch.zeros(5)
-
-    def row(self, sums: list[float]) -> tuple[dict[str, float], float]:
-        """Mean losses."""
-        names = ("train/loss", "train/dice_loss", "train/cross_entropy")
-        return {name: value / sums[0] for name, value in zip(names, sums[1:4], strict=True)}, sums[4]
 
     def on_validation_epoch_start(self) -> None:
         """No case has been scored."""
