@@ -122,7 +122,7 @@ def test_strays_do_not_hide_padding(slope: float, intercept: float) -> None:
     assert found.padding == -3024
     imaged = wanted[wanted > -3024].astype(np.float64)
     assert found.mean == pytest.approx(imaged.mean())
-    wanted[20, :, :] = -1600  # 3 % is no stray
+    wanted[20, :, :] = -1600  # 3 % are not strays
     assert measure(volume(wanted), "t1").padding is None
 
 

@@ -179,7 +179,7 @@ def test_without_a_verb_it_says_what_is_missing(capsys):
     with pytest.raises(SystemExit) as exit_:
         main([])
     assert exit_.value.code == 2
-    assert "VERB" in capsys.readouterr().err
+    assert "COMMAND" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_status_130_and_says_how_to_go_on(capsys, monkeypatch):

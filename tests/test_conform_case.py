@@ -174,7 +174,7 @@ def test_labels_of_any_type(values, slope):
         (3, r"holds 3, for which there is no class \(there are: 0 background, 1 a, 2 b, 7 c\)"),
         (-1, "holds -1, for which there is no class"),
         (255, "holds 255, for which"),
-        (0.5, r"holds 0\.5, which are no whole numbers: is it interpolated"),
+        (0.5, r"holds 0\.5, which are not whole numbers: interpolated"),
         (np.nan, "holds nan"),
         (1e9, r"holds 1e\+09, for which"),
     ],

@@ -85,7 +85,7 @@ def test_it_is_what_loops_over_places_give(stride):
 def test_features_that_tell_nothing_cost_the_logarithm_of_the_places():
     features = torch.ones(4, 5, 16, 16, 16)
     loss = dense_contrast(features, nn.Identity(), torch.tensor(ORIGINS), 4, keys_of(2), 0.1)
-    # A little less, for places next to each other are no negatives.
+    # A little less, for places next to each other are not negatives.
     assert math.log(128) - 0.05 < loss.item() <= math.log(128) + 1e-5
 
 

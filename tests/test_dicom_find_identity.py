@@ -61,7 +61,7 @@ def test_given_salt_is_not_made(tmp_path):
 
 
 def test_salt_of_any_bytes(tmp_path):
-    """An editor's newline at the end is no part of it; white space elsewhere is."""
+    """An editor's newline at the end is not part of it; white space elsewhere is."""
     path = tmp_path / "salt"
     for content, salt in [
         (b" \n0123456789abcd", b" \n0123456789abcd"),

@@ -272,7 +272,7 @@ def test_unknown_scans_are_met_with_rules_that_work(folder: Path, capsys: pytest
     ("settings", "named"),
     [
         ({"rule": ["scans"]}, "rule: 'scans' is not GLOB=LABEL"),
-        ({"modality": "two words"}, "modality: 'two words' is no modality label"),
+        ({"modality": "two words"}, "modality: 'two words' is not a modality label"),
         ({"subject": "case[0-9]+"}, "subject: the regular expression needs a group"),
         ({"subject": "(case"}, "subject: no regular expression"),
         ({"val_fraction": 1.0}, "val_fraction: "),
@@ -322,7 +322,7 @@ def test_what_is_no_manifest_is_not_written_over(tmp_path: Path, name: str) -> N
     write_scan(tmp_path / "in" / "a.nii.gz")
     there = tmp_path / name
     there.write_text('{"training": []}')
-    with pytest.raises(Dae3dError, match=f"{name} is there, and is no manifest"):
+    with pytest.raises(Dae3dError, match=f"{name} is there, and is not a manifest"):
         dae3d.index(folders=[tmp_path / "in"], modality="t1", out=there)
     assert there.read_text() == '{"training": []}'
 

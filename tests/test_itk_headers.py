@@ -60,7 +60,7 @@ def directions(x: float = 2, y: float = 3, z: float = 4) -> str:
             (-10, -20, 300),
             "millimetres, millimetres, centimetres, taken times 1",
         ),
-        ('"voxels" "voxels" "voxels"', (2, 3, 4), (-10, -20, 30), "called 'voxels', which is no length"),
+        ('"voxels" "voxels" "voxels"', (2, 3, 4), (-10, -20, 30), "called 'voxels', which is not a length"),
     ],
 )
 def test_units_of_nrrd(tmp_path: Path, words: str, spacing: tuple, origin: tuple, remark: str) -> None:
@@ -196,7 +196,7 @@ def test_a_nrrd_axis_of_one_component_needs_no_direction(tmp_path: Path) -> None
         (
             "TransformMatrix = 2 0 0 0 1 0 0 0 1\nElementSpacing = 2 3 4\n",
             (4, 3, 4),
-            "TransformMatrix is no rotation (2 x 1 x 1)",
+            "TransformMatrix is not a rotation (2 x 1 x 1)",
         ),
     ],
 )
@@ -248,7 +248,7 @@ def test_metaimage_voxels_in_every_way(tmp_path: Path, lines: str, voxels: bytes
         (TEXT, ASCII[:100], r"truncated: \d+ of 990 values"),
         (TEXT, ASCII, "without a blank or line end after the last one"),
         ("TransformMatrix = 1 0 0 0 1\n", RAW, "TransformMatrix has 5 of 9 numbers"),
-        (SIZE.replace("True", "Tr\ne"), PACKED, "a line that is no field"),
+        (SIZE.replace("True", "Tr\ne"), PACKED, "a line that is not a field"),
         ("NDims = 4\n", RAW, "DimSize has 3 numbers, and NDims is another"),
         (SIZE.replace("Size = ", "Size = 1\nComment = "), PACKED, "compressed voxels are cut short"),
         ("ElementSpacing = 1 x 1\n", RAW, "could not convert string to float: 'x'"),

@@ -17,7 +17,7 @@ UID = "1.3.6.1.4.1.14519.5.2.1.6279.6001"
 
 
 def test_luna16(tmp_path: Path) -> None:
-    # Nothing of the path but the layout's own parts counts: dataset1 and t1 are no modality.
+    # Nothing of the path but the layout's own parts counts: dataset1 and t1 are not modalities.
     root = plant(
         tmp_path / "dataset1" / "t1",
         f"subset0/{UID}.105756658031515062000744821260.mhd",

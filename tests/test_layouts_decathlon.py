@@ -82,7 +82,9 @@ def test_a_task_must_name_its_modality(tmp_path: Path) -> None:
 
 def test_a_task_whose_modality_is_no_word(tmp_path: Path) -> None:
     task(tmp_path, {"0": "CT (portal venous)"}, ["a"], [])
-    with pytest.raises(Dae3dError, match=r"dataset\.json: modality: 'CT \(portal venous\)' is no modality"):
+    with pytest.raises(
+        Dae3dError, match=r"dataset\.json: modality: 'CT \(portal venous\)' is not a modality"
+    ):
         list(LAYOUTS["decathlon"].candidates(tmp_path, None))
 
 

@@ -19,7 +19,7 @@ class Entry(BaseModel):
 @given(content=st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b" "))), cut=st.binary())
 def test_lines_are_those_of_the_text(tmp_path: Path, content: list[bytes], cut: bytes):
     file = tmp_path / "lines"
-    # What follows the last line end is no line: it was cut short.
+    # What follows the last line end is not a line: it was cut short.
     file.write_bytes(b"".join(line + b"\n" for line in content) + cut.replace(b"\n", b" "))
     lines = Lines(file)
     assert [lines[i] for i in range(len(lines))] == content

@@ -198,7 +198,7 @@ def test_a_modality_that_leads_out_of_a_folder_is_refused_with_its_line(manifest
     lines[2] = lines[2].replace('"modality":"ct"', f'"modality":"{label}"')
     assert f'"{label}"' in lines[2]
     manifest.write_text("".join(lines))
-    with pytest.raises(Dae3dError, match=r"manifest.jsonl: line 3 .*\(modality: .* is no modality label"):
+    with pytest.raises(Dae3dError, match=r"manifest.jsonl: line 3 .*\(modality: .* is not a modality label"):
         run(manifest, tmp_path / "store")
     assert not (tmp_path / "store" / "index.jsonl").exists()
 

@@ -301,7 +301,7 @@ def test_scans_of_the_same_name_do_not_overwrite_each_other(tiny_run, tmp_path):
         ("data/sub-1_FLAIR.nii.gz", [], "t2", "t2"),
         ("data/sub-1_FLAIR.nii.gz", ["*FLAIR*=ct"], "t2", "ct"),
         ("data/x.nii.gz", ["*.mha=t1", "x*=T1ce", "*=t2"], None, "t1ce"),
-        ("dataset1/x.nii.gz", ["*t1*=t1"], "ct", "ct"),  # "dataset1" is no modality
+        ("dataset1/x.nii.gz", ["*t1*=t1"], "ct", "ct"),  # "dataset1" is not a modality
         ("dataset1/x.nii.gz", ["dataset1/*=t1"], "ct", "t1"),
     ],
 )

@@ -21,7 +21,7 @@ from dae3d.words import duration, listing, plural, quantity, size
 
 STEPS = range(0, 310, 10)
 
-# PSNR and SSIM of the disrupted crops, of the trivial repairs, and of the network's at its last validation.
+# PSNR and SSIM of the disrupted crops, of the baselines, and of the network's at its last validation.
 QUALITY = {
     "ct-phantom": {
         "disrupted": (10.111, 0.1011),
@@ -208,7 +208,7 @@ def test_the_summary_counts_the_wins(run: Path) -> None:
         "better than the disrupted ones in PSNR on 2 of 2 modalities and in SSIM on 2 of 2 modalities" in text
     )
     assert (
-        "beat the best trivial repair in PSNR on 1 of 2 modalities (ct-phantom) "
+        "beat the best baseline in PSNR on 1 of 2 modalities (ct-phantom) "
         "and in SSIM on 1 of 2 modalities (t1)" in text
     )
     assert "What is missing" not in text

@@ -280,7 +280,7 @@ def test_results_do_not_replace_those_of_a_run_or_of_other_scans(tiny_run, tiny_
     before = contents(tiny_run)
     with pytest.raises(Dae3dError, match=r"folder of a run.*reconstructions"):
         dae3d.reconstruct(scans=scans, weights=tiny_run, out=tiny_run)
-    with pytest.raises(Dae3dError, match="is no report"):
+    with pytest.raises(Dae3dError, match="is not a report"):
         dae3d.report(run=tiny_run, out=tiny_run / "weights/last.safetensors")
     assert contents(tiny_run) == before
     table = f"scan,modality,image,l1,psnr,ssim\n{scans[0]},t1,repaired,0.1,20,0.9\n"

@@ -48,7 +48,7 @@ def test_what_table_and_pattern_leave_is_said(folder: Path, capsys: pytest.Captu
     said = " ".join(capsys.readouterr().out.split())
     assert "no subject by --subject and --subjects for 1 of the 4 scans, such as" in said
     assert "paths in" in said
-    assert "subjects.csv that are no scan's: z/x.nii.gz" in said
+    assert "subjects.csv that belong to no scan: z/x.nii.gz" in said
 
 
 def test_the_folder_of_a_dicom_series(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_modalities_in_another_order_are_said(tmp_path, caplog):
 
 def test_a_modality_that_is_no_label_can_be_given(tmp_path, caplog):
     path = msd(tmp_path, modality={"0": "CT (portal venous)"})
-    with pytest.raises(Dae3dError, match=r"'CT \(portal venous\)' is no modality label.*give --modality"):
+    with pytest.raises(Dae3dError, match=r"'CT \(portal venous\)' is not a modality label.*give --modality"):
         read_task(path)
     with caplog.at_level(logging.WARNING):
         assert read_task(path, modality=["ct"]).modalities == ("ct",)
@@ -235,9 +235,9 @@ def test_labels_read_the_same_written_either_way(labels):
             r"training\[2\]: .*a\.nii\.gz is .* training\[0\]",
         ),
         ({"validation": [entry("hippocampus_304")]}, r"validation\[0\]: .* is an image of training\[1\]"),
-        ({"training": [{"image": "a.dcm", "label": "b.nii"}]}, r"training\[0\]: .*a\.dcm: is no scan"),
+        ({"training": [{"image": "a.dcm", "label": "b.nii"}]}, r"training\[0\]: .*a\.dcm: is not a scan"),
         ({"modality": None}, r"training\[0\] .*what is its modality\? .*--modality"),
-        ({"modality": "two words"}, r"training\[0\] .*'two words' is no modality label"),
+        ({"modality": "two words"}, r"training\[0\] .*'two words' is not a modality label"),
         (
             {"modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}},
             r"training\[0\] .*: 1 image\(s\), where the list has 4 channels; .*4-D",

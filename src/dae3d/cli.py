@@ -1,4 +1,4 @@
-"""The command line: `dae3d VERB ...`. Every verb's flags are made from the fields of its settings."""
+"""The command line: `dae3d COMMAND ...`. Every verb's flags are made from the fields of its settings."""
 
 import argparse
 import logging
@@ -36,7 +36,7 @@ def parse_and_run(argv: Sequence[str] | None) -> int:
         prog="dae3d", description=(import_module("dae3d").__doc__ or "").strip(), allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"dae3d {__version__}")
-    commands = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    commands = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
     # Only the verb that is asked for is imported: `dae3d --help` does not wait for PyTorch.
     for verb, summary in VERBS.items():
         command = commands.add_parser(

@@ -135,7 +135,7 @@ def sources_in(path: Path) -> dict[str, list[Path]]:
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
-    """The content of a line; nothing where it is no JSON object, as after a crash of the machine."""
+    """The content of a line; nothing where it is not a JSON object, as after a crash of the machine."""
     try:
         content = json.loads(line)
     except ValueError:

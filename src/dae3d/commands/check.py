@@ -73,7 +73,7 @@ def check(settings: CheckSettings) -> Check:
         What is in `check.json`.
 
     Raises:
-        Dae3dError: where the folder is no pre-training run or lacks the weights, its store is gone, or the
+        Dae3dError: where the folder is not a pre-training run or lacks the weights, its store is gone, or the
             cases cannot be used.
     """
     start = time.monotonic()
@@ -115,7 +115,7 @@ def run_settings(settings: CheckSettings) -> PretrainSettings:
     """The settings of the run, with its store where it is now.
 
     Raises:
-        Dae3dError: where it is no run of `pretrain`, or its store is not there.
+        Dae3dError: where it is not a run of `pretrain`, or its store is not there.
     """
     kind = load_run(settings.run).record.kind
     if kind != "pretrain":

@@ -67,12 +67,12 @@ def index(settings: IndexSettings) -> Manifest:
 
 
 def _refuse_other_file(out: Path) -> None:
-    """Refuse to write over what is no manifest: a list, a scan."""
+    """Refuse to write over what is not a manifest: a list, a scan."""
     if out.is_dir():
         raise Dae3dError(f"out: {out} is a folder; name the manifest's file")
     if out.exists() and not is_manifest(out):
         raise Dae3dError(
-            f"out: {out} is there, and is no manifest; name another file, such as manifest.jsonl"
+            f"out: {out} is there, and is not a manifest; name another file, such as manifest.jsonl"
         )
 
 

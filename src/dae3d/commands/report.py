@@ -36,7 +36,7 @@ def report(settings: ReportSettings) -> Path:
         The page's path.
 
     Raises:
-        Dae3dError: where the folder is no run, or the page cannot be written.
+        Dae3dError: where the folder is not a run, or the page cannot be written.
     """
     run = load_run(settings.run)
     out = settings.out or settings.run / "report.html"

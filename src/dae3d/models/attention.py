@@ -11,7 +11,7 @@ from dae3d.models.windows import Group
 
 # Scores made at a time in the backward pass: what fits a core's cache.
 _CACHED = 1 << 18
-# exp of less is no normal number, and takes sixteen times as long.
+# exp of less is a subnormal number, and takes sixteen times as long.
 _LEAST = -87.0
 
 

@@ -49,7 +49,7 @@ class UpBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with instance norms, and a way around them. A sum and a leaky ReLU are part of a norm.
+    """Two convolutions with instance norms, residual. A sum and a leaky ReLU are part of a norm.
 
     Args:
         block: MONAI's, whose convolutions it takes over.

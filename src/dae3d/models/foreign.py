@@ -115,8 +115,8 @@ def bare_architecture(path: Path, names: Renamed) -> Architecture:
 
 def could_be_of_any_monai(names: Renamed) -> bool:
     """Whether nothing tells with which MONAI a network was trained, and so how it merged patches."""
-    perceptrons = [origin for origin in names.origins.values() if ".mlp." in origin]
-    return _EMBEDDING in names.state and all(".mlp.linear" in origin for origin in perceptrons)
+    mlps = [origin for origin in names.origins.values() if ".mlp." in origin]
+    return _EMBEDDING in names.state and all(".mlp.linear" in origin for origin in mlps)
 
 
 def merged_as(

@@ -57,20 +57,20 @@ class Layout:
         task: what a network with such names was trained for.
         entry: of the file, under which the tensors are written.
         prefixes: beginnings of names, ours to theirs.
-        perceptron: what the two linear layers of a transformer block's perceptron are called.
+        mlp: what the two linear layers of a transformer block's MLP are called.
         others: what a tensor is that belongs to no Swin UNETR.
     """
 
     task: Task
     entry: str
     prefixes: Mapping[str, str]
-    perceptron: Literal["fc", "linear"]
+    mlp: Literal["fc", "linear"]
     others: str = NO_PART
 
     def theirs(self, name: str) -> str | None:
         """Our name of a tensor in this layout; None where it has no place."""
         renamed = _with_prefix(name, self.prefixes.items())
-        return renamed and renamed.replace(".mlp.linear", f".mlp.{self.perceptron}")
+        return renamed and renamed.replace(".mlp.linear", f".mlp.{self.mlp}")
 
     def ours(self, name: str) -> str | None:
         """A name of this layout as ours; None where we have no such tensor."""
@@ -92,19 +92,19 @@ PRETRAINING = Layout(
     task="pretrain",
     entry="model",
     prefixes={MASK_TOKEN: MASK_TOKEN, **_encoder("encoder.", ".0.0."), **_DECODER},
-    perceptron="fc",
+    mlp="fc",
 )
 FINETUNING = Layout(
     task="segmentation",
     entry="state_dict",
     prefixes={**_encoder("swinViT.", ".0."), **_DECODER},
-    perceptron="linear",
+    mlp="linear",
 )
 SWIN_VIT = Layout(
     task="encoder",
     entry="state_dict",
     prefixes=_encoder("", ".0."),
-    perceptron="fc",
+    mlp="fc",
     others="belongs to the heads of its own pre-training",
 )
 

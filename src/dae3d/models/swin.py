@@ -65,7 +65,7 @@ class SwinStage(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Attention within windows, and a perceptron of two layers, each with its norm and a way around it."""
+    """Pre-norm window attention and MLP, both residual."""
 
     def __init__(self, dim: int, heads: int, window: int, edges: WindowEdges = "exact") -> None:
         super().__init__()

@@ -270,8 +270,8 @@ def _architecture(contents: Contents, task: Task, classes: int | None, channels:
         return replace(architecture, out_channels=architecture.in_channels)
     if classes is None and not (contents.task == "segmentation" and has_head(contents.state)):
         raise Dae3dError(
-            f"{contents.path}: these are no weights of a segmentation network with its head, so say how many "
-            "classes there are (classes=14), or fine-tune first"
+            f"{contents.path}: these are not weights of a segmentation network with its head, so say how "
+            "many classes there are (classes=14), or fine-tune first"
         )
     if classes is not None and classes < 1:
         raise Dae3dError(f"classes: must be 1 or more, not {classes}")

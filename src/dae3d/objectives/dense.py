@@ -14,7 +14,7 @@ from dae3d.disrupt.random import uniform
 
 _STREAM = 10
 PLACES = 128  # of each pair of crops
-NEAR = 6.0  # voxels: closer places are no negatives of each other
+NEAR = 6.0  # voxels: closer places are not negatives of each other
 
 
 class Projections(nn.ModuleList):

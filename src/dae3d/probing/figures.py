@@ -11,7 +11,7 @@ class _Record(BaseModel):
 
 
 def _measured(values: Any) -> Any:
-    """A dict without what is no number."""
+    """A dict without what is not a number."""
     if not isinstance(values, dict):
         return values
     return {name: v for name, v in values.items() if not (isinstance(v, float) and not math.isfinite(v))}

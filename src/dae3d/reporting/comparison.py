@@ -1,4 +1,4 @@
-"""Is the network's repair better than none, and better than a trivial one?"""
+"""Is the network's repair better than none, and better than a baseline?"""
 
 import math
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Comparison:
         return math.isinf(self.rows[0].values["psnr"])
 
     @property
-    def trivial(self) -> list[Row]:
+    def baselines(self) -> list[Row]:
         """The repairs without a network."""
         return self.rows[1:-1]
 
@@ -40,9 +40,9 @@ class Comparison:
         """Whether the network's repair is nearer to the clean image than the disrupted image is."""
         return self.rows[0].gain[measure] > 0
 
-    def beats_trivial(self, measure: str) -> bool:
-        """Whether it is nearer than every trivial repair."""
-        return all(row.gain[measure] > 0 for row in self.trivial)
+    def beats_baselines(self, measure: str) -> bool:
+        """Whether it is nearer than every baseline."""
+        return all(row.gain[measure] > 0 for row in self.baselines)
 
 
 def compare(run: Run, modality: str) -> Comparison | None:

@@ -73,7 +73,7 @@ def write_data_report(
         found: all scans as numbers.
         look: a scan by its number.
         draw: pictures of scans by their numbers, in any order; None where one cannot be read.
-        left_out: what is no part of the data set, and why.
+        left_out: what is not part of the data set, and why.
 
     Returns:
         The page's path.

@@ -28,7 +28,7 @@ def fill(template: str, filters: Mapping[str, Callable[..., str]], **values: Any
 
 
 def refuse_other_page(path: Path) -> None:
-    """Raise Dae3dError where there is a file that is no report: it may be anybody's."""
+    """Raise Dae3dError where there is a file that is not a report: it may be anybody's."""
     refuse_other_file(path, "report of dae3d", _PAGE)
 
 
@@ -36,7 +36,7 @@ def write_page(path: Path, page: str) -> None:
     """Write a page, whole or not at all.
 
     Raises:
-        Dae3dError: where it cannot be written, or there is a file that is no report.
+        Dae3dError: where it cannot be written, or there is a file that is not a report.
     """
     refuse_other_page(path)
     write_text(path, page)

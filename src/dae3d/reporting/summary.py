@@ -97,9 +97,9 @@ def _result(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
         when = "Before training (step 0)"
     better = listing([_tally(compared, measure, "beats_disrupted") for measure in MEASURES])
     sentences = [f"{when}, the repaired validation crops are better than the disrupted ones {better}."]
-    if all(c.trivial for c in compared):
-        beaten = listing([_tally(compared, measure, "beats_trivial") for measure in MEASURES])
-        sentences.append(f"They beat the best trivial repair {beaten}.")
+    if all(c.baselines for c in compared):
+        beaten = listing([_tally(compared, measure, "beats_baselines") for measure in MEASURES])
+        sentences.append(f"They beat the best baseline {beaten}.")
     return sentences
 
 

@@ -197,7 +197,7 @@ class Describer:
         return f"fewer than {self._settings.min_slices} voxels along an axis (--min-slices): shape {times}"
 
     def unused_paths(self) -> list[str]:
-        """The paths of the table of subjects that are no scan's."""
+        """The paths of the table of subjects that belong to no scan."""
         return self._table.unused() if self._table else []
 
     def _subject_of(self, candidate: Candidate) -> tuple[str, Teller]:

@@ -74,7 +74,7 @@ class Image:
 
     @classmethod
     def of(cls, path: Path, volume: int | None = None) -> "Image":
-        """The image in a file that is no DICOM."""
+        """The image in a file that is not DICOM."""
         return cls(path, (path,), volume)
 
     @cached_property

@@ -49,7 +49,7 @@ def _subject_notes(tally: Tally, grouping: Grouping, settings: IndexSettings) ->
             "they are told as without"
         )
     if tally.unused:
-        notes.append(f"paths in {settings.subjects} that are no scan's: {_some(tally.unused)}")
+        notes.append(f"paths in {settings.subjects} that belong to no scan: {_some(tally.unused)}")
     if tally.by_name:
         notes.append(f"names tell {len(tally.by_name)} subjects of {tally.tellers['name']} scans; {_WAY_OUT}")
     if grouping.subject_of:

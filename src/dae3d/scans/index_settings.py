@@ -119,5 +119,5 @@ class IndexSettings(Settings):
     @classmethod
     def _several(cls, channels: list[str]) -> list[str]:
         if len(channels) == 1:
-            raise ValueError("one label is no list of channels; --modality is for that")
+            raise ValueError("one label is not a list of channels; --modality is for that")
         return channels

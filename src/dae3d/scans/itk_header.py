@@ -14,7 +14,7 @@ import numpy as np
 
 from dae3d.errors import ScanError
 
-_LINE = 1 << 16  # bytes; a longer one is no text
+_LINE = 1 << 16  # bytes; a longer one is not text
 _MOST = 100_000  # lines, or files of one scan
 
 

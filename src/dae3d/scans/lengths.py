@@ -2,25 +2,25 @@
 
 _NAMES = {
     1e-6: ("nanometres", "nm nanometer nanometers nanometre nanometres"),
-    # The sign of micro is in Unicode twice; in Latin-1 it is the byte B5, which is no UTF-8.
+    # The sign of micro is in Unicode twice; in Latin-1 it is the byte B5, which is not UTF-8.
     1e-3: ("micrometres", "um µm μm \udcb5m micron microns micrometer micrometers micrometre micrometres"),
     1.0: ("millimetres", "mm millimeter millimeters millimetre millimetres"),
     10.0: ("centimetres", "cm centimeter centimeters centimetre centimetres"),
     1000.0: ("metres", "m meter meters metre metres"),
 }
 _MM = {word: mm for mm, (_, words) in _NAMES.items() for word in words.split()}
-_SHOWN = 20  # characters of a word that is no unit
+_SHOWN = 20  # characters of a word that is not a unit
 
 
 def mm_in(word: str) -> float | None:
-    """How many mm the unit has that a header calls `word`; None where it is no unit of length."""
+    """How many mm the unit has that a header calls `word`; None where it is not a unit of length."""
     return _MM.get(word.strip().lower())
 
 
 def units_as_mm(words: list[str]) -> tuple[tuple[float, ...], str]:
     """How many mm the unit of each axis has, and a remark where they are not all mm.
 
-    A unit that is not said ("" or "?") is taken for mm, and so is a word that is no unit of length.
+    A unit that is not said ("" or "?") is taken for mm, and so is a word that is not a unit of length.
     """
     sizes = [mm_in(word) for word in words]
     told = tuple(size or 1.0 for size in sizes)
@@ -31,7 +31,7 @@ def units_as_mm(words: list[str]) -> tuple[tuple[float, ...], str]:
     if set(told) != {1.0}:
         remarks.append(_converted(told))
     if strange:
-        remarks.append(f"its unit is called {strange[0][:_SHOWN]!r}, which is no length: taken for mm")
+        remarks.append(f"its unit is called {strange[0][:_SHOWN]!r}, which is not a length: taken for mm")
     return told, "; ".join(remarks)
 
 

@@ -1,4 +1,4 @@
-"""What no scan is, told by numbers before a library is called: what is no file, or fits nowhere."""
+"""What cannot be a scan, told by numbers before a library is called: what is not a file, or fits nowhere."""
 
 import math
 import stat

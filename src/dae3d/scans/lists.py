@@ -37,7 +37,7 @@ _SPELLINGS = {
 
 
 class Entry(BaseModel):
-    """One entry of a list; further keys are passed over, and so is a `class` that is no word.
+    """One entry of a list; further keys are passed over, and so is a `class` that is not a word.
 
     `case_file` is what nnU-Net's lists call a case whose images are those of its channels.
     """

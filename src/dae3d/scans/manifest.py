@@ -24,7 +24,7 @@ Split = Literal["train", "val"]
 def _usable(label: str) -> str:
     # Pictures of a run lie in folders that are called like its modalities.
     if not label or label.startswith(".") or not label.isprintable() or any(c in label for c in "/\\"):
-        raise ValueError(f"{label!r} is no modality label: one word such as ct, t1, flair")
+        raise ValueError(f"{label!r} is not a modality label: one word such as ct, t1, flair")
     return label
 
 
@@ -117,7 +117,9 @@ class Manifest:
             raise Dae3dError(f"{path}: cannot be read: {error.strerror}") from None
         except ValueError:
             advice = f"`dae3d index {path} --out manifest.jsonl`" if path.suffix == ".json" else _INDEX
-            raise Dae3dError(f"{path}: no manifest of this dae3d; make one with {advice}") from None
+            raise Dae3dError(
+                f"{path}: not a manifest written by this version; make one with {advice}"
+            ) from None
         remedy = f"make the manifest again with `dae3d index FOLDER --out {path}`"
         if len(lines) <= header.scans:
             raise Dae3dError(f"{path}: cut short: {len(lines) - 1} of {header.scans} scans are there")

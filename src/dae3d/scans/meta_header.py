@@ -97,7 +97,7 @@ class MetaHeader(ItkHeader):
         lengths = np.linalg.norm(np.reshape(matrix, (self._dimensions, -1)), axis=1)
         if not np.allclose(lengths, 1, rtol=_SAME):
             shown = " x ".join(f"{length:.4g}" for length in lengths)
-            yield f"TransformMatrix is no rotation ({shown}): it scales the voxel size"
+            yield f"TransformMatrix is not a rotation ({shown}): it scales the voxel size"
 
     def check(self, whole: bool) -> None:
         """See `ItkHeader.check`. For what does not decompress, ITK gives what was in memory before."""
@@ -105,7 +105,7 @@ class MetaHeader(ItkHeader):
         if lacking:
             raise ScanError(f"unreadable: its header has no {lacking[0]}; is it cut short?")
         if _NO_FIELD in self.fields:
-            raise ScanError("unreadable: its header is damaged: it has a line that is no field")
+            raise ScanError("unreadable: its header is damaged: it has a line that is not a field")
         if self._number("NDims", 0) != self._dimensions:
             raise ScanError(f"unreadable: DimSize has {self._dimensions} numbers, and NDims is another")
         counts = dict.fromkeys(("ElementSpacing", "ElementSize", "Offset"), self._dimensions)

@@ -67,7 +67,7 @@ def parse_label(text: str) -> str:
     """
     label = text.strip().lower()
     if not _LABEL.fullmatch(label):
-        raise ValueError(f"{text!r} is no modality label: one word such as ct, t1, flair")
+        raise ValueError(f"{text!r} is not a modality label: one word such as ct, t1, flair")
     return label
 
 
@@ -96,7 +96,7 @@ RuleText = Annotated[str, AfterValidator(_checked_rule)]
 def matches(glob: str, path: str, folder: str, *descriptions: str) -> bool:
     """Whether `glob` matches a file's name, or its `path` from the folder given.
 
-    Case counts, and `*` also crosses "/". The name of the `folder` given is no part of the path, so that
+    Case counts, and `*` also crosses "/". The name of the `folder` given is not part of the path, so that
     `*t1*` does not take all of `dataset1`; yet a glob may begin with it and "/", to mean that folder alone.
     A glob `description:GLOB` is for the `descriptions` of a DICOM series instead, and case does not count.
     The path of a series is its folder's and ends in "/", which a glob may leave out.
@@ -129,7 +129,7 @@ def label_by_bids(stem: str) -> str | None:
     """The label of a file by its name in BIDS form, `sub-<label>[_key-value...]_<suffix>`, without extension.
 
     A T1-weighted image with a `ce-` entity (contrast agent) is "t1ce". Phase, real and imaginary parts
-    are no images of their contrast, so they have no label.
+    are not images of their contrast, so they have no label.
     """
     name = _BIDS_NAME.fullmatch(stem)
     if name is None:

@@ -84,7 +84,7 @@ def _as_written(image: Any) -> tuple[np.ndarray, str]:
 def _qform(image: Any) -> np.ndarray | None:
     try:
         qform, code = image.header.get_qform(coded=True)
-    except ValueError:  # a quaternion that is no rotation
+    except ValueError:  # a quaternion that is not a rotation
         return None
     return qform if code > 0 and _spans_a_volume(qform) else None
 

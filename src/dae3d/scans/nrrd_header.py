@@ -25,7 +25,7 @@ _SPACES = {
     "left-anterior-superior-time": (1.0, -1.0, 1.0),
 }
 _SPACES |= {"".join(word[0] for word in name.split("-")): signs for name, signs in _SPACES.items()}
-# Kinds of axes that are no components of one voxel's value.
+# Kinds of axes that are not components of one voxel's value.
 _DOMAIN = ("space", "domain", "time", "none", "???")
 _VECTOR = re.compile(r"\(([^)]*)\)|none", re.IGNORECASE)
 _QUOTED = re.compile(r'"([^"]*)"')

@@ -64,13 +64,13 @@ def fill_padding(volume: Volume, padding: float, modality: str) -> Volume:
 
 
 def imaged_planes(volume: Volume, padding: float | None) -> Iterator[np.ndarray]:
-    """The intensities of each (Y, Z) plane that are no padding."""
+    """The intensities of each (Y, Z) plane that are not padding."""
     for plane in planes(volume):
         yield plane if padding is None else plane[plane > padding]
 
 
 def imaged(volume: Volume, padding: float | None) -> np.ndarray:
-    """The voxels that are no padding, as stored, in any shape; a copy of them where there is padding.
+    """The voxels that are not padding, as stored, in any shape; a copy of them where there is padding.
 
     Raises:
         ScanError: where there are none.

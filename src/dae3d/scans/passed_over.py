@@ -1,4 +1,4 @@
-"""Files under a folder that are no scans by their names and contents, counted by kind."""
+"""Files under a folder that are not scans by their names and contents, counted by kind."""
 
 import re
 from collections.abc import Iterator

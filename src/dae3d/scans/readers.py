@@ -165,8 +165,8 @@ def read_header(path: Path, volume: int | None = None) -> Header:
         volume: which of a 4-D file's volumes the scan is, from 0 on.
 
     Raises:
-        ScanError: with the reason, where it cannot be read, is no plain 3-D scan (4-D without `volume`, 2-D,
-            RGB, complex), or has zero or non-finite spacing.
+        ScanError: with the reason, where it cannot be read, is not a plain 3-D scan (4-D without `volume`,
+            2-D, RGB, complex), or has zero or non-finite spacing.
     """
     by_itk, by_nibabel = partial(_itk_header, volume=volume), partial(_nibabel_header, volume=volume)
     return _read(path, by_itk, by_nibabel, _HEADER_PATIENCE)

@@ -19,7 +19,7 @@ class Candidate:
     `path` is absolute; `shown` is the path relative to `root`, the folder given, or as a list writes it;
     `case` is the file whose place tells the subject: itself, or the first channel of a list's entry.
     `modality`, `subject` and `split` are what a list or a layout says, `unread` its word for a modality where
-    that is no label; `by_name` is set where the subject is but the file's name; `volume` is which one is
+    that is not a label; `by_name` is set where the subject is but the file's name; `volume` is which one is
     meant of a 4-D file, from 0, and `volumes` how many it is said to have.
     """
 
@@ -46,7 +46,7 @@ def files_in(folder: Path, visited: set[str]) -> Iterator[Path | LeftOut]:
     """Every file under `folder`, in sorted order; links are followed, hidden files and folders are not read.
 
     No folder of those `visited` (real paths) is entered again. One that cannot be listed is left out, and so
-    is what is no file: a pipe would be waited for, for ever.
+    is what is not a file: a pipe would be waited for, for ever.
     """
     failed: list[OSError] = []
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=failed.append):

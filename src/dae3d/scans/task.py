@@ -162,9 +162,9 @@ def read_task(path: Path, modality: Sequence[str] | None = None, order: Sequence
             `modality`, tells what each is; else they are taken to be in it.
 
     Raises:
-        Dae3dError: naming the list, and the entry and the file, where it is no such list, a file is no scan
-            by its suffix or named twice, an entry that needs a label has none, classes or modalities are not
-            told, or a channel is of another machine than the one in its place in `order`.
+        Dae3dError: naming the list, and the entry and the file, where it is not such a list, a file is not a
+            scan by its suffix or named twice, an entry that needs a label has none, classes or modalities are
+            not told, or a channel is of another machine than the one in its place in `order`.
     """
     path = absolute(path)
     content = load_list(path, TaskList)
@@ -261,7 +261,9 @@ def _check_entries(path: Path, content: TaskList) -> None:
             raise Dae3dError(f"{path}: {where} ({entry.case}): has no `label`; cases without are for `test`")
         for name in [*entry.images, *filter(None, [entry.label])]:
             if not suffix(Path(name)):
-                raise Dae3dError(f"{path}: {where}: {name}: is no scan by its suffix ({readable_suffixes()})")
+                raise Dae3dError(
+                    f"{path}: {where}: {name}: is not a scan by its suffix ({readable_suffixes()})"
+                )
         for name in entry.images:
             owner = owners.setdefault(absolute(path.parent / name), where)
             if owner != where:

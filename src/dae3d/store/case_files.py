@@ -3,7 +3,7 @@
 cases/hippocampus-001-5f0c.../   0.b2nd, 1.b2nd, ...  the channels, in acquired units
                                  label.b2nd           class indices
                                  positions.npy        where voxels of each class are, drawn
-                                 case.json            what it is; a folder without it is no case
+                                 case.json            what it is; a folder without it is not a case
 """
 
 import hashlib

@@ -117,7 +117,8 @@ def upright_label(volume: Volume, case: ConformedCase, recipe: CaseRecipe) -> Vo
     """A case's label, as read, as uint8 class indices with RAS axes, for `labels_at`.
 
     Raises:
-        ScanError: where the label lies on another grid than the image, or holds what is no value of a class.
+        ScanError: where the label lies on another grid than the image, or holds what is not a value of
+            a class.
     """
     difference = grid_difference(grid_of(volume), case.native)
     if difference:
@@ -149,7 +150,7 @@ def class_indices(volume: Volume, recipe: CaseRecipe) -> np.ndarray:
     """A label map, as read, as uint8 class indices on its own grid.
 
     Raises:
-        ScanError: where it holds what is no value of a class.
+        ScanError: where it holds what is not a value of a class.
     """
     values = np.array(recipe.label_values)
     indices = np.empty(volume.array.shape, np.uint8)
@@ -174,9 +175,7 @@ def _unknown_values(unknown: list[float], recipe: CaseRecipe) -> str:
     named = ", ".join(f"{value:g}" for value in unknown[:_NAMED])
     more = " and others" if len(unknown) > _NAMED else ""
     if any(value != np.rint(value) for value in unknown):
-        return (
-            f"holds {named}{more}, which are no whole numbers: is it interpolated, or a map of probabilities?"
-        )
+        return f"holds {named}{more}, which are not whole numbers: interpolated, or a map of probabilities?"
     classes = [f"{value} {name}" for value, name in recipe.labels.items()]
     known = ", ".join(classes[:10]) + (f" and {len(classes) - 10} others" if len(classes) > 10 else "")
     return f"holds {named}{more}, for which there is no class (there are: {known})"

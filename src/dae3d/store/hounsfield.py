@@ -11,7 +11,7 @@ from dae3d.store.statistics import Statistics
 _LOST = "is the rescale intercept, often -1024, lost? Write it into the file"
 _UNSIGNED = "do negative values count down from 65536? Write them as int16"
 _TWICE = "was the rescale intercept, often -1024, applied twice? Put it right in the file"
-_SCALED = "what lies far below air is no padding; find the original"
+_SCALED = "what lies far below air is not padding; find the original"
 
 # Mean of the foreground where nothing is below 0: soft tissue stored with an offset of 1024 lies at 1000 to
 # 1200, a mask of bone at 250 to 700 HU.
@@ -132,7 +132,7 @@ def _fillings(counts: np.ndarray, top: int) -> np.ndarray:
 
 
 def _solid(volume: Volume, bounds: tuple[int, int], fillings: np.ndarray) -> float:
-    """The share of the voxels that lie in `bounds` with their four neighbours in a plane, and are no filling.
+    """The share of voxels that lie in `bounds` with their four neighbours in a plane, and are not a filling.
 
     Edges of a filling that a scan was resampled with lie between it and the scan, one or two voxels thick.
     """

@@ -124,8 +124,8 @@ def parse_scaling(text: str) -> Scaling:
         return ZScore(over_foreground=bool(words))
     if {"window": 2, "percentiles": 2, "suv": 1}.get(kind) != len(words):
         raise ValueError(
-            f"{text!r} is no intensity scaling: window:LOW:HIGH (HU for CT), percentiles:LOW:HIGH, zscore, "
-            "zscore:foreground or suv:HIGH"
+            f"{text!r} is not an intensity scaling: window:LOW:HIGH (HU for CT), percentiles:LOW:HIGH, "
+            "zscore, zscore:foreground or suv:HIGH"
         )
     try:
         low, high = map(float, words if len(words) == 2 else ["0", *words])

@@ -132,7 +132,7 @@ def pack(crops: Sequence[NumberedCrop], slots: Slots | None = None) -> Packed:
 
 
 def slot_of_this_process(slots: Slots | None) -> Slot | None:
-    """An empty slot of this loader process; None where there is none, or this is no loader process."""
+    """An empty slot of this loader process; None where there is none, or this is not a loader process."""
     worker = get_worker_info()
     return slots.fill(worker.id) if slots and worker else None
 

@@ -121,5 +121,5 @@ def _on_cases(contents: Contents, data: LabelledData) -> Iterator[str]:
             some = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
             yield (
                 f"{contents.path}: was {trained} on {len(names)} of the {len(stored)} validation cases, so "
-                f"their Dice is no measure for new ones: {some}"
+                f"their Dice does not measure how well new ones are segmented: {some}"
             )

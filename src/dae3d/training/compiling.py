@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class CompiledBlocks(lightning.Callback):
-    """Compiles the perceptrons of the transformer's blocks, for training alone.
+    """Compiles the MLPs of the transformer's blocks, for training alone.
 
     Attention and norms have passes of their own, which a compiler does not better. Names of weights and
     checkpoints stay as they are. Crops of training have one shape, so that a stage is compiled once;

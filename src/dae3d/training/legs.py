@@ -40,7 +40,7 @@ def legs_of(out: Path, about: Mapping[str, Any], resumed_at: int | None) -> list
 
 
 def baselines_due(out: Path, legs: Sequence[Leg]) -> bool:
-    """Whether trivial repairs were last measured on the validation crops of an earlier leg."""
+    """Whether baselines were last measured on the validation crops of an earlier leg."""
     steps = [step for step, name, _ in read_metrics(out / "metrics.csv")[0] if name.startswith("baseline/")]
     return len(legs) > 1 and max(steps, default=-1) < legs[-1]["from"]
 

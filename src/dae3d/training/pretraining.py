@@ -12,8 +12,8 @@ from dae3d.disrupt import Disrupted, clipped, disrupt, lowers_resolution, masks_
 from dae3d.disrupt.jitter import jitter
 from dae3d.disrupt.skips import drop_skips
 from dae3d.drawing.pictures import triptych_array
+from dae3d.evaluation.baselines import best_baselines
 from dae3d.evaluation.quality import image_quality
-from dae3d.evaluation.trivial import best_trivial
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.objectives.contrastive import contrastive_loss
 from dae3d.objectives.dense import Projections, dense_contrast
@@ -71,7 +71,7 @@ class Pretraining(TrainingModule):
             self.feature_heads = FeatureHeads([settings.embed_dim * 2**stage for stage in range(1, 5)])
             # Of a single place there is nothing to predict, and processes would wait for its gradients.
             self.feature_heads[-1].requires_grad_(settings.roi > 32)
-        self.baselines_due = False  # before the next validation crops are repaired trivially, too
+        self.baselines_due = False  # before the next validation crops are repaired by baselines, too
         self._validated: list[dict[str, Tensor]] = []
         self.probe: Callable[..., dict[str, float]] | None = None  # of a network, its device and how it runs
 
@@ -209,7 +209,7 @@ class Pretraining(TrainingModule):
         self._validated.append(result)
 
     def on_validation_epoch_end(self) -> None:
-        """Record the means over each modality's crops; the first time, those of trivial repairs too."""
+        """Record the means over each modality's crops; the first time, those of baselines too."""
         all_crops = {key: torch.cat([r[key] for r in self._validated]) for key in self._validated[0]}
         modality = all_crops["modality"]
         contrastive = self._contrastive(all_crops["features"], modality, across_ranks=False)
@@ -226,7 +226,7 @@ class Pretraining(TrainingModule):
 
     def _baselines(self, disrupted: Tensor, clean: Tensor) -> dict[str, Any]:
         downsampled = lowers_resolution(self.settings.disruption)
-        repairs = best_trivial(disrupted, clean, self.strengths.downsample_factor, downsampled)
+        repairs = best_baselines(disrupted, clean, self.strengths.downsample_factor, downsampled)
         return {
             name: image_quality(image, clean) for name, image in {"disrupted": disrupted, **repairs}.items()
         }

@@ -111,7 +111,7 @@ class RunSettings(Settings):
     )
     compile: Annotated[Literal["auto", "on", "off"], HARDWARE] = Field(
         "auto",
-        description="torch.compile the transformer's perceptrons; auto: off, for it gains nothing on a CPU, "
+        description="torch.compile the transformer's MLPs; auto: off, for it gains nothing on a CPU, "
         "and on a GPU has not been measured",
     )
     accelerator: Annotated[Literal["auto", "cpu", "gpu"], HARDWARE] = Field(

@@ -76,7 +76,7 @@ _COLOURS = (
 
 
 def refusal(one: Slice) -> str | None:
-    """Why a file is no slice of a volume, or None where it may be one.
+    """Why a file is not a slice of a volume, or None where it may be one.
 
     Of what the header says, only what is in the standard's own lists is quoted.
     """

@@ -32,7 +32,7 @@ DERIVED_PICTURES = (
 )
 # Maps of perfusion, of any modality.
 PERFUSION_MAPS = r"perfusion|r?cbf|r?cbv|r?mtt|r?ttp|tmax|ktrans|kep|i?auc|permeability"
-# Series that are no image of a contrast: planning, phase, maps, projections, series in time, parts of Dixon.
+# Not images of a contrast: planning, phase, maps, projections, series in time, parts of Dixon.
 _NO_CONTRAST = _word(
     rf"{DERIVED_PICTURES}|{PERFUSION_MAPS}|subs?|parcellation|overlay|perf|wash ?(?:in|out)"
     r"|(?:aah)?scout|loc(?:ali[sz]er)?|survey|calib(?:ration)?|shim|report|fusion|synthetic|prescan"

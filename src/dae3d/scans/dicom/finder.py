@@ -185,7 +185,7 @@ def _copies(paths: Sequence[Path]) -> Iterator[Path]:
         try:
             syntax, digest = _pixels(path)
         except ScanError:
-            continue  # it can be no copy
+            continue  # it cannot be a copy
         if digests and digest in digests.get(syntax, {digest}):
             yield path
         digests.setdefault(syntax, set()).add(digest)

@@ -174,7 +174,7 @@ def read_slices(path: Path) -> list[Slice]:
     """The slices of one file: one, or as many as it has frames.
 
     Raises:
-        ScanError: where it is no DICOM, cut short, its values are malformed, or its path is not in UTF-8.
+        ScanError: where it is not DICOM, cut short, its values are malformed, or its path is not in UTF-8.
     """
     refuse_no_utf8(path)
     with _opened(path) as file:

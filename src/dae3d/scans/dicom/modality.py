@@ -74,7 +74,7 @@ _NO_CONTRAST = {
     *("FAT", "OUT_PHASE", "OPP_PHASE", "OPPOSED_PHASE", "FAT_FRACTION"),
 }
 _PROJECTIONS = {"MIP", "MINIP", "MIN_IP", "MAX_IP", "VRT", "SSD", "VOLUME_RENDERED", "PROJECTION IMAGE"}
-# The same for CT: projections, renderings, and maps whose values are no HU.
+# The same for CT: projections, renderings, and maps whose values are not HU.
 _NO_HU = _PROJECTIONS | {
     "LOCALIZER",
     *("PERFUSION", "CBF", "CBV", "MTT", "TTP", "TMAX", "MATERIAL_SPECIFIC", "ELECTRON_DENSITY"),

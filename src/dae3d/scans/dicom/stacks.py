@@ -27,7 +27,7 @@ _TRIES = [*((key, key.share) for key in STACK_KEYS), *((key, 0.0) for key in STA
 _SAME, _SAME_AT_MOST = 0.02, 0.1
 # mm: where the header says none.
 _THICKNESS = 0.5
-# Slices that stacks have on average, at least: where nearly each slice has a value of its own, it is no key.
+# Slices that stacks have on average, at least: a value of its own for nearly each slice is not a key.
 _LEAST = 3
 
 

@@ -1,7 +1,7 @@
 """A DICOM series as a volume.
 
 GDCM (in SimpleITK) decodes the pixels, in any compression; where they lie is told by the positions of the
-slices alone. Stacks that are no even, upright grid are resampled onto one.
+slices alone. Stacks that are not an even, upright grid are resampled onto one.
 """
 
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ class Kind(NamedTuple):
     """Files of one kind, by a regular expression that is searched for in their path.
 
     Its group `subject` is the scan's subject, its group `modality`, if there is one, what the file name calls
-    the modality. Files that are no scans have a `reason` instead.
+    the modality. Files that are not scans have a `reason` instead.
     """
 
     pattern: str

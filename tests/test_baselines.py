@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from dae3d.evaluation.trivial import SIGMAS, best_trivial, gaussian, trilinear
+from dae3d.evaluation.baselines import SIGMAS, best_baselines, gaussian, trilinear
 
 
 def nearest(volume: np.ndarray, factor: int) -> np.ndarray:
@@ -61,7 +61,7 @@ def test_the_best_sigma_of_each_sample() -> None:
     cleans = [gaussian_filter(rng.normal(size=(20, 20, 20)), width) for width in (0.8, 4.0)]
     cleans = [clean / clean.std() for clean in cleans]
     noisy = [clean + 0.5 * rng.normal(size=clean.shape) for clean in cleans]
-    repaired = best_trivial(tensor(*noisy), tensor(*cleans), factor=4, downsampled=False)
+    repaired = best_baselines(tensor(*noisy), tensor(*cleans), factor=4, downsampled=False)
     assert list(repaired) == ["gaussian"]
     chosen = []
     for i, clean in enumerate(cleans):
@@ -75,7 +75,7 @@ def test_the_best_sigma_of_each_sample() -> None:
 def test_interpolation_where_resolution_was_lost() -> None:
     clean = gaussian_filter(np.random.default_rng(4).normal(size=(24, 24, 24)), 3)
     disrupted = tensor(nearest(clean, 4))
-    repaired = best_trivial(disrupted, tensor(clean), factor=4, downsampled=True)
+    repaired = best_baselines(disrupted, tensor(clean), factor=4, downsampled=True)
     assert list(repaired) == ["trilinear", "gaussian", "trilinear+gaussian"]
     assert torch.equal(repaired["trilinear"], trilinear(disrupted, 4))
     errors = {

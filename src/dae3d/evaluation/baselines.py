@@ -10,11 +10,11 @@ SIGMAS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # voxels
 
 
 @torch.no_grad()
-def best_trivial(disrupted: Tensor, clean: Tensor, factor: int, downsampled: bool) -> dict[str, Tensor]:
+def best_baselines(disrupted: Tensor, clean: Tensor, factor: int, downsampled: bool) -> dict[str, Tensor]:
     """Repair by interpolation and by smoothing.
 
     Smoothing takes, for each sample, the sigma of `SIGMAS` that comes nearest to the clean image in PSNR.
-    Nobody could choose so well without the clean image: the comparison favours the trivial repair.
+    Nobody could choose so well without the clean image: the comparison favours the baseline.
 
     Args:
         disrupted: (B, 1, D, H, W).
