@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -58,7 +59,7 @@ def survey(scans: Iterable[Surveyed]) -> Survey:
     """Go through all scans once; 100 bytes of each are kept."""
     codes: dict[str, int] = {}
 
-    def row(one: Surveyed) -> tuple:
+    def row(one: Surveyed) -> tuple[Any, ...]:
         scan, statistics = one.scan, one.statistics
         content = _bits(scan.digest or hashlib.sha256(scan.name.encode(errors="surrogateescape")).hexdigest())
         return (

@@ -43,7 +43,7 @@ def work_on_cluster(
         if not client.nthreads():
             _log.info("waiting for Dask workers: start them with `dask worker ADDRESS --nthreads 1`")
             client.wait_for_workers(1)
-        pending: dict[Future, Item] = {}
+        pending: dict[Future[Any], Item] = {}
         done = as_completed(loop=client.loop, raise_errors=False)
         source = iter(items)
         try:
@@ -100,7 +100,7 @@ def _blindness(address: str, path: Path) -> Dae3dError:
 
 def _result(
     future: Any,
-    pending: dict[Future, Item],
+    pending: "dict[Future[Any], Item]",
     died: Callable[[Item], Result],
     unseen: Callable[[Item, Result], Path | None],
 ) -> Result:

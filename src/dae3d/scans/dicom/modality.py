@@ -193,7 +193,7 @@ def _groups(header: Dataset) -> Iterator[Dataset]:
             yield from (item[0] for item in items if item and isinstance(item, Sequence))
 
 
-def _first(header: Dataset, *keywords: str) -> list:
+def _first(header: Dataset, *keywords: str) -> list[Any]:
     """The values of the first element found under one of `keywords`."""
     for group in _groups(header):
         for keyword in keywords:
