@@ -19,6 +19,7 @@ import dae3d
 from dae3d.cli import main
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.evaluation import cases
+from dae3d.evaluation.segmentation import METRICS, Masks, Metric
 from dae3d.models.swin_unetr import Architecture, Segmenter
 from dae3d.models.weights import save_weights
 from dae3d.reporting import segmentation
@@ -427,3 +428,50 @@ def test_real_labels_against_shrunken_and_displaced_ones(
         millilitres = abs(np.linalg.det(volume.affine[:3, :3])) / 1000
         assert figures["reference_ml"] == pytest.approx(wanted.sum() * millilitres, rel=1e-4)
     assert (tmp_path / "p" / "pictures" / "only-errors.png").stat().st_size > 10_000
+
+
+def interrupted(task: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Predictions of which all cases are measured, and nothing is written yet."""
+    folder = predictions_of(task, shifted)
+    with monkeypatch.context() as patch:
+        patch.setattr(segmentation, "draw_case", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            dae3d.evaluate(predictions=folder, data=task)
+    return folder
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_measurements_written_as_lists_count(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = interrupted(task, monkeypatch)
+    journal = folder / "metrics.partial.jsonl"
+    heading, *lines = map(json.loads, journal.read_text().splitlines())
+    for line in lines:
+        line["result"] = {name: list(values.values()) for name, values in line["result"].items()}
+    journal.write_text("".join(json.dumps(line) + "\n" for line in (heading, *lines)))
+    monkeypatch.setattr(cases, "compare", lambda *_: 1 / 0)
+    found = dae3d.evaluate(predictions=folder, data=task)
+    assert found["cases"]["anna"]["classes"]["edge"]["dice"] == 1
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_metric_is_added_by_a_function_and_a_line(
+    task: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = interrupted(task, monkeypatch)
+
+    def iou(masks: Masks) -> float:
+        return float((masks.prediction & masks.reference).sum() / (masks.prediction | masks.reference).sum())
+
+    monkeypatch.setitem(METRICS, "iou", Metric(iou, "IoU", decimals=2))
+    # What was measured before, without it, is measured again.
+    found = dae3d.evaluate(predictions=folder, data=task)
+    # Dice / (2 - Dice).
+    assert found["cases"]["ben"]["classes"]["core"]["iou"] == pytest.approx(0.75 / 1.25, abs=1e-6)
+    assert found["classes"]["core"]["iou"]["mean"] == pytest.approx((1 + 0.6 + 0) / 3, abs=1e-6)
+    assert "IoU" in capsys.readouterr().out
+    assert ">IoU</th>" in (folder / "report.html").read_text()
+    rows = csv.DictReader((folder / "metrics.csv").open())
+    assert [row["value"] for row in rows if row["metric"] == "iou" and row["case"] == "anna"] == [
+        "1.0",
+        "1.0",
+    ]

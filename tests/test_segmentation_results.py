@@ -21,15 +21,15 @@ NAN, INF = math.nan, math.inf
 
 def scores(dice: float, hd95: float, reference: float, predicted: float) -> Scores:
     known = reference > 0
-    return Scores(
-        dice=dice,
-        nsd=dice,
-        hd95_mm=hd95,
-        volume_error_percent=100 * (predicted - reference) / reference if known else NAN,
-        volume_error_ml=predicted - reference if known or predicted else NAN,
-        reference_ml=reference,
-        predicted_ml=predicted,
-    )
+    return {
+        "dice": dice,
+        "nsd": dice,
+        "hd95_mm": hd95,
+        "volume_error_percent": 100 * (predicted - reference) / reference if known else NAN,
+        "volume_error_ml": predicted - reference if known or predicted else NAN,
+        "reference_ml": reference,
+        "predicted_ml": predicted,
+    }
 
 
 ABSENT = scores(NAN, NAN, 0, 0)

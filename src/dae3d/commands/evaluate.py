@@ -20,6 +20,7 @@ from dae3d.errors import Dae3dError
 from dae3d.evaluation.cases import pair, score
 from dae3d.evaluation.held_out import held_out, read_weights_beside
 from dae3d.evaluation.results import Mean, Results
+from dae3d.evaluation.segmentation import Metric, tabled
 from dae3d.files import refuse_other_file, write_text
 from dae3d.journal import Journal
 from dae3d.reporting.html import refuse_other_page
@@ -93,7 +94,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     """Compare predictions with the labels of a task, by class and case.
 
     Writes `metrics.csv` (case,class,metric,value), `metrics.json`, `report.html` and the report's
-    pictures, and prints a table. What is measured is defined in `dae3d.evaluation.segmentation.Scores`.
+    pictures, and prints a table. What is measured is defined in `dae3d.evaluation.segmentation`.
     Means are over cases, leaving out what a case does not have; their 95 % intervals are percentiles of a
     bootstrap over the cases.
 
@@ -217,7 +218,8 @@ def _show(results: Results, tolerance: float) -> None:
     title = f"{len(results.cases)} cases: means, and 95 % intervals by bootstrap"
     table = Table(title=title, box=SIMPLE_HEAD, padding=0)
     table.add_column("class", overflow="fold")
-    for heading in ("Dice", f"NSD {tolerance:g} mm", "HD95, mm", "volume, %", "missed", "spurious", "cases"):
+    shown = [f"NSD {tolerance:g} mm" if name == "nsd" else m.heading for name, m in tabled().items()]
+    for heading in (*map(str, shown), "missed", "spurious", "cases"):
         table.add_column(heading, justify="right", no_wrap=True)
     summaries = results.summaries
     for names, title, means in (
@@ -238,18 +240,13 @@ def _show(results: Results, tolerance: float) -> None:
 
 
 def _cells(means: dict[str, Mean]) -> list[str]:
-    return [
-        _with_interval(means["dice"], ".3f"),
-        _with_interval(means["nsd"], ".3f"),
-        _with_interval(means["hd95_mm"], ".1f"),
-        _value(means["volume_error_percent"].value, "+.1f"),
-    ]
+    return [_with_interval(means[name], metric) for name, metric in tabled().items()]
 
 
-def _with_interval(mean: Mean, form: str) -> str:
-    value = _value(mean.value, form)
-    return value if math.isnan(mean.low) else f"{value}\n{mean.low:{form}}-{mean.high:{form}}"
-
-
-def _value(value: float, form: str) -> str:
-    return "n/a" if math.isnan(value) else f"{value:{form}}"
+def _with_interval(mean: Mean, metric: Metric) -> str:
+    """An interval of what has a sign would be as wide as two columns."""
+    form = f"{metric.sign}.{metric.decimals}f"
+    value = "n/a" if math.isnan(mean.value) else f"{mean.value:{form}}"
+    if math.isnan(mean.low) or metric.sign:
+        return value
+    return f"{value}\n{mean.low:{form}}-{mean.high:{form}}"

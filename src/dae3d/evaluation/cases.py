@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from dae3d.errors import Dae3dError, ScanError, as_scan_error
-from dae3d.evaluation.segmentation import Scores, compare
+from dae3d.evaluation.segmentation import METRICS, Scores, compare
 from dae3d.journal import Journal, sources_in
 from dae3d.scans.grids import Grid, grid_difference
 from dae3d.scans.readers import read_header, read_volume
@@ -174,11 +175,8 @@ def score(
             return compare(prediction, reference, grid.spacing, classes, tolerance)
 
     measured = {p.name: journal.find(p.name, p.compared) for p in pairs}
-    known = {
-        name: {label: Scores(*values) for label, values in found.items()}
-        for name, found in measured.items()
-        if found is not None
-    }
+    found = {name: _recorded(result) for name, result in measured.items() if result is not None}
+    known = {name: scores for name, scores in found.items() if scores is not None}
     problems = []
     todo = [p for p in pairs if p.name not in known]
     with tqdm(total=len(pairs), initial=len(known), desc="evaluate", unit="case") as progress:
@@ -191,6 +189,15 @@ def score(
             progress.update()
     refuse(problems)
     return {p.name: known[p.name] for p in pairs}
+
+
+def _recorded(result: Mapping[str, Any]) -> CaseScores | None:
+    """Scores out of a journal, by name or in the order of `METRICS`; None where they are of other metrics."""
+    scores = {
+        label: dict(zip(METRICS, values, strict=False)) if isinstance(values, list) else values
+        for label, values in result.items()
+    }
+    return scores if all(values.keys() == METRICS.keys() for values in scores.values()) else None
 
 
 def _in_threads(

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from dae3d.evaluation.bootstrap import interval, resampled_means
-from dae3d.evaluation.segmentation import Scores
+from dae3d.evaluation.segmentation import METRICS, Scores
 
-MEASURED = ("dice", "nsd", "hd95_mm", "volume_error_percent", "volume_error_ml")
 _DECIMALS = 6
 
 
@@ -55,7 +54,8 @@ class Results:
         cases: names, in the task's order.
         classes: by name, the label values; regions put together of classes are not among them.
         regions: by name, the label values.
-        values: (cases, classes and then regions, fields of `Scores`).
+        values: (cases, classes and then regions, metrics).
+        metrics: their names.
         seed: of the bootstrap.
     """
 
@@ -64,6 +64,7 @@ class Results:
     regions: dict[str, tuple[int, ...]]
     values: np.ndarray
     seed: int
+    metrics: tuple[str, ...]
 
     @classmethod
     def of(
@@ -75,13 +76,14 @@ class Results:
     ) -> "Results":
         """From the scores by case and class."""
         names = [*classes, *regions]
-        values = np.array([[case[name] for name in names] for case in scores.values()], float)
+        values = [[[*case[name].values()] for name in names] for case in scores.values()]
         return cls(
             cases=tuple(scores),
             classes={name: tuple(labels) for name, labels in classes.items()},
             regions={name: tuple(labels) for name, labels in regions.items()},
-            values=values,
+            values=np.array(values, float),
             seed=seed,
+            metrics=tuple(METRICS),
         )
 
     @property
@@ -90,8 +92,8 @@ class Results:
         return (*self.classes, *self.regions)
 
     def metric(self, name: str) -> np.ndarray:
-        """One field of `Scores`, (cases, classes and then regions)."""
-        return self.values[..., Scores._fields.index(name)]
+        """The values of one metric, (cases, classes and then regions)."""
+        return self.values[..., self.metrics.index(name)]
 
     @cached_property
     def case_dice(self) -> np.ndarray:
@@ -113,7 +115,7 @@ class Results:
                 present=int(wanted[:, i].sum()),
                 missed=int((wanted & ~predicted)[:, i].sum()),
                 spurious=int((predicted & ~wanted)[:, i].sum()),
-                means={m: self._mean(m, [i]) for m in MEASURED},
+                means=self._means([i]),
             )
             for i, name in enumerate(self.names)
         }
@@ -121,20 +123,24 @@ class Results:
     @cached_property
     def mean(self) -> dict[str, Mean]:
         """The mean over the classes of their means, by metric: each class counts alike."""
-        return {m: self._mean(m, range(len(self.classes))) for m in MEASURED}
+        return self._means(range(len(self.classes)))
 
     @cached_property
     def mean_of_regions(self) -> dict[str, Mean]:
         """The same over the regions."""
-        return {m: self._mean(m, range(len(self.classes), len(self.names))) for m in MEASURED}
+        return self._means(range(len(self.classes), len(self.names)))
 
     @cached_property
     def _resampled(self) -> np.ndarray:
-        """(resamples, classes and then regions, fields of `Scores`)."""
+        """(resamples, classes and then regions, metrics)."""
         return resampled_means(self.values, self.seed)
 
+    def _means(self, columns: Sequence[int]) -> dict[str, Mean]:
+        """Of each metric that means are taken of, over the means of some classes."""
+        return {name: self._mean(name, columns) for name in self.metrics if not METRICS[name].volume}
+
     def _mean(self, metric: str, columns: Sequence[int]) -> Mean:
-        index = Scores._fields.index(metric)
+        index = self.metrics.index(metric)
         values = self.values[:, list(columns), index]
         cases = int(np.isfinite(values).any(axis=1).sum())
         value = float(_finite_mean(_finite_mean(values, axis=0), axis=0))
@@ -152,7 +158,7 @@ class Results:
             for name, row in zip(self.names, table, strict=True):
                 writer.writerows(
                     (case, name, metric, round(float(value), _DECIMALS))
-                    for metric, value in zip(Scores._fields, row, strict=True)
+                    for metric, value in zip(self.metrics, row, strict=True)
                 )
         return text.getvalue()
 
@@ -176,7 +182,7 @@ class Results:
                 case: {
                     "mean_dice": _number(self.case_dice[i]),
                     "classes": {
-                        name: {m: _number(v) for m, v in zip(Scores._fields, row, strict=True)}
+                        name: {m: _number(v) for m, v in zip(self.metrics, row, strict=True)}
                         for name, row in zip(self.names, self.values[i], strict=True)
                     },
                 }

@@ -1,8 +1,10 @@
 """How near a segmentation is to its reference: Dice, surface distances, volumes, class by class."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from scipy.ndimage import find_objects
@@ -11,31 +13,112 @@ from dae3d.evaluation.surfaces import surface_distances
 
 Box = tuple[slice, slice, slice]
 
+# One class of one case: values by the names of `METRICS`.
+Scores = dict[str, float]
 
-class Scores(NamedTuple):
-    """One class of one case; the fields' names are those of the metrics in the files that `evaluate` writes.
 
-    A class that is in neither segmentation has NaN for all but the volumes. A class that is in only one has
-    Dice and NSD 0 and an infinite distance; missing in the reference, its volume error in percent is NaN.
+@dataclass(frozen=True)
+class Masks:
+    """One class in two segmentations of a scan.
 
     Attributes:
-        dice: 2 |P and R| / (|P| + |R|).
-        nsd: normalised surface distance, the share of both surfaces that lies within the tolerance of the
-            other one (Nikolov et al., arXiv 1809.04430); surface elements between the voxels' centres.
-        hd95_mm: the larger of the two directed 95th percentiles of the distances between boundary voxels.
-        volume_error_percent: (predicted - reference) / reference.
-        volume_error_ml: predicted - reference.
-        reference_ml: volume of the reference.
-        predicted_ml: volume of the prediction.
+        prediction, reference: (X, Y, Z) bool, which may touch the array's edges.
+        spacing: voxel size in mm along the axes.
+        tolerance: of the normalised surface distance, mm.
     """
 
-    dice: float
-    nsd: float
-    hd95_mm: float
-    volume_error_percent: float
-    volume_error_ml: float
-    reference_ml: float
-    predicted_ml: float
+    prediction: np.ndarray
+    reference: np.ndarray
+    spacing: Sequence[float]
+    tolerance: float
+
+    @cached_property
+    def predicted(self) -> int:
+        """Voxels of the prediction."""
+        return int(self.prediction.sum())
+
+    @cached_property
+    def wanted(self) -> int:
+        """Voxels of the reference."""
+        return int(self.reference.sum())
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel."""
+        return math.prod(self.spacing) / 1000
+
+    @cached_property
+    def surfaces(self) -> tuple[float, float]:
+        """`surface_distances`, of masks that are not empty."""
+        return surface_distances(self.prediction, self.reference, self.spacing, self.tolerance)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What two masks are compared by.
+
+    Attributes:
+        of: the value; of a class that is in neither mask it is not asked for and NaN, but for a `volume`.
+        heading: what tables call it, with its unit; None keeps it to `metrics.csv` and `metrics.json`.
+        decimals: shown.
+        best: the value that an identical segmentation has: the highest, the lowest, or zero between both.
+        volume: of one of the masks alone: no mean of it is taken.
+    """
+
+    of: Callable[[Masks], float]
+    heading: str | None = None
+    decimals: int = 3
+    best: Literal["highest", "lowest", "zero"] = "highest"
+    volume: bool = False
+
+    @property
+    def sign(self) -> str:
+        """ "+" where values of both signs occur."""
+        return "+" if self.best == "zero" else ""
+
+
+def dice(masks: Masks) -> float:
+    """2 |P and R| / (|P| + |R|)."""
+    return 2 * int((masks.prediction & masks.reference).sum()) / (masks.predicted + masks.wanted)
+
+
+def nsd(masks: Masks) -> float:
+    """Normalised surface distance: the share of both surfaces within the tolerance of the other one.
+
+    Surface elements lie between the voxels' centres (Nikolov et al., arXiv 1809.04430). Of a class that is in
+    one mask alone it is 0.
+    """
+    return masks.surfaces[0] if masks.predicted and masks.wanted else 0.0
+
+
+def hd95_mm(masks: Masks) -> float:
+    """The larger of the two directed 95th percentiles of the distances between boundary voxels.
+
+    Of a class that is in one mask alone it is infinite.
+    """
+    return masks.surfaces[1] if masks.predicted and masks.wanted else math.inf
+
+
+def volume_error_percent(masks: Masks) -> float:
+    """(predicted - reference) / reference; NaN where the reference has nothing."""
+    return 100 * (masks.predicted - masks.wanted) / masks.wanted if masks.wanted else math.nan
+
+
+# By their names in files. Another one is a function of `Masks` and a line.
+METRICS: dict[str, Metric] = {
+    "dice": Metric(dice, "Dice"),
+    "nsd": Metric(nsd, "NSD"),
+    "hd95_mm": Metric(hd95_mm, "HD95, mm", 2, "lowest"),
+    "volume_error_percent": Metric(volume_error_percent, "volume, %", 1, "zero"),
+    "volume_error_ml": Metric(lambda m: (m.predicted - m.wanted) * m.voxel_ml, best="zero"),
+    "reference_ml": Metric(lambda m: m.wanted * m.voxel_ml, volume=True),
+    "predicted_ml": Metric(lambda m: m.predicted * m.voxel_ml, volume=True),
+}
+
+
+def tabled() -> dict[str, Metric]:
+    """Those of the metrics that tables show."""
+    return {name: metric for name, metric in METRICS.items() if metric.heading is not None}
 
 
 def compare(
@@ -71,18 +154,10 @@ def compare(
 def compare_masks(
     prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance: float
 ) -> Scores:
-    """Compare two masks, (X, Y, Z) bool, which may touch the array's edges; lengths in mm."""
-    voxel_ml = math.prod(spacing) / 1000
-    predicted, wanted = int(prediction.sum()), int(reference.sum())
-    volumes = (wanted * voxel_ml, predicted * voxel_ml)
-    if not predicted and not wanted:
-        return Scores(math.nan, math.nan, math.nan, math.nan, math.nan, *volumes)
-    percent = 100 * (predicted - wanted) / wanted if wanted else math.nan
-    error = (percent, (predicted - wanted) * voxel_ml)
-    if not predicted or not wanted:
-        return Scores(0.0, 0.0, math.inf, *error, *volumes)
-    dice = 2 * int((prediction & reference).sum()) / (predicted + wanted)
-    return Scores(dice, *surface_distances(prediction, reference, spacing, tolerance), *error, *volumes)
+    """Compare two masks, (X, Y, Z) bool, by each of `METRICS`."""
+    masks = Masks(prediction, reference, spacing, tolerance)
+    there = masks.predicted or masks.wanted
+    return {name: m.of(masks) if there or m.volume else math.nan for name, m in METRICS.items()}
 
 
 def _mask(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:

@@ -14,6 +14,7 @@ from dae3d.errors import ScanError
 from dae3d.evaluation.cases import Pair, read_classes
 from dae3d.evaluation.held_out import HeldOut
 from dae3d.evaluation.results import ClassSummary, Mean, Results
+from dae3d.evaluation.segmentation import tabled
 from dae3d.reporting import strips
 from dae3d.reporting.findings import findings, summary, with_interval
 from dae3d.reporting.html import embedded, fill, write_page
@@ -108,6 +109,7 @@ def render(results: Results, context: Context, drawn: Sequence[DrawnCase]) -> st
         context=context,
         summary=summary(results, context.task, context.split),
         findings=findings(results),
+        headings=[metric.heading for metric in tabled().values()],
         rows=_rows(results),
         drawn=[(case, [(embedded(path), text) for path, text in case.pictures]) for case in drawn],
         geometry=strips,
@@ -176,8 +178,7 @@ def _rows(results: Results) -> list[Row]:
 
 
 def _cells(means: dict[str, Mean]) -> list[tuple[str, str]]:
-    formats = {"dice": (3, ""), "nsd": (3, ""), "hd95_mm": (2, ""), "volume_error_percent": (1, "+")}
-    texts = [with_interval(means[metric], *form) for metric, form in formats.items()]
+    texts = [with_interval(means[name], metric.decimals, metric.sign) for name, metric in tabled().items()]
     return [(text.partition(" (")[0], text.partition(" (")[2].rstrip(")")) for text in texts]
 
 
