@@ -7,16 +7,21 @@ Python (`dae3d.index(folders=["scans"])`) as from the command line (`dae3d index
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dae3d.errors import SettingsError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Result = TypeVar("Result")
+Record = TypeVar("Record", bound="DataclassInstance")
 
 
 class Settings(BaseModel):
@@ -26,6 +31,11 @@ class Settings(BaseModel):
 
     # The folder of dae3d.configs that holds this verb's, for a verb that takes --config.
     configs: ClassVar[str | None] = None
+
+    def as_dataclass(self, kind: type[Record]) -> Record:
+        """A dataclass of these settings' values, by name; what is no setting has the dataclass's default."""
+        names = [field.name for field in fields(kind) if field.name in type(self).model_fields]
+        return kind(**{name: getattr(self, name) for name in names})
 
     def to_yaml(self) -> str:
         """The settings as YAML, every field written out, in the order of their definition."""

@@ -284,18 +284,7 @@ class PretrainSettings(RunSettings):
 
     def architecture(self) -> Architecture:
         """The network's sizes."""
-        return Architecture(
-            embed_dim=self.embed_dim,
-            depths=self.depths,
-            heads=self.heads,
-            window=self.window,
-            window_edges=self.window_edges,
-            patch_embed=self.patch_embed,
-            patch_merging=self.patch_merging,
-            restore_intensity=self.restore_intensity,
-            normalise_skips=self.normalise_skips,
-            repair_from=self.repair_from,
-        )
+        return self.as_dataclass(Architecture)
 
     def repair_loss(self) -> RepairLoss:
         """How repairs are measured."""
@@ -309,13 +298,4 @@ class PretrainSettings(RunSettings):
 
     def disruption_settings(self) -> DisruptionSettings:
         """The disruptions' strengths."""
-        return DisruptionSettings(
-            noise_variance=self.noise_variance,
-            downsample_factor=self.downsample_factor,
-            downsample_mode=self.downsample_mode,
-            channel_mask_ratio=self.channel_mask_ratio,
-            channel_mask_per_token=self.channel_mask_per_token,
-            block_size=self.block_size,
-            block_mask_ratio=self.block_mask_ratio,
-            embed_dim=self.embed_dim,
-        )
+        return self.as_dataclass(DisruptionSettings)
