@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 import dae3d
 from dae3d.errors import Dae3dError
+from dae3d.models.loading import load_into
 from dae3d.models.swin_unetr import (
     Architecture,
     FeatureEncoder,
@@ -17,7 +18,7 @@ from dae3d.models.swin_unetr import (
     Segmenter,
     SwinUNETR,
 )
-from dae3d.models.weights import load_into, read_weights, save_weights
+from dae3d.models.weights import read_weights, save_weights
 
 SIZES = {"embed_dim": 12, "depths": (1, 2, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
 HEAD = ["decoder.head.conv.conv.weight", "decoder.head.conv.conv.bias"]

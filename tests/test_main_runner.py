@@ -11,7 +11,7 @@ import yaml
 
 from dae3d import main_runner
 from dae3d.main_runner import WITHOUT_MEANING, translate
-from dae3d.models.weights import load
+from dae3d.models.loading import load
 from dae3d.settings import resolve
 from dae3d.training.settings import PretrainSettings
 

@@ -12,7 +12,7 @@ import dae3d
 from conftest import smooth_volume
 from dae3d.commands import embed as module
 from dae3d.errors import Dae3dError
-from dae3d.models.weights import load
+from dae3d.models.loading import load
 from dae3d.store.store import Store
 from scan_files import phantom, write_nifti
 

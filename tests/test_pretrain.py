@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import dae3d
 from dae3d.errors import Dae3dError
 from dae3d.metrics import read_metrics
-from dae3d.models.weights import load
+from dae3d.models.loading import load
 from dae3d.store.examine import AS_ACQUIRED
 from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.pretraining import Pretraining

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import dae3d
 from dae3d.errors import SettingsError
-from dae3d.models.weights import load
+from dae3d.models.loading import load
 from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.settings import PretrainSettings
 from test_pretrain import assert_same_run, rows

@@ -9,8 +9,9 @@ import dae3d
 from conftest import smooth_volume
 from dae3d.commands.reconstruct import _trained_with, repair_scan
 from dae3d.disrupt import DisruptionSettings, sample_keys
+from dae3d.models.loading import load
 from dae3d.models.swin_unetr import SwinUNETR
-from dae3d.models.weights import load, save_weights
+from dae3d.models.weights import save_weights
 from dae3d.training.settings import PretrainSettings
 from scan_files import write_nifti
 from test_reconstruct import Recorder, voxels_of, written

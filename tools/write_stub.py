@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from dae3d import VERBS
 from dae3d.commands import load_verb
-from dae3d.models.weights import NETWORKS, load
+from dae3d.models.loading import NETWORKS, load
 from dae3d.scans.channels import ScanText
 from dae3d.settings import Settings
 

@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
     if name in _FUNCTIONS:
         return load_verb(_FUNCTIONS[name])
     if name == "load":
-        from dae3d.models.weights import load
+        from dae3d.models.loading import load
 
         return load
     raise AttributeError(f"module 'dae3d' has no attribute {name!r}")

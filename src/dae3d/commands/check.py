@@ -13,8 +13,8 @@ from dae3d.cores import THREADS
 from dae3d.errors import Dae3dError
 from dae3d.files import write_text
 from dae3d.inference.device import pick_device
+from dae3d.models.loading import load
 from dae3d.models.swin_unetr import SwinUNETR
-from dae3d.models.weights import load
 from dae3d.probing.cases import CASES, TEST_CASES, TRAIN_CASES
 from dae3d.probing.figures import Check
 from dae3d.probing.measure import Probe, make_probe

@@ -17,8 +17,9 @@ from dae3d.errors import Dae3dError
 from dae3d.files import whole_file
 from dae3d.models.foreign import MONAI_MERGING, MonaiMerging
 from dae3d.models.layouts import FINETUNING, PRETRAINING, Layout, to_layout
+from dae3d.models.loading import load
 from dae3d.models.swin_unetr import Architecture, FeatureEncoder, SwinUNETR, sides_without_edges
-from dae3d.models.weights import HEADER, is_ours, load, save_weights
+from dae3d.models.weights import HEADER, is_ours, save_weights
 from dae3d.settings import Settings, verb
 
 SUFFIXES = {"safetensors": (".safetensors",), "monai": (".pt", ".pth"), "reference": (".pt", ".pth")}

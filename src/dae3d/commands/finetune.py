@@ -9,8 +9,9 @@ import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from dae3d.errors import Dae3dError, SettingsError
+from dae3d.models.loading import refuse_another_network
 from dae3d.models.swin_unetr import Architecture
-from dae3d.models.weights import read_weights, refuse_another_network
+from dae3d.models.weights import read_weights
 from dae3d.settings import verb
 from dae3d.store.recipe import CaseRecipe
 from dae3d.training.augment import say_sides, with_flip_axes

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from dae3d.errors import Dae3dError
-from dae3d.models.weights import load, read_weights
+from dae3d.models.loading import load
+from dae3d.models.weights import read_weights
 from dae3d.scans.sides import AXES, Axis
 from dae3d.store.recipe import CaseRecipe
 from dae3d.store.source import digest

@@ -2,19 +2,18 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from dae3d.errors import Dae3dError
 from dae3d.files import whole_file
-from dae3d.models.decoder import ABOVE_HALF
 from dae3d.models.foreign import (
     MonaiMerging,
     bare_architecture,
@@ -25,29 +24,16 @@ from dae3d.models.foreign import (
     renamed,
     task_of,
 )
-from dae3d.models.layouts import MASK_TOKEN, NO_SUCH_TENSOR, Half, Renamed, Task
-from dae3d.models.load_report import LoadReport, has_head, part_of
+from dae3d.models.layouts import Half, Renamed, Task
 from dae3d.models.pickled import read_pickled
-from dae3d.models.provenance import class_names
-from dae3d.models.swin_unetr import Architecture, Axes, FeatureEncoder, Segmenter, SwinUNETR
+from dae3d.models.swin_unetr import Architecture
 
 log = logging.getLogger(__name__)
-
-Transfer = Literal["both", "encoder", "decoder"]
-
-NETWORKS: dict[Task, Any] = {"pretrain": SwinUNETR, "segmentation": Segmenter, "encoder": FeatureEncoder}
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 # Entry of a file in another layout that holds what our header holds.
 HEADER = "dae3d"
-
-_SEES_THE_IMAGE = (
-    "encoder.patch_embed.conv1.conv.weight",
-    "encoder.patch_embed.weight",
-    "decoder.skips.0.layer.conv1.conv.weight",
-    "decoder.skips.0.layer.conv3.conv.weight",
-)
 
 
 @dataclass(frozen=True)
@@ -77,143 +63,6 @@ class Contents:
     misfits: Mapping[Half, str] = field(default_factory=dict)
 
 
-def load(
-    weights: str | Path,
-    task: Task | None = None,
-    classes: int | None = None,
-    transfer: Transfer = "both",
-    axes: Axes | None = None,
-    channels: int | None = None,
-    show: bool = True,
-    monai_merging: MonaiMerging | None = None,
-) -> nn.Module:
-    """Make a network with the weights of a file, in eval mode.
-
-    Args:
-        weights: a run folder (its best weights), a `.safetensors` file of ours, a published checkpoint, a
-            state dict of MONAI's `SwinUNETR`, or MONAI's `model_swinvit.pt`; these also under other entries
-            of a file, and with something before their names ("module.", "teacher.backbone.").
-        task: what comes out for an image (B, C, D, H, W): "pretrain" the repaired image, "segmentation"
-            logits (B, classes, D, H, W), "encoder" the five feature maps normalised over channels. None:
-            what the file was trained for.
-        classes: of a segmentation network; None takes the file's.
-        transfer: the half that is taken from the file; the other keeps random values.
-        axes: order of the token axes; None takes what the file was trained with, which is "reference" for
-            published pre-training, as it swapped depth and channels.
-        channels: of the image; None takes the file's. For another number, each convolution that sees the
-            image gets the sum of its channels divided by the new number, as every channel's weights.
-        show: print what was taken.
-        monai_merging: order of octants in the patch merging of weights that do not say: "reference", as
-            published and as of MONAI before 1.5; "merging", the default of MONAI since; "mergingv2". None
-            takes "reference", and warns where the weights could be of a later MONAI.
-
-    Returns:
-        The network, with the attributes `load_report`, `architecture`, `info` (what the file says about its
-        training) and `weights` (the path of the file).
-
-    Raises:
-        Dae3dError: where there is no such file, nothing in it fits, a half that is taken is of another
-            network (SwinUNETR-V2, batch norms), or the number of classes is unknown.
-    """
-    _check("task", task, (*get_args(Task), None))
-    _check("transfer", transfer, get_args(Transfer))
-    _check("axes", axes, (*get_args(Axes), None))
-    contents = read_weights(weights, monai_merging)
-    task = task or contents.task
-    architecture = _architecture(contents, task, classes, channels)
-    network: Any = NETWORKS[task](architecture, axes=axes or contents.info.get("axes", "straight"))
-    network.load_report = load_into(network, contents, transfer, show)
-    network.info, network.weights = contents.info, contents.path
-    return network.eval()
-
-
-def load_into(
-    network: nn.Module,
-    contents: Contents,
-    transfer: Transfer = "both",
-    show: bool = True,
-    classes: Sequence[str] = (),
-) -> LoadReport:
-    """Copy the tensors of a file that fit into a network.
-
-    A head is taken only into a network for the task that the file's was trained for, and the same classes.
-
-    Args:
-        network: a `SwinUNETR`, `Segmenter` or `FeatureEncoder`.
-        contents: of the file.
-        transfer: the half that is taken.
-        show: print what was taken.
-        classes: names of the classes that the network is to segment, the background first, where known.
-
-    Raises:
-        Dae3dError: where nothing fits, or a half that is taken is of another network.
-    """
-    task = next(task for task, kind in NETWORKS.items() if isinstance(network, kind))
-    wanted = {
-        name: tensor
-        for name, tensor in network.state_dict().items()
-        if not name.endswith("relative_position_index")
-    }
-    refuse_another_network(contents, task, transfer)
-    taken: dict[str, Tensor] = {}
-    adapted: dict[str, str] = {}
-    skipped = dict(contents.skipped)
-    theirs = class_names(contents.info)
-    for name, tensor in contents.state.items():
-        tensor, how = _with_channels(name, tensor, wanted)
-        reason = _why_not(name, tensor, wanted, contents.task, task, transfer)
-        if reason is None and part_of(name) == "head" and theirs and classes:
-            reason = _other_classes(theirs, classes)
-        if reason is not None:
-            skipped[contents.origins.get(name, name)] = reason
-            continue
-        taken[name] = tensor
-        if how:
-            adapted[name] = how
-    if not taken:
-        raise Dae3dError(f"{contents.path}: none of its {len(contents.state)} tensors fits the network")
-    network.load_state_dict(taken, strict=False)
-    half = "" if transfer == "both" else f", the {transfer} alone"
-    assumed = f" (assumed: {', '.join(contents.assumed)})" if contents.assumed else ""
-    missing = [name for name in wanted if name not in taken]
-    report = LoadReport(
-        title=f"{contents.path}: {contents.task} weights{assumed} into a network for {task}{half}",
-        taken=sorted(taken.keys() - adapted.keys()),
-        adapted=adapted,
-        skipped=skipped,
-        missing=missing,
-        expected=_beyond_half(contents, missing, transfer),
-    )
-    if show:
-        report.print()
-    _warn_of_other_merging(network, contents, taken)
-    _warn_of(contents, _halves(task, transfer), report)
-    if transfer != "encoder":
-        _warn_of_no_head(contents, task, report)
-    if classes and not theirs and has_head(taken):
-        log.warning(
-            "%s: its head is taken over, though the file does not say what its classes are", contents.path
-        )
-    return report
-
-
-def refuse_another_network(contents: Contents, task: Task, transfer: Transfer) -> None:
-    """Refuse a half that is taken for a task and is of another kind of network.
-
-    What of it fits would be of no use without the rest.
-
-    Raises:
-        Dae3dError: with the kind, and the half that fits.
-    """
-    wanted = [half for half in _halves(task, transfer) if half in contents.misfits]
-    if not wanted:
-        return
-    fitting = [half for half in _halves(task, transfer) if half not in wanted]
-    remedy = f'. The {fitting[0]} fits: take it alone, with transfer "{fitting[0]}"' if fitting else ""
-    reasons = "; ".join(f"{half}: {contents.misfits[half]}" for half in wanted)
-    raise Dae3dError(f"{contents.path}: weights of another network than ours. {reasons}{remedy}")
-
-
 def save_weights(
     path: Path, state: Mapping[str, Tensor], architecture: Architecture, info: dict[str, Any]
 ) -> None:
@@ -235,7 +84,7 @@ def read_weights(source: str | Path, monai_merging: MonaiMerging | None = None) 
     Raises:
         Dae3dError: where there is no such file, it holds no weights, or it says itself how it merges.
     """
-    _check("monai_merging", monai_merging, (*get_args(MonaiMerging), None))
+    check_choice("monai_merging", monai_merging, (*get_args(MonaiMerging), None))
     path = _weights_file(Path(source))
     if path.suffix != ".safetensors":
         return _in_another_layout(path, read_pickled(path), monai_merging)
@@ -257,120 +106,10 @@ def is_ours(path: Path) -> bool:
     return HEADER in file or HEADER in getattr(file, "_metadata", {})
 
 
-def _check(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
+def check_choice(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
+    """Refuse a value that is none of those allowed."""
     if value not in allowed:
         raise Dae3dError(f"{name}: must be one of {', '.join(map(repr, allowed))}, not {value!r}")
-
-
-def _architecture(contents: Contents, task: Task, classes: int | None, channels: int | None) -> Architecture:
-    architecture = replace(contents.architecture, in_channels=channels or contents.architecture.in_channels)
-    if task != "segmentation":
-        if classes is not None:
-            raise Dae3dError(f'classes: only for the task "segmentation", not for "{task}"')
-        return replace(architecture, out_channels=architecture.in_channels)
-    if classes is None and not (contents.task == "segmentation" and has_head(contents.state)):
-        raise Dae3dError(
-            f"{contents.path}: these are not weights of a segmentation network with its head, so say how "
-            "many classes there are (classes=14), or fine-tune first"
-        )
-    if classes is not None and classes < 1:
-        raise Dae3dError(f"classes: must be 1 or more, not {classes}")
-    return replace(architecture, out_channels=classes or architecture.out_channels)
-
-
-def _with_channels(name: str, tensor: Tensor, wanted: dict[str, Tensor]) -> tuple[Tensor, str]:
-    """A convolution of an image for one of another number of channels, and what was done.
-
-    An image that is the same in all channels gives what it gave.
-    """
-    if name in wanted and name in _SEES_THE_IMAGE and tensor.ndim == wanted[name].ndim:
-        before, channels = tensor.shape[1], wanted[name].shape[1]
-        if before != channels:
-            adapted = tensor.sum(1, keepdim=True).repeat(1, channels, 1, 1, 1) / channels
-            done = "repeated" if before == 1 else f"{before} input channels summed, repeated"
-            return adapted, f"{done} for {channels} input channels, divided by {channels}"
-    return tensor, ""
-
-
-def _why_not(
-    name: str, tensor: Tensor, wanted: dict[str, Tensor], trained: Task, task: Task, transfer: Transfer
-) -> str | None:
-    part = part_of(name)
-    half = "encoder" if part == "encoder" else "decoder"
-    if half == "decoder" and task == "encoder":
-        return "the network is an encoder alone"
-    if transfer not in ("both", half):
-        return f"the {transfer} alone is transferred"
-    if part == "head" and trained != task:
-        return f"the head of a network for {trained} is none for {task}"
-    if name == MASK_TOKEN and task != "pretrain":
-        return "pre-training alone masks tokens"
-    if name not in wanted:
-        return NO_SUCH_TENSOR
-    if wanted[name].shape != tensor.shape:
-        return f"shape {tuple(tensor.shape)}, the network's is {tuple(wanted[name].shape)}"
-    return None
-
-
-def _halves(task: Task, transfer: Transfer) -> tuple[Half, ...]:
-    """The halves of a network for a task that are taken from a file."""
-    halves: tuple[Half, ...] = ("encoder",) if task == "encoder" else ("encoder", "decoder")
-    return tuple(half for half in halves if transfer in ("both", half))
-
-
-def _warn_of(contents: Contents, halves: Iterable[Half], report: LoadReport) -> None:
-    """Say what was assumed, and what the file should have had and has not."""
-    for what, why in contents.assumed.items():
-        log.warning("%s: %s assumed; %s", contents.path, what, why)
-    for half in halves:
-        taken = sum(part_of(name) == half for name in (*report.taken, *report.adapted))
-        missing = [
-            name
-            for name in report.missing
-            if part_of(name) == half and name != MASK_TOKEN and name not in report.expected
-        ]
-        if missing:
-            log.warning(
-                "%s: %d of the %d tensors of the %s keep random values, for the file has none that fit: %s%s",
-                contents.path,
-                len(missing),
-                len(missing) + taken,
-                half,
-                ", ".join(missing[:3]),
-                ", ..." if len(missing) > 3 else "",
-            )
-
-
-def _warn_of_no_head(contents: Contents, task: Task, report: LoadReport) -> None:
-    """Say of a network that repairs that it cannot: in other layouts half-resolution heads have no place."""
-    if contents.task == task == "pretrain" and has_head(report.missing):
-        log.warning("%s: the heads are not in the file, so that what is repaired is random", contents.path)
-
-
-def _beyond_half(contents: Contents, missing: Iterable[str], transfer: Transfer) -> dict[str, str]:
-    """Of the missing tensors those that a pre-trained decoder ending at half resolution has no place for."""
-    if contents.architecture.repair_from == "full" or contents.task != "pretrain" or transfer == "encoder":
-        return {}
-    reason = "pre-training ended at half resolution; what lies above learns from random values"
-    return {name: reason for name in missing if name.startswith(ABOVE_HALF)}
-
-
-def _other_classes(theirs: Sequence[str], ours: Sequence[str]) -> str | None:
-    """Why a head for some classes, the background first, is none for others."""
-    if len(theirs) != len(ours):
-        return f"it is for {len(theirs)} classes, here there are {len(ours)}"
-    for index, (before, now) in enumerate(zip(theirs, ours, strict=True)):
-        if before != now and index:
-            return f"its class {index} is {before!r}, here it is {now!r}"
-    return None
-
-
-def _warn_of_other_merging(network: Any, contents: Contents, taken: dict[str, Tensor]) -> None:
-    trained, now = contents.architecture.patch_merging, network.architecture.patch_merging
-    if trained != now and any("downsample" in name for name in taken):
-        log.warning(
-            'trained with patch_merging "%s"; with "%s" these weights are of little use', trained, now
-        )
 
 
 def _weights_file(source: Path) -> Path:

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 from dae3d.errors import Dae3dError
 from dae3d.models.load_report import LoadReport
+from dae3d.models.loading import load_into
 from dae3d.models.provenance import entry_of, seen
 from dae3d.models.swin_unetr import Architecture, Segmenter
-from dae3d.models.weights import Contents, load_into, read_weights
+from dae3d.models.weights import Contents, read_weights
 from dae3d.scans.kinds import strange
 from dae3d.store.recipe import CaseRecipe
 from dae3d.training.cases import LabelledData
