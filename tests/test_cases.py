@@ -20,33 +20,8 @@ from dae3d.store.case_files import read_case
 from dae3d.store.cases import CaseStore, prepare_cases
 from dae3d.store.conform_case import labels_at, upright_label
 from dae3d.store.positions import draw_positions
-from dae3d.store.recipe import CaseRecipe
+from made_cases import SHAPE, labels, recipe, some_cases
 from scan_files import phantom, write_nifti
-
-SHAPE = (30, 34, 26)
-
-
-def recipe(**changes) -> CaseRecipe:
-    fields = {"modalities": ("ct",), "labels": {0: "background", 1: "body", 4: "rod"}, "roi": 16}
-    return CaseRecipe(**fields | changes)
-
-
-def labels(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
-    """The body and the rod of `phantom`, less some voxels that depend on the seed."""
-    label = np.zeros(shape, np.uint8)
-    label[tuple(slice(n // 5, n - n // 5) for n in shape)] = 1
-    label[np.random.default_rng(seed).random(shape) < 0.1] = 0
-    label[shape[0] // 2, shape[1] // 2, :] = 4
-    return label
-
-
-def some_cases(folder: Path, number: int, shape=SHAPE, affine=None) -> list[TaskCase]:
-    cases = []
-    for i in range(number):
-        image = write_nifti(folder / f"case{i}.nii", phantom(shape, i), affine)
-        label = write_nifti(folder / "labels" / f"case{i}.nii.gz", labels(shape, i), affine)
-        cases.append(TaskCase(f"case{i}", (image,), label, f"subject {i}", i % 2))
-    return cases
 
 
 def files(store: Path) -> dict[str, int]:

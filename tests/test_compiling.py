@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 import dae3d
 from dae3d.errors import Dae3dError
 from dae3d.training.callbacks import Rows, find_checkpoints
-from test_pretrain import rows
+from run_rows import rows
 
 
 def test_nothing_is_compiled_after_the_first_step_and_names_stay(

@@ -10,8 +10,9 @@ from scipy.spatial.transform import Rotation
 
 from dae3d.errors import ScanError
 from dae3d.scans.dicom.geometry import geometry
-from dae3d.scans.dicom.header import STACK_KEYS, Facts, Slice, read_slices
-from dicom_files import AXIAL, SAGITTAL, along_z, edit, evenly, tilted, write_enhanced, write_series
+from dae3d.scans.dicom.header import read_slices
+from dicom_files import SAGITTAL, along_z, edit, evenly, tilted, write_enhanced, write_series
+from dicom_made import made
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -93,15 +94,6 @@ def test_every_voxel_is_where_the_standard_puts_it(tmp_path_factory, turn, origi
         assert np.allclose(mapped[:3], place * [-1, -1, 1], atol=1e-6)
     assert np.linalg.det(grid.affine[:3, :3]) > 0
     assert np.allclose(grid.spacing, (size[1], size[0], size[2]))
-
-
-NO_KEYS = ("",) * len(STACK_KEYS)
-
-
-def made(position, orientation=AXIAL, spacing=(0.8, 0.5), thickness=2.5, modality="MR", shape=(12, 10)):
-    numbers = tuple(float(x) for x in orientation)
-    facts = Facts("", modality, "", "", "", "", *shape, 1, "", (), numbers, spacing, thickness)
-    return Slice(None, "", 0, 0, 1, None if position is None else tuple(map(float, position)), facts, NO_KEYS)
 
 
 def test_tilt_of_a_gantry_shears_the_affine():

@@ -8,8 +8,8 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dae3d.scans.dicom.volume import read_series
 from dicom_files import evenly, pixels_of, write_series
-from test_dicom_find import find, one_series, reasons
-from test_dicom_volume import by_dcm2niix, canonical
+from dicom_found import find, one_series, reasons
+from second_opinion import by_dcm2niix, canonical
 
 
 def write_pepolar(folder, mode, volumes, syntax=ExplicitVRLittleEndian, sequence="research/ABCD/epi_pepolar"):

@@ -1,10 +1,8 @@
 """DICOM series as volumes: against dcm2niix and ITK on real series, and against arithmetic on made ones."""
 
-import subprocess
 import tarfile
 from pathlib import Path
 
-import dcm2niix
 import nibabel
 import numpy as np
 import pydicom
@@ -22,8 +20,8 @@ from dae3d.scans.dicom.straighten import PADDING
 from dae3d.scans.dicom.volume import read_series
 from dae3d.scans.manifest import Scan
 from dae3d.scans.read import read_scan
-from dae3d.scans.readers import Volume
 from dicom_files import AXIAL, edit, evenly, pixels_of, tilted, write_enhanced, write_series
+from second_opinion import by_dcm2niix, canonical
 
 
 def unpack(archive: Path, folder: Path, count: int | None = None) -> list[Path]:
@@ -32,18 +30,6 @@ def unpack(archive: Path, folder: Path, count: int | None = None) -> list[Path]:
         members = sorted((m for m in tar.getmembers() if m.isfile()), key=lambda m: m.name)[:count]
         tar.extractall(folder, members, filter="data")
     return [folder / member.name for member in members]
-
-
-def by_dcm2niix(files: list[Path], out: Path, suffix: str = "") -> nibabel.Nifti1Image:
-    """What dcm2niix makes of the folder of `files`; the standard's rescaling, not Philips' own."""
-    out.mkdir()
-    options = ["-b", "n", "-z", "n", "-x", "i", "-m", "y", "-p", "n", "-f", "scan"]
-    subprocess.run([dcm2niix.bin, *options, "-o", out, files[0].parent], check=True, capture_output=True)
-    return nibabel.load(out / f"scan{suffix}.nii")
-
-
-def canonical(volume: Volume) -> nibabel.Nifti1Image:
-    return nibabel.as_closest_canonical(nibabel.Nifti1Image(volume.intensities(), volume.affine))
 
 
 REAL = {

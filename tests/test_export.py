@@ -13,7 +13,7 @@ from dae3d.errors import Dae3dError
 from dae3d.models.load_report import LoadReport
 from dae3d.models.swin_unetr import Architecture, FeatureEncoder, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
-from test_parity import PARITY
+from published import PARITY
 
 SIZES = {"embed_dim": 12, "depths": (1, 2, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
 INFO = {

@@ -19,8 +19,8 @@ from dae3d.commands.evaluate import evaluate
 from dae3d.errors import Dae3dError
 from dae3d.files import reserve, unfinished_files, unfinished_name, whole_file
 from dae3d.journal import Journal
+from fine_tuned import ct_scan, fine_tuned
 from scan_files import write_nifti
-from test_predict import ct_scan, fine_tuned
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.cases import LabelledCrops, labelled_data
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.segmentation import dice_by_class
-from test_pretrain import assert_same_run, flags, rows
+from run_rows import assert_same_run, flags, rows
 
 # One step at a learning rate of 0: the weights at the end are those at the start.
 STANDING = {"max_steps": 1, "warmup_steps": 1, "warmup_lr": 0, "val_every": 100, "save_every": 1}

@@ -13,7 +13,7 @@ import pytest
 import dae3d
 from dae3d.scans.grouping import Grouping, group
 from dae3d.scans.subjects import subject_in_path
-from test_index import write_scan
+from indexed import write_scan
 
 Tree = Callable[[int], list[str]]
 

@@ -15,7 +15,7 @@ from dae3d.scans.header_cache import HeaderCache
 from dae3d.scans.manifest import Manifest
 from dae3d.scans.readers import Header, read_header
 from dae3d.scans.spool import Spool
-from test_index import modalities, reasons, run, write_scan
+from indexed import modalities, reasons, run, write_scan
 
 
 class Reads:

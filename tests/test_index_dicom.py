@@ -14,7 +14,7 @@ from dae3d.errors import Dae3dError
 from dae3d.scans.dicom.contradiction import contradiction
 from dae3d.scans.manifest import Manifest
 from dicom_files import evenly, write_enhanced, write_series
-from test_index import reasons, run, write_scan
+from indexed import reasons, run, write_scan
 
 SLICES = 9
 ODD = {

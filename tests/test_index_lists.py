@@ -8,7 +8,7 @@ import pytest
 import dae3d
 from dae3d.errors import Dae3dError
 from dae3d.scans.manifest import Manifest
-from test_index import modalities, reasons, write_scan
+from indexed import modalities, reasons, write_scan
 
 
 def write_list(path: Path, **content: object) -> Path:

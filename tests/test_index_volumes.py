@@ -9,7 +9,7 @@ import dae3d
 from dae3d.cli import main
 from dae3d.errors import SettingsError
 from dae3d.scans.manifest import Manifest
-from test_index import reasons, run, write_scan
+from indexed import reasons, run, write_scan
 
 
 @pytest.fixture

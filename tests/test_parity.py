@@ -1,42 +1,21 @@
 """The networks give the published networks' numbers from the same weights (see parity/README.md)."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import dae3d
-from dae3d.models.layouts import FINETUNING, PRETRAINING, from_layout
-from dae3d.models.swin_unetr import Architecture, SwinUNETR, normalised
+from dae3d.models.layouts import FINETUNING
+from dae3d.models.swin_unetr import normalised
+from published import PARITY, parity, spec
 
-PARITY = Path(__file__).parent / "parity"
 EXPECTED = np.load(PARITY / "expected.npz")
 FINETUNE_SHAPES = {
     key["name"]: key["shape"] for key in json.loads((PARITY / "finetune_keys.json").read_text())
 }
-spec = importlib.util.spec_from_file_location("parity_weights", PARITY / "weights.py")
-parity = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(parity)
-
-
-def published_network(axes):
-    network = SwinUNETR(
-        Architecture(
-            patch_merging="reference",
-            restore_intensity=False,
-            normalise_skips=False,
-            window_edges="reference",
-        ),
-        axes=axes,
-    ).eval()
-    state = from_layout(parity.state_dict(0), PRETRAINING).state
-    missing, unexpected = network.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert all(name.endswith("relative_position_index") for name in missing)
-    return network
 
 
 @pytest.fixture(scope="module")

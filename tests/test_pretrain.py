@@ -14,39 +14,12 @@ from safetensors.torch import load_file
 
 import dae3d
 from dae3d.errors import Dae3dError
-from dae3d.metrics import read_metrics
 from dae3d.models.loading import load
 from dae3d.store.examine import AS_ACQUIRED
 from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.pretraining import Pretraining
 from dae3d.training.settings import PretrainSettings
-
-MEASURED_TIME = "train/samples_per_second"
-
-
-def flags(settings):
-    words = []
-    for name, value in settings.items():
-        values = value if isinstance(value, tuple) else (value,)
-        words += [f"--{name.replace('_', '-')}", *map(str, values)]
-    return words
-
-
-def rows(run):
-    return {
-        (step, name): value
-        for step, name, value in read_metrics(run / "metrics.csv")[0]
-        if name != MEASURED_TIME
-    }
-
-
-def assert_same_run(run, whole):
-    assert rows(run) == rows(whole)
-    for name in ("last", "best"):
-        ours, theirs = (load_file(r / "weights" / f"{name}.safetensors") for r in (run, whole))
-        assert ours.keys() == theirs.keys()
-        for key in ours:
-            assert torch.equal(ours[key], theirs[key]), key
+from run_rows import assert_same_run, flags, rows
 
 
 def test_a_run_leaves_what_the_design_says(tiny_run):

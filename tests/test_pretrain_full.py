@@ -13,7 +13,7 @@ from dae3d.errors import SettingsError
 from dae3d.models.loading import load
 from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.settings import PretrainSettings
-from test_pretrain import assert_same_run, rows
+from run_rows import assert_same_run, rows
 
 EVERYTHING = {
     "batch_size": 4,

@@ -19,9 +19,8 @@ from dae3d.inference.labelled import modality_of
 from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
 from dae3d.training.settings import PretrainSettings
+from repaired import NAMES, Recorder, voxels_of, written
 from scan_files import write_nifti
-
-NAMES = ("clean", "disrupted", "repaired", "error")
 
 
 def affine_of(order, spacing, tilt=0.0):
@@ -48,14 +47,6 @@ def mr_scan(path, shape=(34, 40, 36), affine=None, seed=12):
     voxels = np.round(smooth_volume(seed, shape) * 500 + 1).astype(np.int16)
     voxels[:6] = 0
     return write_nifti(path, voxels, np.eye(4) if affine is None else affine)
-
-
-def written(folder):
-    return {name: nibabel.load(folder / f"{name}.nii.gz") for name in NAMES}
-
-
-def voxels_of(image):
-    return np.asarray(image.dataobj, np.float64)
 
 
 def ras(image):
@@ -236,18 +227,6 @@ def test_every_disruption_runs_with_any_overlap(disruption, overlap, tiny_run, t
     assert untouched == (disruption == "local_mask")
     assert np.isfinite(voxels_of(images["repaired"])).all()
     assert [row["modality"] for row in rows] == ["t1", "t1"]
-
-
-class Recorder(torch.nn.Module):
-    """Gives back what it sees, and remembers it."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def forward(self, image, channel_keep, token_mask):
-        self.seen.append((image, channel_keep, token_mask))
-        return image
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.3, 0.5, 0.77])

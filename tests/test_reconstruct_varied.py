@@ -13,8 +13,8 @@ from dae3d.models.loading import load
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.models.weights import save_weights
 from dae3d.training.settings import PretrainSettings
+from repaired import Recorder, voxels_of, written
 from scan_files import write_nifti
-from test_reconstruct import Recorder, voxels_of, written
 
 
 def weights_of(tiny_settings, tmp_path, left_out=(), **changes):

@@ -20,7 +20,7 @@ from conftest import write_task
 from dae3d.errors import Dae3dError
 from dae3d.training.callbacks import Progress, find_checkpoints
 from dae3d.training.pretraining import Pretraining
-from test_pretrain import rows
+from run_rows import rows
 
 
 def copied(run, tmp_path):

@@ -17,7 +17,7 @@ from dae3d.errors import Dae3dError
 from dae3d.metrics import read_metrics
 from dae3d.training.background import Background, on_cpu
 from dae3d.training.callbacks import find_checkpoints
-from test_pretrain import assert_same_run
+from run_rows import assert_same_run
 
 
 def without_the_end(run, tmp_path):

@@ -13,8 +13,8 @@ from dae3d.errors import Dae3dError
 from dae3d.store.cases import CaseStore, prepare_cases
 from dae3d.store.place import MARK
 from dae3d.store.store import Store
+from made_cases import recipe, some_cases
 from scan_files import described, phantom, write_manifest, write_nifti
-from test_cases import recipe, some_cases
 
 
 @pytest.fixture(scope="module")

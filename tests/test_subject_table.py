@@ -8,7 +8,7 @@ import dae3d
 from dae3d.errors import Dae3dError
 from dae3d.scans.manifest import Manifest
 from dicom_files import evenly, write_series
-from test_index import write_scan
+from indexed import write_scan
 
 
 def table(folder: Path, text: str, name: str = "subjects.csv") -> Path:

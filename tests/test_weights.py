@@ -14,7 +14,7 @@ from dae3d.errors import Dae3dError
 from dae3d.models.loading import load
 from dae3d.models.swin_unetr import Architecture, SwinUNETR
 from dae3d.models.weights import save_weights
-from test_parity import parity, published_network
+from published import parity, published_network
 
 SMALL = Architecture(embed_dim=4, depths=(1, 2, 1, 1), heads=(1, 1, 2, 2), window=3, restore_intensity=False)
 INFO = {"step": 7, "modalities": ["ct", "t1"], "settings": {"lr": 1e-4}, "nothing": None}

@@ -1,0 +1,32 @@
+"""The published network's weights and numbers."""
+
+import importlib.util
+from pathlib import Path
+
+from dae3d.models.layouts import PRETRAINING, from_layout
+from dae3d.models.swin_unetr import Architecture, SwinUNETR
+
+PARITY = Path(__file__).parent / "parity"
+
+
+spec = importlib.util.spec_from_file_location("parity_weights", PARITY / "weights.py")
+
+
+parity = importlib.util.module_from_spec(spec)
+
+
+def published_network(axes):
+    network = SwinUNETR(
+        Architecture(
+            patch_merging="reference",
+            restore_intensity=False,
+            normalise_skips=False,
+            window_edges="reference",
+        ),
+        axes=axes,
+    ).eval()
+    state = from_layout(parity.state_dict(0), PRETRAINING).state
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all(name.endswith("relative_position_index") for name in missing)
+    return network
