@@ -11,6 +11,15 @@ from dae3d.reporting.run import Picture, Run
 from dae3d.reporting.run_page import both, facts, optimisation, steps, without_gaps
 from dae3d.reporting.summary import missing, summary
 
+# Of losses whose names say too little.
+_TITLES = {
+    "l1": "L1",
+    "contrastive": "Contrastive loss",
+    "dense": "Dense contrastive loss",
+    "features": "Repair of features",
+}
+_NO_LOSSES = ("loss", "lr", "grad_norm", "samples_per_second")
+
 
 def render(run: Run) -> str:
     """The page as HTML."""
@@ -49,10 +58,7 @@ def chart_groups(run: Run) -> dict[str, list[Chart]]:
             "Losses": [
                 # Training has more terms than validation, so that the sums do not compare.
                 chart("All losses, in training", {"training": run.metrics.get("train/loss")}, log=True),
-                both(run, "L1", "l1"),
-                both(run, "Contrastive loss", "contrastive"),
-                both(run, "Dense contrastive loss", "dense"),
-                both(run, "Repair of features", "features"),
+                *(both(run, _TITLES.get(name, name.capitalize()), name) for name in _losses(run)),
             ],
             "L1 by modality": [both(run, f"L1, {name}", f"l1/{name}") for name in run.modalities],
             "Repair of the validation crops": [by_modality("PSNR, dB", "psnr"), by_modality("SSIM", "ssim")],
@@ -60,6 +66,12 @@ def chart_groups(run: Run) -> dict[str, list[Chart]]:
             "Optimisation": optimisation(run),
         }
     )
+
+
+def _losses(run: Run) -> list[str]:
+    """What the loss of training was made from, in the order of recording."""
+    rows = (name.removeprefix("train/") for name in run.metrics if name.startswith("train/"))
+    return [name for name in rows if "/" not in name and name not in _NO_LOSSES]
 
 
 def measured(run: Run, modality: str, pictures: list[Picture]) -> dict[int, str]:
