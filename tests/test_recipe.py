@@ -71,10 +71,10 @@ class Rules(BaseModel):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("window:-175", "no intensity scaling"),
-        ("zscore:1", "no intensity scaling"),
-        ("minmax:0:1", "no intensity scaling"),
-        ("", "no intensity scaling"),
+        ("window:-175", "not an intensity scaling"),
+        ("zscore:1", "not an intensity scaling"),
+        ("minmax:0:1", "not an intensity scaling"),
+        ("", "not an intensity scaling"),
         ("window:a:b", "bounds must be numbers"),
         ("window:250:-175", "lower bound must be below"),
         ("window:5:5", "lower bound must be below"),

@@ -39,8 +39,8 @@ def test_a_step_sends_gradients_and_features_and_nothing_else(tiny_store, tmp_pa
     settings = scaling.resolve(PretrainSettings, scaling.settings_of(sizes, "none"))
     module = Pretraining(settings, ["ct", "t1"], AS_ACQUIRED, tmp_path)
     gradients = 4 * sum(p.numel() for p in module.parameters() if p.requires_grad)
-    # One step in five has a row of metrics: 5 sums, 2 of each of 2 modalities, and whether to stop (int64).
-    assert step["allreduce"]["bytes"] == pytest.approx(gradients + (4 * (5 + 2 * 2) + 8) / 5, abs=0.01)
+    # One step in five has a row of metrics: 7 sums, 2 of each of 2 modalities, and whether to stop (int64).
+    assert step["allreduce"]["bytes"] == pytest.approx(gradients + (4 * (7 + 2 * 2) + 8) / 5, abs=0.01)
     # 2 samples of 16 x 12 features and a label.
     assert step["allgather"] == {"calls": 1, "bytes": 2 * (192 + 1) * 4}
     # Lightning's, before each of the two sums of a row.
@@ -53,6 +53,8 @@ def test_a_step_sends_gradients_and_features_and_nothing_else(tiny_store, tmp_pa
     [
         {"dense_weight": 0.1},
         {"dense_weight": 0.0},
+        {"feature_weight": 0.0},
+        {"roi": 64},
         {"disruption": "mae"},
         {"disruption": "all", "repair_from": "full"},
         {"freeze": "encoder"},

@@ -91,7 +91,7 @@ def refuse_other_file(path: Path, what: str, beginning: bytes) -> None:
         return
     with reading(path), path.open("rb") as file:
         if not re.match(beginning, file.read(_BEGINNING), re.DOTALL):
-            raise Dae3dError(f"out: {path} is there, and is no {what}; name another, or move it away")
+            raise Dae3dError(f"out: {path} is there, and is not a {what}; name another, or move it away")
 
 
 def make_folder(path: Path) -> None:

@@ -12,10 +12,11 @@ from torch.utils._pytree import tree_flatten
 from dae3d.disrupt import masks_blocks
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.objectives.dense import Projections
+from dae3d.objectives.features import FeatureHeads
 from dae3d.training.settings import PretrainSettings
 
 _FLOAT = 4  # bytes
-_ROW = 5  # sums in a row of metrics, besides two of each modality
+_LOSSES = 3  # all, L1, contrastive, of a row of metrics; beside them the numbers of batches and samples
 
 
 class Collectives(TorchDispatchMode):
@@ -67,7 +68,7 @@ def step_traffic(settings: PretrainSettings, modalities: int) -> StepTraffic:
     return StepTraffic(
         gradients=_FLOAT * learning_parameters(settings),
         features=_FLOAT * settings.batch_size * features,
-        row=_FLOAT * (_ROW + 2 * modalities),
+        row=_FLOAT * (2 + _LOSSES + settings.pairs + (settings.feature_weight > 0) + 2 * modalities),
         stop=8,
     )
 
@@ -79,9 +80,14 @@ def learning_parameters(settings: PretrainSettings) -> int:
         compared = (
             Projections([settings.embed_dim, 2 * settings.embed_dim]) if settings.pairs else nn.Module()
         )
+        heads = nn.ModuleList()
+        if settings.feature_weight:
+            heads = FeatureHeads([settings.embed_dim * 2**stage for stage in range(1, 5)])
     token = 0 if masks_blocks(settings.disruption) else settings.embed_dim
     halves = {"encoder": network.encoder, "decoder": network.decoder}
     frozen = halves.get(settings.freeze)
     spared = sum(p.numel() for p in frozen.parameters()) if frozen is not None else 0
-    everything = sum(p.numel() for part in (network, compared) for p in part.parameters())
+    everything = sum(p.numel() for part in (network, compared, heads) for p in part.parameters())
+    if settings.feature_weight and settings.roi <= 32:  # the last head has a single place, and does not learn
+        spared += sum(p.numel() for p in heads[-1].parameters())
     return everything - spared - (0 if settings.freeze == "encoder" else token)
