@@ -33,7 +33,7 @@ class Settings(BaseModel):
     configs: ClassVar[str | None] = None
 
     def as_dataclass(self, kind: type[Record]) -> Record:
-        """A dataclass of these settings' values, by name; what is no setting has the dataclass's default."""
+        """A dataclass of these settings' values, by name; others have their defaults."""
         names = [field.name for field in fields(kind) if field.name in type(self).model_fields]
         return kind(**{name: getattr(self, name) for name in names})
 
