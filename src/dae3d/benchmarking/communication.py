@@ -80,14 +80,14 @@ def learning_parameters(settings: PretrainSettings) -> int:
         compared = (
             Projections([settings.embed_dim, 2 * settings.embed_dim]) if settings.pairs else nn.Module()
         )
-        heads = nn.ModuleList()
+        heads: nn.Module = nn.Module()
         if settings.feature_weight:
-            heads = FeatureHeads([settings.embed_dim * 2**stage for stage in range(1, 5)])
+            heads = FeatureHeads(settings.embed_dim, settings.roi)
     token = 0 if masks_blocks(settings.disruption) else settings.embed_dim
     halves = {"encoder": network.encoder, "decoder": network.decoder}
     frozen = halves.get(settings.freeze)
     spared = sum(p.numel() for p in frozen.parameters()) if frozen is not None else 0
-    everything = sum(p.numel() for part in (network, compared, heads) for p in part.parameters())
-    if settings.feature_weight and settings.roi <= 32:  # the last head has a single place, and does not learn
-        spared += sum(p.numel() for p in heads[-1].parameters())
+    everything = sum(
+        p.numel() for part in (network, compared, heads) for p in part.parameters() if p.requires_grad
+    )
     return everything - spared - (0 if settings.freeze == "encoder" else token)

@@ -3,7 +3,7 @@
 As in data2vec (Baevski et al., arXiv 2202.03555), here beside the repair of voxels, and at every stage.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +11,22 @@ from torch.nn.functional import avg_pool3d, instance_norm, smooth_l1_loss
 
 
 class FeatureHeads(nn.ModuleList):
-    """An MLP for each stage, thrown away after pre-training.
+    """An MLP for each of the four stages, thrown away after pre-training.
 
     Args:
-        channels: of the stages' feature maps.
+        embed_dim: channels of the tokens; the stages have 2, 4, 8 and 16 times as many.
+        roi: side of the crops in voxels. At 32 the last stage has a single place: its head does not learn, or
+            processes would wait for its gradients.
     """
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, embed_dim: int, roi: int) -> None:
+        channels = [embed_dim * 2**stage for stage in range(1, 5)]
         super().__init__(nn.Sequential(nn.Linear(c, 2 * c), nn.GELU(), nn.Linear(2 * c, c)) for c in channels)
+        self[-1].requires_grad_(roi > 32)
 
 
 def feature_loss(
-    stages: Sequence[Tensor], wanted: Sequence[Tensor], heads: FeatureHeads, inside: Tensor | None
+    stages: Sequence[Tensor], wanted: Sequence[Tensor], heads: Iterable[nn.Module], inside: Tensor | None
 ) -> Tensor:
     """Smooth L1 of each sample, the sum over stages.
 
@@ -43,7 +47,8 @@ def feature_loss(
         if teacher[0, 0].numel() == 1:
             continue
         predicted = head(stage.movedim(1, -1)).movedim(-1, 1).float()
-        error = smooth_l1_loss(predicted, instance_norm(teacher.float()), reduction="none").mean(1, True)
+        error = smooth_l1_loss(predicted, instance_norm(teacher.float()), reduction="none")
+        error = error.mean(dim=1, keepdim=True)
         weight = torch.ones_like(error)
         if inside is not None:
             weight = avg_pool3d(inside.float(), inside.shape[2] // stage.shape[2])

@@ -13,7 +13,7 @@ from dae3d.scans.splits import Member, straddling
 _WAY_OUT = "--subject or --subjects tells them otherwise"
 _DOUBTS_SHOWN = 3
 
-# Of fewer scans it is no wonder that one subject has most.
+# Of fewer scans it is to be expected that one subject has most.
 _FEW_SCANS = 10
 
 

@@ -99,7 +99,7 @@ def read_list(
     those of `validation`. The split of a list that holds nothing out is left open.
 
     Raises:
-        Dae3dError: naming the list and the entry, where it is no such list or has no such fold, and where
+        Dae3dError: naming the list and the entry, where it is not such a list or lacks the fold, and where
             nothing of a published list is where its names start.
     """
     root = _root(path, PUBLISHED.get(path.name), roots or {})

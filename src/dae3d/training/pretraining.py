@@ -68,9 +68,7 @@ class Pretraining(TrainingModule):
             self.projections = Projections([settings.embed_dim, 2 * settings.embed_dim])
         self.feature_heads = None
         if "features" in self.weights:
-            self.feature_heads = FeatureHeads([settings.embed_dim * 2**stage for stage in range(1, 5)])
-            # Of a single place there is nothing to predict, and processes would wait for its gradients.
-            self.feature_heads[-1].requires_grad_(settings.roi > 32)
+            self.feature_heads = FeatureHeads(settings.embed_dim, settings.roi)
         self.baselines_due = False  # before the next validation crops are repaired by baselines, too
         self._validated: list[dict[str, Tensor]] = []
         self.probe: Callable[..., dict[str, float]] | None = None  # of a network, its device and how it runs

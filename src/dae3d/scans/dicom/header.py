@@ -35,7 +35,7 @@ from dae3d.scans.readers import refuse_no_utf8
 
 Vector = tuple[float, float, float]
 
-# Headers in archives break the rules of their value types by the thousand, which is no news to the user; the
+# Headers in archives break the rules of their value types by the thousand, which users need not hear; the
 # warnings quote what headers hold.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.ERROR)
