@@ -4,6 +4,8 @@ import nibabel
 import numpy as np
 import torch
 
+from dae3d.models.swin_unetr import Architecture
+
 NAMES = ("clean", "disrupted", "repaired", "error")
 
 
@@ -21,6 +23,7 @@ class Recorder(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.seen = []
+        self.architecture = Architecture()
 
     def forward(self, image, channel_keep, token_mask):
         self.seen.append((image, channel_keep, token_mask))

@@ -17,7 +17,7 @@ def images(batch=3, side=32, seed=0):
 
 def run(name, image, samples=None, strengths=STRENGTHS, seed=0):
     samples = torch.arange(len(image)) if samples is None else torch.tensor(samples)
-    return disrupt(name, image, seed, samples, strengths)
+    return disrupt(image, seed, samples, strengths.model_copy(update={"disruption": name}), 48)
 
 
 def test_philox_gives_the_known_answers_of_random123():

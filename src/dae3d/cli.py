@@ -125,7 +125,9 @@ def add_settings_arguments(parser: argparse.ArgumentParser, model: type[Settings
             help="print the resolved settings as YAML and exit",
         )
     # What is a verb's own comes before what it shares with others.
-    own = [field for name, field in fields if name in model.__annotations__]
+    shared: Any = model.__base__
+    others = shared.model_fields.keys() - model.__annotations__.keys()
+    own = [field for name, field in fields if name not in others]
     for field in (*own, *model.model_fields.values()):
         heading = _heading(field)
         if heading and heading not in groups:

@@ -5,18 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from dae3d.disrupt import masks_blocks
 from dae3d.models.swin_unetr import SwinUNETR
-from dae3d.objectives.dense import Projections
-from dae3d.objectives.features import FeatureHeads
 from dae3d.training.settings import PretrainSettings
 
 _FLOAT = 4  # bytes
-_LOSSES = 3  # all, L1, contrastive, of a row of metrics; beside them the numbers of batches and samples
+_BESIDE = 4  # of a row of metrics, beside the objectives: batches, samples, loss, L1
 
 
 class Collectives(TorchDispatchMode):
@@ -68,7 +64,7 @@ def step_traffic(settings: PretrainSettings, modalities: int) -> StepTraffic:
     return StepTraffic(
         gradients=_FLOAT * learning_parameters(settings),
         features=_FLOAT * settings.batch_size * features,
-        row=_FLOAT * (2 + _LOSSES + settings.pairs + (settings.feature_weight > 0) + 2 * modalities),
+        row=_FLOAT * (_BESIDE + len(settings.objectives()) + 2 * modalities),
         stop=8,
     )
 
@@ -77,17 +73,10 @@ def learning_parameters(settings: PretrainSettings) -> int:
     """Parameters that have gradients; the mask token has none but where blocks are masked."""
     with torch.device("meta"):
         network = SwinUNETR(settings.architecture())
-        compared = (
-            Projections([settings.embed_dim, 2 * settings.embed_dim]) if settings.pairs else nn.Module()
-        )
-        heads: nn.Module = nn.Module()
-        if settings.feature_weight:
-            heads = FeatureHeads(settings.embed_dim, settings.roi)
-    token = 0 if masks_blocks(settings.disruption) else settings.embed_dim
+        heads = [each.heads(settings) for each in settings.objectives().values() if each.heads]
+    token = 0 if settings.disrupts().masks_voxels else settings.embed_dim
     halves = {"encoder": network.encoder, "decoder": network.decoder}
     frozen = halves.get(settings.freeze)
     spared = sum(p.numel() for p in frozen.parameters()) if frozen is not None else 0
-    everything = sum(
-        p.numel() for part in (network, compared, heads) for p in part.parameters() if p.requires_grad
-    )
+    everything = sum(p.numel() for part in (network, *heads) for p in part.parameters() if p.requires_grad)
     return everything - spared - (0 if settings.freeze == "encoder" else token)

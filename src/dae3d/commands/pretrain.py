@@ -47,7 +47,12 @@ def pretrain(settings: PretrainSettings) -> Path:
     module = Pretraining(
         settings, data.modalities, preparation, settings.out / "pictures", data.scans.spacing()
     )
-    about = {"kind": "pretrain", "disruption": settings.disruption, **data.about()}
+    about = {
+        "kind": "pretrain",
+        "disruption": settings.disruption,
+        "damage": settings.disrupts().damage,
+        **data.about(),
+    }
     legs = legs_of(settings.out, about, resumed_at)
     module.baselines_due = baselines_due(settings.out, legs)
     module.probe = probe_of_run(settings, data)

@@ -29,8 +29,7 @@ from rich.table import Table
 from torch import Tensor
 
 from dae3d.cores import THREADS
-from dae3d.disrupt import DISRUPTIONS, Disrupted, DisruptionSettings, clipped, sample_keys
-from dae3d.disrupt.local_mask import local_mask
+from dae3d.disrupt import DISRUPTIONS, Disrupted, DisruptionName, DisruptionSettings, clipped, sample_keys
 from dae3d.drawing.pictures import triptych
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.evaluation.quality import image_quality
@@ -46,7 +45,7 @@ from dae3d.scans.modality import Label, RuleText
 from dae3d.scans.readers import scan_stem
 from dae3d.settings import Positional, Settings, verb
 from dae3d.store.intensity import normalise
-from dae3d.training.settings import DisruptionName, PretrainSettings
+from dae3d.training.settings import PretrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -140,8 +139,7 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
             continue
         keys = sample_keys(settings.seed, torch.tensor([number], device=device))
         image = clipped(torch.from_numpy(clean)[None, None].to(device), trained.clip_intensity)
-        strengths = trained.disruption_settings()
-        repair = repair_scan(network, image, disruption, strengths, keys, roi, settings.overlap)
+        repair = repair_scan(network, image, disruption, trained, keys, roi, settings.overlap)
         folder = inside(settings.out, name)
         _write(folder, repair, scan, f"{path.name} ({label}), {disruption}")
         rows += [
@@ -156,7 +154,7 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
 
 
 def repair_scan(
-    network: torch.nn.Module,
+    network: SwinUNETR,
     image: Tensor,
     disruption: str,
     strengths: DisruptionSettings,
@@ -169,7 +167,7 @@ def repair_scan(
     Voxels are disrupted once over the whole scan; the channels of the token embedding again in every window.
 
     Args:
-        network: a `SwinUNETR` in eval mode.
+        network: in eval mode.
         image: (1, 1, X, Y, Z) normalised, on the network's device.
         disruption: key of `DISRUPTIONS`.
         strengths: of the disruption.
@@ -180,25 +178,28 @@ def repair_scan(
     shape = image.shape[2:]
     # As in a training crop: whole stages of the network, whole blocks of the disruptions, those of "varied"
     # too, whose sides are powers of two.
-    sides = strengths.downsample_factor, strengths.block_size
+    steps = DISRUPTIONS[disruption].steps
+    sides = [getattr(strengths, name) for step in steps for name in step.sides]
     unit = math.lcm(32, *sides, *(1 << side.bit_length() - 1 for side in sides))
     ends = [-(-max(roi, side) // unit) * unit - side for side in shape]
     stride = max(2, int(roi * (1 - overlap)) // 2 * 2)  # voxels; a token is two
     padded = torch.nn.functional.pad(image, [p for end in reversed(ends) for p in (0, end)])
     whole = Disrupted(padded, keys)
-    for step in DISRUPTIONS[disruption]:
-        if step is not local_mask:
+    for step in steps:
+        if not step.masks_channels:
             whole = step(whole, strengths)
-    masks_tokens = local_mask in DISRUPTIONS[disruption]
+    in_windows = [step for step in steps if step.masks_channels]
     windows_seen = 0
 
     def repair_windows(windows: Tensor) -> Tensor:
         nonlocal windows_seen
         numbers = torch.arange(windows_seen, windows_seen + len(windows), device=windows.device)
         windows_seen += len(windows)
-        batch = Disrupted(windows[:, :1].contiguous(), keys + ((numbers + 1) << 40))
-        if masks_tokens:
-            batch = local_mask(batch, strengths)
+        batch = Disrupted(
+            windows[:, :1].contiguous(), keys + ((numbers + 1) << 40), channels=network.architecture.embed_dim
+        )
+        for step in in_windows:
+            batch = step(batch, strengths)
         if whole.voxel_mask is not None:
             batch = dataclasses.replace(batch, voxel_mask=windows[:, 1:].bool())
         return network(batch.image, batch.channel_keep, batch.token_mask).float()

@@ -1,55 +1,80 @@
 """Disruptions: what is done to a clean crop before the network repairs it.
 
-A disruption is a chain of steps, each a function from `Disrupted` to `Disrupted`. To add one, write its step
-in a file of its own and give it a line in `DISRUPTIONS`.
+To add one, write its step in a file of its own, with its settings, and give it a line in `DISRUPTIONS`; where
+it has settings, `DisruptionSettings` inherits them.
 """
 
-from collections.abc import Callable
+from typing import Annotated
 
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from dae3d.disrupt.batch import Disrupted, DisruptionSettings, clipped, sample_keys
-from dae3d.disrupt.block_mask import block_mask
-from dae3d.disrupt.downsample import downsample
-from dae3d.disrupt.local_mask import local_mask
-from dae3d.disrupt.noise import noise
+from dae3d.disrupt.batch import Disrupted, clipped, sample_keys
+from dae3d.disrupt.block_mask import BlockMaskSettings, block_mask
+from dae3d.disrupt.downsample import DownsampleSettings, downsample
+from dae3d.disrupt.jitter import JitterSettings
+from dae3d.disrupt.local_mask import LocalMaskSettings, local_mask
+from dae3d.disrupt.noise import NoiseSettings, noise
+from dae3d.disrupt.step import DISRUPTION, Disruption, Step
 from dae3d.disrupt.varied import varied_block_mask, varied_downsample, varied_noise
+from dae3d.settings import Settings
 
-Step = Callable[[Disrupted, DisruptionSettings], Disrupted]
+_CHANNELS = "masked channels of the embedding"
 
-DISRUPTIONS: dict[str, tuple[Step, ...]] = {
-    "all": (noise, downsample, local_mask),
-    "denoise": (noise,),
-    "superres": (downsample,),
-    "local_mask": (local_mask,),
-    "mae": (block_mask,),
-    "varied": (varied_noise, varied_downsample, varied_block_mask),
+DISRUPTIONS: dict[str, Disruption] = {
+    "all": Disruption(
+        (noise, downsample, local_mask),
+        f"noise, loss of resolution and {_CHANNELS}",
+        "the published one: denoise, superres and local_mask in turn",
+    ),
+    "denoise": Disruption((noise,), "noise", "Gaussian noise"),
+    "superres": Disruption((downsample,), "loss of resolution", "down- and up-sampling"),
+    "local_mask": Disruption((local_mask,), _CHANNELS, "masked channels of the token embedding"),
+    "mae": Disruption((block_mask,), "masked blocks of voxels", "masked blocks"),
+    "varied": Disruption(
+        (varied_noise, varied_downsample, varied_block_mask),
+        "noise, loss of resolution and masked blocks, each of a strength drawn for every crop",
+        "noise, lost resolution and masked blocks, each of a strength drawn for every crop, none included",
+    ),
 }
 
 
-def masks_blocks(name: str) -> bool:
-    """Whether a disruption masks blocks of voxels, and with them tokens."""
-    return bool({block_mask, varied_block_mask} & set(DISRUPTIONS[name]))
+def _known(name: str) -> str:
+    if name not in DISRUPTIONS:
+        raise ValueError(f"must be one of {', '.join(DISRUPTIONS)}")
+    return name
 
 
-def lowers_resolution(name: str) -> bool:
-    """Whether a disruption takes away resolution."""
-    return bool({downsample, varied_downsample} & set(DISRUPTIONS[name]))
+DisruptionName = Annotated[str, AfterValidator(_known)]
 
 
-def disrupt(name: str, image: Tensor, seed: int, samples: Tensor, settings: DisruptionSettings) -> Disrupted:
+class _Choice(Settings):
+    disruption: Annotated[DisruptionName, DISRUPTION] = Field(
+        "varied", description=". ".join(f"{name}: {each.help}" for name, each in DISRUPTIONS.items())
+    )
+
+
+class DisruptionSettings(
+    JitterSettings, BlockMaskSettings, LocalMaskSettings, DownsampleSettings, NoiseSettings, _Choice
+):
+    """Which disruption, and the strengths of all; most defaults are the published ones."""
+
+
+def disrupt(
+    image: Tensor, seed: int, samples: Tensor, settings: DisruptionSettings, channels: int
+) -> Disrupted:
     """Disrupt a batch on its own device, without waiting for it.
 
     Args:
-        name: a key of `DISRUPTIONS`.
         image: (B, C, D, H, W), left as it is.
         seed: of the run.
         samples: (B,) int64 sample numbers on the same device. A sample's disruption depends on its number
             and the seed alone.
-        settings: strengths.
+        settings: which disruption, and its strengths.
+        channels: of the token embedding.
     """
-    batch = Disrupted(image=image, keys=sample_keys(seed, samples))
-    for step in DISRUPTIONS[name]:
+    batch = Disrupted(image, sample_keys(seed, samples), channels=channels)
+    for step in DISRUPTIONS[settings.disruption].steps:
         batch = step(batch, settings)
     return batch
 
@@ -57,10 +82,11 @@ def disrupt(name: str, image: Tensor, seed: int, samples: Tensor, settings: Disr
 __all__ = [
     "DISRUPTIONS",
     "Disrupted",
+    "Disruption",
+    "DisruptionName",
     "DisruptionSettings",
+    "Step",
     "clipped",
     "disrupt",
-    "lowers_resolution",
-    "masks_blocks",
     "sample_keys",
 ]

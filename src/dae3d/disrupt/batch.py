@@ -1,24 +1,10 @@
-"""What a disruption gives the network, and what a disruption may be told."""
+"""What a disruption gives the network."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class DisruptionSettings:
-    """Strengths of the disruptions; defaults as published (arXiv 2307.16896 and its code)."""
-
-    noise_variance: float = 0.1
-    downsample_factor: int = 4
-    downsample_mode: str = "nearest"
-    channel_mask_ratio: float = 0.6
-    channel_mask_per_token: bool = False
-    block_size: int = 16
-    block_mask_ratio: float = 0.6
-    embed_dim: int = 48
 
 
 @dataclass(frozen=True)
@@ -31,12 +17,14 @@ class Disrupted:
         channel_keep: (B, embed_dim, 1, 1, 1) or (B, embed_dim, D/2, H/2, W/2), 0 where a channel of the
             token embedding is masked, or None.
         voxel_mask: (B, 1, D, H, W) bool, true where whole blocks of voxels are masked, or None.
+        channels: of the token embedding.
     """
 
     image: Tensor
     keys: Tensor
     channel_keep: Tensor | None = None
-    voxel_mask: Tensor | None = field(default=None)
+    voxel_mask: Tensor | None = None
+    channels: int = 0
 
     @property
     def token_mask(self) -> Tensor | None:
@@ -46,11 +34,12 @@ class Disrupted:
     def rows(self, rows: slice) -> "Disrupted":
         """Some of the batch."""
         channels, voxels = self.channel_keep, self.voxel_mask
-        return Disrupted(
-            self.image[rows],
-            self.keys[rows],
-            None if channels is None else channels[rows],
-            None if voxels is None else voxels[rows],
+        return replace(
+            self,
+            image=self.image[rows],
+            keys=self.keys[rows],
+            channel_keep=None if channels is None else channels[rows],
+            voxel_mask=None if voxels is None else voxels[rows],
         )
 
     @classmethod
@@ -63,6 +52,7 @@ class Disrupted:
             torch.cat([part.keys for part in parts]),
             torch.cat(channels) if channels else None,
             torch.cat(voxels) if voxels else None,
+            parts[0].channels,
         )
 
 

@@ -2,16 +2,33 @@
 
 import dataclasses
 import math
+from functools import partial
+from typing import Annotated
 
+from pydantic import Field
 from torch.nn.functional import interpolate
 
-from dae3d.disrupt.batch import Disrupted, DisruptionSettings
+from dae3d.disrupt.batch import Disrupted
 from dae3d.disrupt.random import choose
+from dae3d.disrupt.step import DISRUPTION, Step
+from dae3d.settings import Settings
 
 STREAM = 3
 
 
-def block_mask(batch: Disrupted, settings: DisruptionSettings) -> Disrupted:
+class BlockMaskSettings(Settings):
+    """How large the blocks are, and how many are masked."""
+
+    block_size: Annotated[int, DISRUPTION] = Field(
+        16, ge=2, description="side in voxels of the blocks that mae masks; of varied the largest"
+    )
+    block_mask_ratio: Annotated[float, DISRUPTION] = Field(
+        0.6, gt=0, lt=1, description="share of the blocks that mae masks; of varied the largest"
+    )
+
+
+@partial(Step, masks_voxels=True, sides=("block_size",))
+def block_mask(batch: Disrupted, settings: BlockMaskSettings) -> Disrupted:
     """Mask ceil(ratio * blocks) blocks of block_size^3 voxels.
 
     The image is zero there, and the network puts its mask token in the place of their tokens.

@@ -1,13 +1,30 @@
 """Loss of resolution."""
 
 import dataclasses
+from functools import partial
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch.nn.functional import interpolate
 
-from dae3d.disrupt.batch import Disrupted, DisruptionSettings
+from dae3d.disrupt.batch import Disrupted
+from dae3d.disrupt.step import DISRUPTION, Step
+from dae3d.settings import Settings
 
 
-def downsample(batch: Disrupted, settings: DisruptionSettings) -> Disrupted:
+class DownsampleSettings(Settings):
+    """How much is lost, and how."""
+
+    downsample_factor: Annotated[int, DISRUPTION] = Field(
+        4, ge=1, description="factor in each axis; of varied the largest"
+    )
+    downsample_mode: Annotated[Literal["nearest", "trilinear", "area"], DISRUPTION] = Field(
+        "nearest", description="interpolation, down and up"
+    )
+
+
+@partial(Step, lowers_resolution=True, sides=("downsample_factor",))
+def downsample(batch: Disrupted, settings: DownsampleSettings) -> Disrupted:
     """Reduce by the factor and enlarge again, both with the same interpolation.
 
     "nearest" keeps the first voxel of every factor^3 block and repeats it over the block.

@@ -1,12 +1,29 @@
 """Changes of intensity that two crops of one place may differ by, and that are not to be repaired."""
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from dae3d.disrupt.random import uniform
+from dae3d.disrupt.step import DISRUPTION
+from dae3d.settings import Settings
 
 _STREAM = 9
 _BENT = 0.3  # share of samples with a gamma
+
+
+class JitterSettings(Settings):
+    """Its extent."""
+
+    intensity_jitter: Annotated[float, DISRUPTION] = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="gain, shift and gamma drawn for each crop, and not to be repaired: gains lie in 1 plus "
+        "or minus this",
+    )
 
 
 def jitter(image: Tensor, inside: Tensor, keys: Tensor, extent: float) -> Tensor:

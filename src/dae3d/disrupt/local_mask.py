@@ -1,16 +1,34 @@
 """Local masking of the token embedding's channels."""
 
 import dataclasses
+from functools import partial
+from typing import Annotated
 
-from dae3d.disrupt.batch import Disrupted, DisruptionSettings
+from pydantic import Field
+
+from dae3d.disrupt.batch import Disrupted
 from dae3d.disrupt.random import choose
+from dae3d.disrupt.step import DISRUPTION, Step
+from dae3d.settings import Settings
 
 STREAM = 2
 
 
-def local_mask(batch: Disrupted, settings: DisruptionSettings) -> Disrupted:
-    """Mask int(ratio * embed_dim) channels: the same ones in all tokens of a sample, or drawn per token."""
-    channels = settings.embed_dim
+class LocalMaskSettings(Settings):
+    """How many channels, and drawn for what."""
+
+    channel_mask_ratio: Annotated[float, DISRUPTION] = Field(
+        0.6, ge=0, lt=1, description="share of the token embedding's channels that local masking zeroes"
+    )
+    channel_mask_per_token: Annotated[bool, DISRUPTION] = Field(
+        False, description="draw the masked channels for each token instead of once a sample"
+    )
+
+
+@partial(Step, masks_channels=True)
+def local_mask(batch: Disrupted, settings: LocalMaskSettings) -> Disrupted:
+    """Mask int(ratio * channels) channels: the same ones in all tokens of a sample, or drawn per token."""
+    channels = batch.channels
     grid = [side // 2 for side in batch.image.shape[2:]] if settings.channel_mask_per_token else [1, 1, 1]
     tokens = grid[0] * grid[1] * grid[2]
     masked = choose(batch.keys, tokens, channels, int(settings.channel_mask_ratio * channels), STREAM)

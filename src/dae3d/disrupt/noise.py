@@ -1,14 +1,30 @@
 """Gaussian noise."""
 
 import dataclasses
+from typing import Annotated
 
-from dae3d.disrupt.batch import Disrupted, DisruptionSettings
+from pydantic import Field
+
+from dae3d.disrupt.batch import Disrupted
 from dae3d.disrupt.random import normal
+from dae3d.disrupt.step import DISRUPTION, Step
+from dae3d.settings import Settings
 
 STREAM = 1
 
 
-def noise(batch: Disrupted, settings: DisruptionSettings) -> Disrupted:
+class NoiseSettings(Settings):
+    """Its strength."""
+
+    noise_variance: Annotated[float, DISRUPTION] = Field(
+        0.1,
+        ge=0,
+        description="variance of the noise, in normalised intensity; of varied the largest, relative",
+    )
+
+
+@Step
+def noise(batch: Disrupted, settings: NoiseSettings) -> Disrupted:
     """Add sqrt(variance) * n to every voxel, n ~ N(0, 1); the result is not clipped."""
     image = batch.image
     values = normal(batch.keys, image[0].numel(), STREAM).view_as(image).to(image.dtype)

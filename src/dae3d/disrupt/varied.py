@@ -4,20 +4,26 @@ A network that always sees one strength meets in fine-tuning, where nothing is d
 """
 
 import dataclasses
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
-from dae3d.disrupt.batch import Disrupted, DisruptionSettings
+from dae3d.disrupt.batch import Disrupted
+from dae3d.disrupt.block_mask import BlockMaskSettings
+from dae3d.disrupt.downsample import DownsampleSettings
+from dae3d.disrupt.noise import NoiseSettings
 from dae3d.disrupt.random import normal, uniform
+from dae3d.disrupt.step import Step
 
 # Noise takes stream 4 for its strength and 1, that of `noise`, for its values.
 _STRENGTH, _VALUES, _FACTOR, _EXTENT, _BLOCKS = 4, 1, 5, 6, 7
 _UNTOUCHED = 0.25  # share of samples without noise; as many without masked blocks
 
 
-def varied_noise(batch: Disrupted, settings: DisruptionSettings) -> Disrupted:
+@Step
+def varied_noise(batch: Disrupted, settings: NoiseSettings) -> Disrupted:
     """Add Gaussian noise of a variance drawn from 0 to `noise_variance`, times that of the clean crop.
 
     Relative to the crop, it is as strong where intensities span a window of CT as where they are z-scores.
@@ -31,7 +37,8 @@ def varied_noise(batch: Disrupted, settings: DisruptionSettings) -> Disrupted:
     return dataclasses.replace(batch, image=noisy)
 
 
-def varied_downsample(batch: Disrupted, settings: DisruptionSettings) -> Disrupted:
+@partial(Step, lowers_resolution=True, sides=("downsample_factor",))
+def varied_downsample(batch: Disrupted, settings: DownsampleSettings) -> Disrupted:
     """Average over blocks of 1, 2, 4, ... up to `downsample_factor` voxels a side, as often each."""
     image = batch.image
     factors = _doublings(1, settings.downsample_factor, image)
@@ -42,7 +49,8 @@ def varied_downsample(batch: Disrupted, settings: DisruptionSettings) -> Disrupt
     return dataclasses.replace(batch, image=image)
 
 
-def varied_block_mask(batch: Disrupted, settings: DisruptionSettings) -> Disrupted:
+@partial(Step, masks_voxels=True, sides=("block_size",))
+def varied_block_mask(batch: Disrupted, settings: BlockMaskSettings) -> Disrupted:
     """Mask blocks of 4, 8, 16, ... voxels a side up to `block_size`, each size as often as another.
 
     The share of masked blocks is drawn from 0 to `block_mask_ratio`. Image and tokens lose the same places,

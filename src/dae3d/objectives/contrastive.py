@@ -1,9 +1,16 @@
 """Cross-modal contrastive loss: features of one modality attract each other, those of others repel."""
 
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
 import torch
 import torch.distributed as dist
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, Repair
+from dae3d.settings import Settings
 
 _LEAST_VARIANCE = 1e-5
 
@@ -76,3 +83,39 @@ def _supervised_contrastive(unit: Tensor, labels: Tensor, temperature: float) ->
     positives = positive.sum(dim=1)
     pulled = torch.where(positive, log_probability, 0).sum(dim=1) / positives.clamp(min=1)
     return -pulled.sum() / (positives > 0).sum().clamp(min=1)
+
+
+class ContrastiveSettings(Settings):
+    """Its weight, and what is compared how."""
+
+    contrastive_weight: Annotated[float, OBJECTIVES_GROUP] = Field(
+        0.1, ge=0, description="weight of the cross-modal contrastive loss; 0 leaves it out"
+    )
+    contrastive_view: Annotated[Literal["clean", "disrupted"], OBJECTIVES_GROUP] = Field(
+        "clean",
+        description="which crops it compares; of disrupted ones the masks drawn for each tell more than the "
+        "modality, and all features end up the same",
+    )
+    contrastive_standardise: Annotated[bool, OBJECTIVES_GROUP] = Field(
+        True,
+        description="give each pooled feature mean 0 and variance 1 over the batch before, so that what all "
+        "crops have in common cannot make them alike",
+    )
+    contrastive_temperature: Annotated[float, OBJECTIVES_GROUP] = Field(
+        0.5, gt=0, description="its temperature"
+    )
+
+
+def pooled(network: Any, clean: Tensor, hidden: Sequence[Tensor], settings: ContrastiveSettings) -> Tensor:
+    """The features (B, F) that are compared, of clean crops or of the disrupted ones' feature maps."""
+    return network.pooled(network.encode(clean) if settings.contrastive_view == "clean" else hidden)
+
+
+def _loss(step: Repair, settings: ContrastiveSettings, heads: None) -> Tensor:
+    features = pooled(step.network, step.clean, step.hidden, settings)
+    return contrastive_loss(
+        features, step.modality, settings.contrastive_temperature, True, settings.contrastive_standardise
+    )
+
+
+CONTRASTIVE = Objective(lambda s: s.contrastive_weight, _loss, setting="contrastive_weight")

@@ -5,12 +5,16 @@ arXiv 2012.02383); here of two crops that overlap, each disrupted in its own way
 """
 
 from collections.abc import Sequence
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from dae3d.disrupt.random import uniform
+from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, Repair
+from dae3d.settings import Settings
 
 _STREAM = 10
 PLACES = 128  # of each pair of crops
@@ -70,3 +74,31 @@ def _at(features: Tensor, places: Tensor) -> Tensor:
     number = (places[..., 0] * height + places[..., 1]) * width + places[..., 2]
     tokens = features.flatten(2)
     return tokens.gather(2, number[:, None].expand(-1, tokens.shape[1], -1)).transpose(1, 2).float()
+
+
+class DenseSettings(Settings):
+    """Its weight and its temperature."""
+
+    dense_weight: Annotated[float, OBJECTIVES_GROUP] = Field(
+        0.2,
+        ge=0,
+        description="weight of the dense contrastive loss, at 1/2 and 1/4 of the resolution: crops come in "
+        "pairs that overlap, and what lies at one place is told from what lies elsewhere; 0 leaves it out",
+    )
+    dense_temperature: Annotated[float, OBJECTIVES_GROUP] = Field(0.1, gt=0, description="its temperature")
+
+
+def _heads(settings: Any) -> Projections:
+    return Projections([settings.embed_dim, 2 * settings.embed_dim])
+
+
+def _loss(step: Repair, settings: DenseSettings, projections: Projections) -> Tensor:
+    """The sum of those at 1/2 and 1/4 of the resolution."""
+    loss = step.features[0].new_zeros((), dtype=torch.float32)
+    keys, temperature = step.disrupted.keys, settings.dense_temperature
+    for projection, feature, stride in zip(projections, step.features[-5:-3], (2, 4), strict=True):
+        loss = loss + dense_contrast(feature, projection, step.origin, stride, keys, temperature)
+    return loss
+
+
+DENSE = Objective(lambda s: s.dense_weight, _loss, "dense_weight", _heads, "projections", pairs=True)

@@ -4,10 +4,15 @@ As in data2vec (Baevski et al., arXiv 2202.03555), here beside the repair of vox
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool3d, instance_norm, smooth_l1_loss
+
+from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, Repair
+from dae3d.settings import Settings
 
 
 class FeatureHeads(nn.ModuleList):
@@ -55,3 +60,28 @@ def feature_loss(
         within = weight.flatten(1).sum(1).clamp(min=1e-6)
         total = total + (error * weight).flatten(1).sum(1) / within
     return total
+
+
+class FeatureSettings(Settings):
+    """Its weight."""
+
+    feature_weight: Annotated[float, OBJECTIVES_GROUP] = Field(
+        0.5,
+        ge=0,
+        description="weight of the repair of features: each stage predicts what a teacher finds in the clean "
+        "crop, the moving average of the weights (--ema-decay) or, without one, the weights as they are; 0 "
+        "leaves it out",
+    )
+
+
+def _heads(settings: Any) -> FeatureHeads:
+    return FeatureHeads(settings.embed_dim, settings.roi)
+
+
+def _loss(step: Repair, settings: FeatureSettings, heads: FeatureHeads) -> Tensor:
+    with torch.no_grad():
+        wanted = step.teacher.encode(step.clean)
+    return feature_loss(step.hidden[1:], wanted[1:], heads, step.inside).mean()
+
+
+FEATURES = Objective(lambda s: s.feature_weight, _loss, "feature_weight", _heads, "feature_heads")

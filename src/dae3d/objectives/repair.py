@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from dae3d.disrupt import Disrupted
+from dae3d.objectives.objective import OBJECTIVES_GROUP
 from dae3d.objectives.reconstruction import deviation, reconstruction_loss
+from dae3d.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -59,3 +63,36 @@ class RepairLoss:
             return weight
         wanted = mask if self.masked_only else 1 + (self.masked_weight - 1) * mask.float()
         return wanted if weight is None else wanted * weight
+
+
+class RepairSettings(Settings):
+    """How repairs are measured."""
+
+    reconstruction_loss: Annotated[Literal["all", "masked"], OBJECTIVES_GROUP] = Field(
+        "all", description="mean absolute error over all voxels, or over masked ones (mae only)"
+    )
+    masked_weight: Annotated[float, OBJECTIVES_GROUP] = Field(
+        3.0, ge=0, description="weight of masked voxels in that mean, where the others have 1"
+    )
+    coarse_weight: Annotated[float, OBJECTIVES_GROUP] = Field(
+        0.5,
+        ge=0,
+        description="weight of the errors at each lower resolution, with --repair-from pyramid or half",
+    )
+    relative_loss: Annotated[bool, OBJECTIVES_GROUP] = Field(
+        True,
+        description="divide a crop's error by its deviation: CT, scaled to 0 to 1, then counts as much as MR",
+    )
+    loss_on_padding: Annotated[bool, OBJECTIVES_GROUP] = Field(
+        False, description="count the zeros around a scan that is smaller than the crop"
+    )
+
+    def repair_loss(self) -> RepairLoss:
+        """How repairs are measured."""
+        return RepairLoss(
+            masked_only=self.reconstruction_loss == "masked",
+            masked_weight=self.masked_weight,
+            on_padding=self.loss_on_padding,
+            relative=self.relative_loss,
+            coarse_weight=self.coarse_weight,
+        )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dae3d.disrupt import Disrupted, clipped, disrupt
-from dae3d.objectives.contrastive import standardised
+from dae3d.objectives.contrastive import pooled, standardised
 from dae3d.probing.cases import CASES, VoxelProbe, voxel_probe
 from dae3d.probing.crops import SWAPPED, ProbeCrops, probe_crops
 from dae3d.probing.features import Covariance, cosines, mean_cosines, nearest_modality
@@ -92,10 +92,10 @@ class Probe:
         s = self.settings
         for batch in self.crops.read(places, s.batch_size, device):
             clean = clipped(batch["image"], s.clip_intensity)
-            disrupted = disrupt(s.disruption, clean, s.seed, batch["sample"], s.disruption_settings())
+            disrupted = disrupt(clean, s.seed, batch["sample"], s, s.embed_dim)
             hidden = network.encode(disrupted.image, disrupted.channel_keep, disrupted.token_mask)
-            compared = network.encode(clean) if s.contrastive_view == "clean" else hidden
-            parts.append(_Group(clean, batch["inside"], disrupted, hidden, network.pooled(compared)))
+            compared = pooled(network, clean, hidden, s)
+            parts.append(_Group(clean, batch["inside"], disrupted, hidden, compared))
         return _Group.of(parts)
 
     def _swapped(self, network: "_Network", places: list[int], group: "_Group") -> dict[str, Tensor]:

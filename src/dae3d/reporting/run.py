@@ -60,6 +60,7 @@ class RunRecord(_Record):
     world_size: int = 1
     parameters: int | None = None
     disruption: str | None = None
+    damage: str | None = None  # what a disruption does, in words
     init: str | None = None
     step: int | None = None
     max_steps: int | None = None

@@ -6,15 +6,6 @@ from dae3d.reporting.comparison import MEASURES, Comparison
 from dae3d.reporting.run import Run
 from dae3d.words import duration, listing, plural, quantity
 
-DISRUPTIONS = {
-    "all": "noise, loss of resolution and masked channels of the embedding",
-    "denoise": "noise",
-    "superres": "loss of resolution",
-    "local_mask": "masked channels of the embedding",
-    "mae": "masked blocks of voxels",
-    "varied": "noise, loss of resolution and masked blocks, each of a strength drawn for every crop",
-}
-
 
 def summary(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
     """What was trained on what, how long, and with which result: sentences."""
@@ -69,8 +60,9 @@ def progress(run: Run) -> str:
 def _training(run: Run) -> str:
     record = run.record
     network = f"A network of {quantity(record.parameters)} parameters" if record.parameters else "A network"
-    what = DISRUPTIONS.get(record.disruption or "", "disrupted images")
-    task = f"to repair {what}" + (f" (disruption “{record.disruption}”)" if record.disruption else "")
+    task = f"to repair {record.damage or 'disrupted images'}" + (
+        f" (disruption “{record.disruption}”)" if record.disruption else ""
+    )
     scans = sum(row.train for row in record.data.rows)
     kinds = sorted({row.modality for row in record.data.rows})
     data = (

@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dae3d.disrupt import Disrupted, clipped, disrupt, lowers_resolution, masks_blocks, sample_keys
+from dae3d.disrupt import Disrupted, clipped, disrupt, sample_keys
 from dae3d.disrupt.jitter import jitter
 from dae3d.disrupt.skips import drop_skips
 from dae3d.drawing.pictures import triptych_array
 from dae3d.evaluation.baselines import best_baselines
 from dae3d.evaluation.quality import image_quality
 from dae3d.models.swin_unetr import SwinUNETR
-from dae3d.objectives.contrastive import contrastive_loss
-from dae3d.objectives.dense import Projections, dense_contrast
-from dae3d.objectives.features import FeatureHeads, feature_loss
+from dae3d.objectives import Repair
+from dae3d.objectives.contrastive import contrastive_loss, pooled
 from dae3d.store.scan import Preparation
 from dae3d.training.batch import Sample
 from dae3d.training.module import TrainingModule
@@ -47,28 +46,19 @@ class Pretraining(TrainingModule):
         spacing: list[float] | None = None,
     ) -> None:
         network: Any = SwinUNETR(settings.architecture(), settings.checkpoint_activations)
-        network.encoder.mask_token.requires_grad_(masks_blocks(settings.disruption))
+        network.encoder.mask_token.requires_grad_(settings.disrupts().masks_voxels)
         if settings.freeze != "none":
             getattr(network, settings.freeze).requires_grad_(False)
-        # Of what is added to the error of the repair; one of weight 0 is not computed.
-        self.weights = {"contrastive": settings.contrastive_weight}
-        if settings.pairs:
-            self.weights["dense"] = settings.dense_weight
-        if settings.feature_weight:
-            self.weights["features"] = settings.feature_weight
-        sums = MetricSums(["loss", "l1", *self.weights], modalities)
+        self.objectives = settings.objectives()
+        sums = MetricSums(["loss", "l1", *self.objectives], modalities)
         # 3^3 convolutions are up to twice as fast with the channels innermost.
         super().__init__(settings, network.to(memory_format=torch.channels_last_3d), pictures, sums)
         self.settings, self.modalities, self.preparation = settings, modalities, preparation
         self.spacing = spacing
-        self.strengths = settings.disruption_settings()
         self.repair_loss = settings.repair_loss()
-        self.projections = None
-        if "dense" in self.weights:
-            self.projections = Projections([settings.embed_dim, 2 * settings.embed_dim])
-        self.feature_heads = None
-        if "features" in self.weights:
-            self.feature_heads = FeatureHeads(settings.embed_dim, settings.roi)
+        for each in self.objectives.values():
+            if each.heads is not None:
+                self.add_module(each.heads_name, each.heads(settings))
         self.baselines_due = False  # before the next validation crops are repaired by baselines, too
         self._validated: list[dict[str, Tensor]] = []
         self.probe: Callable[..., dict[str, float]] | None = None  # of a network, its device and how it runs
@@ -89,67 +79,46 @@ class Pretraining(TrainingModule):
         features = network.decoder.features(disrupted.image, drop_skips(hidden, disrupted.keys, s.skip_drop))
         repaired = network.images(disrupted.image, features, disrupted.token_mask)
         each, finest = self.repair_loss.total(repaired, clean, batch["inside"], disrupted)
-        pooled = self._pooled(network, clean, hidden)
-        losses = {"contrastive": self._contrastive(pooled, batch["modality"], across_ranks=True)}
-        if self.projections is not None:
-            losses["dense"] = self._dense(self.projections, features, batch["origin"], disrupted.keys)
-        if self.feature_heads is not None:
-            losses["features"] = self._features(self.feature_heads, clean, hidden, batch["inside"])
-        loss = each.mean()
-        for name, value in losses.items():
-            loss = loss + self.weights[name] * value
-        losses = {"loss": loss, "l1": finest.mean(), **losses}
-        self.sums.add(losses, len(clean), finest, batch["modality"])
+        step = Repair(
+            network=network,
+            teacher=self.evaluated,
+            clean=clean,
+            disrupted=disrupted,
+            hidden=hidden,
+            features=features,
+            inside=batch["inside"],
+            modality=batch["modality"],
+            origin=batch["origin"],
+        )
+        loss, losses = each.mean(), {}
+        for name, objective in self.objectives.items():
+            losses[name] = objective.loss(step, s, self._heads.get(name))
+            loss = loss + objective.weight(s) * losses[name]
+        self.sums.add({"loss": loss, "l1": finest.mean(), **losses}, len(clean), finest, batch["modality"])
         return loss
+
+    @property
+    def _heads(self) -> dict[str, nn.Module]:
+        """The modules of the objectives that have one, by objective."""
+        return {
+            name: self.get_submodule(each.heads_name)
+            for name, each in self.objectives.items()
+            if each.heads is not None
+        }
 
     def _disrupt(self, batch: Sample) -> tuple[Tensor, Disrupted]:
         """The clean crops and the disrupted ones."""
         s = self.settings
         keys = sample_keys(s.seed, batch["sample"])
         clean = jitter(clipped(batch["image"], s.clip_intensity), batch["inside"], keys, s.intensity_jitter)
-        return clean, disrupt(s.disruption, clean, s.seed, batch["sample"], self.strengths)
-
-    def _dense(
-        self, projections: Projections, features: list[Tensor], origin: Tensor, keys: Tensor
-    ) -> Tensor:
-        """The dense contrastive loss, the sum of those at 1/2 and 1/4 of the resolution."""
-        loss = features[0].new_zeros((), dtype=torch.float32)
-        # The last five are at 1/2 to 1/32.
-        for projection, feature, stride in zip(projections, features[-5:-3], (2, 4), strict=True):
-            loss = loss + dense_contrast(
-                feature, projection, origin, stride, keys, self.settings.dense_temperature
-            )
-        return loss
-
-    def _features(
-        self, heads: FeatureHeads, clean: Tensor, hidden: list[Tensor], inside: Tensor | None
-    ) -> Tensor:
-        """How far the stages are from predicting the teacher's features of the clean crops."""
-        with torch.no_grad():
-            wanted = self.evaluated.encode(clean)
-        return feature_loss(hidden[1:], wanted[1:], heads, inside).mean()
-
-    def _pooled(self, network: Any, clean: Tensor, hidden: list[Tensor]) -> Tensor:
-        """The features (B, F) that the contrastive loss compares."""
-        if self.settings.contrastive_view == "clean" and self.settings.contrastive_weight:
-            hidden = network.encode(clean)
-        return network.pooled(hidden)
-
-    def _contrastive(self, features: Tensor, modalities: Tensor, across_ranks: bool) -> Tensor:
-        if self.settings.contrastive_weight == 0:
-            return features.new_zeros((), dtype=torch.float32)
-        s = self.settings
-        return contrastive_loss(
-            features, modalities, s.contrastive_temperature, across_ranks, s.contrastive_standardise
-        )
+        return clean, disrupt(clean, s.seed, batch["sample"], s, s.embed_dim)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups of the network's parameters, and of what is thrown away after pre-training."""
         groups = super().parameter_groups()
-        for heads in (self.projections, self.feature_heads):
-            if heads is not None:
-                decay = self.settings.weight_decay
-                groups.append({"params": list(heads.parameters()), "weight_decay": decay, "scale": 1.0})
+        for heads in self._heads.values():
+            decay = self.settings.weight_decay
+            groups.append({"params": list(heads.parameters()), "weight_decay": decay, "scale": 1.0})
         return groups
 
     # Probing
@@ -195,7 +164,7 @@ class Pretraining(TrainingModule):
         repaired = self.evaluated.decode(disrupted.image, hidden, disrupted.token_mask).float()
         result = {
             "l1": self.repair_loss.total([repaired], clean, batch["inside"], disrupted)[1],
-            "features": self._pooled(self.evaluated, clean, hidden),
+            "features": pooled(self.evaluated, clean, hidden, self.settings),
             "modality": batch["modality"],
         }
         quality = {"": image_quality(repaired, clean)}
@@ -210,10 +179,17 @@ class Pretraining(TrainingModule):
         """Record the means over each modality's crops; the first time, those of baselines too."""
         all_crops = {key: torch.cat([r[key] for r in self._validated]) for key in self._validated[0]}
         modality = all_crops["modality"]
-        contrastive = self._contrastive(all_crops["features"], modality, across_ranks=False)
-        l1 = all_crops["l1"].mean()
-        self.val_loss = float(l1 + self.settings.contrastive_weight * contrastive)
-        row = {"val/loss": self.val_loss, "val/l1": float(l1), "val/contrastive": float(contrastive)}
+        loss = all_crops["l1"].mean()
+        row = {"val/l1": float(loss)}
+        s = self.settings
+        if s.contrastive_weight:
+            contrastive = contrastive_loss(
+                all_crops["features"], modality, s.contrastive_temperature, False, s.contrastive_standardise
+            )
+            row["val/contrastive"] = float(contrastive)
+            loss = loss + s.contrastive_weight * contrastive
+        self.val_loss = float(loss)
+        row = {"val/loss": self.val_loss, **row}
         for number, name in enumerate(self.modalities):
             for key, values in all_crops.items():
                 if key not in ("features", "modality"):
@@ -223,8 +199,8 @@ class Pretraining(TrainingModule):
         super().on_validation_epoch_end()
 
     def _baselines(self, disrupted: Tensor, clean: Tensor) -> dict[str, Any]:
-        downsampled = lowers_resolution(self.settings.disruption)
-        repairs = best_baselines(disrupted, clean, self.strengths.downsample_factor, downsampled)
+        s = self.settings
+        repairs = best_baselines(disrupted, clean, s.downsample_factor, s.disrupts().lowers_resolution)
         return {
             name: image_quality(image, clean) for name, image in {"disrupted": disrupted, **repairs}.items()
         }
