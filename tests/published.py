@@ -9,10 +9,9 @@ from dae3d.models.swin_unetr import Architecture, SwinUNETR
 PARITY = Path(__file__).parent / "parity"
 
 
-spec = importlib.util.spec_from_file_location("parity_weights", PARITY / "weights.py")
-
-
-parity = importlib.util.module_from_spec(spec)
+_spec = importlib.util.spec_from_file_location("parity_weights", PARITY / "weights.py")
+parity = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(parity)
 
 
 def published_network(axes):

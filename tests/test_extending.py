@@ -67,5 +67,5 @@ def test_a_run_disrupts_and_learns_by_them(added, tiny_store, tiny_settings, tmp
 
 
 def test_without_it_the_name_is_refused_with_those_there_are(tiny_store, tmp_path):
-    with pytest.raises(SettingsError, match="disruption: must be one of all, .*varied"):
+    with pytest.raises(SettingsError, match=r"disruption: must be one of all, .*varied"):
         dae3d.pretrain(data=tiny_store, out=tmp_path / "run", disruption="half")

@@ -11,7 +11,7 @@ import dae3d
 from conftest import labelled_case, write_task
 from dae3d.errors import Dae3dError
 from dae3d.evaluation.held_out import HeldOut, held_out
-from dae3d.models.provenance import TRAINED_ON, entry, kept
+from dae3d.models.provenance import entry, kept
 from dae3d.models.swin_unetr import Architecture, Segmenter
 from dae3d.models.weights import save_weights
 from dae3d.reporting import segmentation
@@ -44,7 +44,7 @@ def cases_of(task: Path):
 
 
 def info_of(stages: list[dict], best: int = 8) -> dict:
-    return {"task": "segmentation", "step": 8, "best_validation": {"step": best}, TRAINED_ON: stages}
+    return {"task": "segmentation", "step": 8, "best_validation": {"step": best}, "trained_on": stages}
 
 
 def test_each_case_is_in_its_gravest_list(task: Path) -> None:

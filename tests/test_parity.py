@@ -9,13 +9,12 @@ import torch
 import dae3d
 from dae3d.models.layouts import FINETUNING
 from dae3d.models.swin_unetr import normalised
-from published import PARITY, parity, spec
+from published import PARITY, parity
 
 EXPECTED = np.load(PARITY / "expected.npz")
 FINETUNE_SHAPES = {
     key["name"]: key["shape"] for key in json.loads((PARITY / "finetune_keys.json").read_text())
 }
-spec.loader.exec_module(parity)
 
 
 @pytest.fixture(scope="module")

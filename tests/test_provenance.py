@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dae3d
-from dae3d.models.provenance import TRAINED_ON, Seen, continued, entry, entry_of, kept, seen, trained_on
+from dae3d.models.provenance import Seen, continued, entry, entry_of, kept, seen, trained_on
 from dae3d.models.weights import read_weights
 
 SCANS = {name: [hashlib.sha256(name.encode()).hexdigest()] for name in ("a", "b", "c", "d")}
@@ -22,7 +22,7 @@ def one(name: str) -> int:
 
 
 def through_json(stages: list[dict]) -> dict:
-    return json.loads(json.dumps({TRAINED_ON: stages}))
+    return json.loads(json.dumps({"trained_on": stages}))
 
 
 def test_cases_are_found_on_the_side_they_were_on() -> None:
@@ -91,7 +91,7 @@ def test_a_run_of_pre_training_names_its_scans(tiny_run: Path, tiny_store: Path)
         assert sides(info, paths) == {("pretrain", side): len(paths)}
         voxels = {scan["file"]: [scan["voxel_digest"]] for scan in split[name]}
         assert [found.side for found in seen(info, voxels)] == [side] * len(paths)
-    assert "sub-0" not in json.dumps(info[TRAINED_ON])
+    assert "sub-0" not in json.dumps(info["trained_on"])
 
 
 def test_fine_tuning_keeps_what_the_weights_before_it_saw(
@@ -120,11 +120,11 @@ def test_a_resumed_run_still_knows_what_its_weights_were_begun_with(
     settings = tiny_finetune | {"init": tmp_path / "begun.safetensors", "save_every": 1, "val_every": 100}
     shutil.copy(tiny_run / "weights" / "best.safetensors", settings["init"])
     run = dae3d.finetune(out=tmp_path / "run", **(settings | {"max_steps": 1}))
-    before = read_weights(run / "weights" / "last.safetensors").info[TRAINED_ON]
+    before = read_weights(run / "weights" / "last.safetensors").info["trained_on"]
     settings["init"].unlink()
     dae3d.finetune(out=tmp_path / "run", resume=True, **(settings | {"max_steps": 2}))
     info = read_weights(run / "weights" / "last.safetensors").info
-    assert (info["step"], info[TRAINED_ON]) == (2, before)
+    assert (info["step"], info["trained_on"]) == (2, before)
     assert [stage.task for stage in trained_on(info)] == ["pretrain", "segmentation"]
 
 

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 from rich.box import SIMPLE_HEAD
@@ -32,6 +32,9 @@ from dae3d.scans.task_list import TaskSplit
 from dae3d.settings import Settings, verb
 from dae3d.store.recipe import CaseRecipe
 from dae3d.version import __version__
+
+if TYPE_CHECKING:
+    from dae3d.models.network import WeightsInfo
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +197,7 @@ def _predictions(settings: EvaluateSettings) -> Path:
     return out
 
 
-def _weights(settings: EvaluateSettings) -> list[dict[str, Any]]:
+def _weights(settings: EvaluateSettings) -> list["WeightsInfo"]:
     """What the weights that predicted say of their training."""
     if settings.predictions is not None:
         return read_weights_beside(settings.predictions)

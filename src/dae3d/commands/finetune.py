@@ -91,7 +91,8 @@ def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
         SettingsError: where a size that was given is not that of --init, or the sizes do not fit together.
     """
     given = {name: getattr(settings, name) for name in SIZES if getattr(settings, name) is not None}
-    sizes, axes = asdict(Architecture(window=6)), "straight"  # 6 divides the grids of 96^3 crops
+    sizes = asdict(Architecture(window=6))  # 6 divides the grids of 96^3 crops
+    axes: str | None = "straight"
     # A run that goes on has all its sizes, and --init may be gone by now.
     settled = settings.resume and bool(find_checkpoints(settings.out / "checkpoints"))
     if settings.init is not None and not settled:

@@ -1,16 +1,19 @@
 """Whether cases are held out of what the weights were trained on, as far as the weights say it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.files import write_text
 from dae3d.scans.task import TaskCase
 from dae3d.store.source import contents_of
 from dae3d.words import plural, some
+
+if TYPE_CHECKING:
+    from dae3d.models.network import WeightsInfo
 
 # Beside predictions: what the weights that made them say of their training.
 FILE = "weights.json"
@@ -85,7 +88,7 @@ class HeldOut:
         return "None of the cases was trained on, or chose the weights, by the content of their image files."
 
 
-def held_out(cases: Sequence[TaskCase], weights: Sequence[Mapping[str, Any]]) -> HeldOut:
+def held_out(cases: Sequence[TaskCase], weights: Sequence["WeightsInfo"]) -> HeldOut:
     """Which cases weights have met, by the content of their image files.
 
     Args:
@@ -139,13 +142,13 @@ def _contents(case: TaskCase) -> list[str]:
         raise ScanError(f"{case.name}: {error.filename}: unreadable: {error.strerror}") from None
 
 
-def write_weights(folder: Path, weights: Sequence[Mapping[str, Any]]) -> None:
+def write_weights(folder: Path, weights: Sequence["WeightsInfo"]) -> None:
     """Write down, beside predictions, what the weights that make them say of their training.
 
     Raises:
         Dae3dError: where another file has that name, or it cannot be written.
     """
-    from dae3d.models.provenance import TRAINED_ON, entry_of
+    from dae3d.models.provenance import entry_of
 
     path = folder / FILE
     if path.exists() and not read_weights_beside(folder):
@@ -154,20 +157,19 @@ def write_weights(folder: Path, weights: Sequence[Mapping[str, Any]]) -> None:
         {
             "step": info.get("step"),
             "best_validation": info.get("best_validation"),
-            TRAINED_ON: entry_of(info),
+            "trained_on": entry_of(info),
         }
         for info in weights
     ]
     write_text(path, json.dumps(kept) + "\n")
 
 
-def read_weights_beside(folder: Path) -> list[dict[str, Any]]:
+def read_weights_beside(folder: Path) -> list["WeightsInfo"]:
     """What `write_weights` wrote; nothing where there is no such file, or it is another."""
     try:
         found = json.loads((folder / FILE).read_bytes())
     except (OSError, ValueError):
         return []
-    from dae3d.models.provenance import TRAINED_ON
-
-    usable = isinstance(found, list) and all(isinstance(info, dict) and TRAINED_ON in info for info in found)
-    return found if usable else []
+    if not isinstance(found, list):
+        return []
+    return found if all(isinstance(info, dict) and "trained_on" in info for info in found) else []

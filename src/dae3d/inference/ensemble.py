@@ -1,16 +1,16 @@
 """Fine-tuned networks that segment together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from dae3d.errors import Dae3dError
 from dae3d.models.loading import load
-from dae3d.models.weights import read_weights
+from dae3d.models.network import Network, WeightsInfo
+from dae3d.models.weights import Contents, read_weights
 from dae3d.scans.sides import AXES, Axis
 from dae3d.store.recipe import CaseRecipe
 from dae3d.store.source import digest
@@ -32,7 +32,7 @@ class Ensemble:
     recipe: CaseRecipe
     digests: list[str]
     flips: tuple[Axis, ...] | None = None
-    infos: Sequence[Mapping[str, Any]] = ()
+    infos: Sequence[WeightsInfo] = ()
 
 
 def load_ensemble(weights: Sequence[Path], device: torch.device) -> Ensemble:
@@ -42,7 +42,7 @@ def load_ensemble(weights: Sequence[Path], device: torch.device) -> Ensemble:
         Dae3dError: where a file is of no fine-tuned network, or its cases were prepared otherwise than those
             of the first.
     """
-    networks: list[Any] = [load(source) for source in weights]
+    networks = [load(source) for source in weights]
     recipes = [_recipe(source, network) for source, network in zip(weights, networks, strict=True)]
     for source, recipe in zip(weights, recipes, strict=True):
         for field in CaseRecipe.model_fields:
@@ -63,7 +63,7 @@ def recipe_of(source: Path) -> CaseRecipe:
     return _recipe(source, read_weights(source))
 
 
-def _flips(info: Mapping[str, Any]) -> tuple[Axis, ...] | None:
+def _flips(info: WeightsInfo) -> tuple[Axis, ...] | None:
     """The axes that training flipped crops along, or None where that is not known."""
     if "flip_axes" in info:
         return tuple(info["flip_axes"])
@@ -72,7 +72,7 @@ def _flips(info: Mapping[str, Any]) -> tuple[Axis, ...] | None:
     return None if probability is None else AXES if probability else ()
 
 
-def _recipe(source: Path, network: Any) -> CaseRecipe:
+def _recipe(source: Path, network: Network | Contents) -> CaseRecipe:
     if network.info.get("task") != "segmentation":
         raise Dae3dError(
             f"{source}: no segmentation network; make one with `dae3d finetune --init {source} ...` first"

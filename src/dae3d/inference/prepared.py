@@ -1,11 +1,12 @@
 """Scans as a pre-trained network wants them: in the form of the store that it was trained on."""
 
 import logging
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from dae3d.errors import as_scan_error
+from dae3d.models.network import Network
 from dae3d.scans.given import Image
 from dae3d.scans.readers import Volume
 from dae3d.store.examine import AS_ACQUIRED, examine
@@ -24,7 +25,7 @@ class Prepared(NamedTuple):
     statistics: Statistics
 
 
-def preparation_of(network: Any) -> Preparation:
+def preparation_of(network: Network) -> Preparation:
     """How scans were prepared for a pre-trained network; as acquired where its weights do not say it."""
     told = network.info.get("preparation")
     return Preparation(**told) if told else AS_ACQUIRED

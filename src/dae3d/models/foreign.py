@@ -16,12 +16,12 @@ from dae3d.models.layouts import (
     Half,
     Layout,
     Renamed,
-    Task,
     architecture_of,
     from_layout,
     networks_among,
 )
 from dae3d.models.load_report import part_of
+from dae3d.models.network import Task
 from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
 
 MonaiMerging = Literal["reference", "merging", "mergingv2"]

@@ -11,9 +11,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from dae3d.models.network import Task
 from dae3d.models.swin_unetr import Architecture
 
-Task = Literal["pretrain", "segmentation", "encoder"]
 Half = Literal["encoder", "decoder"]
 
 MASK_TOKEN = "encoder.mask_token"

@@ -13,8 +13,9 @@ from dae3d.models.decoder import ABOVE_HALF
 from dae3d.models.foreign import (
     MonaiMerging,
 )
-from dae3d.models.layouts import MASK_TOKEN, NO_SUCH_TENSOR, Half, Task
+from dae3d.models.layouts import MASK_TOKEN, NO_SUCH_TENSOR, Half
 from dae3d.models.load_report import LoadReport, has_head, part_of
+from dae3d.models.network import Network, Task
 from dae3d.models.provenance import class_names
 from dae3d.models.swin_unetr import Architecture, Axes, FeatureEncoder, Segmenter, SwinUNETR
 from dae3d.models.weights import Contents, check_choice, read_weights
@@ -23,7 +24,11 @@ log = logging.getLogger(__name__)
 
 Transfer = Literal["both", "encoder", "decoder"]
 
-NETWORKS: dict[Task, Any] = {"pretrain": SwinUNETR, "segmentation": Segmenter, "encoder": FeatureEncoder}
+NETWORKS: dict[Task, type[SwinUNETR] | type[Segmenter] | type[FeatureEncoder]] = {
+    "pretrain": SwinUNETR,
+    "segmentation": Segmenter,
+    "encoder": FeatureEncoder,
+}
 
 _SEES_THE_IMAGE = (
     "encoder.patch_embed.conv1.conv.weight",
@@ -42,7 +47,7 @@ def load(
     channels: int | None = None,
     show: bool = True,
     monai_merging: MonaiMerging | None = None,
-) -> nn.Module:
+) -> Network:
     """Make a network with the weights of a file, in eval mode.
 
     Args:
@@ -77,7 +82,8 @@ def load(
     contents = read_weights(weights, monai_merging)
     task = task or contents.task
     architecture = _architecture(contents, task, classes, channels)
-    network: Any = NETWORKS[task](architecture, axes=axes or contents.info.get("axes", "straight"))
+    trained: Any = contents.info.get("axes", "straight")
+    network = NETWORKS[task](architecture, axes=axes or trained)
     network.load_report = load_into(network, contents, transfer, show)
     network.info, network.weights = contents.info, contents.path
     return network.eval()

@@ -12,12 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dae3d.models.layouts import Task
+from dae3d.models.network import Task, WeightsInfo
 
 Side = Literal["training", "validation"]
 
 # Entry of a header.
-TRAINED_ON = "trained_on"
 
 # Of every digest the first 64 bits are kept, and of more scans than this the smallest ones: 11 MB of text.
 _DIGITS, _MOST = 16, 1 << 20
@@ -58,7 +57,7 @@ class Seen:
     side: Side
 
 
-def trained_on(info: Mapping[str, Any]) -> list[Stage]:
+def trained_on(info: WeightsInfo) -> list[Stage]:
     """The trainings that weights went through, the first one first.
 
     Args:
@@ -67,7 +66,7 @@ def trained_on(info: Mapping[str, Any]) -> list[Stage]:
     Returns:
         At least one stage; the last is the training that the file comes from.
     """
-    if TRAINED_ON not in info:
+    if "trained_on" not in info:
         return [Stage(info.get("task", "pretrain"), class_names(info), known=False)]
     return [
         Stage(
@@ -77,11 +76,11 @@ def trained_on(info: Mapping[str, Any]) -> list[Stage]:
             _unpacked(stage["validation"]),
             stage["known"],
         )
-        for stage in info[TRAINED_ON]
+        for stage in info["trained_on"]
     ]
 
 
-def seen(info: Mapping[str, Any], cases: Mapping[str, Iterable[str]]) -> list[Seen]:
+def seen(info: WeightsInfo, cases: Mapping[str, Iterable[str]]) -> list[Seen]:
     """Which of some cases weights were trained on, or were chosen by.
 
     Args:
@@ -100,7 +99,7 @@ def seen(info: Mapping[str, Any], cases: Mapping[str, Iterable[str]]) -> list[Se
     return found
 
 
-def class_names(info: Mapping[str, Any]) -> tuple[str, ...]:
+def class_names(info: WeightsInfo) -> tuple[str, ...]:
     """Names of the classes of a segmentation network, the background first; none where not known."""
     labels = info.get("recipe", {}).get("labels", {})
     return tuple(labels[value] for value in sorted(labels, key=int))
@@ -113,7 +112,7 @@ def entry(
     classes: Sequence[str] = (),
     earlier: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """What a header has under `TRAINED_ON`, in plain JSON.
+    """What a header has as `trained_on`, in plain JSON.
 
     Args:
         task: what is trained.
@@ -132,10 +131,10 @@ def entry(
     return [*map(dict, earlier), stage]
 
 
-def entry_of(info: Mapping[str, Any]) -> list[dict[str, Any]]:
+def entry_of(info: WeightsInfo) -> list[dict[str, Any]]:
     """The entry of a header, also of one that has none."""
-    if TRAINED_ON in info:
-        return list(info[TRAINED_ON])
+    if "trained_on" in info:
+        return list(info["trained_on"])
     unknown = entry(info.get("task", "pretrain"), (), (), class_names(info))
     return [{**unknown[0], "known": False}]
 

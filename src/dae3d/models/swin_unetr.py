@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dae3d.errors import Dae3dError
 from dae3d.models.blocks import UpBlock, our_convolution, with_our_layers
 from dae3d.models.decoder import RepairFrom, UnetrDecoder
+from dae3d.models.network import Network
 from dae3d.models.swin import SwinStage
 from dae3d.models.windows import WindowEdges
 
@@ -82,7 +83,7 @@ def sides_without_edges(window: int) -> int:
     return math.lcm(32, 16 * window)
 
 
-class SwinUNETR(nn.Module):
+class SwinUNETR(Network):
     """Repairs a disrupted volume.
 
     Args:
@@ -177,7 +178,7 @@ def _visible_intensity(image: Tensor, token_mask: Tensor | None) -> tuple[Tensor
     return mean, variance.sqrt()
 
 
-class Segmenter(nn.Module):
+class Segmenter(Network):
     """Segments a volume. The decoder gets the encoder's feature maps normalised over their channels.
 
     Args:
@@ -219,7 +220,7 @@ class Segmenter(nn.Module):
         ]
 
 
-class FeatureEncoder(nn.Module):
+class FeatureEncoder(Network):
     """The encoder alone, as fine-tuning uses it.
 
     Args:

@@ -24,7 +24,8 @@ from dae3d.models.foreign import (
     renamed,
     task_of,
 )
-from dae3d.models.layouts import Half, Renamed, Task
+from dae3d.models.layouts import Half, Renamed
+from dae3d.models.network import Task, WeightsInfo
 from dae3d.models.pickled import read_pickled
 from dae3d.models.swin_unetr import Architecture
 
@@ -55,7 +56,7 @@ class Contents:
     path: Path
     task: Task
     architecture: Architecture
-    info: dict[str, Any]
+    info: WeightsInfo
     state: dict[str, Tensor]
     origins: dict[str, str]
     skipped: dict[str, str]
@@ -64,7 +65,7 @@ class Contents:
 
 
 def save_weights(
-    path: Path, state: Mapping[str, Tensor], architecture: Architecture, info: dict[str, Any]
+    path: Path, state: Mapping[str, Tensor], architecture: Architecture, info: WeightsInfo
 ) -> None:
     """Write the network's weights, whole or not at all. `info` must be plain JSON."""
     header = {"format": "1", "architecture": json.dumps(asdict(architecture)), "info": json.dumps(info)}
@@ -161,7 +162,7 @@ def _in_another_layout(path: Path, file: Any, monai_merging: MonaiMerging | None
             "as published and as of MONAI before 1.5; for weights of a later MONAI give monai_merging "
             '"merging" (its default) or "mergingv2"'
         )
-    info: dict[str, Any] = {"axes": "reference"} if task == "pretrain" else {"task": task}
+    info: WeightsInfo = {"axes": "reference"} if task == "pretrain" else {"task": task}
     if monai_merging is not None:
         info["monai_merging"] = monai_merging
     wrong = misfits(names, found.layout, architecture)

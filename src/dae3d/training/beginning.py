@@ -93,7 +93,8 @@ def _on_channels(contents: Contents, recipe: CaseRecipe) -> Iterator[str]:
 def _on_spacing(contents: Contents, data: LabelledData) -> Iterator[str]:
     """On voxels of another size, what the weights know looks larger or smaller than they know it."""
     info = contents.info
-    told = [info.get("spacing"), *(info.get(name, {}).get("spacing") for name in ("preparation", "recipe"))]
+    recorded = info.get("preparation", {}), info.get("recipe", {})
+    told = [info.get("spacing"), *(each.get("spacing") for each in recorded)]
     before = next(filter(None, told), None)
     here = data.spacing()
     if before is None:

@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 from dae3d.errors import Dae3dError
 from dae3d.files import whole_file
-from dae3d.models.provenance import TRAINED_ON, continued
+from dae3d.models.network import WeightsInfo
+from dae3d.models.provenance import continued
 from dae3d.models.weights import save_weights
 from dae3d.training.background import Background, Snapshots, on_cpu
 from dae3d.training.record import RunRecord, versions
@@ -134,12 +135,12 @@ class Saver(lightning.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation so far, and what was trained on, kept in checkpoints."""
-        return {"best": dict(self.best), TRAINED_ON: self.trained_on}
+        return {"best": dict(self.best), "trained_on": self.trained_on}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Back from a checkpoint."""
         self.best = state_dict["best"]
-        self.trained_on = continued(state_dict.get(TRAINED_ON), self.trained_on)
+        self.trained_on = continued(state_dict.get("trained_on"), self.trained_on)
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         """Listen for Ctrl-C, and for the SIGTERM of a launcher or a queue."""
@@ -244,16 +245,17 @@ class Saver(lightning.Callback):
             reason = str(error).splitlines()[0]
             raise Dae3dError(f"{self.settings.out}: cannot be written: {reason}") from error
 
-    def _info(self, trainer: Any, module: Any) -> dict[str, Any]:
-        return {
-            "step": trainer.global_step,
-            "best_validation": self.best,
-            **module.header(),
+    def _info(self, trainer: Any, module: Any) -> WeightsInfo:
+        info: WeightsInfo = {"step": trainer.global_step, "best_validation": self.best}
+        info.update(module.header())
+        rest: WeightsInfo = {
             "settings": self.settings.model_copy(update={"resume": False}).model_dump(mode="json"),
             "versions": versions(),
             "data": self.about["data"]["rows"],
-            TRAINED_ON: self.trained_on,
+            "trained_on": self.trained_on,
         }
+        info.update(rest)
+        return info
 
 
 class Progress(TQDMProgressBar):

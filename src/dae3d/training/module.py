@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dae3d.drawing.pictures import save_picture
 from dae3d.files import inside
+from dae3d.models.network import WeightsInfo
 from dae3d.training.optimiser import keep_settings, learning_rate, parameter_groups
 from dae3d.training.run_settings import RunSettings
 from dae3d.training.sums import MetricSums
@@ -51,7 +52,7 @@ class TrainingModule(lightning.LightningModule, ABC):
         self._validation_start = self._validation_seconds = 0.0
 
     @abstractmethod
-    def header(self) -> dict[str, Any]:
+    def header(self) -> WeightsInfo:
         """What the weights' file says of this network, besides the step and the versions."""
 
     @property

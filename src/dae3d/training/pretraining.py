@@ -14,6 +14,7 @@ from dae3d.disrupt.skips import drop_skips
 from dae3d.drawing.pictures import triptych_array
 from dae3d.evaluation.baselines import best_baselines
 from dae3d.evaluation.quality import image_quality
+from dae3d.models.network import WeightsInfo
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.objectives import Repair
 from dae3d.objectives.contrastive import contrastive_loss, pooled
@@ -63,11 +64,17 @@ class Pretraining(TrainingModule):
         self._validated: list[dict[str, Tensor]] = []
         self.probe: Callable[..., dict[str, float]] | None = None  # of a network, its device and how it runs
 
-    def header(self) -> dict[str, Any]:
+    def header(self) -> WeightsInfo:
         """The modalities, by number, how scans were prepared, and their voxel size."""
         preparation = self.preparation.model_dump(mode="json", exclude={"version"})
-        header = {"task": "pretrain", "modalities": self.modalities, "preparation": preparation}
-        return header if self.spacing is None else {**header, "spacing": self.spacing}
+        header: WeightsInfo = {
+            "task": "pretrain",
+            "modalities": self.modalities,
+            "preparation": preparation,
+        }
+        if self.spacing is not None:
+            header["spacing"] = self.spacing
+        return header
 
     # Training
 

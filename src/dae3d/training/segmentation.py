@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dae3d.drawing.case_view import view_case
 from dae3d.drawing.overlay import draw_case
 from dae3d.inference.sliding import segment
+from dae3d.models.network import WeightsInfo
 from dae3d.scans.readers import Volume
 from dae3d.training.augment import flipped_axes
 from dae3d.training.batch import Sample
@@ -56,7 +57,7 @@ class Segmentation(TrainingModule):
                 parameter.grad = None
         super().configure_gradient_clipping(*args, **kwargs)
 
-    def header(self) -> dict[str, Any]:
+    def header(self) -> WeightsInfo:
         """What a prediction needs to know: how cases are prepared, the classes, what was flipped."""
         return {
             "task": "segmentation",
