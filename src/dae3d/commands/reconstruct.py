@@ -32,6 +32,7 @@ from dae3d.cores import THREADS
 from dae3d.disrupt import DISRUPTIONS, Disrupted, DisruptionName, DisruptionSettings, clipped, sample_keys
 from dae3d.drawing.pictures import triptych
 from dae3d.errors import Dae3dError, ScanError
+from dae3d.evaluation.image_metrics import IMAGE_METRICS
 from dae3d.evaluation.quality import image_quality
 from dae3d.files import inside, refuse_other_file, whole_file, write_text
 from dae3d.inference.device import pick_device
@@ -100,7 +101,8 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     with its affine and the scan's order of axes. All figures go to `metrics.csv`.
 
     Returns:
-        The rows of `metrics.csv`: scan, modality, image ("disrupted" or "repaired"), l1, psnr (dB), ssim.
+        The rows of `metrics.csv`: scan, modality, image ("disrupted" or "repaired"), and every measure of
+        `IMAGE_METRICS`: l1, psnr (dB), ssim.
 
     Raises:
         Dae3dError: where the weights cannot be used, they never saw scans of a modality, no scan could be
@@ -121,7 +123,7 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     if network.encoder.axes == "reference" and roi != 2 * trained.embed_dim:
         raise Dae3dError(f"roi: with reference axes it must be {2 * trained.embed_dim}, not {roi}")
     figures = settings.out / "metrics.csv"
-    refuse_other_file(figures, "table of `reconstruct`", rb"scan,modality,image,l1,psnr,ssim\r?\n")
+    refuse_other_file(figures, "table of `reconstruct`", rb"scan,modality,image,l1,psnr")
     log.info("%s, windows of %d^3", disruption, roi)
 
     scans = labelled_images(settings.scans, settings.rule, settings.modality, settings.volume)
@@ -283,8 +285,7 @@ def _write(folder: Path, repair: Repair, scan: Prepared, title: str) -> None:
 
 
 def _figures(image: Tensor, clean: Tensor) -> dict[str, float]:
-    quality = image_quality(image, clean)
-    return {"l1": quality.l1.item(), "psnr": quality.psnr.item(), "ssim": quality.ssim.item()}
+    return {name: values.item() for name, values in image_quality(image, clean).items()}
 
 
 def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -296,9 +297,9 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _show(rows: list[dict[str, Any]], out: Path) -> None:
-    table = Table("scan", "modality", "image", "L1", "PSNR (dB)", "SSIM")
+    table = Table("scan", "modality", "image", *(metric.heading for metric in IMAGE_METRICS.values()))
     for row in rows:
-        figures = (f"{row['l1']:.4f}", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}")
+        figures = (f"{row[name]:.{metric.decimals}f}" for name, metric in IMAGE_METRICS.items())
         table.add_row(escape(Path(row["scan"]).name), row["modality"], row["image"], *figures)
     Console().print(table)
     print(f"pictures and NIfTI files: {out}")

@@ -1,10 +1,9 @@
-"""How near an image is to the clean one: L1, PSNR, SSIM."""
-
-from typing import NamedTuple
+"""How near an image is to the clean one, by all measures; and SSIM."""
 
 import torch
 from torch import Tensor
 
+from dae3d.evaluation.image_metrics import IMAGE_METRICS, Images
 from dae3d.evaluation.windows import gaussian_weights, weighted_means
 
 WINDOW = 11  # voxels, a side of SSIM's Gaussian window
@@ -13,46 +12,35 @@ _C1, _C2 = 0.01**2, 0.03**2
 _SLAB_VOXELS = 2**21
 
 
-class ImageQuality(NamedTuple):
-    """Measures of each sample, (B,) float32."""
-
-    l1: Tensor
-    psnr: Tensor
-    ssim: Tensor
-
-
 @torch.no_grad()
-def image_quality(image: Tensor, clean: Tensor) -> ImageQuality:
+def image_quality(image: Tensor, clean: Tensor) -> dict[str, Tensor]:
     """Compare images with the clean ones, sample by sample.
 
-    The data range that PSNR and SSIM need is the clean sample's own, maximum minus minimum (1 where it is
-    constant). SSIM (Wang et al., 2004) is taken of intensities counted from the clean sample's minimum, so
-    that PSNR and SSIM are the same in HU, in z-scores and scaled to [0, 1]. Its window is Gaussian, 11^3
-    voxels and sigma 1.5; along a side that is shorter, the largest odd number of voxels that fits. It is
-    averaged over the window's positions that lie wholly inside.
-
-    Beside its arguments this takes two volumes of their size and some 100 MB: SSIM is computed by slabs.
+    Beside its arguments this takes two volumes of their size and some 100 MB.
 
     Args:
         image: (B, 1, D, H, W), a crop or a whole scan.
         clean: (B, 1, D, H, W).
 
     Returns:
-        L1 in the unit of the images; PSNR in dB, infinite where the two are identical; SSIM, at most 1.
+        (B,) float32 by the names of `IMAGE_METRICS`.
     """
     image, clean = image.float(), clean.float()
     lowest, highest = clean.flatten(1).aminmax(dim=1)
     span = torch.where(highest > lowest, highest - lowest, torch.ones_like(lowest))
-    error = image - clean
-    l1 = error.abs().flatten(1).mean(dim=1)
-    mean_square = error.square_().flatten(1).mean(dim=1)
-    del error
-    psnr = 20 * span.log10() - 10 * mean_square.log10()
-    return ImageQuality(l1, psnr, _ssim(image, clean, lowest, span))
+    images = Images(image, clean, lowest, span)
+    return {name: metric.measure(images) for name, metric in IMAGE_METRICS.items()}
 
 
-def _ssim(image: Tensor, clean: Tensor, lowest: Tensor, span: Tensor) -> Tensor:
-    """Mean structural similarity of each sample, (B,); `lowest` and `span` are (B,)."""
+def ssim(images: Images) -> Tensor:
+    """Mean structural similarity of each sample, (B,) (Wang et al., 2004).
+
+    Intensities count from the clean sample's minimum and its data range is its own, so that PSNR and SSIM are
+    the same in HU, in z-scores and scaled to [0, 1]. The window is Gaussian, 11^3 voxels and sigma 1.5; along
+    a side that is shorter, the largest odd number of voxels that fits. The mean is over the window's
+    positions that lie wholly inside, and is computed by slabs.
+    """
+    image, clean, lowest, span = images.image, images.clean, images.lowest, images.span
     sides = [min(WINDOW, side - 1 + side % 2) for side in clean.shape[2:]]
     weights = [gaussian_weights(SIGMA, side) for side in sides]
     offset, scale = lowest.view(-1, 1, 1, 1, 1), span.view(-1, 1, 1, 1, 1)

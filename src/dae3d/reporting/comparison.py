@@ -3,9 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from dae3d.evaluation.image_metrics import validated
 from dae3d.reporting.run import BASELINES, Run
-
-MEASURES = ("psnr", "ssim")
 
 
 @dataclass(frozen=True)
@@ -45,28 +44,34 @@ class Comparison:
         return all(row.gain[measure] > 0 for row in self.baselines)
 
 
+def compared(run: Run) -> list[str]:
+    """The measures that a run recorded; one of before a measure was there lacks it."""
+    return [name for name in validated() if any(key.startswith(f"val/{name}/") for key in run.metrics)]
+
+
 def compare(run: Run, modality: str) -> Comparison | None:
     """Compare at the last validation, or None where the run has not measured all that it takes."""
-    series = {m: run.metrics.get(f"val/{m}/{modality}") for m in MEASURES}
+    measures = compared(run)
+    series = {m: run.metrics.get(f"val/{m}/{modality}") for m in measures}
     values = {
         name: {
-            m: run.metrics[key].last[1] for m in MEASURES if (key := _key(m, name, modality)) in run.metrics
+            m: run.metrics[key].last[1] for m in measures if (key := _key(m, name, modality)) in run.metrics
         }
         for name in BASELINES
     }
-    values = {name: found for name, found in values.items() if len(found) == len(MEASURES)}
-    if "disrupted" not in values or any(found is None for found in series.values()):
+    values = {name: found for name, found in values.items() if len(found) == len(measures)}
+    if not measures or "disrupted" not in values or any(found is None for found in series.values()):
         return None
     repaired = {m: found.last[1] for m, found in series.items() if found is not None}
     step = max(found.last[0] for found in series.values() if found is not None)
     values["repaired"] = repaired
-    highest = {m: max(found[m] for found in values.values()) for m in MEASURES}
+    highest = {m: max(found[m] for found in values.values()) for m in measures}
     rows = [
         Row(
             name=name,
             values=found,
-            gain={m: repaired[m] - found[m] for m in MEASURES},
-            best={m: found[m] == highest[m] for m in MEASURES},
+            gain={m: repaired[m] - found[m] for m in measures},
+            best={m: found[m] == highest[m] for m in measures},
         )
         for name, found in values.items()
     ]

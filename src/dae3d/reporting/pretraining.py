@@ -2,8 +2,9 @@
 
 import math
 
+from dae3d.evaluation.image_metrics import IMAGE_METRICS
 from dae3d.reporting import curves
-from dae3d.reporting.comparison import MEASURES, compare
+from dae3d.reporting.comparison import compare, compared
 from dae3d.reporting.curves import Chart, chart
 from dae3d.reporting.html import fill
 from dae3d.reporting.probes import probe_charts, section
@@ -42,7 +43,7 @@ def render(run: Run) -> str:
         pictures={name: steps(shown, measured(run, name, shown)) for name, shown in run.pictures.items()},
         comparisons=comparisons,
         probed=section(run),
-        measures=MEASURES,
+        measures={name: IMAGE_METRICS[name].title for name in compared(run)},
         taken_from_training=[name for name, v in run.record.validation.items() if v.split == "train"],
     )
 
@@ -61,7 +62,9 @@ def chart_groups(run: Run) -> dict[str, list[Chart]]:
                 *(both(run, _TITLES.get(name, name.capitalize()), name) for name in _losses(run)),
             ],
             "L1 by modality": [both(run, f"L1, {name}", f"l1/{name}") for name in run.modalities],
-            "Repair of the validation crops": [by_modality("PSNR, dB", "psnr"), by_modality("SSIM", "ssim")],
+            "Repair of the validation crops": [
+                by_modality(IMAGE_METRICS[name].heading, name) for name in compared(run)
+            ],
             "What the levels carry": probe_charts(run),
             "Optimisation": optimisation(run),
         }
@@ -75,21 +78,23 @@ def _losses(run: Run) -> list[str]:
 
 
 def measured(run: Run, modality: str, pictures: list[Picture]) -> dict[int, str]:
-    """PSNR and SSIM at the steps of a modality's pictures."""
+    """The measures at the steps of a modality's pictures."""
     found = {}
     for step in (picture.step for picture in pictures):
-        values = {name: run.metrics.get(f"val/{name}/{modality}") for name in MEASURES}
+        values = {name: run.metrics.get(f"val/{name}/{modality}") for name in compared(run)}
         at = {name: series.at(step) for name, series in values.items() if series is not None}
-        words = [f"{name.upper()} {decimals(v, name)}" for name, v in at.items() if v is not None]
+        words = [
+            f"{IMAGE_METRICS[name].title} {decimals(v, name)}" for name, v in at.items() if v is not None
+        ]
         found[step] = "mean of the crops: " + ", ".join(words) if words else ""
     return found
 
 
 def decimals(value: float, measure: str) -> str:
-    """A PSNR (dB) with two decimals, an SSIM with three."""
+    """A value with the decimals of its measure."""
     if not math.isfinite(value):
         return "n/a" if math.isnan(value) else "∞" if value > 0 else "-∞"
-    return f"{value:.{2 if measure == 'psnr' else 3}f}"
+    return f"{value:.{IMAGE_METRICS[measure].decimals}f}"
 
 
 def signed(value: float, measure: str) -> str:

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from dae3d.reporting.comparison import MEASURES, Comparison
+from dae3d.evaluation.image_metrics import IMAGE_METRICS
+from dae3d.reporting.comparison import Comparison
 from dae3d.reporting.run import Run
 from dae3d.words import duration, listing, plural, quantity
 
@@ -87,10 +88,11 @@ def _result(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
     when = f"At step {steps[0]}" if len(steps) == 1 else "At their last validation"
     if steps == [0]:
         when = "Before training (step 0)"
-    better = listing([_tally(compared, measure, "beats_disrupted") for measure in MEASURES])
+    measures = list(compared[0].rows[0].values)
+    better = listing([_tally(compared, measure, "beats_disrupted") for measure in measures])
     sentences = [f"{when}, the repaired validation crops are better than the disrupted ones {better}."]
     if all(c.baselines for c in compared):
-        beaten = listing([_tally(compared, measure, "beats_baselines") for measure in MEASURES])
+        beaten = listing([_tally(compared, measure, "beats_baselines") for measure in measures])
         sentences.append(f"They beat the best baseline {beaten}.")
     return sentences
 
@@ -99,4 +101,4 @@ def _tally(comparisons: Sequence[Comparison], measure: str, test: str) -> str:
     won = [c.modality for c in comparisons if getattr(c, test)(measure)]
     of = plural(len(comparisons), "modality")
     which = f" ({', '.join(won)})" if 0 < len(won) < len(comparisons) else ""
-    return f"in {measure.upper()} on {len(won) or 'none'} of {of}{which}"
+    return f"in {IMAGE_METRICS[measure].title} on {len(won) or 'none'} of {of}{which}"

@@ -13,6 +13,7 @@ from dae3d.disrupt.jitter import jitter
 from dae3d.disrupt.skips import drop_skips
 from dae3d.drawing.pictures import triptych_array
 from dae3d.evaluation.baselines import best_baselines
+from dae3d.evaluation.image_metrics import validated
 from dae3d.evaluation.quality import image_quality
 from dae3d.models.network import WeightsInfo
 from dae3d.models.swin_unetr import SwinUNETR
@@ -177,8 +178,7 @@ class Pretraining(TrainingModule):
         quality = {"": image_quality(repaired, clean)}
         if self.baselines_due or self.trainer.sanity_checking:
             quality |= self._baselines(disrupted.image, clean)
-        for name, (_, psnr, ssim) in quality.items():
-            result[f"psnr/{name}"], result[f"ssim/{name}"] = psnr, ssim
+        result |= {f"{m}/{name}": found[m] for name, found in quality.items() for m in validated()}
         self._picture(batch, clean, disrupted.image, repaired)
         self._validated.append(result)
 
