@@ -5,16 +5,26 @@ BIN := $(VENV)/bin
 # Without a GPU, keep pip from choosing a PyTorch with gigabytes of CUDA libraries.
 CONSTRAINTS := $(if $(shell command -v nvidia-smi 2>/dev/null),,--constraint constraints-cpu.txt)
 
-.PHONY: demo test format clean
+.PHONY: demo test test-fast coverage format clean
 
 demo: $(VENV)/installed
 	$(BIN)/dae3d demo --out demo-out
+
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(PYTEST)
+
+# Without the files of slow tests.
+test-fast: $(VENV)/installed
+	$(PYTEST) -m 'not slow'
+
+# All tests, with the lines that none of them runs; fails below the floor in pyproject.toml.
+coverage: $(VENV)/installed
+	$(PYTEST) --cov
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .

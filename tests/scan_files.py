@@ -3,8 +3,7 @@
 import gzip
 import os
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
@@ -103,11 +102,3 @@ WATCHED = [
     '[ "$session" != $$ ] || echo 19 2>/dev/null >/proc/self/autogroup; exec nice -n 19 "$@"',
     "watched",
 ]
-
-
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Wait for something that another process does."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.002)

@@ -12,6 +12,8 @@ from dae3d.benchmarking.process import in_new_process
 from dae3d.commands import bench
 from dae3d.errors import Dae3dError
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"embed_dim": 12, "heads": (1, 1, 2, 2), "window": 2, "roi": 64, "batch_size": 1, "steps": 1}
 
 

@@ -14,6 +14,8 @@ from torch.nn import functional
 from dae3d.models.blocks import Convolution, with_our_layers
 from dae3d.models.norm import NormActivation
 
+pytestmark = pytest.mark.slow
+
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last_3d}
 
 

@@ -23,6 +23,8 @@ from dae3d.store.positions import draw_positions
 from made_cases import SHAPE, labels, recipe, some_cases
 from scan_files import phantom, write_nifti
 
+pytestmark = pytest.mark.slow
+
 
 def files(store: Path) -> dict[str, int]:
     return {str(file): file.stat().st_mtime_ns for file in (store / "cases").rglob("*") if file.is_file()}

@@ -14,7 +14,8 @@ import pytest
 from dae3d.scans.task import TaskCase
 from dae3d.store.cases import CaseStore, prepare_cases
 from dae3d.store.recipe import CaseRecipe
-from scan_files import phantom, until, write_nifti
+from scan_files import phantom, write_nifti
+from waiting import until
 
 CASES = 24
 SHAPE = (80, 80, 80)

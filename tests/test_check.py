@@ -23,6 +23,8 @@ from dae3d.reporting.run import load_run
 from dae3d.training.data import training_data
 from dae3d.training.settings import PretrainSettings
 
+pytestmark = pytest.mark.slow
+
 LEVELS = [f"level{number}" for number in range(5)]
 
 
@@ -231,7 +233,7 @@ def test_two_processes_find_what_one_finds(tiny_store, tiny_settings, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        [*launcher, *words], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [*launcher, *words], env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert result.returncode == 0, result.stderr[-3000:]
     dae3d.pretrain(out=tmp_path / "one", **(settings | {"batch_size": 8}))

@@ -197,7 +197,7 @@ def test_ctrl_c_is_status_130_and_says_how_to_go_on(capsys, monkeypatch):
 
 def run(*words):
     return subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, timeout=60, check=False, env=os.environ
+        [sys.executable, *words], capture_output=True, text=True, timeout=600, check=False, env=os.environ
     )
 
 

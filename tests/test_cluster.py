@@ -17,12 +17,13 @@ import pytest
 from dae3d.commands.prepare import prepare
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.scans.manifest import Manifest
-from scan_files import WATCHED, described, phantom, until, write_manifest, write_nifti
+from scan_files import WATCHED, described, phantom, write_manifest, write_nifti
+from waiting import until
 
 pytest.importorskip("distributed")
 
 # Warnings of a worker that is gone, from a library that logs them.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
 
 class Cluster:
@@ -90,14 +91,14 @@ def test_a_worker_that_is_killed_costs_nothing(cluster, tmp_path):
     first, _ = cluster.worker(), cluster.worker()
 
     def kill_one() -> None:
-        until(lambda: (out / "scans").is_dir() and len(list((out / "scans").iterdir())) >= 5, 60)
+        until(lambda: (out / "scans").is_dir() and len(list((out / "scans").iterdir())) >= 5)
         os.kill(first.pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one)
     killer.start()
     store = prepare(manifest=manifest, out=out, scheduler=cluster.address, report=False)
     killer.join()
-    assert first.wait() == -signal.SIGKILL
+    assert first.wait(600) == -signal.SIGKILL
     local = prepare(manifest=manifest, out=tmp_path / "local", workers=1, report=False)
     assert len(store.scans) == 39
     assert contents(store) == contents(local)
@@ -147,7 +148,7 @@ def test_a_scan_that_workers_die_of_is_rejected_and_the_rest_go_on(cluster, tmp_
     worker = cluster.worker()
 
     def replace_it() -> None:
-        until(lambda: (out / "scans").is_dir() and len(list((out / "scans").iterdir())) >= 1, 60)
+        until(lambda: (out / "scans").is_dir() and len(list((out / "scans").iterdir())) >= 1)
         threading.Event().wait(1)
         os.kill(worker.pid, signal.SIGKILL)
         cluster.worker()
@@ -177,7 +178,7 @@ def test_a_worker_that_sees_not_all_is_told_of_whenever_it_joins(cluster, tmp_pa
     cluster.worker(tmp_path)
 
     def join_late() -> None:
-        until(lambda: stored.is_dir() and len(list(stored.iterdir())) >= 5, 60)
+        until(lambda: stored.is_dir() and len(list(stored.iterdir())) >= 5)
         cluster.worker(tmp_path / "elsewhere")
 
     joining = threading.Thread(target=join_late)

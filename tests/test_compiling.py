@@ -10,6 +10,8 @@ from dae3d.errors import Dae3dError
 from dae3d.training.callbacks import Rows, find_checkpoints
 from run_rows import rows
 
+pytestmark = pytest.mark.slow
+
 
 def test_nothing_is_compiled_after_the_first_step_and_names_stay(
     tiny_run, tiny_store, tiny_settings, tmp_path, monkeypatch, caplog

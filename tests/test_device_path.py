@@ -24,6 +24,8 @@ from dae3d.training.pretraining import Pretraining
 from dae3d.training.segmentation import Segmentation
 from dae3d.training.settings import PretrainSettings
 
+pytestmark = pytest.mark.slow
+
 META = torch.device("meta")
 SIZES = {"embed_dim": 12, "heads": (1, 2, 4, 8), "window": 3, "roi": 64, "batch_size": 4}
 

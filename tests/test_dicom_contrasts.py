@@ -7,6 +7,8 @@ from dae3d.scans.dicom.volume import read_series
 from dicom_files import evenly, item, pixels_of, write_enhanced, write_series
 from dicom_found import find, one_series, reasons
 
+pytestmark = pytest.mark.slow
+
 # 20 of 40 places, at random: no block, and no regular steps.
 FIRST = set(np.random.default_rng(3).permutation(40)[:20].tolist())
 

@@ -5,7 +5,7 @@ import sys
 import tarfile
 import tracemalloc
 from pathlib import Path
-from time import perf_counter
+from time import thread_time
 
 import numpy as np
 import pydicom
@@ -36,6 +36,8 @@ from dicom_files import (
 )
 from dicom_found import SALT, find, one_series, reasons
 from dicom_made import made
+
+pytestmark = pytest.mark.slow
 
 
 def test_real_series(shared_data, tmp_path):
@@ -676,10 +678,10 @@ def test_echoes_a_hair_aside_of_each_other(tmp_path):
 def test_thousands_of_orientations_take_no_quadratic_time():
     orientations = [tuple(map(float, tilted(0.05 * number))) for number in range(4000)]
     slices = [made([0, 0, number], orientation) for number, orientation in enumerate(orientations)]
-    started = perf_counter()
+    started = thread_time()
     (stack,) = stacks(slices)  # too few slices of each for planes
     assert len(stack.slices) == 4000
-    assert perf_counter() - started < 5
+    assert thread_time() - started < 5  # of the CPU, whatever else it does
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ from dae3d.store.recipe import CaseRecipe
 from oriented import affine_of
 from scan_files import write_nifti
 
+pytestmark = pytest.mark.slow
+
 LABELS = {"0": "background", "1": "edge", "4": "core"}
 SPACING = (0.8, 0.8, 2.5)
 

@@ -15,6 +15,8 @@ from dae3d.models.swin_unetr import Architecture, FeatureEncoder, Segmenter, Swi
 from dae3d.models.weights import save_weights
 from published import PARITY
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"embed_dim": 12, "depths": (1, 2, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
 INFO = {
     SwinUNETR: {"step": 5, "settings": {"lr": 1e-4}},

@@ -22,6 +22,8 @@ from dae3d.journal import Journal
 from fine_tuned import ct_scan, fine_tuned
 from scan_files import write_nifti
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def umask() -> Iterator[int]:

@@ -14,6 +14,8 @@ from dae3d.cli import main
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.models.swin_unetr import FeatureEncoder, ReferencePatchMerging, Segmenter
 
+pytestmark = pytest.mark.slow
+
 NETWORK = ("embed_dim", "depths", "heads", "window")
 SIZES = {"feature_size": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "window_size": 2}
 

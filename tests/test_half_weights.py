@@ -11,6 +11,8 @@ from dae3d.models.load_report import part_of
 from dae3d.models.swin_unetr import Architecture, ReferencePatchMerging, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"embed_dim": 12, "depths": (1, 2, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
 ABOVE = ("decoder.skips.0.", "decoder.ups.4.")
 REASON = "pre-training ended at half resolution; what lies above learns from random values"

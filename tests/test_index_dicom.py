@@ -16,6 +16,8 @@ from dae3d.scans.manifest import Manifest
 from dicom_files import evenly, write_enhanced, write_series
 from indexed import reasons, run, write_scan
 
+pytestmark = pytest.mark.slow
+
 SLICES = 9
 ODD = {
     "SeriesDescription": "Perfusion [map]",

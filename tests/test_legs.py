@@ -20,6 +20,8 @@ from dae3d.reporting.run import load_run
 from dae3d.reporting.summary import legs as legs_in_words
 from dae3d.training.run_settings import RunSettings
 
+pytestmark = pytest.mark.slow
+
 
 def small_store(folder: Path, labels: list[str]) -> Path:
     for i, label in enumerate(labels):

@@ -20,6 +20,8 @@ from dae3d.models.swin_unetr import (
 )
 from dae3d.models.weights import read_weights, save_weights
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"embed_dim": 12, "depths": (1, 2, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
 HEAD = ["decoder.head.conv.conv.weight", "decoder.head.conv.conv.bias"]
 

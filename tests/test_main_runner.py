@@ -15,6 +15,8 @@ from dae3d.models.loading import load
 from dae3d.settings import resolve
 from dae3d.training.settings import PretrainSettings
 
+pytestmark = pytest.mark.slow
+
 # The sample commands of the published README, from --batch_size on; --data-path is ours.
 COMMON = (
     "--data-path STORE --batch_size=2 --sw_batch_size=1 --mask_ratio=0.6 --epoch={epochs} "
@@ -177,7 +179,7 @@ def test_as_a_program_it_prints_the_settings():
         [sys.executable, "-m", "dae3d.main_runner", *words],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -203,7 +205,7 @@ def test_the_published_command_trains_under_torchrun(tiny_store, tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

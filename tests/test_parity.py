@@ -11,6 +11,8 @@ from dae3d.models.layouts import FINETUNING
 from dae3d.models.swin_unetr import normalised
 from published import PARITY, parity
 
+pytestmark = pytest.mark.slow
+
 EXPECTED = np.load(PARITY / "expected.npz")
 FINETUNE_SHAPES = {
     key["name"]: key["shape"] for key in json.loads((PARITY / "finetune_keys.json").read_text())

@@ -25,6 +25,8 @@ from fine_tuned import LABELS, SMALL, ct_scan, fine_tuned, recipe_of
 from oriented import ORDERS, affine_of
 from scan_files import write_nifti
 
+pytestmark = pytest.mark.slow
+
 
 def voxels_of(path):
     return np.asarray(nibabel.load(path).dataobj)
@@ -454,7 +456,7 @@ def test_pre_trained_weights_must_be_fine_tuned_first(tmp_path):
     architecture = Architecture(**SMALL)
     state = SwinUNETR(architecture).state_dict()
     save_weights(tmp_path / "pre.safetensors", state, architecture, {})
-    with pytest.raises(Dae3dError, match=r"pre\.safetensors: no segmentation network; .*finetune --init"):
+    with pytest.raises(Dae3dError, match=r"pre\.safetensors: not a segmentation network; .*finetune --init"):
         dae3d.predict(scans=["p.nii.gz"], weights=[tmp_path / "pre.safetensors"], out=tmp_path, device="cpu")
 
 

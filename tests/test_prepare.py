@@ -16,6 +16,8 @@ from dae3d.store.scan import file_name, read_metadata
 from dae3d.store.store import Store
 from scan_files import described, phantom, undescribed, write_manifest, write_nifti, written
 
+pytestmark = pytest.mark.slow
+
 
 def some_scans(folder: Path, number: int, shape: tuple[int, int, int] = (30, 31, 32)) -> list[Scan]:
     paths = [write_nifti(folder / f"sub-{i:02}" / "ct.nii", phantom(shape, i)) for i in range(number)]

@@ -16,7 +16,10 @@ from dae3d.commands.prepare import prepare
 from dae3d.errors import Dae3dError
 from dae3d.store.scan import read_metadata
 from dae3d.store.store import Store
-from scan_files import WATCHED, described, phantom, until, write_manifest, write_nifti, written
+from scan_files import WATCHED, described, phantom, write_manifest, write_nifti, written
+from waiting import until
+
+pytestmark = pytest.mark.slow
 
 RUN = "import dae3d, sys; dae3d.prepare(manifest=sys.argv[1], out=sys.argv[2], workers=int(sys.argv[3]))"
 

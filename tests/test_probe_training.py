@@ -19,6 +19,8 @@ from dae3d.training.data import training_data
 from dae3d.training.pretraining import Pretraining
 from dae3d.training.settings import PretrainSettings
 
+pytestmark = pytest.mark.slow
+
 MEASURED_TIME = "train/samples_per_second"
 LEVELS = [f"level{number}" for number in range(5)]
 

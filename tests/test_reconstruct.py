@@ -22,6 +22,8 @@ from dae3d.training.settings import PretrainSettings
 from repaired import NAMES, Recorder, voxels_of, written
 from scan_files import write_nifti
 
+pytestmark = pytest.mark.slow
+
 
 def affine_of(order, spacing, tilt=0.0):
     """Axes in the directions of `order`, such as "LPS", voxels of `spacing` mm, turned by `tilt` radians."""

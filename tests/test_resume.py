@@ -22,6 +22,8 @@ from dae3d.training.callbacks import Progress, find_checkpoints
 from dae3d.training.pretraining import Pretraining
 from run_rows import rows
 
+pytestmark = pytest.mark.slow
+
 
 def copied(run, tmp_path):
     """A copy that a test may change."""

@@ -21,6 +21,8 @@ from scipy.spatial.distance import cdist
 from dae3d.evaluation.segmentation import compare, compare_masks
 from dae3d.evaluation.surfaces import element_areas, surface_distances
 
+pytestmark = pytest.mark.slow
+
 SPACINGS = [(1.0, 1.0, 1.0), (0.6, 0.6, 0.6), (0.8, 0.8, 2.0)]
 
 

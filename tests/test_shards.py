@@ -19,7 +19,10 @@ from dae3d.scans.manifest import Manifest
 from dae3d.store.shards import PARTS, Shard
 from dae3d.store.store import Store
 from dae3d.store.writer import shard_writer
-from scan_files import WATCHED, described, phantom, undescribed, until, write_manifest, write_nifti, written
+from scan_files import WATCHED, described, phantom, undescribed, write_manifest, write_nifti, written
+from waiting import until
+
+pytestmark = pytest.mark.slow
 
 RUN = (
     "import dae3d, sys\n"

@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 import dae3d
 from dae3d.metrics import read_metrics
 from dae3d.training.callbacks import find_checkpoints
+from waiting import until
+
+pytestmark = pytest.mark.slow
 
 
 def command_line(verb, settings):
@@ -39,13 +41,9 @@ def test_a_signal_to_all_processes_of_a_run_saves_and_ends_it(
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
-    while 3 not in losses(run):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: 3 in losses(run), process)
     os.killpg(process.pid, number)
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=600)[0]
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert output.count("stopping after") == 1  # loader processes say nothing
@@ -61,10 +59,7 @@ def test_loader_processes_end_with_the_run_that_is_killed(tiny_store, tiny_setti
     process = subprocess.Popen(
         command_line("pretrain", given), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
-    while 1 not in losses(run):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: 1 in losses(run), process)
     children = [
         int(line.split()[0])
         for line in subprocess.run(
@@ -74,6 +69,4 @@ def test_loader_processes_end_with_the_run_that_is_killed(tiny_store, tiny_setti
     assert len(children) == 2
     process.kill()
     process.wait()
-    while any(os.path.exists(f"/proc/{child}") for child in children):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: not any(os.path.exists(f"/proc/{child}") for child in children))

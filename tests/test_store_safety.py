@@ -20,6 +20,8 @@ from dae3d.store.whole import check_file
 from dae3d.store.writer import locked
 from scan_files import described, phantom, without_privilege, write_manifest, write_nifti, written
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:

@@ -16,6 +16,8 @@ from dae3d.models.weights import read_weights, save_weights
 from dae3d.store.recipe import CaseRecipe
 from dae3d.training.callbacks import find_checkpoints
 
+pytestmark = pytest.mark.slow
+
 # One step at a learning rate of 0: the weights at the end are those at the start.
 STANDING = {"max_steps": 1, "warmup_steps": 1, "warmup_lr": 0, "val_every": 100, "save_every": 1}
 # A learning rate from the first step on, and no validation before the end.

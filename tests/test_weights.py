@@ -16,6 +16,8 @@ from dae3d.models.swin_unetr import Architecture, SwinUNETR
 from dae3d.models.weights import save_weights
 from published import parity, published_network
 
+pytestmark = pytest.mark.slow
+
 SMALL = Architecture(embed_dim=4, depths=(1, 2, 1, 1), heads=(1, 1, 2, 2), window=3, restore_intensity=False)
 INFO = {"step": 7, "modalities": ["ct", "t1"], "settings": {"lr": 1e-4}, "nothing": None}
 

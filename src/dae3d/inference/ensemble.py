@@ -75,7 +75,7 @@ def _flips(info: WeightsInfo) -> tuple[Axis, ...] | None:
 def _recipe(source: Path, network: Network | Contents) -> CaseRecipe:
     if network.info.get("task") != "segmentation":
         raise Dae3dError(
-            f"{source}: no segmentation network; make one with `dae3d finetune --init {source} ...` first"
+            f"{source}: not a segmentation network; make one with `dae3d finetune --init {source} ...` first"
         )
     if "recipe" not in network.info:
         raise Dae3dError(

@@ -102,7 +102,7 @@ def is_ours(path: Path) -> bool:
             with safe_open(path, framework="pt") as file:
                 return {"architecture", "info"} <= (file.metadata() or {}).keys()
         file = torch.load(path, map_location="meta", weights_only=True)
-    except Exception:  # whatever is raised for what is no such file
+    except Exception:  # whatever is raised for another kind of file
         return False
     return HEADER in file or HEADER in getattr(file, "_metadata", {})
 

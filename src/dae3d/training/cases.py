@@ -126,7 +126,7 @@ def labelled_data(
 def subset(cases: Sequence[TaskCase], settings: FinetuneSettings) -> Sequence[TaskCase]:
     """The training cases to use: the first of an order drawn by the seed, so that more labels are a superset.
 
-    They keep the order of the list, so that all of them are no other run than the default.
+    They keep the order of the list, so that taking all of them is the same run as the default.
 
     Raises:
         Dae3dError: where there are fewer than asked for.

@@ -73,7 +73,7 @@ class SampleStream:
         self.shuffle, self.pairs = shuffle, pairs
         self.modalities = sorted(training)
         self.by_modality = [np.array(training[name]) for name in self.modalities]
-        # The contrastive loss needs company of one's own kind: from 4 samples on, a modality comes in twos.
+        # The contrastive loss needs two samples of a modality: from 4 samples on, modalities come in twos.
         self.each = 2 if global_batch >= 4 or pairs else 1
         self.draws = -(-global_batch // self.each)
         self.quotas = batch_quotas(self._shares(weights), self.draws)

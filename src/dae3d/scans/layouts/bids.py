@@ -9,7 +9,7 @@ from dae3d.scans.modality import label_by_bids
 from dae3d.scans.readers import scan_stem, suffix
 from dae3d.scans.sources import Candidate, files_in
 
-# Data types whose images are no single picture of anatomy.
+# Data types whose images are not one picture of anatomy.
 _OTHER_TYPES = {"func": "functional series", "fmap": "field map", "perf": "perfusion series"}
 _MASK = re.compile(r".*_(mask|defacemask|dseg|probseg|roi)")
 
