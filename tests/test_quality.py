@@ -6,7 +6,7 @@ import torch
 from monai.metrics import SSIMMetric
 from scipy.ndimage import correlate1d, gaussian_filter
 
-from dae3d.evaluation import quality
+from dae3d.evaluation import similarity
 from dae3d.evaluation.quality import image_quality
 
 
@@ -97,7 +97,7 @@ def test_a_scan_is_measured_by_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     image = clean + 0.2 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     whole = image_quality(image, clean)["ssim"]
     for thickness in (1, 4, 20):
-        monkeypatch.setattr(quality, "_SLAB_VOXELS", thickness * 14 * 15)
+        monkeypatch.setattr(similarity, "_SLAB_VOXELS", thickness * 14 * 15)
         torch.testing.assert_close(image_quality(image, clean)["ssim"], whole, atol=1e-6, rtol=0)
 
 

@@ -39,7 +39,6 @@ from dae3d.inference.device import pick_device
 from dae3d.inference.labelled import labelled_images, unseen
 from dae3d.inference.prepared import Prepared, preparation_of, read_prepared
 from dae3d.models.loading import load
-from dae3d.models.network import Network
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.run_folder import refuse_a_runs_folder
 from dae3d.scans.given import VOLUME_GIVEN, image_names
@@ -222,7 +221,7 @@ def repair_scan(
     return Repair(image, whole.image[:, :, :x, :y, :z], torch.as_tensor(repaired)[:, :, :x, :y, :z])
 
 
-def _trained_with(network: Network) -> PretrainSettings:
+def _trained_with(network: SwinUNETR) -> PretrainSettings:
     """The settings a network was trained with; published checkpoints have the published ones."""
     if "settings" in network.info:
         try:

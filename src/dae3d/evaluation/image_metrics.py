@@ -65,10 +65,10 @@ def psnr(images: Images) -> "Tensor":
 
 
 def ssim(images: Images) -> "Tensor":
-    """Structural similarity, at most 1; see `dae3d.evaluation.quality.ssim`."""
-    from dae3d.evaluation import quality
+    """Structural similarity, at most 1; see `dae3d.evaluation.similarity`."""
+    from dae3d.evaluation import similarity
 
-    return quality.ssim(images)
+    return similarity.ssim(images.image, images.clean, images.lowest, images.span)
 
 
 IMAGE_METRICS: dict[str, ImageMetric] = {

@@ -1,15 +1,9 @@
-"""How near an image is to the clean one, by all measures; and SSIM."""
+"""How near an image is to the clean one, by all measures."""
 
 import torch
 from torch import Tensor
 
 from dae3d.evaluation.image_metrics import IMAGE_METRICS, Images
-from dae3d.evaluation.windows import gaussian_weights, weighted_means
-
-WINDOW = 11  # voxels, a side of SSIM's Gaussian window
-SIGMA = 1.5  # voxels
-_C1, _C2 = 0.01**2, 0.03**2
-_SLAB_VOXELS = 2**21
 
 
 @torch.no_grad()
@@ -30,37 +24,3 @@ def image_quality(image: Tensor, clean: Tensor) -> dict[str, Tensor]:
     span = torch.where(highest > lowest, highest - lowest, torch.ones_like(lowest))
     images = Images(image, clean, lowest, span)
     return {name: metric.measure(images) for name, metric in IMAGE_METRICS.items()}
-
-
-def ssim(images: Images) -> Tensor:
-    """Mean structural similarity of each sample, (B,) (Wang et al., 2004).
-
-    Intensities count from the clean sample's minimum and its data range is its own, so that PSNR and SSIM are
-    the same in HU, in z-scores and scaled to [0, 1]. The window is Gaussian, 11^3 voxels and sigma 1.5; along
-    a side that is shorter, the largest odd number of voxels that fits. The mean is over the window's
-    positions that lie wholly inside, and is computed by slabs.
-    """
-    image, clean, lowest, span = images.image, images.clean, images.lowest, images.span
-    sides = [min(WINDOW, side - 1 + side % 2) for side in clean.shape[2:]]
-    weights = [gaussian_weights(SIGMA, side) for side in sides]
-    offset, scale = lowest.view(-1, 1, 1, 1, 1), span.view(-1, 1, 1, 1, 1)
-    positions = clean.shape[2] - sides[0] + 1
-    thickness = max(1, _SLAB_VOXELS // clean[:, :, 0].numel())
-    total, count = torch.zeros_like(lowest), 0
-    for start in range(0, positions, thickness):
-        end = min(start + thickness, positions) + sides[0] - 1
-        x, y = ((volume[:, :, start:end] - offset) / scale for volume in (image, clean))
-        similarity = _similarity(x, y, weights)
-        total += similarity.flatten(1).sum(dim=1)
-        count += similarity[0].numel()
-    return total / count
-
-
-def _similarity(x: Tensor, y: Tensor, weights: list[list[float]]) -> Tensor:
-    """SSIM at every position of the window, for intensities of range 1 (Wang et al., 2004, equation 13)."""
-    mean_x, mean_y = weighted_means(x, weights), weighted_means(y, weights)
-    variance_x = weighted_means(x * x, weights) - mean_x.square()
-    variance_y = weighted_means(y * y, weights) - mean_y.square()
-    covariance = weighted_means(x * y, weights) - mean_x * mean_y
-    luminance = (2 * mean_x * mean_y + _C1) / (mean_x.square() + mean_y.square() + _C1)
-    return luminance * (2 * covariance + _C2) / (variance_x + variance_y + _C2)

@@ -15,7 +15,7 @@ from dae3d.models.foreign import (
 )
 from dae3d.models.layouts import MASK_TOKEN, NO_SUCH_TENSOR, Half
 from dae3d.models.load_report import LoadReport, has_head, part_of
-from dae3d.models.network import Network, Task
+from dae3d.models.network import Task
 from dae3d.models.provenance import class_names
 from dae3d.models.swin_unetr import Architecture, Axes, FeatureEncoder, Segmenter, SwinUNETR
 from dae3d.models.weights import Contents, check_choice, read_weights
@@ -47,7 +47,7 @@ def load(
     channels: int | None = None,
     show: bool = True,
     monai_merging: MonaiMerging | None = None,
-) -> Network:
+) -> SwinUNETR | Segmenter | FeatureEncoder:
     """Make a network with the weights of a file, in eval mode.
 
     Args:

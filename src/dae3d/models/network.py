@@ -2,16 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from torch import nn
 
 from dae3d.models.load_report import LoadReport
 from dae3d.scans.sides import Axis
-
-if TYPE_CHECKING:
-    from dae3d.models.swin_unetr import Architecture
-
 
 Task = Literal["pretrain", "segmentation", "encoder"]
 
@@ -55,16 +51,12 @@ class WeightsInfo(TypedDict, total=False):
 class Network(nn.Module):
     """A network for one task.
 
-    Attributes:
-        architecture: its sizes.
+    Attributes of one that `load` made:
         info: what the file of its weights says of them.
         weights: that file.
         load_report: what of the file was taken.
-
-    The last three are those of a network that `load` made.
     """
 
-    architecture: "Architecture"
     info: WeightsInfo
     weights: Path
     load_report: LoadReport
