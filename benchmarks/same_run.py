@@ -31,7 +31,8 @@ TUNE = "--max-steps 10 --warmup-steps 2 --val-every 10 --workers 0 --threads 1 -
 
 def main() -> None:
     given = _arguments()
-    shutil.rmtree(given.out, ignore_errors=True)
+    if given.out.exists():
+        sys.exit(f"{given.out}: is there already; name a new folder with --out")
     half = given.steps // 2
     saves = f"--max-steps {given.steps} --val-every {half} --save-every {half} --keep 9"
     same = True
@@ -43,7 +44,8 @@ def main() -> None:
         shutil.copytree(runs[0], runs[2])
         (runs[2] / f"checkpoints/step-{given.steps:08d}.ckpt").unlink()
         _run(HERE, f"pretrain --resume --out {runs[2]}")
-        same &= min([_same(runs[0], run) for run in runs[1:]])
+        for run in runs[1:]:
+            same &= _same(runs[0], run)
         if given.task:
             tuned = [given.out / f"{name}-tuned-{version}" for version in ("before", "now")]
             for tree, out in zip((given.before, HERE), tuned, strict=True):

@@ -17,6 +17,8 @@ from dae3d.store.recipe import CaseRecipe
 from scan_files import phantom, write_nifti
 from waiting import until
 
+pytestmark = pytest.mark.slow
+
 CASES = 24
 SHAPE = (80, 80, 80)
 RUN = """

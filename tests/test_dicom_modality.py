@@ -14,6 +14,8 @@ from dae3d.scans.dicom.contrast import Acquisition, agreed, contrast_of_acquisit
 from dae3d.scans.dicom.modality import label_by_header, read_tags
 from dicom_files import evenly, write_enhanced, write_series
 
+pytestmark = pytest.mark.slow
+
 
 def header(modality: str = "MR", **elements) -> Dataset:
     dataset = Dataset()

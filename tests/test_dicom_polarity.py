@@ -11,6 +11,8 @@ from dicom_files import evenly, pixels_of, write_series
 from dicom_found import find, one_series, reasons
 from second_opinion import by_dcm2niix, canonical
 
+pytestmark = pytest.mark.slow
+
 
 def write_pepolar(folder, mode, volumes, syntax=ExplicitVRLittleEndian, sequence="research/ABCD/epi_pepolar"):
     """Volumes that show the same head, the backward ones of which are stored upside down."""

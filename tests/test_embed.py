@@ -22,6 +22,8 @@ from dae3d.scans import given as given_scans
 from dae3d.scans.given import Image
 from dae3d.store.examine import AS_ACQUIRED
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"embed_dim": 4, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
 WIDTH = 16 * 4
 

@@ -74,7 +74,7 @@ def test_a_run_disrupts_learns_and_is_measured_by_them(added, tiny_store, tiny_s
     page = (whole / "report.html").read_text()
     assert "the first half of every crop" in page
     assert 'aria-label="Mean. training from' in page
-    assert '<th class="number">Near voxels</th>' in page
+    assert '<th class="number">Near voxels, share</th>' in page
     assert 'aria-label="Near voxels, share. ' in page
 
 

@@ -23,6 +23,8 @@ from dae3d.store.recipe import CaseRecipe
 from dicom_files import evenly, write_series
 from scan_files import write_nifti
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"embed_dim": 4, "heads": (1, 1, 2, 2), "depths": (1, 1, 1, 1), "window": 2}
 LABELS = {0: "background", 1: "organ"}
 

@@ -17,6 +17,8 @@ from dae3d.models.swin_unetr import (
     SwinUNETR,
 )
 
+pytestmark = pytest.mark.slow
+
 TINY = {"embed_dim": 4, "depths": (1, 2, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
 
 

@@ -12,6 +12,8 @@ from dae3d.scans.manifest import Scan
 from dae3d.store.store import Store
 from scan_files import described, phantom, write_manifest, write_nifti, written
 
+pytestmark = pytest.mark.slow
+
 
 class Two:
     """Manifests of three and of two scans of as many subjects, and an empty folder for their store."""

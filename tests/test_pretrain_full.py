@@ -15,6 +15,8 @@ from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.settings import PretrainSettings
 from run_rows import assert_same_run, rows
 
+pytestmark = pytest.mark.slow
+
 EVERYTHING = {
     "batch_size": 4,
     "max_steps": 6,
@@ -126,3 +128,16 @@ def test_a_run_of_before_goes_on_as_it_began(tiny_store, tiny_settings, tmp_path
     names = load_file(part / "weights/last.safetensors").keys()
     assert "decoder.head.conv.conv.weight" in names
     assert {"decoder.skips.0.layer.conv1.conv.weight", "decoder.ups.4.transp_conv.conv.weight"} <= names
+
+
+def test_a_contrastive_loss_that_has_nothing_to_learn_from_is_said(
+    tiny_store, tiny_settings, tmp_path, caplog
+):
+    small = tiny_settings | {"batch_size": 2, "max_steps": 3}
+    run = dae3d.pretrain(data=tiny_store, out=tmp_path / "small", **small)
+    assert "with 2 crops a step" in caplog.text
+    assert {value for (_, name), value in rows(run).items() if name == "train/contrastive"} == {0.0}
+    caplog.clear()
+    dae3d.pretrain(data=tiny_store, out=tmp_path / "without", contrastive_weight=0.0, **small)
+    dae3d.pretrain(data=tiny_store, out=tmp_path / "four", **small | {"batch_size": 4, "max_steps": 1})
+    assert "contrastive_weight:" not in caplog.text

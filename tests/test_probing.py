@@ -16,6 +16,8 @@ from dae3d.probing.measure import at_rest
 from dae3d.probing.verdict import UNKNOWN, WELL, verdict
 from dae3d.probing.voxels import Ridge, at_voxels, fit_ridge, look_up, mean_dice, overlaps
 
+pytestmark = pytest.mark.slow
+
 TINY = {"embed_dim": 4, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
 
 

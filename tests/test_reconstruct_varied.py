@@ -16,6 +16,8 @@ from dae3d.training.settings import PretrainSettings
 from repaired import Recorder, voxels_of, written
 from scan_files import write_nifti
 
+pytestmark = pytest.mark.slow
+
 
 def weights_of(tiny_settings, tmp_path, left_out=(), **changes):
     """A network that has not learned, with settings of its own, some of them not recorded."""

@@ -187,7 +187,7 @@ def test_the_table_holds_the_numbers_of_the_metrics(run: Path) -> None:
     page = made(run)
     for modality, quality in QUALITY.items():
         header, *rows = page.tables[modality]
-        assert header == ["image", "PSNR", "gain", "SSIM", "gain"]
+        assert header == ["image", "PSNR, dB", "gain", "SSIM", "gain"]
         shown = {row[0].replace(" ", ""): [cell.replace("★ ", "") for cell in row[1:]] for row in rows}
         assert list(shown) == list(quality)
         psnr, ssim = quality["repaired"]

@@ -29,6 +29,8 @@ from dae3d.training.sampling import (
 )
 from dae3d.training.settings import PretrainSettings
 
+pytestmark = pytest.mark.slow
+
 
 def scan(shape, foreground=None):
     box = foreground or ((0, 0, 0), shape)

@@ -19,6 +19,8 @@ from dae3d.training.background import Background, on_cpu
 from dae3d.training.callbacks import find_checkpoints
 from run_rows import assert_same_run
 
+pytestmark = pytest.mark.slow
+
 
 def without_the_end(run, tmp_path):
     """A copy of a run of 14 steps that has come to its checkpoint of step 12."""

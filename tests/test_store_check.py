@@ -17,6 +17,8 @@ from dae3d.store.store import Store
 from dae3d.store.writer import locked
 from scan_files import described, phantom, write_manifest, write_nifti, written
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:

@@ -76,9 +76,27 @@ def _announce(
 ) -> None:
     modalities = ", ".join(data.modalities)
     log.info("pre-training on %s: %s, disruption %s", settings.data, modalities, settings.disruption)
+    idle = _why_contrast_is_idle(data) if settings.contrastive_weight else None
+    if idle:
+        log.warning(
+            "contrastive_weight: %s; give more crops a step or modalities, or --contrastive-weight 0", idle
+        )
     if settings.freeze != "none":
         log.warning(
             "freeze: the %s begins with random values, and keeps them: pre-training takes no weights over",
             settings.freeze,
         )
     say_new_data(legs, resumed_at)
+
+
+def _why_contrast_is_idle(data: TrainingData) -> str | None:
+    """Why the contrastive loss has nothing to learn from, in words; None where it has."""
+    crops = data.stream.global_batch
+    if crops < 3:
+        return (
+            f"with {crops} crops a step, of all devices together, none has both one of its modality and one "
+            "of another to be told from, so the contrastive loss is always 0"
+        )
+    if len(data.modalities) == 1:
+        return "with one modality the contrastive loss has nothing to tell apart, and makes all crops alike"
+    return None

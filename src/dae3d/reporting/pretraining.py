@@ -43,7 +43,7 @@ def render(run: Run) -> str:
         pictures={name: steps(shown, measured(run, name, shown)) for name, shown in run.pictures.items()},
         comparisons=comparisons,
         probed=section(run),
-        measures={name: IMAGE_METRICS[name].title for name in compared(run)},
+        measures={name: IMAGE_METRICS[name].heading for name in compared(run)},
         taken_from_training=[name for name, v in run.record.validation.items() if v.split == "train"],
     )
 

@@ -98,9 +98,9 @@ class Pretraining(TrainingModule):
             modality=batch["modality"],
             origin=batch["origin"],
         )
-        loss, losses = each.mean(), {}
+        loss, losses, heads = each.mean(), {}, self._heads
         for name, objective in self.objectives.items():
-            losses[name] = objective.loss(step, s, self._heads.get(name))
+            losses[name] = objective.loss(step, s, heads.get(name))
             loss = loss + objective.weight(s) * losses[name]
         self.sums.add({"loss": loss, "l1": finest.mean(), **losses}, len(clean), finest, batch["modality"])
         return loss
@@ -172,9 +172,10 @@ class Pretraining(TrainingModule):
         repaired = self.evaluated.decode(disrupted.image, hidden, disrupted.token_mask).float()
         result = {
             "l1": self.repair_loss.total([repaired], clean, batch["inside"], disrupted)[1],
-            "features": pooled(self.evaluated, clean, hidden, self.settings),
             "modality": batch["modality"],
         }
+        if self.settings.contrastive_weight:
+            result["features"] = pooled(self.evaluated, clean, hidden, self.settings)
         quality = {"": image_quality(repaired, clean)}
         if self.baselines_due or self.trainer.sanity_checking:
             quality |= self._baselines(disrupted.image, clean)
