@@ -113,7 +113,9 @@ def test_a_pre_training_step_waits_for_nothing(tmp_path, disruption, changes):
     given = PretrainSettings(
         data=tmp_path, out=tmp_path, disruption=disruption, max_steps=9, **SIZES, **changes
     )
-    module = Pretraining(given, ["ct", "t1"], Preparation(spacing=None, crop_foreground=False), tmp_path)
+    module = Pretraining(
+        given, given.schedule(1), ["ct", "t1"], Preparation(spacing=None, crop_foreground=False), tmp_path
+    )
     numbers = torch.zeros(4, dtype=torch.int64, device=META)
     image = torch.empty(4, 1, 64, 64, 64, device=META)
     inside = torch.empty(image.shape, dtype=torch.bool, device=META)
@@ -133,7 +135,7 @@ def test_a_fine_tuning_step_waits_for_nothing(tmp_path, deep_supervision):
         out_channels=3,
         deep_supervision=deep_supervision,
     )
-    module = Segmentation(given, Segmenter(architecture), SimpleNamespace(), tmp_path)
+    module = Segmentation(given, given.schedule(1), Segmenter(architecture), SimpleNamespace(), tmp_path)
     image = torch.empty(4, 2, 64, 64, 64, device=META)
     label = torch.empty(4, 1, 64, 64, 64, dtype=torch.uint8, device=META)
     check_steps(module, {"image": image, "label": label})

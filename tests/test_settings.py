@@ -22,7 +22,7 @@ from dae3d.errors import SettingsError
 from dae3d.settings import Settings, read_config, resolve, shipped_configs, verb
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.optimiser import learning_rate
-from dae3d.training.run_settings import in_steps
+from dae3d.training.schedule import in_steps
 from dae3d.training.settings import PretrainSettings
 
 NEEDED = {"data": Path("store"), "out": Path("run")}
@@ -140,11 +140,11 @@ def test_what_is_no_duration_is_refused(given):
 
 def test_an_epoch_becomes_its_steps_and_save_every_whole_rows():
     assert (in_steps("4 epochs", 7), in_steps(4, 7)) == (28, 4)
-    settings = pretrain_settings(
+    schedule = pretrain_settings(
         max_steps="3 epochs", warmup_steps="0 epochs", val_every="2 epochs", save_every="1 epoch", log_every=5
-    ).for_epochs_of(7)
-    assert (settings.max_steps, settings.warmup_steps, settings.val_every) == (21, 0, 14)
-    assert settings.save_every == 10  # 7, rounded up to whole rows of 5
+    ).schedule(7)
+    assert (schedule.max_steps, schedule.warmup_steps, schedule.val_every) == (21, 0, 14)
+    assert schedule.save_every == 10  # 7, rounded up to whole rows of 5
 
 
 # YAML
@@ -388,8 +388,8 @@ def test_usual_rates_above_the_highest_are_lowered_with_it(model, caplog):
         low = resolve(model, NEEDED | {"lr": "1e-7"})
     assert (low.lr, low.min_lr, low.warmup_lr) == (1e-7, min(1e-7, usual.min_lr), min(1e-7, usual.warmup_lr))
     assert ("min_lr: 1e-07 instead of 1e-05" in caplog.text) == (usual.min_lr > 1e-7)
-    low = low.for_epochs_of(1)
-    assert max(learning_rate(step, low) for step in range(0, 30_000, 7)) <= 1e-7
+    schedule = low.schedule(1)
+    assert max(learning_rate(step, low, schedule) for step in range(0, 30_000, 7)) <= 1e-7
 
 
 @pytest.mark.parametrize("name", ["min_lr", "warmup_lr"])
@@ -411,30 +411,32 @@ def test_rates_of_a_config_and_of_the_run_resumed_give_way_to_a_rate_that_is_giv
 
 def test_the_usual_warm_up_is_a_tenth_of_a_run_that_is_shorter(caplog):
     with caplog.at_level(logging.INFO):
-        short = resolve(FinetuneSettings, NEEDED | {"max_steps": "5 epochs"}).for_epochs_of(10)
+        settings = resolve(FinetuneSettings, NEEDED | {"max_steps": "5 epochs"})
+        short = settings.schedule(10)
     assert (short.warmup_steps, short.max_steps) == (5, 50)
     assert "warmup_steps: 5 instead of 300, for the run has 50 steps" in caplog.text
-    assert learning_rate(4, short) == pytest.approx(8e-4 * 4 / 5)
-    assert max(learning_rate(step, short) for step in range(50)) == 8e-4
-    longer = resolve(FinetuneSettings, NEEDED | {"max_steps": 301}).for_epochs_of(10)
+    assert learning_rate(4, settings, short) == pytest.approx(8e-4 * 4 / 5)
+    assert max(learning_rate(step, settings, short) for step in range(50)) == 8e-4
+    longer = resolve(FinetuneSettings, NEEDED | {"max_steps": 301}).schedule(10)
     assert longer.warmup_steps == 300
-    as_long = resolve(FinetuneSettings, NEEDED | {"max_steps": 300}).for_epochs_of(10)
+    as_long = resolve(FinetuneSettings, NEEDED | {"max_steps": 300}).schedule(10)
     assert as_long.warmup_steps == 30
 
 
 @pytest.mark.parametrize("cosine_from", ["start", "warmup"])
 def test_a_warm_up_that_was_given_stays_and_is_warned_of(cosine_from, caplog):
     fields = {"warmup_lr": 0, "lr": 1e-4, "cosine_from": cosine_from}
-    long = pretrain_settings(warmup_steps="4 epochs", max_steps=20, **fields).for_epochs_of(10)
+    settings = pretrain_settings(warmup_steps="4 epochs", max_steps=20, **fields)
+    long = settings.schedule(10)
     assert (long.warmup_steps, long.max_steps) == (40, 20)
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     # The last of 20 steps is step 19: 19/40 of the way to 1e-4.
     assert "warmup_steps: 40, but the run has 20 steps" in record.message
     assert "rises to 4.75e-05 and no higher: lr 0.0001 is not reached" in record.message
-    assert max(learning_rate(step, long) for step in range(20)) == pytest.approx(4.75e-5)
+    assert max(learning_rate(step, settings, long) for step in range(20)) == pytest.approx(4.75e-5)
     caplog.clear()
-    pretrain_settings(warmup_steps=19, max_steps=20, **fields).for_epochs_of(10)
+    pretrain_settings(warmup_steps=19, max_steps=20, **fields).schedule(10)
     assert not caplog.records
 
 

@@ -154,7 +154,7 @@ def pretrain(
     max_steps: int | str = 30000,
     seed: int = 0,
     roi: int = 96,
-    batch_size: int = 2,
+    batch_size: int = 4,
     workers: int | None = None,
     checkpoint_activations: bool = False,
     lr: float = 0.0001,

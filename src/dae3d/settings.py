@@ -32,6 +32,19 @@ class Settings(BaseModel):
     # The folder of dae3d.configs that holds this verb's, for a verb that takes --config.
     configs: ClassVar[str | None] = None
 
+    @classmethod
+    def completed(cls, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
+        """The values that are given, with those that follow from them or are in a file they name.
+
+        Args:
+            given: of the user and of a config.
+            chosen: the names of the user's own.
+
+        Raises:
+            SettingsError: where that file cannot be used.
+        """
+        return given
+
     def as_dataclass(self, kind: type[Record]) -> Record:
         """A dataclass of these settings' values, by name; others have their defaults."""
         names = [field.name for field in fields(kind) if field.name in type(self).model_fields]
@@ -53,15 +66,13 @@ class Group(str):
 def resolve(model: type[Settings], fields: dict[str, Any]) -> Settings:
     """Make settings from keywords; a `config` keyword names a YAML file whose values they override.
 
-    Validators find in their context, as `chosen`, which settings are the keywords' own.
-
     Raises:
         SettingsError: naming each bad field, its value and what is allowed.
     """
     config = fields.pop("config", None)
     values = {} if config is None else read_config(config, model.configs)
     try:
-        return model.model_validate({**values, **fields}, context={"chosen": set(fields)})
+        return model.model_validate(model.completed({**values, **fields}, set(fields)))
     except ValidationError as error:
         raise SettingsError(_explain(model, error)) from None
 

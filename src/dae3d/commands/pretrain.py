@@ -37,15 +37,15 @@ def pretrain(settings: PretrainSettings) -> Path:
     checkpoint = checkpoint_of(settings)
     devices, nodes = device_count(settings)
     data = training_data(settings, devices * nodes)
-    settings = settings.for_epochs_of(-(-data.batches_per_epoch // settings.accumulate))
+    schedule = settings.schedule(-(-data.batches_per_epoch // settings.accumulate))
     resumed_at = None if checkpoint is None else step_of(checkpoint)
-    if resumed_at is not None and resumed_at >= int(settings.max_steps):
-        log.info("%s is already at step %s of %s", settings.out, resumed_at, settings.max_steps)
+    if resumed_at is not None and resumed_at >= schedule.max_steps:
+        log.info("%s is already at step %s of %s", settings.out, resumed_at, schedule.max_steps)
         return settings.out
     lightning.seed_everything(settings.seed, verbose=False)
     preparation = data.store.scans.header.preparation
     module = Pretraining(
-        settings, data.modalities, preparation, settings.out / "pictures", data.scans.spacing()
+        settings, schedule, data.modalities, preparation, settings.out / "pictures", data.scans.spacing()
     )
     about = {
         "kind": "pretrain",

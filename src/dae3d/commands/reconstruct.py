@@ -226,7 +226,7 @@ def _trained_with(network: SwinUNETR) -> PretrainSettings:
     if "settings" in network.info:
         try:
             recorded = {**PretrainSettings.earlier, **network.info["settings"], "resume": False}
-            return PretrainSettings.model_validate(recorded, context={"chosen": ()})
+            return PretrainSettings.model_validate(recorded)
         except ValidationError as error:
             raise Dae3dError(
                 f"{network.weights}: its settings are not ours: {error.errors()[0]['msg']}"

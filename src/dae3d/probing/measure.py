@@ -18,6 +18,7 @@ from dae3d.probing.features import Covariance, cosines, mean_cosines, nearest_mo
 from dae3d.probing.figures import Figures
 from dae3d.probing.levels import LEVELS, NOTHING, partners, shares, swap_errors
 from dae3d.training.data import TrainingData
+from dae3d.training.schedule import is_zero
 from dae3d.training.settings import PretrainSettings
 
 Computing = Callable[[], AbstractContextManager[Any]]
@@ -196,7 +197,7 @@ def probe_of_run(settings: PretrainSettings, data: TrainingData) -> Callable[...
     Raises:
         Dae3dError: where these cannot be used.
     """
-    if int(settings.probe_every) == 0:
+    if is_zero(settings.probe_every):
         return None
     return make_probe(settings, data, settings.probe_task, settings.out / CASES, settings.seed).rows
 
