@@ -17,7 +17,7 @@ from dae3d.inference.labelled import labelled_images
 from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
 from dae3d.scans.given import Image
-from dae3d.scans.kinds import conflict, strange
+from dae3d.scans.modality_conflicts import conflict, strange
 from dae3d.scans.task import read_task
 from dae3d.store.recipe import CaseRecipe
 from dicom_files import evenly, write_series

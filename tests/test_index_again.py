@@ -136,7 +136,7 @@ def test_threads_share_a_cache(folder: Path, reads: Reads) -> None:
         with HeaderCache(folder.parent / "cache") as cache:
             found = dict(in_threads(cache.facts, paths * 5, 4))
         assert found[folder / "four.nii.gz"].volumes == 2
-        assert found[folder / "a_ct.nii.gz"].grid.shape == (16, 17, 18)
+        assert found[folder / "a_ct.nii.gz"].voxels.shape == (16, 17, 18)
         reads.names.clear()
     assert reads.names == []
 

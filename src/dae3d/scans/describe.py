@@ -9,7 +9,7 @@ from typing import Literal
 from dae3d.errors import ScanError, as_scan_error
 from dae3d.scans.dicom.contradiction import contradiction
 from dae3d.scans.dicom.finder import FoundSeries
-from dae3d.scans.header_cache import Facts, Grid, HeaderCache
+from dae3d.scans.header_cache import FileFacts, HeaderCache, VoxelInfo
 from dae3d.scans.index_settings import IndexSettings
 from dae3d.scans.layouts.layout import LAYOUTS
 from dae3d.scans.manifest import LeftOut, Scan, Split
@@ -40,7 +40,7 @@ class Described:
 
 
 @dataclass(frozen=True)
-class Refused:
+class Undescribed:
     """What is left out; `rule` would tell its modality, where that is what is wanting."""
 
     left_out: LeftOut
@@ -58,7 +58,7 @@ class Describer:
         self._headers = headers
         self._table = SubjectTable(settings.subjects) if settings.subjects else None
 
-    def file(self, candidate: Candidate) -> list[Described] | Refused | None:
+    def file(self, candidate: Candidate) -> list[Described] | Undescribed | None:
         """The scans of a file, or why it is left out; None where it is a DICOM file under another's name."""
         path = candidate.path
         reason = self._excluded(candidate.shown, candidate.root.name)
@@ -68,32 +68,32 @@ class Describer:
         if facts.dicom:
             listed = candidate.modality or candidate.subject or candidate.split
             return _refused(path, "DICOM, whatever its name says; index its folder") if listed else None
-        if facts.grid is None:
+        if facts.voxels is None:
             return _refused(path, str(facts.reason))
         parts = self._parts(candidate, facts.volumes)
-        reason = self._absent(candidate, facts) or (self._thin(facts.grid.shape) if parts else facts.reason)
+        reason = self._absent(candidate, facts) or (self._thin(facts.voxels.shape) if parts else facts.reason)
         if reason:
             return _refused(path, reason)
         described = []
         for volume, modality in parts:
             if modality is None:
                 said = f": called {candidate.unread!r}" if candidate.unread else ""
-                return Refused(LeftOut(path=path, reason=UNKNOWN + said), rule_for_file(candidate))
+                return Undescribed(LeftOut(path=path, reason=UNKNOWN + said), rule_for_file(candidate))
             subject, teller = self._subject_of(candidate)
-            scan = self._scan(candidate, facts.grid, volume, modality, subject)
+            scan = self._scan(candidate, facts.voxels, volume, modality, subject)
             described.append(Described(scan, candidate.split, teller, facts.remark))
         return described
 
-    def _facts(self, path: Path) -> Facts:
+    def _facts(self, path: Path) -> FileFacts:
         try:
             with as_scan_error():
                 return self._headers.facts(path)
         except ScanError as error:
-            return Facts(reason=str(error))
+            return FileFacts(reason=str(error))
         except FileNotFoundError:
-            return Facts(reason="missing file")
+            return FileFacts(reason="missing file")
         except OSError as error:
-            return Facts(reason=f"unreadable: {error.strerror}")
+            return FileFacts(reason=f"unreadable: {error.strerror}")
 
     def _parts(self, candidate: Candidate, count: int) -> Sequence[tuple[int | None, str | None]]:
         """Which of a file's volumes are scans, and their modalities; None stands for the file as it is."""
@@ -122,7 +122,7 @@ class Describer:
         )
 
     def _scan(
-        self, candidate: Candidate, grid: Grid, volume: int | None, modality: str, subject: str
+        self, candidate: Candidate, voxels: VoxelInfo, volume: int | None, modality: str, subject: str
     ) -> Scan:
         return Scan(
             path=candidate.path,
@@ -130,11 +130,11 @@ class Describer:
             subject=subject,
             dataset=candidate.dataset,
             split=candidate.split or "train",
-            **grid.model_dump(),
+            **voxels.model_dump(),
             volume=volume,
         )
 
-    def series(self, found: FoundSeries, root: Path) -> Described | Refused:
+    def series(self, found: FoundSeries, root: Path) -> Described | Undescribed:
         """The scan that a DICOM series under `root` is, or why it is left out."""
         shown = found.folder.relative_to(root).as_posix() + "/" if found.folder != root else ""
         place = (shown, root.name, found.description, found.protocol)
@@ -149,7 +149,7 @@ class Describer:
         modality = label_by_rules(self._rules, *place) or self._settings.modality or found.modality
         if modality is None:
             left_out = LeftOut(path=found.folder, reason=UNKNOWN, files=len(found.files))
-            return Refused(left_out, rule_for_series(shown, root, found.description or found.protocol))
+            return Undescribed(left_out, rule_for_series(shown, root, found.description or found.protocol))
         wrong = None if self._settings.force_modality else contradiction(modality, found.scanner)
         if wrong:
             return _refused(found.folder, wrong, len(found.files))
@@ -160,7 +160,7 @@ class Describer:
             subject=asked or found.subject,
             dataset=self._settings.dataset or self._settings.layout or root.name,
             split="train",
-            **Grid.of(found.header).model_dump(),
+            **VoxelInfo.of(found.header).model_dump(),
             series=found.series,
             study=found.study,
             files=found.files,
@@ -172,7 +172,7 @@ class Describer:
             return None
         return f"4-D: volume {found.volume} of {found.volumes} in a series"
 
-    def _absent(self, candidate: Candidate, facts: Facts) -> str | None:
+    def _absent(self, candidate: Candidate, facts: FileFacts) -> str | None:
         """Why a 4-D file has not the volumes that are asked of it."""
         count, channels = facts.volumes, self._settings.channels
         asked = self._settings.volume if candidate.volume is None else candidate.volume
@@ -219,5 +219,5 @@ class Describer:
         return match[1] if match else None
 
 
-def _refused(path: Path, reason: str, files: int = 1) -> Refused:
-    return Refused(LeftOut(path=path, reason=reason, files=files))
+def _refused(path: Path, reason: str, files: int = 1) -> Undescribed:
+    return Undescribed(LeftOut(path=path, reason=reason, files=files))

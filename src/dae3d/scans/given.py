@@ -17,9 +17,9 @@ from dae3d.scans.dicom.identity import load_salt
 from dae3d.scans.dicom.volume import read_series
 from dae3d.scans.header_cache import read_facts
 from dae3d.scans.index_tables import short
-from dae3d.scans.kinds import conflict
 from dae3d.scans.manifest import LeftOut
 from dae3d.scans.modality import LIST_NAMES, label_by_bids
+from dae3d.scans.modality_conflicts import conflict
 from dae3d.scans.readers import Volume, read_volume, scan_stem, suffix, volume_count
 from dae3d.scans.sources import absolute, files_in
 from dae3d.scans.subjects import sequence_at_end
@@ -114,14 +114,16 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundImages:
     """The images in a folder, and what in it is none that is wanted."""
 
     images: list[Image]
     left_out: list[LeftOut]
 
 
-def images_at(path: Path, volume: int | None, pass_over: Callable[[Path], bool] = lambda _: False) -> Found:
+def images_at(
+    path: Path, volume: int | None, pass_over: Callable[[Path], bool] = lambda _: False
+) -> FoundImages:
     """The image that a path names, or those in the folder that it is.
 
     Args:
@@ -138,7 +140,7 @@ def images_at(path: Path, volume: int | None, pass_over: Callable[[Path], bool] 
     elif suffix(path) is None and is_dicom(path) and path.exists():
         found = _series([path], volume)
     else:
-        found = Found([Image.of(path, volume)], [])
+        found = FoundImages([Image.of(path, volume)], [])
     if not found.images:
         raise Dae3dError(
             f"{path}: no scan that can be used: {_reasons(found.left_out) or 'no files of scans'}"
@@ -170,7 +172,7 @@ def _reasons(left_out: Iterable[LeftOut]) -> str:
     )
 
 
-def _in_folder(folder: Path, volume: int | None, pass_over: Callable[[Path], bool]) -> Found:
+def _in_folder(folder: Path, volume: int | None, pass_over: Callable[[Path], bool]) -> FoundImages:
     """All images under a folder: by their suffix, and DICOM series whatever their files' names."""
     images: list[Image] = []
     left_out: list[LeftOut] = []
@@ -188,19 +190,19 @@ def _in_folder(folder: Path, volume: int | None, pass_over: Callable[[Path], boo
     for path, facts in in_threads(read_facts, scans, _THREADS):
         if facts.dicom:
             others.append(path)
-        elif facts.grid is None or (facts.volumes > 1 and volume is None):
+        elif facts.voxels is None or (facts.volumes > 1 and volume is None):
             advice = " (--volume N takes one volume, from 0 on)" if facts.volumes > 1 else ""
             left_out.append(LeftOut(path=path, reason=f"{facts.reason}{advice}"))
         else:
             images.append(Image.of(path, volume if facts.volumes > 1 else None))
     dicom = [path for path, yes in in_threads(is_dicom, others, _THREADS) if yes]
-    series = _series(dicom, volume) if dicom else Found([], [])
-    return Found(images + series.images, left_out + series.left_out)
+    series = _series(dicom, volume) if dicom else FoundImages([], [])
+    return FoundImages(images + series.images, left_out + series.left_out)
 
 
-def _series(files: Sequence[Path], volume: int | None) -> Found:
+def _series(files: Sequence[Path], volume: int | None) -> FoundImages:
     """The DICOM series that files make up."""
-    found = Found([], [])
+    found = FoundImages([], [])
     for series in find_series(files, load_salt(None), _THREADS):
         if isinstance(series, LeftOut):
             found.left_out.append(series)

@@ -14,10 +14,10 @@ from dae3d.scans.dicom.header import has_preamble
 from dae3d.scans.readers import ITK_SUFFIXES, Header, files_read, read_header, suffix, volume_count
 
 _KEY = 32  # hexadecimal digits at the start of a line
-_UNDERSTOOD = 2  # grows when headers come to be understood otherwise
+_UNDERSTOOD = 3  # grows when headers come to be understood otherwise
 
 
-class Grid(BaseModel):
+class VoxelInfo(BaseModel):
     """What a manifest says of a scan's voxels; the fields are those of `readers.Header`."""
 
     model_config = ConfigDict(frozen=True)
@@ -28,14 +28,14 @@ class Grid(BaseModel):
     orientation: str
 
     @classmethod
-    def of(cls, header: Header) -> "Grid":
+    def of(cls, header: Header) -> "VoxelInfo":
         """The part of a header that a manifest keeps."""
         return cls(
             shape=header.shape, spacing=header.spacing, dtype=header.dtype, orientation=header.orientation
         )
 
 
-class Facts(BaseModel):
+class FileFacts(BaseModel):
     """The grid of a file's volume or `volumes`, and why the file as it is makes no scan.
 
     A 4-D file has both a reason and a grid, one that is `dicom`, whatever its name says, neither. `remark` is
@@ -44,7 +44,7 @@ class Facts(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    grid: Grid | None = None
+    voxels: VoxelInfo | None = None
     volumes: int = 1
     reason: str | None = None
     remark: str = ""
@@ -52,7 +52,7 @@ class Facts(BaseModel):
 
 
 class HeaderCache:
-    """Facts by file in a file of lines; a context that closes it. Threads may share it.
+    """FileFacts by file in a file of lines; a context that closes it. Threads may share it.
 
     A line counts while its file, and those that are read with it, have the same path, sizes and times of
     change. Names are kept as digests only.
@@ -85,7 +85,7 @@ class HeaderCache:
         self._old.close()
         self._new.close()
 
-    def facts(self, path: Path) -> Facts:
+    def facts(self, path: Path) -> FileFacts:
         """What the file at `path` says of itself, by a line of this cache or by its header.
 
         Raises:
@@ -97,11 +97,11 @@ class HeaderCache:
             return known
         facts = read_facts(path)
         # An unreadable file may be read the next time without having changed.
-        if facts.grid is not None or not (facts.reason or "").startswith("unreadable"):
+        if facts.voxels is not None or not (facts.reason or "").startswith("unreadable"):
             self._add(key, facts)
         return facts
 
-    def _find(self, key: bytes) -> Facts | None:
+    def _find(self, key: bytes) -> FileFacts | None:
         with self._lock:
             place = self._places.get(key)
             if place is None:
@@ -109,32 +109,32 @@ class HeaderCache:
             self._old.seek(place)
             line = self._old.readline()
         try:
-            return Facts.model_validate_json(line[_KEY:])
+            return FileFacts.model_validate_json(line[_KEY:])
         except ValueError:
             return None
 
-    def _add(self, key: bytes, facts: Facts) -> None:
+    def _add(self, key: bytes, facts: FileFacts) -> None:
         line = key + facts.model_dump_json(exclude_defaults=True).encode() + b"\n"
         with self._lock, writing(Path(self._new.name)):
             self._new.write(line)
 
 
-def read_facts(path: Path) -> Facts:
+def read_facts(path: Path) -> FileFacts:
     """What a file's header says; a file that cannot be a scan has a reason and no grid."""
     # ITK goes by content: it would read a single DICOM file as a scan.
     if suffix(path) in ITK_SUFFIXES and has_preamble(path):
-        return Facts(dicom=True)
+        return FileFacts(dicom=True)
     try:
         header = read_header(path)
-        return Facts(grid=Grid.of(header), remark=header.remark)
+        return FileFacts(voxels=VoxelInfo.of(header), remark=header.remark)
     except ScanError as error:
         reason = str(error)
     try:
         volumes = volume_count(path)
         header = read_header(path, 0)
     except ScanError:
-        return Facts(dicom=True) if has_preamble(path) else Facts(reason=reason)
-    return Facts(grid=Grid.of(header), volumes=volumes, reason=reason, remark=header.remark)
+        return FileFacts(dicom=True) if has_preamble(path) else FileFacts(reason=reason)
+    return FileFacts(voxels=VoxelInfo.of(header), volumes=volumes, reason=reason, remark=header.remark)
 
 
 def _key(path: Path) -> bytes:

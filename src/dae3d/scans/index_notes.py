@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 
 from dae3d.scans.grouping import Grouping
+from dae3d.scans.index_counts import IndexCounts
 from dae3d.scans.index_settings import IndexSettings
 from dae3d.scans.index_tables import short
-from dae3d.scans.index_tally import Tally
 from dae3d.scans.manifest import Split
 from dae3d.scans.splits import Member, straddling
 
@@ -18,40 +18,46 @@ _FEW_SCANS = 10
 
 
 def notes_on(
-    tally: Tally, grouping: Grouping, sides: Mapping[str, Split], archives: int, settings: IndexSettings
+    counts: IndexCounts,
+    grouping: Grouping,
+    sides: Mapping[str, Split],
+    archives: int,
+    settings: IndexSettings,
 ) -> list[str]:
     """What the reader of the tables ought to know besides."""
     notes = []
     if archives:
         notes.append(f"archives (.zip, .tar.gz) are not read: {archives}; unpack those that hold scans")
-    if "4-D" in tally.left_out:
+    if "4-D" in counts.left_out:
         notes.append("of 4-D files --volume takes one volume, or all; --channels LABEL LABEL ... names each")
-    for remark, kind in tally.remarks.items():
+    for remark, kind in counts.remarks.items():
         notes.append(f"in {kind.files} of the scans, {remark}; for example {short(kind.example)}")
-    if not tally.members:
+    if not counts.members:
         return notes
     return [
         *notes,
-        *_subject_notes(tally, grouping, settings),
-        *_one_for_all(tally.members),
-        *_split_notes(tally.members, sides, settings.val_fraction),
+        *_subject_notes(counts, grouping, settings),
+        *_one_for_all(counts.members),
+        *_split_notes(counts.members, sides, settings.val_fraction),
     ]
 
 
-def _subject_notes(tally: Tally, grouping: Grouping, settings: IndexSettings) -> list[str]:
+def _subject_notes(counts: IndexCounts, grouping: Grouping, settings: IndexSettings) -> list[str]:
     notes = []
     asked = " and ".join(f"--{name}" for name in ("subject", "subjects") if getattr(settings, name))
-    if asked and tally.not_asked:
-        total = tally.tellers.total()
-        others = total - tally.tellers["user"]
+    if asked and counts.not_asked:
+        total = counts.tellers.total()
+        others = total - counts.tellers["user"]
         notes.append(
-            f"no subject by {asked} for {others} of the {total} scans, such as {short(tally.not_asked)}; "
+            f"no subject by {asked} for {others} of the {total} scans, such as {short(counts.not_asked)}; "
             "they are told as without"
         )
-    if tally.unused:
-        notes.append(f"paths in {settings.subjects} that belong to no scan: {_some(tally.unused)}")
-    if tally.by_name:
-        notes.append(f"names tell {len(tally.by_name)} subjects of {tally.tellers['name']} scans; {_WAY_OUT}")
+    if counts.unused:
+        notes.append(f"paths in {settings.subjects} that belong to no scan: {_some(counts.unused)}")
+    if counts.by_name:
+        notes.append(
+            f"names tell {len(counts.by_name)} subjects of {counts.tellers['name']} scans; {_WAY_OUT}"
+        )
     if grouping.subject_of:
         several = len(set(grouping.subject_of.values()))
         other, one = next(iter(grouping.subject_of.items()))

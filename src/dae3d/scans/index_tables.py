@@ -10,29 +10,29 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dae3d.scans.index_tally import Kind, Tally
+from dae3d.scans.index_counts import CountedFiles, IndexCounts
 from dae3d.scans.manifest import Split
 from dae3d.scans.splits import Member
 
 RULES_SHOWN = 5
 
 
-def print_tables(tally: Tally, sides: Mapping[str, Split], notes: Sequence[str]) -> None:
+def print_tables(counts: IndexCounts, sides: Mapping[str, Split], notes: Sequence[str]) -> None:
     """Print what a manifest holds, with the side of every subject."""
     console = Console(highlight=False)
-    if tally.members:
-        console.print(_scans_table(tally.members, sides))
-    if tally.left_out:
-        console.print(_left_out_table(tally.left_out))
+    if counts.members:
+        console.print(_scans_table(counts.members, sides))
+    if counts.left_out:
+        console.print(_left_out_table(counts.left_out))
     for note in notes:
         console.print(Text(f"note: {note}", "yellow"), soft_wrap=True)
-    if tally.rules:
+    if counts.rules:
         console.print("A modality is never guessed from a name. Say what these files are by rules:")
-        for rule, count in tally.rules.most_common(RULES_SHOWN):
+        for rule, count in counts.rules.most_common(RULES_SHOWN):
             # Not wrapped, so that it can be copied.
             console.print(Text(f"  --rule {shlex.quote(rule)}  ({count} of them)"), soft_wrap=True)
-        if len(tally.rules) > RULES_SHOWN:
-            console.print(f"  and {len(tally.rules) - RULES_SHOWN} more rules of this kind,")
+        if len(counts.rules) > RULES_SHOWN:
+            console.print(f"  and {len(counts.rules) - RULES_SHOWN} more rules of this kind,")
         console.print("or by --modality LABEL where all are the same. Label maps can stay left out.")
 
 
@@ -67,7 +67,7 @@ def _row(
     return [name, *map(str, (number["train"], number["val"], number.total(), len(subjects)))]
 
 
-def _left_out_table(left_out: Mapping[str, Kind]) -> Table:
+def _left_out_table(left_out: Mapping[str, CountedFiles]) -> Table:
     table = Table(title="left out", title_justify="left")
     table.add_column("reason")
     table.add_column("files", justify="right")

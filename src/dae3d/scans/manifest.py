@@ -79,7 +79,7 @@ class LeftOut(BaseModel):
         return os.fsencode(path).decode(errors="backslashreplace")
 
 
-class Header(BaseModel):
+class ManifestHeader(BaseModel):
     """The first line of a manifest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -108,7 +108,7 @@ class Manifest:
         """
         try:
             lines = Lines(path)
-            header = Header.model_validate_json(lines[0] if len(lines) else b"")
+            header = ManifestHeader.model_validate_json(lines[0] if len(lines) else b"")
         except FileNotFoundError:
             raise Dae3dError(
                 f"{path}: no such manifest; make one with `dae3d index FOLDER --out {path}`"
@@ -139,6 +139,6 @@ def is_manifest(path: Path) -> bool:
 def write_manifest(path: Path, count: int, scans: Iterable[Scan], left_out: Iterable[LeftOut]) -> None:
     """Write a manifest of `count` scans as they come, whole or not at all."""
     with whole_file(path) as temporary, temporary.open("w") as file:
-        file.write(Header(scans=count).model_dump_json() + "\n")
+        file.write(ManifestHeader(scans=count).model_dump_json() + "\n")
         for entry in chain(scans, left_out):
             file.write(entry.model_dump_json(exclude_defaults=True) + "\n")

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dae3d.errors import Dae3dError
-from dae3d.scans.kinds import conflict
 from dae3d.scans.lists import modalities_of
 from dae3d.scans.modality import label_in_list
+from dae3d.scans.modality_conflicts import conflict
 from dae3d.scans.task_list import TaskEntry, TaskList
 
 _log = logging.getLogger(__name__)

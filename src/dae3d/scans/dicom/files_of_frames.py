@@ -17,7 +17,7 @@ from dae3d.scans.dicom.stacks import MIXED, PLACE, Stack, in_order, numbered, re
 # Volumes in time lie at one place but for what the scanner follows the head by: mm, direction cosines.
 _MOVED, _TURNED = 10.0, 0.1
 
-Refused = tuple[list[Slice], str]
+LeftOutSlices = tuple[list[Slice], str]
 
 
 def is_whole(one: Slice) -> bool:
@@ -25,7 +25,7 @@ def is_whole(one: Slice) -> bool:
     return one.frames > 1 or bool(one.facts.concatenation)
 
 
-def volumes_in_files(slices: Sequence[Slice]) -> Iterator[Stack | Refused]:
+def volumes_in_files(slices: Sequence[Slice]) -> Iterator[Stack | LeftOutSlices]:
     """The volumes of a series in files of many frames, and what of it is none, with the reason.
 
     Those of one place that do not differ in contrast are the volumes of one 4-D series, in the order of time.

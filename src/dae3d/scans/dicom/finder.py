@@ -16,7 +16,7 @@ from dae3d.errors import ScanError, as_scan_error
 from dae3d.scans.dicom.contents import is_localiser, refusal, scanner_by_class
 from dae3d.scans.dicom.files_of_frames import is_whole, volumes_in_files
 from dae3d.scans.dicom.geometry import SAME_POSITION, geometry
-from dae3d.scans.dicom.header import Facts, Slice, read_header, read_slices, reading
+from dae3d.scans.dicom.header import Slice, SliceFacts, read_header, read_slices, reading
 from dae3d.scans.dicom.identity import salted
 from dae3d.scans.dicom.modality import label_by_header, read_tags
 from dae3d.scans.dicom.polarity import TURNED_OVER, UNTOLD
@@ -82,7 +82,7 @@ class _Shared:
 
     def __init__(self) -> None:
         self._folders: dict[Path, Path] = {}
-        self._facts: dict[Facts, Facts] = {}
+        self._facts: dict[SliceFacts, SliceFacts] = {}
         self._stacks: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def slice(self, one: Slice) -> Slice:

@@ -91,7 +91,7 @@ _TAGS = [
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class SliceFacts:
     """What the slices of a series mostly have in common.
 
     UIDs and the patient's identifier are as read, "" where missing. `orientation` holds the directions
@@ -137,7 +137,7 @@ class Slice:
     frame: int
     frames: int
     position: Vector | None
-    facts: Facts
+    facts: SliceFacts
     stack: tuple[str, ...]
     number: int = 0
 
@@ -254,9 +254,9 @@ def _slices(path: Path, header: Dataset) -> list[Slice]:
     return slices
 
 
-def _facts(header: Dataset) -> Facts:
+def _facts(header: Dataset) -> SliceFacts:
     """What is said of a file as a whole."""
-    return Facts(
+    return SliceFacts(
         sop_class=str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or ""),
         modality=str(header.get("Modality") or ""),
         patient=str(header.get("PatientID") or "").strip(),
@@ -278,7 +278,7 @@ def _facts(header: Dataset) -> Facts:
     )
 
 
-def _placed(facts: Facts, header: Dataset, groups: list[Dataset]) -> tuple[Vector | None, Facts]:
+def _placed(facts: SliceFacts, header: Dataset, groups: list[Dataset]) -> tuple[Vector | None, SliceFacts]:
     """Where a frame lies, and the facts with its orientation and size."""
     position = _floats(header, groups, "PlanePositionSequence", "ImagePositionPatient")
     orientation = _floats(header, groups, "PlaneOrientationSequence", "ImageOrientationPatient")

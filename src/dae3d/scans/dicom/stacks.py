@@ -13,7 +13,7 @@ import numpy as np
 from dae3d.errors import ScanError
 from dae3d.scans.dicom.alike import alike_texts, leaders
 from dae3d.scans.dicom.geometry import ALIKE, Geometry, geometry
-from dae3d.scans.dicom.header import Facts, Slice
+from dae3d.scans.dicom.header import Slice, SliceFacts
 from dae3d.scans.dicom.stack_keys import STACK_KEYS, StackKey
 
 PLACE = ("frame of reference", "plane")
@@ -96,12 +96,12 @@ def _planes(slices: Sequence[Slice]) -> list[str]:
     return [texts[one.facts] for one in slices]
 
 
-def _plane(facts: Facts) -> list[float]:
+def _plane(facts: SliceFacts) -> list[float]:
     spacing, cosines = facts.pixel_spacing or (-1.0, -1.0), facts.orientation or [-2.0] * 6
     return [facts.rows, facts.columns, *np.nan_to_num([*spacing, *cosines], nan=-3.0)]
 
 
-def _plane_text(facts: Facts) -> str:
+def _plane_text(facts: SliceFacts) -> str:
     # Without a negative zero.
     numbers = [round(x, 4) + 0 for x in (*(facts.pixel_spacing or ()), *(facts.orientation or ()))]
     return f"{facts.rows}x{facts.columns} {numbers}"

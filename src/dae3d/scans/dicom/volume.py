@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from dae3d.errors import ScanError
 from dae3d.scans.dicom.geometry import geometry
 from dae3d.scans.dicom.header import Slice, read_slices, reading
-from dae3d.scans.dicom.hounsfield import Rescale, Storage, check_hounsfield, check_stored, read_storage
+from dae3d.scans.dicom.rescale import Rescale, Storage, check_hounsfield, check_stored, read_storage
 from dae3d.scans.dicom.straighten import PADDING, straightened
 from dae3d.scans.limits import refuse_too_large
 from dae3d.scans.readers import Volume

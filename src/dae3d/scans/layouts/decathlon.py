@@ -20,7 +20,7 @@ _IMAGES = ("imagesTr", "imagesTs")
 _LABELS = ("labelsTr", "labelsTs")
 
 
-class Task(ScanList):
+class DecathlonTask(ScanList):
     """A task's `dataset.json`."""
 
     test: Sequence[Entry] = ()
@@ -37,7 +37,7 @@ def candidates_in_decathlon(root: Path, dataset: str | None) -> Iterator[Candida
         Dae3dError: where a `dataset.json` is none of a task.
     """
     for home in _tasks(root):
-        task = load_list(home / "dataset.json", Task)
+        task = load_list(home / "dataset.json", DecathlonTask)
         labels = _channel_labels(home, task)
         name = dataset or home.name
         entries = [*task.training, *task.test]
@@ -64,7 +64,7 @@ def _tasks(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob("*/dataset.json"))
 
 
-def _channel_labels(home: Path, task: Task) -> list[str]:
+def _channel_labels(home: Path, task: DecathlonTask) -> list[str]:
     if not isinstance(task.modality, dict) or not task.modality:
         raise Dae3dError(f"{home / 'dataset.json'}: names no `modality` of its channels")
     try:

@@ -16,7 +16,7 @@ _DETAIL = re.compile(r" \([^)]*\)")
 
 
 @dataclass
-class Kind:
+class CountedFiles:
     """Files of which the same is to be said, and the first of them."""
 
     files: int
@@ -24,7 +24,7 @@ class Kind:
     detail: str
 
 
-class Tally:
+class IndexCounts:
     """What the tables count, as it comes.
 
     `tellers` counts the scans by what told their subject, `by_name` has the subjects that names alone tell,
@@ -38,8 +38,8 @@ class Tally:
         self.by_name: set[str] = set()
         self.not_asked: Path | None = None
         self.unused: Sequence[str] = ()
-        self.left_out: dict[str, Kind] = {}
-        self.remarks: dict[str, Kind] = {}
+        self.left_out: dict[str, CountedFiles] = {}
+        self.remarks: dict[str, CountedFiles] = {}
         self.rules: Counter[str] = Counter()
 
     def add(self, item: Described) -> None:
@@ -72,11 +72,11 @@ class Tally:
     def add_left_out(self, item: LeftOut) -> None:
         """Count a file, or the files of a series, under what its reason begins with."""
         kind, _, detail = item.reason.partition(": ")
-        self.left_out.setdefault(kind, Kind(0, item.path, detail)).files += item.files
+        self.left_out.setdefault(kind, CountedFiles(0, item.path, detail)).files += item.files
 
     def add_remark(self, path: Path, remark: str) -> None:
         """Count what a user should know of a scan's header."""
-        self.remarks.setdefault(_DETAIL.sub("", remark), Kind(0, path, "")).files += 1
+        self.remarks.setdefault(_DETAIL.sub("", remark), CountedFiles(0, path, "")).files += 1
 
 
 _NONE: frozenset[str] = frozenset()
