@@ -244,7 +244,7 @@ def test_a_volume_of_a_4d_file(tmp_path):
     single = mr(tmp_path / "single.nii.gz", 1)
     (same,) = dae3d.predict(scans=[single], out=tmp_path / "out", **given)
     assert np.array_equal(voxels_of(path), voxels_of(same))
-    with pytest.raises(Dae3dError, match=r"of other weights or settings.*volume: 1 there, 2 here"):
+    with pytest.raises(Dae3dError, match=r"made with other weights or settings.*volume: 1 there, 2 here"):
         dae3d.predict(scans=[scan], out=tmp_path / "out1", volume=2, **given)
 
 

@@ -1,4 +1,4 @@
-"""The verb `index` run again: what is not read twice; and the parts that keep its memory small."""
+"""`index` run again: what is not read twice; and the parts that keep its memory small."""
 
 import threading
 from collections.abc import Iterator
@@ -112,7 +112,7 @@ def test_an_interrupted_index_goes_on(folder: Path, reads: Reads) -> None:
     assert not set(reads.names) & set(done)
 
 
-def test_spoilt_lines_are_read_anew(folder: Path, reads: Reads) -> None:
+def test_headers_of_damaged_lines_are_read_again(folder: Path, reads: Reads) -> None:
     before = content(run(folder, rule=RULES))
     cache = folder.parent / ".manifest.json.headers"
     lines = cache.read_bytes().splitlines(keepends=True)
