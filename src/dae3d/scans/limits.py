@@ -30,6 +30,18 @@ def refuse_mode(mode: int) -> None:
         raise ScanError("unreadable: no file: a pipe, socket or device")
 
 
+def refuse_no_utf8(path: Path) -> None:
+    """Refuse a path that ITK would crash on, and that JSON cannot hold either.
+
+    Raises:
+        ScanError: if it is not in UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ScanError("its path is not in UTF-8; rename it") from None
+
+
 def refuse_truncated(needed: int, there: int, deflated: bool = False) -> None:
     """Refuse voxels of `needed` bytes where there are `there` bytes for them, which may be `deflated`.
 

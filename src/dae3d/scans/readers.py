@@ -6,7 +6,6 @@ and where it cannot be read as that, what its content says.
 
 import logging
 import math
-import re
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -29,12 +28,10 @@ from dae3d.errors import ScanError
 from dae3d.scans.compressed import GZIP_SUFFIXES, GzipContent, voxel_file
 from dae3d.scans.content import renamed, suffix_by_content
 from dae3d.scans.isolated import isolated
-from dae3d.scans.itk_header import ItkHeader
-from dae3d.scans.limits import refuse_irregular, refuse_too_large, refuse_truncated
-from dae3d.scans.meta_header import MetaHeader
+from dae3d.scans.itk_reader import itk_affine, itk_text, open_itk, without_preamble
+from dae3d.scans.limits import refuse_irregular, refuse_no_utf8, refuse_too_large, refuse_truncated
 from dae3d.scans.nifti_affine import affine_of
 from dae3d.scans.nifti_voxels import check_voxels
-from dae3d.scans.nrrd_header import NrrdHeader
 from dae3d.scans.text_header import TextHeader, read_text_header
 
 NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".nii.bz2", ".hdr", ".hdr.gz", ".hdr.bz2", ".mgz", ".mgh")
@@ -51,21 +48,11 @@ _PAIRS = {".hdr": ".img", ".hdr.gz": ".img.gz", ".hdr.bz2": ".img.bz2"}
 # or in the reason why a file is left out.
 nibabel.imageglobals.logger.setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module="nibabel")
-sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 # Seconds, for a header and for a scan: tapes may have to be wound.
 _HEADER_PATIENCE, _PATIENCE = 600.0, 3600.0
 
-# ITK's world is LPS (+x to the patient's left), ours and NIfTI's is RAS.
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-# Source file, line, object address and chain of calls, which say nothing to a user; and what the system said
-# last, which MetaIO gives for a reason.
-_ITK_PREAMBLE = re.compile(
-    r"^Exception thrown in SimpleITK .*(?:ITK |s?itk::)ERROR: (?:\w+\(0x[0-9a-f]+\): )?"
-    r"(?:.*\[nrrd\] (?:\w+: )?)?"
-    r"| Reason: .*$"
-)
 
 
 @dataclass(frozen=True)
@@ -136,7 +123,7 @@ def files_read(path: Path) -> list[Path]:
         endings = (_PAIRS[ending], _PAIRS[ending].upper(), ".mat")
         data = [path.with_name(scan_stem(path) + end) for end in endings]
     elif ending in ITK_SUFFIXES:
-        header = _itk_text(path)
+        header = itk_text(path)
         with suppress(ScanError):  # whoever reads it says why
             data = header.data_files() if header else []
     there = [file for file in data if file.exists()]
@@ -210,7 +197,7 @@ def _read(
         files = files_read(path)
         if suffix(path) not in ITK_SUFFIXES:
             return by_nibabel(path)
-        header, text = read_text_header(path), _itk_text(path)
+        header, text = read_text_header(path), itk_text(path)
         if header is not None and text is not None:
             text.check(whole=False)
             _refuse_absent_voxels(header, files)
@@ -239,18 +226,6 @@ def _suffix_by_content(path: Path) -> str | None:
         return suffix_by_content(path)
     except OSError:
         return None
-
-
-def refuse_no_utf8(path: Path) -> None:
-    """Refuse a path that ITK would end the process at, and that cannot be written down either.
-
-    Raises:
-        ScanError: where it is not in UTF-8.
-    """
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise ScanError("its path is not in UTF-8; rename it") from None
 
 
 def _load(path: Path) -> Any:
@@ -297,59 +272,21 @@ def _nibabel_volume(path: Path, volume: int | None) -> Volume:
     return Volume(native.reshape(_squeezed(native.shape)), affine_of(image)[0], slope, intercept)
 
 
-def _itk_text(path: Path) -> ItkHeader | None:
-    """The text of a NRRD or MetaImage header; None where it is neither.
-
-    Raises:
-        OSError: where the file cannot be opened.
-    """
-    with path.open("rb") as file:
-        if file.read(4) == b"NRRD":
-            return NrrdHeader.read(path)
-    header = MetaHeader.read(path)
-    return header if header.fields.keys() & {"ObjectType", "NDims"} else None
-
-
-def _itk_reader(path: Path, whole: bool = False) -> tuple[sitk.ImageFileReader, ItkHeader]:
-    header = _itk_text(path)
-    if header is None:
-        raise RuntimeError("neither NRRD nor MetaImage")
-    header.check(whole)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(header.image_io)
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    if reader.GetNumberOfComponents() != 1:
-        raise ScanError(f"RGB or vector: {reader.GetNumberOfComponents()} values per voxel")
-    return reader, header
-
-
-def _itk_affine(reader: sitk.ImageFileReader, header: ItkHeader) -> tuple[np.ndarray, str]:
-    """The affine (4, 4) from voxels to RAS+ mm, and a remark on it or ""."""
-    dimensions = reader.GetDimension()
-    direction = np.array(reader.GetDirection()).reshape(dimensions, dimensions)[:3, :3]
-    affine = np.eye(4)
-    affine[:3, :3] = direction * np.array(reader.GetSpacing())[:3]
-    affine[:3, 3] = reader.GetOrigin()[:3]
-    factors, remark = header.placing(affine)
-    return _LPS_TO_RAS @ np.diag([*factors, 1.0]) @ affine, remark
-
-
 def _itk_shape(path: Path) -> tuple[int, ...]:
-    return _itk_reader(path)[0].GetSize()
+    return open_itk(path)[0].GetSize()
 
 
 def _itk_header(path: Path, volume: int | None) -> Header:
-    reader, text = _itk_reader(path)
+    reader, text = open_itk(path)
     shape = _shape_of(reader.GetSize(), volume)
     dtype = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).dtype
     _refuse_non_scalar(dtype)
-    return _header(shape, dtype, *_itk_affine(reader, text))
+    return _header(shape, dtype, *itk_affine(reader, text))
 
 
 def _itk_volume(path: Path, volume: int | None) -> Volume:
-    reader, text = _itk_reader(path, whole=True)
-    affine, _ = _itk_affine(reader, text)
+    reader, text = open_itk(path, whole=True)
+    affine, _ = itk_affine(reader, text)
     if volume is not None and reader.GetDimension() == 4:
         reader.SetExtractIndex([0, 0, 0, volume])
         reader.SetExtractSize([*reader.GetSize()[:3], 0])
@@ -417,6 +354,6 @@ def _why(path: Path, error: Exception) -> str:
         return str(refused.strerror)
     if head == _LFS_POINTER:
         return "a Git LFS pointer in place of the file; `git lfs pull` fetches it"
-    text = _ITK_PREAMBLE.sub("", " ".join(str(error).split())).replace(str(path), path.name)
+    text = without_preamble(" ".join(str(error).split())).replace(str(path), path.name)
     kind = "" if isinstance(error, RuntimeError | zlib.error) else f"{type(error).__name__}: "
     return f"{kind}{text}"[:300]

@@ -30,8 +30,7 @@ from dae3d.scans.dicom.stack_keys import (
     stack_texts,
     texts,
 )
-from dae3d.scans.limits import refuse_irregular
-from dae3d.scans.readers import refuse_no_utf8
+from dae3d.scans.limits import refuse_irregular, refuse_no_utf8
 
 Vector = tuple[float, float, float]
 
