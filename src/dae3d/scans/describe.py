@@ -67,7 +67,7 @@ class Describer:
         facts = self._facts(path)
         if facts.dicom:
             listed = candidate.modality or candidate.subject or candidate.split
-            return _refused(path, "DICOM, whatever its name says; index its folder") if listed else None
+            return _refused(path, "DICOM file, despite its name; index its folder") if listed else None
         if facts.voxels is None:
             return _refused(path, str(facts.reason))
         parts = self._parts(candidate, facts.volumes)
@@ -177,13 +177,13 @@ class Describer:
         count, channels = facts.volumes, self._settings.channels
         asked = self._settings.volume if candidate.volume is None else candidate.volume
         if candidate.volumes is not None and candidate.volumes != count:
-            return f"holds {count} volumes, where the list names {candidate.volumes} channels"
+            return f"has {count} volumes, but the list names {candidate.volumes} channels"
         if count == 1 and candidate.volume is None:
             return None
         if isinstance(asked, int) and asked >= count:
-            return f"no volume {asked}: it holds {count}, from 0 on"
+            return f"no volume {asked}: it has {count}, counted from 0"
         if channels and asked == "none" and count != len(channels):
-            return f"4-D: {count} volumes, where --channels names {len(channels)}"
+            return f"4-D: {count} volumes, but --channels names {len(channels)}"
         return None
 
     def _excluded(self, *place: str) -> str | None:

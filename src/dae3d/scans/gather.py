@@ -143,7 +143,7 @@ def gather(settings: IndexSettings, scratch: Path) -> Gathered:
     lists = [source for source in sources if source.suffix.lower() == ".json" and source not in folders]
     layout = LAYOUTS[settings.layout] if settings.layout else None
     if layout and not folders:
-        raise Dae3dError(f"layout: {settings.layout} is one of a folder, and no folder is given")
+        raise Dae3dError(f"layout: {settings.layout} is for folders, and no folder is given")
     found = Gathered(scratch)
     for source in lists:
         for candidate in read_list(source, settings.fold, settings.dataset, settings.root):

@@ -32,7 +32,7 @@ SCANS_GIVEN = (
     "order in which the weights were trained (errors name it): t1.nii.gz,flair.nii.gz"
 )
 VOLUME_GIVEN = (
-    "which volume of 4-D files (series in time) is taken, from 0 on (default: such files are refused)"
+    "which volume of 4-D files (time series) to take, counted from 0 (default: such files are refused)"
 )
 
 LABEL_MAP = "label map by its name"
@@ -107,8 +107,8 @@ class Image:
             count = volume_count(self.path)
             if count > 1:
                 raise ScanError(
-                    f"4-D: {count} volumes; --volume N takes one, from 0 on; channels have to be files of "
-                    "their own"
+                    f"4-D: {count} volumes; --volume N takes one, counted from 0; channels must be "
+                    "separate files"
                 )
         return read_volume(self.path, self.volume)
 
@@ -142,9 +142,7 @@ def images_at(
     else:
         found = FoundImages([Image.of(path, volume)], [])
     if not found.images:
-        raise Dae3dError(
-            f"{path}: no scan that can be used: {_reasons(found.left_out) or 'no files of scans'}"
-        )
+        raise Dae3dError(f"{path}: no usable scan: {_reasons(found.left_out) or 'no scan files'}")
     return found
 
 
@@ -155,7 +153,7 @@ def say_found(folder: Path, count: int, left_out: Sequence[LeftOut]) -> None:
         Dae3dError: where it has none.
     """
     if not count:
-        raise Dae3dError(f"{folder}: no scan that can be used; left out: {_reasons(left_out)}")
+        raise Dae3dError(f"{folder}: no usable scan; left out: {_reasons(left_out)}")
     log.info("scans in %s: %d", folder, count)
     if left_out:
         log.warning("%s: left out: %s", folder, _reasons(left_out))
@@ -191,7 +189,7 @@ def _in_folder(folder: Path, volume: int | None, pass_over: Callable[[Path], boo
         if facts.dicom:
             others.append(path)
         elif facts.voxels is None or (facts.volumes > 1 and volume is None):
-            advice = " (--volume N takes one volume, from 0 on)" if facts.volumes > 1 else ""
+            advice = " (--volume N takes one volume, counted from 0)" if facts.volumes > 1 else ""
             left_out.append(LeftOut(path=path, reason=f"{facts.reason}{advice}"))
         else:
             images.append(Image.of(path, volume if facts.volumes > 1 else None))
@@ -207,7 +205,7 @@ def _series(files: Sequence[Path], volume: int | None) -> FoundImages:
         if isinstance(series, LeftOut):
             found.left_out.append(series)
         elif series.volumes > 1 and series.volume != volume:
-            reason = f"of {series.volumes} volumes in a series (--volume N takes one, from 0 on)"
+            reason = f"of {series.volumes} volumes in a series (--volume N takes one, counted from 0)"
             found.left_out.append(LeftOut(path=series.folder, reason=reason, files=len(series.files)))
         else:
             paths = tuple(series.folder / name for name in series.files)
@@ -226,7 +224,7 @@ def contradictions(images: Iterable[Image], modalities: Iterable[str]) -> Iterat
         told = image.told
         found = conflict(told.label, modality) if told else None
         if told and found:
-            sentence = f"{image.path}: {told.label} by {told.source}, where {modality} is wanted"
+            sentence = f"{image.path}: {told.label} by {told.source}, but {modality} is expected"
             yield image, sentence, found == "machine" and told.certain
 
 

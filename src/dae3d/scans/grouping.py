@@ -240,9 +240,7 @@ def _subjects_at(
         if len(beginnings) >= 2:
             first = min(beginnings)
             some = sorted(name for name, found in ids.items() if found[:depth] == first)
-            doubts.append(
-                f"names that begin alike are taken for different subjects: {some[0]} and {some[-1]}"
-            )
+            doubts.append(f"names that begin alike are taken as different subjects: {some[0]} and {some[-1]}")
     return {name: (home, *found) for name, found in ids.items()}, doubts
 
 
@@ -311,4 +309,4 @@ def _join_by_modality(keys: dict[str, _Key], names: Mapping[str, Collection[str]
     if not apart:
         return []
     one, other, *_ = apart.values()
-    return [f"the same names in several folders are taken for different subjects: {one} and {other}"]
+    return [f"the same names in several folders are taken as different subjects: {one} and {other}"]

@@ -27,13 +27,13 @@ def print_tables(counts: IndexCounts, sides: Mapping[str, Split], notes: Sequenc
     for note in notes:
         console.print(Text(f"note: {note}", "yellow"), soft_wrap=True)
     if counts.rules:
-        console.print("A modality is never guessed from a name. Say what these files are by rules:")
+        console.print("Modalities are not guessed from names. Say what these files are with rules:")
         for rule, count in counts.rules.most_common(RULES_SHOWN):
             # Not wrapped, so that it can be copied.
             console.print(Text(f"  --rule {shlex.quote(rule)}  ({count} of them)"), soft_wrap=True)
         if len(counts.rules) > RULES_SHOWN:
             console.print(f"  and {len(counts.rules) - RULES_SHOWN} more rules of this kind,")
-        console.print("or by --modality LABEL where all are the same. Label maps can stay left out.")
+        console.print("or with --modality LABEL if all are the same. Label maps can stay left out.")
 
 
 def short(path: Path) -> str:

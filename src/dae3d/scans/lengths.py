@@ -31,12 +31,12 @@ def units_as_mm(words: list[str]) -> tuple[tuple[float, ...], str]:
     if set(told) != {1.0}:
         remarks.append(_converted(told))
     if strange:
-        remarks.append(f"its unit is called {strange[0][:_SHOWN]!r}, which is not a length: taken for mm")
+        remarks.append(f"its unit is called {strange[0][:_SHOWN]!r}, which is not a length: read as mm")
     return told, "; ".join(remarks)
 
 
 def _converted(told: tuple[float, ...]) -> str:
     if len(set(told)) == 1:
-        return f"its unit is {_NAMES[told[0]][0]}, taken times {told[0]:g} for mm"
+        return f"its unit is {_NAMES[told[0]][0]}, multiplied by {told[0]:g} to get mm"
     names = ", ".join(_NAMES[mm][0] for mm in told)
-    return f"its units are {names}, taken times {', '.join(f'{mm:g}' for mm in told)} for mm"
+    return f"its units are {names}, multiplied by {', '.join(f'{mm:g}' for mm in told)} to get mm"

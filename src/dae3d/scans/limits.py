@@ -27,7 +27,7 @@ def refuse_irregular(path: Path) -> None:
 def refuse_mode(mode: int) -> None:
     """As `refuse_irregular`, by a file's mode; raises ScanError."""
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise ScanError("unreadable: no file: a pipe, socket or device")
+        raise ScanError("unreadable: not a file: a pipe, socket or device")
 
 
 def refuse_no_utf8(path: Path) -> None:
@@ -63,6 +63,6 @@ def refuse_too_large(shape: Sequence[int], bytes_each: int) -> None:
     needed, free = math.prod(shape) * bytes_each, free_memory()
     if needed > free:
         raise ScanError(
-            f"unreadable: its voxels take {decimal(needed)} of memory, and {decimal(free)} are free; fewer "
-            "workers may leave more"
+            f"unreadable: its voxels need {decimal(needed)} of memory, but only {decimal(free)} is free; use "
+            "fewer workers"
         )

@@ -107,7 +107,7 @@ def read_list(
     if content.test:
         _log.info("%s: the %d entries of `test` are left out", path, len(content.test))
     if not content.training and not content.validation:
-        raise Dae3dError(f"{path}: no list of scans: neither `training` nor `validation` has entries")
+        raise Dae3dError(f"{path}: not a list of scans: neither `training` nor `validation` has entries")
     folds = {entry.fold for entry in content.training if entry.fold is not None}
     if folds and fold not in folds:
         raise Dae3dError(f"{path}: no entry has fold {fold}; there are: {', '.join(map(str, sorted(folds)))}")
@@ -122,8 +122,8 @@ def read_list(
         scans = [_as_published(published, scan) for scan in scans]
         if not any(scan.path.exists() for scan in scans):
             raise Dae3dError(
-                f"{path}: none of the {len(scans)} scans it names is there, as {scans[0].path}; "
-                f"say where its names start: --root {published}=FOLDER"
+                f"{path}: none of the {len(scans)} scans it names exists, for example "
+                f"{scans[0].path}; give the folder that its names start from: --root {published}=FOLDER"
             )
     elsewhere = home_elsewhere(root, [scan.path for scan in scans])
     return [scan if scan.path.is_relative_to(root) else replace(scan, root=elsewhere) for scan in scans]
@@ -175,13 +175,15 @@ def load_list(path: Path, model: type[AnyList], home: Path | None = None) -> Any
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise Dae3dError(f"{path}: no list of scans: {f'{place}: ' if place else ''}{first['msg']}") from None
+        raise Dae3dError(
+            f"{path}: not a list of scans: {f'{place}: ' if place else ''}{first['msg']}"
+        ) from None
     except ValueError as error:
-        raise Dae3dError(f"{path}: no list of scans: Invalid JSON: {error}") from None
+        raise Dae3dError(f"{path}: not a list of scans: Invalid JSON: {error}") from None
     for key, value in (found.model_extra or {}).items():
         if _holds_scans(value):
             _log.warning(
-                "%s: `%s` holds %d scans and is not read; known are %s",
+                "%s: `%s` holds %d scans but is not read; the known keys are %s",
                 path,
                 key,
                 len(value),
@@ -203,7 +205,7 @@ def _with_known_keys(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
         name = part if isinstance(value, list) else key
         if renamed.get(name) and value:
             raise Dae3dError(
-                f"{path}: `{spelt[name]}` and `{key}` are one part, and both have entries; keep one"
+                f"{path}: `{spelt[name]}` and `{key}` mean the same, and both have entries; keep one"
             )
         if not renamed.get(name):
             renamed[name], spelt[name] = value, key

@@ -77,7 +77,7 @@ class MetaHeader(ItkHeader):
         if not (spacing or size):
             yield "no voxel size: read as 1 mm"
         elif spacing and size and not np.allclose(np.abs(spacing), np.abs(size), rtol=_SAME):
-            yield "ElementSpacing and ElementSize disagree: ElementSpacing counts"
+            yield "ElementSpacing and ElementSize disagree: ElementSpacing is used"
 
     def _on_orientation(self, affine: np.ndarray) -> Iterator[str]:
         axes = "".join(axis or "?" for axis in aff2axcodes(np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine))
@@ -90,10 +90,10 @@ class MetaHeader(ItkHeader):
             if not told:
                 yield "no orientation (no TransformMatrix): read as LPS"
             elif not agrees:
-                yield f"AnatomicalOrientation ({letters}) does not count without TransformMatrix: read as LPS"
+                yield f"AnatomicalOrientation ({letters}) is ignored without TransformMatrix: read as LPS"
             return
         if told and not agrees:
-            yield f"AnatomicalOrientation ({letters}) and TransformMatrix ({axes}) disagree: that counts"
+            yield f"AnatomicalOrientation ({letters}) and TransformMatrix ({axes}) disagree: that is used"
         lengths = np.linalg.norm(np.reshape(matrix, (self._dimensions, -1)), axis=1)
         if not np.allclose(lengths, 1, rtol=_SAME):
             shown = " x ".join(f"{length:.4g}" for length in lengths)
@@ -107,7 +107,7 @@ class MetaHeader(ItkHeader):
         if _NO_FIELD in self.fields:
             raise ScanError("unreadable: its header is damaged: it has a line that is not a field")
         if self._number("NDims", 0) != self._dimensions:
-            raise ScanError(f"unreadable: DimSize has {self._dimensions} numbers, and NDims is another")
+            raise ScanError(f"unreadable: DimSize has {self._dimensions} numbers, but NDims is different")
         counts = dict.fromkeys(("ElementSpacing", "ElementSize", "Offset"), self._dimensions)
         for name, count in (counts | dict.fromkeys(_MATRICES, self._dimensions**2)).items():
             if name in self.fields and len(self._numbers(name)) != count:

@@ -35,16 +35,16 @@ def affine_of(image: Any) -> tuple[np.ndarray, str]:
         return _of_mgh(image)
     if not isinstance(image.header, nibabel.Nifti1Header):
         _refuse_zero_pixdim(image)
-        return np.asarray(image.affine), "Analyze, which does not tell left from right: read as LAS"
+        return np.asarray(image.affine), "Analyze, which does not distinguish left from right: read as LAS"
     affine, remark = _as_written(image)
     word, mm = unit_of(image.header)
     code = _unit_code(image.header)
     converted = ""
     if code not in _UNITS:
-        converted = f"its unit of length has the number {code}, which NIfTI has not: taken for mm"
+        converted = f"its unit code {code} is not in the NIfTI standard: read as mm"
     elif mm != 1:
         affine = np.diag([mm, mm, mm, 1.0]) @ affine
-        converted = f"its unit is {word}, taken times {mm:g} for mm"
+        converted = f"its unit is {word}, multiplied by {mm:g} to get mm"
     return affine, "; ".join(filter(None, [remark, converted]))
 
 
@@ -100,7 +100,7 @@ def _disagreement(sform: np.ndarray, qform: np.ndarray | None) -> str:
     ours, theirs = _axes(sform), _axes(qform)
     if ours == theirs and np.allclose(voxel_sizes(sform), voxel_sizes(qform), rtol=_SAME_SPACING):
         return ""
-    return f"sform ({_described(sform)}) and qform ({_described(qform)}) disagree: the sform counts"
+    return f"sform ({_described(sform)}) and qform ({_described(qform)}) disagree: the sform is used"
 
 
 def _axes(affine: np.ndarray) -> str:

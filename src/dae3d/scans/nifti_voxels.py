@@ -57,4 +57,4 @@ def _on_scaling(image: Any) -> str:
     slope, intercept = float(stored["scl_slope"]), float(stored["scl_inter"])
     if (slope and math.isfinite(slope)) or not (intercept and math.isfinite(intercept)):
         return ""
-    return f"scl_inter ({intercept:g}) does not count, for scl_slope is {slope:g}"
+    return f"scl_inter ({intercept:g}) is ignored because scl_slope is {slope:g}"

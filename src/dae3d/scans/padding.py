@@ -79,7 +79,7 @@ def imaged(volume: Volume, padding: float | None) -> np.ndarray:
         return volume.array
     count = sum(np.count_nonzero(plane > padding) for plane in planes(volume))
     if not count:
-        raise ScanError(f"no voxel is above {padding:g}, which is outside the field of view")
+        raise ScanError(f"no voxel is above {padding:g}, the padding outside the field of view")
     kept = np.empty(count, volume.array.dtype)
     end = 0
     for stored, plane in zip(volume.array, planes(volume), strict=True):

@@ -300,7 +300,7 @@ def _shape_of(stored: Sequence[int], volume: int | None) -> tuple[int, int, int]
     shape = _squeezed(stored)
     if len(shape) == 4 and volume is not None:
         if not 0 <= volume < shape[3]:
-            raise ScanError(f"no volume {volume}: it holds {shape[3]}, from 0 on")
+            raise ScanError(f"no volume {volume}: it has {shape[3]}, counted from 0")
         shape = shape[:3]
     if len(shape) != 3:
         raise ScanError(f"{len(shape)}-D: shape {_times(shape)}")

@@ -65,7 +65,7 @@ def files_in(folder: Path, visited: set[str]) -> Iterator[Path | LeftOut]:
 def _checked(path: Path) -> Path | LeftOut:
     with suppress(OSError):  # whoever reads it says why
         if not stat.S_ISREG(path.stat().st_mode):
-            return LeftOut(path=path, reason="no file: a pipe, socket or device")
+            return LeftOut(path=path, reason="not a file: a pipe, socket or device")
     return path
 
 
@@ -86,8 +86,8 @@ def scan_given(path: Path, dataset: str | None) -> Candidate:
     """
     if not suffix(path):
         raise Dae3dError(
-            f"{path}: neither a folder, nor a .json list, nor a scan by its suffix ({readable_suffixes()}) "
-            "or as DICOM"
+            f"{path}: not a folder, a .json list, a DICOM file or a file with a suffix that can be read "
+            f"({readable_suffixes()})"
         )
     return Candidate(path, path.name, path.parent, dataset or path.parent.name, path)
 

@@ -25,7 +25,7 @@ class SubjectTable:
         self._used: set[str] = set()
         for line, name, subject in _rows(path):
             if self._subjects.setdefault(name, subject) != subject:
-                raise Dae3dError(f"{path}: line {line}: {name} has another subject above")
+                raise Dae3dError(f"{path}: line {line}: {name} has another subject in an earlier line")
 
     def subject(self, path: Path, shown: str) -> str | None:
         """The subject of a scan at `path` (absolute), which is `shown` from the folder that is indexed."""
@@ -49,9 +49,9 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
             lacking = [name for name in ("path", "subject") if name not in (table.fieldnames or ())]
             if lacking:
                 raise Dae3dError(
-                    f"{path}: no table of subjects: its first line must name the columns path and subject, "
-                    f"and lacks {' and '.join(lacking)} ({'tabs' if tabs else 'commas'} "
-                    "between them)"
+                    f"{path}: not a table of subjects: its first line must name the columns path and "
+                    f"subject, and lacks {' and '.join(lacking)} ({'tabs' if tabs else 'commas'} between "
+                    "them)"
                 )
             for row in table:
                 name, subject = ((row[column] or "").strip() for column in ("path", "subject"))

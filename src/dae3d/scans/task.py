@@ -129,7 +129,7 @@ class Task:
         rest = tuple(case for case in self.training if held_out[case.subject] == "val")
         if not train or not rest:
             raise Dae3dError(
-                f"{self.path}: needs training cases of two subjects at least, to validate on one"
+                f"{self.path}: needs training cases of at least two subjects, one of them to validate on"
             )
         return train, rest
 
@@ -170,7 +170,7 @@ def read_task(path: Path, modality: Sequence[str] | None = None, order: Sequence
     content = load_list(path, TaskList)
     if not any(content.entries()):
         raise Dae3dError(
-            f"{path}: no task: none of {', '.join(f'`{split}`' for split in SPLITS)} has entries"
+            f"{path}: not a task: none of {', '.join(f'`{split}`' for split in SPLITS)} has entries"
         )
     try:
         labels = parse_labels(content.labels)
@@ -222,7 +222,7 @@ def parse_labels(labels: Any) -> dict[int, str]:
         raise ValueError("has one value twice")
     for value, name in named.items():
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"calls the value {value} {name!r}; a name is wanted")
+            raise ValueError(f"must give the value {value} a name, not {name!r}")
         if name == "ignore":
             raise ValueError("has voxels to ignore, which is not supported: give them the value of a class")
     named.setdefault(0, "background")
@@ -230,9 +230,11 @@ def parse_labels(labels: Any) -> dict[int, str]:
     if repeated:
         raise ValueError(f"gives the name {repeated[0]!r} to several values")
     if len(named) < 2:
-        raise ValueError(f"names nothing but the background; write such as {_EXAMPLE}")
+        raise ValueError(f"names only the background; write for example {_EXAMPLE}")
     if len(named) > MOST_CLASSES:
-        raise ValueError(f"has {len(named)} classes, background included; there may be {MOST_CLASSES}")
+        raise ValueError(
+            f"has {len(named)} classes, background included; at most {MOST_CLASSES} are supported"
+        )
     return dict(sorted(named.items()))
 
 
@@ -245,7 +247,7 @@ def _reversed(labels: dict[str, Any]) -> dict[Any, str]:
         if isinstance(value, list):
             raise ValueError(f"has the region {name!r} of several values; name each value once instead")
         if not _is_value(value):
-            raise ValueError(f"has {name!r}: {value!r}, of which neither is a whole number from 0 on")
+            raise ValueError(f"has {name!r}: {value!r}, and neither is a whole number of 0 or more")
     reverse = {int(value): name for name, value in labels.items()}
     if len(reverse) < len(labels):
         raise ValueError("gives one value to several names")
@@ -307,8 +309,8 @@ def _subjects(
     for other, one in list(grouping.subject_of.items())[:1]:
         several = len(set(grouping.subject_of.values()))
         _log.info(
-            "%s: names that look alike are taken for one subject, %d times: %s and %s; "
-            "`subject` in the entries tells it otherwise",
+            "%s: similar names are taken as one subject, %d times: %s and %s; "
+            "if they are not, add `subject` to the entries",
             path,
             several,
             one,
@@ -330,7 +332,7 @@ def case_names(files: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     repeated = Counter(names).most_common(1)[0][0]
-    raise Dae3dError(f"files that differ by nothing but their suffix or underscores: {repeated}")
+    raise Dae3dError(f"files whose names differ only in suffix or underscores: {repeated}")
 
 
 def _warn_of_shared_subjects(task: Task) -> None:
@@ -343,7 +345,7 @@ def _warn_of_shared_subjects(task: Task) -> None:
     ):
         if subjects:
             _log.warning(
-                "%s: subjects %s, whose results will flatter: %s%s",
+                "%s: subjects %s, so results will be too good: %s%s",
                 task.path,
                 where,
                 ", ".join(subjects[:3]),

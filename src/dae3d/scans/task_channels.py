@@ -47,17 +47,17 @@ def _modalities(path: Path, content: TaskList, given: Sequence[str] | None) -> t
         try:
             labels = tuple(label_in_list(text) for text in texts if text)
         except ValueError as error:
-            way_out = "" if given else "; or give --modality, one label a channel"
+            way_out = "" if given else "; or give --modality, one label per channel"
             raise Dae3dError(f"{where}: {error}{way_out}") from None
         if len(labels) < len(texts):
             raise Dae3dError(
-                f'{where}: what is its modality? Add to the list such as "modality": {{"0": "CT"}}, '
-                "with one entry a channel, or give --modality"
+                f'{where}: its modality is unknown; add to the list "modality": {{"0": "CT"}}, '
+                "with one entry per channel, or give --modality"
             )
         found.setdefault(labels, where)
         if len(found) > 1:
             (first, _), (second, other) = found.items()
-            raise Dae3dError(f"{other}: modalities {', '.join(second)}, where others have {', '.join(first)}")
+            raise Dae3dError(f"{other}: modalities {', '.join(second)}, but others have {', '.join(first)}")
     labels = next(iter(found))
     _warn_of_other_modalities(path, content, labels)
     return labels
@@ -77,7 +77,10 @@ def _places(path: Path, told: tuple[str, ...], order: tuple[str, ...]) -> list[i
     if told == order or len(set(order)) < len(order):
         return list(range(len(order)))
     _log.warning(
-        "%s: its channels are %s; taken in the weights' order, %s", path, ", ".join(told), ", ".join(order)
+        "%s: its channels are %s; taken in the order of the weights, %s",
+        path,
+        ", ".join(told),
+        ", ".join(order),
     )
     return [told.index(label) for label in order]
 
@@ -87,8 +90,8 @@ def _refuse_other_machines(path: Path, told: Sequence[str], order: Sequence[str]
     for label, wanted in zip(told, order, strict=False):
         if conflict(label, wanted) == "machine":
             raise Dae3dError(
-                f"{path}: its `modality` is {', '.join(told)}, where the weights take {', '.join(order)}; "
-                f"`dae3d predict --modality {' '.join(order)}` takes scans as these whatever the list says"
+                f"{path}: its `modality` is {', '.join(told)}, but the weights take {', '.join(order)}; "
+                f"`dae3d predict --modality {' '.join(order)}` ignores the list's"
             )
 
 
@@ -98,7 +101,7 @@ def _warn_of_other_modalities(path: Path, content: TaskList, taken: tuple[str, .
     told = [text for text in _told(str(path), content, entry) if text]
     if len(told) == len(taken) and not _says(told, taken):
         _log.warning(
-            "%s: its modalities are %s, but are taken to be %s", path, ", ".join(told), ", ".join(taken)
+            "%s: its modalities are %s, but are treated as %s", path, ", ".join(told), ", ".join(taken)
         )
 
 
@@ -112,8 +115,8 @@ def _says(texts: Sequence[str], labels: tuple[str, ...]) -> bool:
 def _told(where: str, content: TaskList, entry: TaskEntry) -> list[str | None]:
     if isinstance(content.modality, dict) and len(content.modality) > len(entry.images):
         raise Dae3dError(
-            f"{where}: {len(entry.images)} image(s), where the list has {len(content.modality)} channels; "
-            "each channel must be a file of its own (a 4-D file holds several: split it)"
+            f"{where}: {len(entry.images)} image(s), but the list has {len(content.modality)} channels; "
+            "each channel must be a separate file (split a 4-D file that holds several)"
         )
     try:
         return modalities_of(content, entry)

@@ -84,7 +84,7 @@ def refusal(one: Slice) -> str | None:
     if facts.sop_class not in _VOLUMES:
         name = UID(facts.sop_class).name
         if name == facts.sop_class:
-            return "not an image volume: no SOP class of the standard"
+            return "not an image volume: not a standard SOP class"
         kind = next((said for part, said in _KINDS if part in name), "not an image volume")
         return f"{kind}: {name}"
     parts = {part.strip().upper().replace("_", " ") for part in facts.image_type}

@@ -58,4 +58,4 @@ def contradiction(label: str, scanner: str) -> str | None:
     others = {other for key, (_, labels) in _SCANNERS.items() if key != scanner for other in labels}
     if word in own or word not in others:
         return None
-    return f"header contradicts the label: {said}, not {label} (--force-modality takes the label)"
+    return f"header contradicts the label: {said}, not {label} (--force-modality keeps the label)"

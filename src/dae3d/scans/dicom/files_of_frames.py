@@ -53,7 +53,7 @@ def _refusal(frames: list[Slice]) -> str | None:
     there = {facts.part for facts in files.values()}
     wanted = max(facts.parts for facts in files.values()) or max(there)
     if there - {0} and len(there) < wanted:
-        return f"missing files: {len(there)} of the {wanted} that one volume is in"
+        return f"missing files: {len(there)} of the {wanted} files of one volume"
     if repeats(frames):
         place = "one file" if len(files) == 1 else f"{len(files)} files"
         return f"several volumes in {place}: {len(frames)} frames"

@@ -105,7 +105,7 @@ def _stacked(
     places = positions[0] + np.outer((along - along[0]) / (step @ normal), step)
     aside = float(np.linalg.norm(positions - places, axis=1).max())
     if aside > pixel / 2:
-        raise ScanError(f"slices not in one row: up to {aside:.3g} mm aside")
+        raise ScanError(f"slices not in line: up to {aside:.3g} mm off")
     tilt = float(np.degrees(np.arctan2(np.linalg.norm(np.cross(step, normal)), step @ normal)))
     even = along[0] + np.arange(len(along)) * (step @ normal)
     if np.abs(along - even).max() <= _slack(positions, float(step @ normal)):
@@ -140,9 +140,7 @@ def _refuse_missing(distances: np.ndarray, thicknesses: Sequence[float | None]) 
     for gap, pair in zip(distances, ends, strict=True):
         expected = max((usual[one] for one in pair if one in usual), default=median_low(distances))
         if gap > _MISSING * expected:
-            raise ScanError(
-                f"missing slices: {gap:.3g} mm without any where they lie {expected:.3g} mm apart"
-            )
+            raise ScanError(f"missing slices: a gap of {gap:.3g} mm where slices are {expected:.3g} mm apart")
 
 
 def _close(ones: tuple[float, ...] | None, others: tuple[float, ...] | None) -> bool:
@@ -162,7 +160,7 @@ def _directions(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray]:
     row, column = np.array(cosines[:3]), np.array(cosines[3:])
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if not np.allclose([*lengths, 1 + row @ column], 1, atol=0.01):
-        raise ScanError("no orientation: direction cosines at no right angle")
+        raise ScanError("no orientation: direction cosines not at right angles")
     return row / lengths[0], column / lengths[1]
 
 

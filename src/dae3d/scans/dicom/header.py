@@ -54,7 +54,7 @@ _NESTED = 100
 # Begin of an item with its length, and end of one whose length is not said.
 _ITEM = re.compile(rb"\xfe\xff(?:\x00\xe0(....)|\x0d\xe0)", re.DOTALL)
 _UNSAID = 0xFFFFFFFF
-_TOO_DEEP = "unreadable: more than a hundred sequences within each other"
+_TOO_DEEP = "unreadable: sequences nested more than a hundred deep"
 
 _TAGS = [
     Tag(tag)
@@ -209,7 +209,7 @@ def _read(file: BinaryIO, tags: Sequence[BaseTag | str], pixels: bool = False) -
     wanted: list[Any] = ["SOPClassUID", *tags]
     header = pydicom.dcmread(file, stop_before_pixels=not pixels, specific_tags=wanted, force=True)
     if "SOPClassUID" not in header and "MediaStorageSOPClassUID" not in header.file_meta:
-        raise ScanError("not DICOM, whatever its name says")
+        raise ScanError("not DICOM, despite its name")
     return header
 
 
@@ -240,7 +240,7 @@ def _slices(path: Path, header: Dataset) -> list[Slice]:
     shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * frames
     if len(per_frame) != frames:
-        raise ScanError(f"unreadable: {len(per_frame)} frames described of {frames}")
+        raise ScanError(f"unreadable: its header describes {len(per_frame)} of {frames} frames")
     facts, common = _facts(header), elements([shared], header)
     instance = hash(header.get("SOPInstanceUID") or path)
     number = _whole(header, "InstanceNumber") if frames > 1 else 0

@@ -45,9 +45,7 @@ def load_salt(path: Path | None) -> bytes:
     except OSError as error:
         raise Dae3dError(f"salt: {place}: cannot be read: {error.strerror}") from None
     if len(content) < _LEAST_BYTES:
-        raise Dae3dError(
-            f"salt: {place}: {len(content)} bytes are too few to hide anything, {_LEAST_BYTES} needed"
-        )
+        raise Dae3dError(f"salt: {place}: only {len(content)} bytes; at least {_LEAST_BYTES} are needed")
     return content.removesuffix(b"\n")  # an editor's
 
 

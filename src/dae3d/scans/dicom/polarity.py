@@ -12,7 +12,7 @@ _SEQUENCE, _MODE = (0x0019, 0x109C), (0x0019, 0x10B3)
 _VOLUME = "TemporalPositionIdentifier"
 POLARITY_TAGS = (_SEQUENCE, _MODE, _VOLUME)
 
-TURNED_OVER = "rows were reversed, which GE's epi_pepolar stores upside down"
+TURNED_OVER = "rows were reversed, because GE's epi_pepolar stores them upside down"
 UNTOLD = "no TemporalPositionIdentifier to tell which volumes GE's epi_pepolar stores upside down"
 
 

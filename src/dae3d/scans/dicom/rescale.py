@@ -128,7 +128,7 @@ def check_stored(one: Slice, plane: np.ndarray, storage: Storage) -> None:
     if storage.dtype.kind == "i":
         expected -= (expected >> (storage.bits - 1)) << storage.bits
     if not np.array_equal(plane, expected):
-        raise ScanError(f"{one.name}: its pixels come out differently from two decoders")
+        raise ScanError(f"{one.name}: two decoders give different pixels")
 
 
 def check_hounsfield(rescales: set[Rescale], least: float) -> None:

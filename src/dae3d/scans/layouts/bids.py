@@ -41,7 +41,7 @@ def _is_data_set(folder: Path) -> bool:
 def _candidate(file: Path, home: Path, root: Path, dataset: str) -> Candidate | LeftOut:
     parts = file.relative_to(home).parts
     if not parts[0].startswith("sub-") or len(parts) < 2:
-        return LeftOut(path=file, reason=f"no raw BIDS image: in {parts[0] if parts[1:] else home.name}")
+        return LeftOut(path=file, reason=f"not a raw BIDS image: in {parts[0] if parts[1:] else home.name}")
     if file.parent.name in _OTHER_TYPES:
         return LeftOut(path=file, reason=_OTHER_TYPES[file.parent.name])
     stem = scan_stem(file)

@@ -50,7 +50,7 @@ def candidates_in_decathlon(root: Path, dataset: str | None) -> Iterator[Candida
                 present.add(file)
                 yield from _scans(file, labels, home, root, name, by_file)
             elif suffix(file):
-                reason = "segmentation" if file.parent.name in _LABELS else f"no image of {home.name}"
+                reason = "segmentation" if file.parent.name in _LABELS else f"not an image of {home.name}"
                 yield LeftOut(path=file, reason=reason)
         listed = [home / image for entry in entries for image in entry.images]
         yield from (
@@ -66,7 +66,7 @@ def _tasks(root: Path) -> list[Path]:
 
 def _channel_labels(home: Path, task: DecathlonTask) -> list[str]:
     if not isinstance(task.modality, dict) or not task.modality:
-        raise Dae3dError(f"{home / 'dataset.json'}: names no `modality` of its channels")
+        raise Dae3dError(f"{home / 'dataset.json'}: has no `modality` for its channels")
     try:
         return [label_in_list(task.modality[number]) for number in sorted(task.modality, key=int)]
     except ValueError as error:
@@ -84,7 +84,7 @@ def _scans(
         channels = channels[number : number + 1] if number is not None else []
         if not channels:
             yield LeftOut(
-                path=file, reason=f"no channel of {home.name} by its number: 0000 to {len(labels) - 1:04d}"
+                path=file, reason=f"not a channel of {home.name}: numbers are 0000 to {len(labels) - 1:04d}"
             )
     for number, label in channels:
         yield Candidate(

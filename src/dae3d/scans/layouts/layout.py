@@ -76,12 +76,12 @@ class Layout:
             return None
         if label is None and scanner == self.modality.upper():
             return None
-        return f"{label or 'unknown modality'}: of {self.title} the {self.modality} series are taken"
+        return f"{label or 'unknown modality'}: of {self.title}, only {self.modality} series are taken"
 
     def mismatch(self, root: Path) -> Dae3dError:
         """The error for a folder in which nothing of the set was found."""
         return Dae3dError(
-            f"{root}: no scan of {self.title} is there\nexpected:\n{_indented(self.expected)}\n"
+            f"{root}: no scan of {self.title} was found\nexpected:\n{_indented(self.expected)}\n"
             f"found:\n{_indented(_listing(root))}"
         )
 

@@ -81,4 +81,4 @@ def told_by_name(name: str, shown: str) -> tuple[str, str] | str:
             return kind.reason
         if match:
             return label_in_list(kind.modality or match["modality"]), f"{name}/{match['subject']}"
-    return f"no scan of {name} by its name"
+    return f"not a scan of {name}, by its name"

@@ -95,7 +95,7 @@ def _rows_of_collection(path: Path) -> Iterator[_Row]:
     except ValidationError as error:
         first = error.errors()[0]
         place = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
-        raise Dae3dError(f"{path}: no collection of nnssl: {place}{first['msg']}") from None
+        raise Dae3dError(f"{path}: not a collection of nnssl: {place}{first['msg']}") from None
     for dataset, content in collection.datasets.items():
         for subject, sessions in content.subjects.items():
             for image in (image for session in sessions.sessions.values() for image in session.images):
@@ -115,7 +115,7 @@ def _rows_of_table(path: Path) -> Iterator[_Row]:
         table = csv.DictReader(file)
         lacking = {"image_path", "modality"} - set(table.fieldnames or ())
         if lacking:
-            raise Dae3dError(f"{path}: no table of OpenMind: no column {', '.join(sorted(lacking))}")
+            raise Dae3dError(f"{path}: not a table of OpenMind: no column {', '.join(sorted(lacking))}")
         for row in table:
             image = row["image_path"] or ""  # none in a line cut short
             dataset, subject = (*image.split("/"), "")[:2]
