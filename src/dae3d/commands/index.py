@@ -24,7 +24,7 @@ from dae3d.scans.index_settings import IndexSettings
 from dae3d.scans.index_tables import print_tables
 from dae3d.scans.layouts.layout import LAYOUTS
 from dae3d.scans.manifest import LeftOut, Manifest, Scan, Split, is_manifest, write_manifest
-from dae3d.scans.passed_over import NO_SCAN
+from dae3d.scans.other_files import NO_SCAN
 from dae3d.scans.sources import absolute, readable_suffixes
 from dae3d.scans.splits import split_subjects
 from dae3d.scans.spool import Spool

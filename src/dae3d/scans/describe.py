@@ -1,4 +1,4 @@
-"""What a file or a DICOM series is, by its header, the user's rules and what lists and layouts say of it."""
+"""Describes a file or a DICOM series, from its header, the user's rules, lists and layouts."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -27,10 +27,10 @@ Teller = Literal["user", "source", "name"]
 
 @dataclass(frozen=True)
 class Described:
-    """A scan that can be used, before its subject is put on a side.
+    """A scan that can be used, before its subject is assigned to a split.
 
-    `given` is the side that a list says, `teller` what told its subject: the user's settings, a list, layout,
-    header or BIDS name, or the names of files alone; `remark` is what a user should know of its header.
+    `given` is the split in a list; `teller` is where its subject comes from: the user's settings, a list,
+    layout, header or BIDS name ("source"), or file names alone; `remark` is a note on its header.
     """
 
     scan: Scan
@@ -41,14 +41,14 @@ class Described:
 
 @dataclass(frozen=True)
 class Undescribed:
-    """What is left out; `rule` would tell its modality, where that is what is wanting."""
+    """A file or series that is left out; `rule` would give its modality, if only that is missing."""
 
     left_out: LeftOut
     rule: str | None = None
 
 
 class Describer:
-    """Tells what files and series are. Threads may share it."""
+    """Describes files and series. Threads may share it."""
 
     def __init__(self, settings: IndexSettings, roots: Collection[Path], headers: HeaderCache) -> None:
         self._settings = settings
@@ -59,7 +59,7 @@ class Describer:
         self._table = SubjectTable(settings.subjects) if settings.subjects else None
 
     def file(self, candidate: Candidate) -> list[Described] | Undescribed | None:
-        """The scans of a file, or why it is left out; None where it is a DICOM file under another's name."""
+        """The scans of a file, or why it is left out; None for a DICOM file with another suffix."""
         path = candidate.path
         reason = self._excluded(candidate.shown, candidate.root.name)
         if reason:
@@ -96,7 +96,7 @@ class Describer:
             return FileFacts(reason=f"unreadable: {error.strerror}")
 
     def _parts(self, candidate: Candidate, count: int) -> Sequence[tuple[int | None, str | None]]:
-        """Which of a file's volumes are scans, and their modalities; None stands for the file as it is."""
+        """Which of a file's volumes are scans, and their modalities; None is the whole file."""
         modality = self._modality(candidate)
         if count == 1:
             return [(None, modality)]
@@ -107,7 +107,7 @@ class Describer:
         return [(volume, modality) for volume in self._chosen(count)]
 
     def _chosen(self, count: int) -> Sequence[int]:
-        """Which volumes of a series in time are scans."""
+        """Which volumes of a time series are scans."""
         chosen = self._settings.volume
         if isinstance(chosen, int):
             return range(count)[chosen : chosen + 1]
@@ -135,7 +135,7 @@ class Describer:
         )
 
     def series(self, found: FoundSeries, root: Path) -> Described | Undescribed:
-        """The scan that a DICOM series under `root` is, or why it is left out."""
+        """The scan of a DICOM series under `root`, or why it is left out."""
         shown = found.folder.relative_to(root).as_posix() + "/" if found.folder != root else ""
         place = (shown, root.name, found.description, found.protocol)
         reason = (
@@ -173,7 +173,7 @@ class Describer:
         return f"4-D: volume {found.volume} of {found.volumes} in a series"
 
     def _absent(self, candidate: Candidate, facts: FileFacts) -> str | None:
-        """Why a 4-D file has not the volumes that are asked of it."""
+        """Why a 4-D file does not have the volumes asked for."""
         count, channels = facts.volumes, self._settings.channels
         asked = self._settings.volume if candidate.volume is None else candidate.volume
         if candidate.volumes is not None and candidate.volumes != count:
@@ -201,7 +201,7 @@ class Describer:
         return self._table.unused() if self._table else []
 
     def _subject_of(self, candidate: Candidate) -> tuple[str, Teller]:
-        """The subject of a file's scans, and what told it."""
+        """The subject of a file's scans, and its source."""
         if asked := self._asked(candidate.path, candidate.shown):
             return asked, "user"
         if candidate.subject:
@@ -211,7 +211,7 @@ class Describer:
         return subject_in_path(candidate.case, self._roots), "name"
 
     def _asked(self, path: Path, shown: str) -> str | None:
-        """The subject that the user's table or pattern tells."""
+        """The subject by the user's table or pattern."""
         told = self._table.subject(path, shown) if self._table else None
         if told:
             return told

@@ -1,4 +1,4 @@
-"""Scans as a user names them: files, one volume of a 4-D file, DICOM series, folders of all these."""
+"""Scans named by a user: files, one volume of a 4-D file, DICOM series, and folders of these."""
 
 import logging
 import re
@@ -45,7 +45,7 @@ _SHOWN = 20  # lines of a message
 
 
 class Told(NamedTuple):
-    """What says of which modality an image is, such as "its BIDS name"; `certain` where it is made to."""
+    """A modality label and where it comes from, such as "its BIDS name"; `certain` if that is reliable."""
 
     label: str
     source: str
@@ -59,10 +59,10 @@ class Image:
     Attributes:
         path: its file; of a DICOM series of several files, the folder that they lie in or below.
         volume: which one of a 4-D file, from 0.
-        files: what it is read from: the file, or a series' files in slice order.
-        series: digest that tells a DICOM series from others in the same folder; "" of other files.
+        files: the files to read: the file itself, or a series' files in slice order.
+        series: digest that distinguishes a DICOM series from others in its folder; "" for other files.
         study: digest of a DICOM series' study.
-        header: modality label that a DICOM header tells.
+        header: modality label from the DICOM header.
     """
 
     path: Path
@@ -79,7 +79,7 @@ class Image:
 
     @cached_property
     def told(self) -> Told | None:
-        """Its modality by header or name, where they tell it."""
+        """Its modality by header or name, if they give it."""
         if self.series:
             return Told(self.header, "its DICOM header", certain=True) if self.header else None
         stem = scan_stem(self.path)
@@ -92,14 +92,14 @@ class Image:
         return Told(LIST_NAMES.get(word.lower(), word.lower()), "its name", certain=False)
 
     def left_out(self, reason: str) -> LeftOut:
-        """That it is left out."""
+        """The entry that says it is left out."""
         return LeftOut(path=self.path, reason=reason, files=len(self.files))
 
     def read(self) -> Volume:
         """Its voxels.
 
         Raises:
-            ScanError: where they cannot be read, or it is 4-D and no volume of it is chosen.
+            ScanError: if they cannot be read, or it is 4-D and no volume is chosen.
         """
         if self.series:
             return read_series(self.files)
@@ -115,28 +115,28 @@ class Image:
 
 @dataclass(frozen=True)
 class FoundImages:
-    """The images in a folder, and what in it is none that is wanted."""
+    """The images in a folder, and the files left out."""
 
     images: list[Image]
     left_out: list[LeftOut]
 
 
 def images_at(
-    path: Path, volume: int | None, pass_over: Callable[[Path], bool] = lambda _: False
+    path: Path, volume: int | None, ignored: Callable[[Path], bool] = lambda _: False
 ) -> FoundImages:
-    """The image that a path names, or those in the folder that it is.
+    """The image at a path, or the images in a folder.
 
     Args:
-        path: a file, which need not be there before it is read; a DICOM file; or a folder.
-        volume: which one of a 4-D file, or of a DICOM series in time, from 0.
-        pass_over: files of a folder that are not looked at.
+        path: a file, which need not exist before it is read; a DICOM file; or a folder.
+        volume: which one of a 4-D file or DICOM time series, from 0.
+        ignored: whether a file of a folder is ignored.
 
     Raises:
-        Dae3dError: where a folder has no image, or a DICOM file is none.
+        Dae3dError: if a folder has no image, or a DICOM file is not one.
     """
     path = absolute(path)
     if path.is_dir():
-        found = _in_folder(path, volume, pass_over)
+        found = _in_folder(path, volume, ignored)
     elif suffix(path) is None and is_dicom(path) and path.exists():
         found = _series([path], volume)
     else:
@@ -147,10 +147,10 @@ def images_at(
 
 
 def say_found(folder: Path, count: int, left_out: Sequence[LeftOut]) -> None:
-    """Say how many scans a folder has, and what in it was passed over and why.
+    """Log how many scans a folder has, and what was left out and why.
 
     Raises:
-        Dae3dError: where it has none.
+        Dae3dError: if it has none.
     """
     if not count:
         raise Dae3dError(f"{folder}: no usable scan; left out: {_reasons(left_out)}")
@@ -160,7 +160,7 @@ def say_found(folder: Path, count: int, left_out: Sequence[LeftOut]) -> None:
 
 
 def _reasons(left_out: Iterable[LeftOut]) -> str:
-    """How many files are left out for what reason, with an example of each."""
+    """How many files are left out for each reason, with an example."""
     kinds: dict[str, list[LeftOut]] = {}
     for item in left_out:
         kinds.setdefault(item.reason, []).append(item)
@@ -170,8 +170,8 @@ def _reasons(left_out: Iterable[LeftOut]) -> str:
     )
 
 
-def _in_folder(folder: Path, volume: int | None, pass_over: Callable[[Path], bool]) -> FoundImages:
-    """All images under a folder: by their suffix, and DICOM series whatever their files' names."""
+def _in_folder(folder: Path, volume: int | None, ignored: Callable[[Path], bool]) -> FoundImages:
+    """All images under a folder: files by suffix, and DICOM series whatever their file names."""
     images: list[Image] = []
     left_out: list[LeftOut] = []
     others: list[Path] = []
@@ -179,7 +179,7 @@ def _in_folder(folder: Path, volume: int | None, pass_over: Callable[[Path], boo
     for path in files_in(folder, set()):
         if isinstance(path, LeftOut):
             left_out.append(path)
-        elif pass_over(path):
+        elif ignored(path):
             continue
         elif suffix(path) and _LABEL_MAP.fullmatch(scan_stem(path)):
             left_out.append(LeftOut(path=path, reason=LABEL_MAP))
@@ -199,7 +199,7 @@ def _in_folder(folder: Path, volume: int | None, pass_over: Callable[[Path], boo
 
 
 def _series(files: Sequence[Path], volume: int | None) -> FoundImages:
-    """The DICOM series that files make up."""
+    """The DICOM series in the files."""
     found = FoundImages([], [])
     for series in find_series(files, load_salt(None), _THREADS):
         if isinstance(series, LeftOut):
@@ -215,10 +215,10 @@ def _series(files: Sequence[Path], volume: int | None) -> FoundImages:
 
 
 def contradictions(images: Iterable[Image], modalities: Iterable[str]) -> Iterator[tuple[Image, str, bool]]:
-    """Which images are told to be of another modality than the one in their place, and what to say of it.
+    """The images whose header or name gives another modality than the one expected.
 
     Yields:
-        The image; a sentence; and whether it is of another machine for certain.
+        The image; a message; and whether it certainly comes from another kind of scanner.
     """
     for image, modality in zip(images, modalities, strict=True):
         told = image.told
@@ -235,7 +235,7 @@ def listed(lines: Sequence[str]) -> str:
 
 
 def image_names(images: Sequence[Image]) -> list[Path]:
-    """A path for each image to be named after; of series that share a folder, each has its digest."""
+    """A path to name each image's results after; series that share a folder get their digest appended."""
     paths = Counter(image.path for image in images)
     return [
         image.path.with_name(f"{image.path.name}_{image.series[:8]}")

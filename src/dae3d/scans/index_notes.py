@@ -1,4 +1,4 @@
-"""What `index` says besides its tables: of headers, of how subjects were told, and of the split."""
+"""The notes below the tables of `index`: on headers, on how subjects were found, and on the split."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -12,7 +12,7 @@ from dae3d.scans.splits import Member, straddling
 
 _DOUBTS_SHOWN = 3
 
-# Of fewer scans it is to be expected that one subject has most.
+# With fewer scans, one subject often has most of them.
 _FEW_SCANS = 10
 
 
@@ -23,7 +23,7 @@ def notes_on(
     archives: int,
     settings: IndexSettings,
 ) -> list[str]:
-    """What the reader of the tables ought to know besides."""
+    """The notes to print after the tables."""
     notes = []
     if archives:
         notes.append(f"archives (.zip, .tar.gz) are not read: {archives}; unpack those that hold scans")
@@ -72,7 +72,7 @@ def _subject_notes(counts: IndexCounts, grouping: Grouping, settings: IndexSetti
 
 
 def _one_for_all(members: Mapping[Member, int]) -> list[str]:
-    """A subject that has most of the scans, as where all patients of an archive have one name."""
+    """A note if one subject has most of the scans, as when all patients of an archive share a name."""
     scans: Counter[str] = Counter()
     for member, count in members.items():
         scans[member.subject] += count
@@ -103,7 +103,7 @@ def _split_notes(members: Mapping[Member, int], sides: Mapping[str, Split], val_
 
 
 def _share_notes(members: Mapping[Member, int], sides: Mapping[str, Split], val_fraction: float) -> list[str]:
-    """Whether far more or fewer scans are held out than was asked for, where no list decides it."""
+    """A note if far more or fewer scans are held out than asked for, and no list decides it."""
     if any(member.given for member in members):
         return []
     scans = sum(members.values())

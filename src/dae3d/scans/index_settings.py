@@ -1,4 +1,4 @@
-"""The settings of the verb `index`."""
+"""The settings of the command `index`."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ _Volumes = Literal["none", "first", "middle", "all"]
 
 
 class IndexSettings(Settings):
-    """What to index and how to tell what the scans are."""
+    """What to index, and how to find out what the scans are."""
 
     folders: Annotated[list[Path], Positional()] = Field(
         min_length=1,

@@ -1,4 +1,4 @@
-"""What `index` shows on screen: what there is, what was left out and why, and how to say what is unknown."""
+"""The tables of `index`: the scans found, what was left out and why, and rules to complete."""
 
 import os
 import shlex
@@ -18,7 +18,7 @@ RULES_SHOWN = 5
 
 
 def print_tables(counts: IndexCounts, sides: Mapping[str, Split], notes: Sequence[str]) -> None:
-    """Print what a manifest holds, with the side of every subject."""
+    """Print what a manifest holds; `sides` has the split of every subject."""
     console = Console(highlight=False)
     if counts.members:
         console.print(_scans_table(counts.members, sides))
@@ -37,7 +37,7 @@ def print_tables(counts: IndexCounts, sides: Mapping[str, Split], notes: Sequenc
 
 
 def short(path: Path) -> str:
-    """The path as it is shortest: absolute, or from the working folder."""
+    """The path, absolute or relative to the working folder, whichever is shorter."""
     return min(str(path), os.path.relpath(path), key=len)
 
 

@@ -1,7 +1,7 @@
 """Read scans: headers alone for indexing, whole volumes for preparing.
 
-NIfTI, Analyze and MGH are read by nibabel, NRRD and MetaImage by SimpleITK. A file is what its suffix says,
-and where it cannot be read as that, what its content says.
+NIfTI, Analyze and MGH are read by nibabel, NRRD and MetaImage by SimpleITK. The format is that of the suffix,
+or, if it cannot be read as that, that of the content.
 """
 
 import logging
@@ -40,16 +40,16 @@ SUFFIXES = NIBABEL_SUFFIXES + ITK_SUFFIXES
 
 Result = TypeVar("Result")
 
-# Headers whose voxels lie in files of their own.
+# Headers whose voxels are in separate files.
 _DETACHED = (".mhd", ".nhdr")
 _PAIRS = {".hdr": ".img", ".hdr.gz": ".img.gz", ".hdr.bz2": ".img.bz2"}
 
-# Warnings of these libraries name no file, and go to the screen. What matters of them is in `Header.remark`,
-# or in the reason why a file is left out.
+# Warnings of nibabel name no file, and go to the screen. What matters of them is in `Header.remark`, or in
+# the reason why a file is left out.
 nibabel.imageglobals.logger.setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module="nibabel")
 
-# Seconds, for a header and for a scan: tapes may have to be wound.
+# Seconds, for a header and for a scan; files may have to be fetched from tape.
 _HEADER_PATIENCE, _PATIENCE = 600.0, 3600.0
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -57,11 +57,11 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its scan, without its voxels.
+    """The header of a scan file.
 
     `shape` is as stored, trailing axes of length 1 removed; `spacing` is in mm along the stored axes;
-    `orientation` names the direction each stored axis points to, such as "LPS"; `remark` is what a user
-    should know of how the header was understood, or "".
+    `orientation` names the direction each stored axis points to, such as "LPS"; `remark` is a note for the
+    user on how the header was interpreted, or "".
     """
 
     shape: tuple[int, int, int]
@@ -98,7 +98,7 @@ class Volume:
 
 
 def suffix(path: Path) -> str | None:
-    """The suffix by which `path` is read, or None where no reader takes it."""
+    """The suffix by which `path` is read, or None if it is not known."""
     name = path.name.lower()
     return next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(s)), None)
 
@@ -109,11 +109,11 @@ def scan_stem(path: Path) -> str:
 
 
 def files_read(path: Path) -> list[Path]:
-    """The file itself, and those that its header (Analyze, MetaImage, NRRD) stands for or names, if there.
+    """The file itself, and the existing files that belong to it or that it names (Analyze, MetaImage, NRRD).
 
     Raises:
-        ScanError: where one of them is a pipe, a socket or a device.
-        OSError: where there is no such file.
+        ScanError: if one of them is a pipe, a socket or a device.
+        OSError: if there is no such file.
     """
     refuse_irregular(path)
     ending = suffix(path)
@@ -124,7 +124,7 @@ def files_read(path: Path) -> list[Path]:
         data = [path.with_name(scan_stem(path) + end) for end in endings]
     elif ending in ITK_SUFFIXES:
         header = itk_text(path)
-        with suppress(ScanError):  # whoever reads it says why
+        with suppress(ScanError):  # reading it later reports why
             data = header.data_files() if header else []
     there = [file for file in data if file.exists()]
     for file in there:
@@ -133,10 +133,10 @@ def files_read(path: Path) -> list[Path]:
 
 
 def volume_count(path: Path) -> int:
-    """How many volumes lie along the fourth axis of `path`: 1 where it is 3-D.
+    """The number of volumes along the fourth axis of `path`: 1 if it is 3-D.
 
     Raises:
-        ScanError: where it cannot be read, or is neither 3-D nor 4-D.
+        ScanError: if it cannot be read, or is neither 3-D nor 4-D.
     """
     shape = _squeezed(_read(path, _itk_shape, _nibabel_shape, _HEADER_PATIENCE))
     if len(shape) > 4:
@@ -145,14 +145,14 @@ def volume_count(path: Path) -> int:
 
 
 def read_header(path: Path, volume: int | None = None) -> Header:
-    """Read what `path` says of its scan, and none of its voxels.
+    """Read the header of `path`, without its voxels.
 
     Args:
         path: file with one of `SUFFIXES`.
-        volume: which of a 4-D file's volumes the scan is, from 0 on.
+        volume: the index of the scan in a 4-D file, from 0.
 
     Raises:
-        ScanError: with the reason, where it cannot be read, is not a plain 3-D scan (4-D without `volume`,
+        ScanError: with the reason, if it cannot be read, is not a plain 3-D scan (4-D without `volume`,
             2-D, RGB, complex), or has zero or non-finite spacing.
     """
     by_itk, by_nibabel = partial(_itk_header, volume=volume), partial(_nibabel_header, volume=volume)
@@ -160,11 +160,11 @@ def read_header(path: Path, volume: int | None = None) -> Header:
 
 
 def read_volume(path: Path, volume: int | None = None) -> Volume:
-    """Read a whole scan; of a 4-D file, no more than the `volume` asked for, numbered from 0.
+    """Read a whole scan; of a 4-D file, only the `volume` asked for, numbered from 0.
 
     Raises:
-        ScanError: as `read_header`, where the voxels cannot be read or are not what was compressed, by its
-            checksum, and where they do not fit into memory.
+        ScanError: as `read_header`; if the voxels cannot be read or their checksum is wrong; or if they do
+            not fit into memory.
     """
     header = read_header(path, volume)
     refuse_too_large(header.shape, np.dtype(header.dtype).itemsize)
@@ -173,24 +173,24 @@ def read_volume(path: Path, volume: int | None = None) -> Volume:
 
 
 def load_nifti(path: Path) -> Any:
-    """What nibabel makes of a NIfTI, Analyze or MGH file, whatever its name says, or None for other formats.
+    """The nibabel image of a NIfTI, Analyze or MGH file, whatever its suffix; None for other formats.
 
     Raises:
-        ScanError: where it cannot be read.
+        ScanError: if it cannot be read.
     """
     return None if suffix(path) in ITK_SUFFIXES else _read(path, _nothing, nibabel.load, _HEADER_PATIENCE)
 
 
 def _nothing(path: Path) -> None:
-    """What nibabel makes of a file that is not for it."""
+    """The result for files that nibabel does not read."""
 
 
 def _read(
     path: Path, by_itk: Callable[[Path], Result], by_nibabel: Callable[[Path], Result], seconds: float
 ) -> Result:
-    """Read `path` as what its suffix says it is, else as what its content says.
+    """Read `path` in the format of its suffix, else in that of its content.
 
-    ITK, which can die of a file, does it in a process apart.
+    ITK runs in a separate process, because some files crash it.
     """
     refuse_no_utf8(path)
     try:
@@ -213,7 +213,7 @@ def _read(
 
 
 def _refuse_absent_voxels(header: TextHeader, files: Sequence[Path]) -> None:
-    """Refuse voxels that their files have no room for; where they lie in none that is known, ITK says so."""
+    """Refuse voxels that need more bytes than their files have; if these are unknown, ITK reports it."""
     header_file, *data = files
     if header.compression == "other" or not (data or suffix(header_file) not in _DETACHED):
         return
@@ -229,7 +229,7 @@ def _suffix_by_content(path: Path) -> str | None:
 
 
 def _load(path: Path) -> Any:
-    """The image that nibabel makes of a file, whose voxels are there by their number."""
+    """The nibabel image of a file, with enough bytes for its voxels."""
     with np.errstate(over="ignore"):
         image: Any = nibabel.load(path)
     proxy, data = image.dataobj, Path(image.file_map["image"].filename)
@@ -296,7 +296,7 @@ def _itk_volume(path: Path, volume: int | None) -> Volume:
 
 
 def _shape_of(stored: Sequence[int], volume: int | None) -> tuple[int, int, int]:
-    """The shape of a file's one volume, or of the one chosen."""
+    """The shape of the only volume of a file, or of the one chosen."""
     shape = _squeezed(stored)
     if len(shape) == 4 and volume is not None:
         if not 0 <= volume < shape[3]:
@@ -310,7 +310,7 @@ def _shape_of(stored: Sequence[int], volume: int | None) -> tuple[int, int, int]
 
 
 def _header(shape: tuple[int, int, int], dtype: np.dtype, affine: np.ndarray, remark: str = "") -> Header:
-    # Of a negative spacing, the affine has the sign: that axis runs the other way.
+    # A negative spacing reverses its axis in the affine.
     x, y, z = (float(size) for size in voxel_sizes(affine))
     if not (np.isfinite(affine).all() and min(x, y, z) > 0):
         raise ScanError(f"zero or non-finite spacing: {(x, y, z)}")
@@ -346,7 +346,7 @@ def _times(shape: Sequence[int]) -> str:
 
 
 def _why(path: Path, error: Exception) -> str:
-    """The gist of a reader's error, in one line and the same every time."""
+    """A reader's error in one short line that is the same every time."""
     try:
         with path.open("rb") as file:
             head = file.read(len(_LFS_POINTER))

@@ -19,13 +19,14 @@ def channels(
     """A label for each channel, and which of an entry's images is the first channel, the second, ...
 
     Args:
-        path: of the list.
-        content: of it.
-        modality: a label for each image, which goes before the list's own.
-        order: as of `dae3d.scans.task.read_task`.
+        path: the list.
+        content: its content.
+        modality: a label for each image, which overrides the list's own.
+        order: as in `dae3d.scans.task.read_task`.
 
     Raises:
-        Dae3dError: where modalities are not told, or an image is of another machine than the weights take.
+        Dae3dError: if modalities are missing, or an image is from another kind of scanner than the weights
+            take.
     """
     told = order and _told_labels(path, content, modality)
     if order and told and sorted(told) == sorted(order):
@@ -37,7 +38,7 @@ def channels(
 
 
 def _modalities(path: Path, content: TaskList, given: Sequence[str] | None) -> tuple[str, ...]:
-    """One modality label a channel, the same for all entries."""
+    """One modality label per channel, the same for all entries."""
     found: dict[tuple[str, ...], str] = {}
     for split, number, entry in content.entries():
         where = f"{path}: {split}[{number}] ({entry.images[0]})"
@@ -64,7 +65,7 @@ def _modalities(path: Path, content: TaskList, given: Sequence[str] | None) -> t
 
 
 def _told_labels(path: Path, content: TaskList, given: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The labels of a list's channels, by its first entry, or None where it does not tell them all."""
+    """The labels of a list's channels, by its first entry, or None if it does not give all of them."""
     _, _, entry = next(content.entries())
     try:
         return tuple(label_in_list(text or "") for text in given or _told(str(path), content, entry))
@@ -96,7 +97,7 @@ def _refuse_other_machines(path: Path, told: Sequence[str], order: Sequence[str]
 
 
 def _warn_of_other_modalities(path: Path, content: TaskList, taken: tuple[str, ...]) -> None:
-    """A list may have its channels in another order than the one that they are taken to have."""
+    """Warn that a list may have its channels in another order than assumed."""
     _, _, entry = next(content.entries())
     told = [text for text in _told(str(path), content, entry) if text]
     if len(told) == len(taken) and not _says(told, taken):

@@ -1,6 +1,6 @@
 """Medical Segmentation Decathlon (http://medicaldecathlon.com): `dataset.json` and image folders.
 
-Or a raw data set of nnU-Net, which has a file for each channel, see `scans.nnunet`.
+Also raw data sets of nnU-Net, which have a file for each channel (see `scans.nnunet`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,12 +29,12 @@ class DecathlonTask(ScanList):
 
 
 def candidates_in_decathlon(root: Path, dataset: str | None) -> Iterator[Candidate | LeftOut]:
-    """The images of the task `root`, or of all tasks in `root`, those without labels too.
+    """The images of the task `root`, or of all tasks in `root`, including those without labels.
 
-    Each volume of a 4-D image is a scan of its own, of the same subject; so is each channel's file.
+    Each volume of a 4-D image is a separate scan of the same subject; so is each channel's file.
 
     Raises:
-        Dae3dError: where a `dataset.json` is none of a task.
+        Dae3dError: if a `dataset.json` is not that of a task.
     """
     for home in _tasks(root):
         task = load_list(home / "dataset.json", DecathlonTask)
@@ -76,7 +76,7 @@ def _channel_labels(home: Path, task: DecathlonTask) -> list[str]:
 def _scans(
     file: Path, labels: list[str], home: Path, root: Path, dataset: str, by_file: bool
 ) -> Iterator[Candidate | LeftOut]:
-    """The channels in a file, or, `by_file`, the one that its number says."""
+    """The channels in a file, or, if `by_file`, the one of its number."""
     case, channels = scan_stem(file), list(enumerate(labels))
     single = by_file or len(labels) == 1
     if by_file:

@@ -1,4 +1,4 @@
-"""Layouts of public data sets whose file names tell what each file is."""
+"""Layouts of public data sets by their file names."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,8 @@ NIFTI = r"\.nii(\.gz)?$"
 class FileKind(NamedTuple):
     """Files of one kind, by a regular expression that is searched for in their path.
 
-    Its group `subject` is the scan's subject, its group `modality`, if there is one, what the file name calls
-    the modality. Files that are not scans have a `reason` instead.
+    Its group `subject` is the scan's subject, its optional group `modality` the modality in the file name.
+    Files that are not scans have a `reason` instead.
     """
 
     pattern: str
@@ -55,7 +55,7 @@ KINDS: dict[str, Sequence[FileKind]] = {
 
 
 def candidates_by_name(name: str, root: Path, dataset: str | None) -> Iterator[Candidate | LeftOut]:
-    """The scans of the set `name` under `root`, and the files that are none; `dataset` renames the set."""
+    """The scans of the set `name` under `root`, and the files left out; `dataset` renames the set."""
     for file in files_in(root, set()):
         if isinstance(file, LeftOut):
             yield file
@@ -74,7 +74,7 @@ def _candidate(name: str, file: Path, root: Path, dataset: str) -> Candidate | L
 
 
 def told_by_name(name: str, shown: str) -> tuple[str, str] | str:
-    """The modality and the subject of the scan of set `name` at the path `shown`, or why it is none."""
+    """The modality and subject of the scan of set `name` at the path `shown`, or why it is left out."""
     for kind in KINDS[name]:
         match = re.search(kind.pattern, f"/{shown}")
         if match and kind.reason:
