@@ -58,7 +58,7 @@ def test_real_series(shared_data, tmp_path):
     # The other three compressions hold the same four objects as the first.
     assert reasons(left_out) == {
         "duplicate slice": 12,
-        "missing slices: 10 mm without any where they lie 5 mm apart": 4,
+        "missing slices: a gap of 10 mm where slices are 5 mm apart": 4,
         "mixed orientations": 4,
         "secondary capture: Secondary Capture Image Storage": 4,
     }
@@ -73,11 +73,11 @@ def test_real_series(shared_data, tmp_path):
     ("archive", "taken", "reason"),
     [
         # Slices of 7 mm, the 20th of them taken away; and of 0.667 mm.
-        ("ct_head_ge_variable_tilt", "20.dcm", "missing slices: 14 mm without any where they lie 7 mm apart"),
+        ("ct_head_ge_variable_tilt", "20.dcm", "missing slices: a gap of 14 mm where slices are 7 mm apart"),
         (
             "mr_t1_datalad",
             "N2D_0200.dcm",
-            "missing slices: 1.33 mm without any where they lie 0.667 mm apart",
+            "missing slices: a gap of 1.33 mm where slices are 0.667 mm apart",
         ),
     ],
 )
@@ -301,7 +301,7 @@ def test_other_pixels_at_the_same_place_are_not_guessed_about(tmp_path):
 def test_a_file_that_is_missing(tmp_path, modality):
     files = write_series(tmp_path, evenly(20, 3), modality)
     files[7].unlink()
-    assert reasons(find(tmp_path)[1]) == {"missing slices: 6 mm without any where they lie 3 mm apart": 19}
+    assert reasons(find(tmp_path)[1]) == {"missing slices: a gap of 6 mm where slices are 3 mm apart": 19}
 
 
 def test_a_file_cut_short_leaves_a_gap(tmp_path):
@@ -482,7 +482,7 @@ def test_reasons_quote_nothing_of_a_malformed_header(tmp_path):
     assert {(one.reason, one.files) for one in find(tmp_path)[1]} == {
         ("unreadable: PixelSpacing: ValueError", 1),
         ("colour pictures: other", 8),
-        ("not an image volume: no SOP class of the standard", 8),
+        ("not an image volume: not a standard SOP class", 8),
     }
 
 
@@ -799,7 +799,7 @@ def test_sequences_in_sequences(tmp_path, length_said):
         path.write_bytes(raw[:place] + nested(20 if number else 20_000, length_said) + raw[place:])
     found, left_out = find(tmp_path)
     assert [len(one.files) for one in found] == [9]
-    assert reasons(left_out) == {"unreadable: more than a hundred sequences within each other": 1}
+    assert reasons(left_out) == {"unreadable: sequences nested more than a hundred deep": 1}
 
 
 def nested(depth: int, length_said: bool) -> bytes:

@@ -127,15 +127,15 @@ def test_what_a_killed_prediction_left_is_removed(tmp_path):
 
 @pytest.mark.parametrize("content", [b"mine", b"mine\n", b'{"mine": 1}\n{"x": 2}\nrest', b"\0\0\n"])
 @pytest.mark.parametrize("again", [False, True])
-def test_a_journal_is_not_begun_in_the_place_of_another_file(tmp_path, content, again):
+def test_a_journal_does_not_overwrite_another_file(tmp_path, content, again):
     path = tmp_path / "j.jsonl"
     path.write_bytes(content)
-    with pytest.raises(Dae3dError, match=r"j.jsonl: is there, and does not begin as dae3d would have it"):
+    with pytest.raises(Dae3dError, match=r"j.jsonl: exists and is not a file that dae3d would continue here"):
         Journal(path, {"weights": "abc"}, again=again)
     assert path.read_bytes() == content
 
 
-def test_a_journal_whose_heading_a_crash_cut_short_is_begun_again(tmp_path):
+def test_a_journal_whose_heading_a_crash_cut_short_starts_over(tmp_path):
     path = tmp_path / "j.jsonl"
     for cut in (b"", b'{"weigh'):
         path.write_bytes(cut)

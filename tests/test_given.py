@@ -17,7 +17,7 @@ from dae3d.inference.labelled import labelled_images
 from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
 from dae3d.scans.given import Image
-from dae3d.scans.kinds import conflict, strange
+from dae3d.scans.modality_conflicts import conflict, strange
 from dae3d.scans.task import read_task
 from dae3d.store.recipe import CaseRecipe
 from dicom_files import evenly, write_series
@@ -92,7 +92,7 @@ def test_a_folder_stands_for_the_scans_in_it(tmp_path, caplog):
     assert "label map by its name, 3 (such as" in caplog.text
     assert "flair by its BIDS name, 1 (such as" in caplog.text
     assert "t2 by its name, 1 (such as" in caplog.text
-    assert "4-D: shape 9x9x9x4 (--volume N takes one volume, from 0 on), 1 (such as" in caplog.text
+    assert "4-D: shape 9x9x9x4 (--volume N takes one volume, counted from 0), 1 (such as" in caplog.text
     assert "unreadable" in caplog.text
     everything = given_cases([str(folder)], ["t1"], labels=["t1"], volume=2)
     assert [case.images[0].volume for case in everything if case.images[0].path.name == "run.nii.gz"] == [2]
@@ -106,10 +106,10 @@ def test_a_comma_in_the_name_of_a_folder(tmp_path):
 
 def test_a_folder_without_scans_says_so(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Dae3dError, match="empty: no scan that can be used: no files of scans"):
+    with pytest.raises(Dae3dError, match="empty: no usable scan: no scan files"):
         given_cases([str(tmp_path / "empty")], ["t1"])
     mr(tmp_path / "t2" / "sub-1_T2w.nii.gz")
-    with pytest.raises(Dae3dError, match="no scan that can be used; left out: t2 by its BIDS name, 1 "):
+    with pytest.raises(Dae3dError, match="no usable scan; left out: t2 by its BIDS name, 1 "):
         given_cases([str(tmp_path / "t2")], ["t1"])
 
 
@@ -223,7 +223,7 @@ def test_a_ct_series_is_refused_by_weights_of_mr(tmp_path):
     folder = str(tmp_path / "IM")
     with pytest.raises(Dae3dError, match="left out: ct by its DICOM header, 20 "):
         given_cases([folder], ["t1"])
-    with pytest.raises(Dae3dError, match="IM: ct by its DICOM header, where t1 is wanted"):
+    with pytest.raises(Dae3dError, match="IM: ct by its DICOM header, but t1 is expected"):
         given_cases([f"{folder},{mr(tmp_path / 'flair.nii.gz')}"], ["t1", "flair"])
     assert len(given_cases([folder], ["t1"], labels=["t1"])) == 1
 
@@ -236,15 +236,15 @@ def test_a_volume_of_a_4d_file(tmp_path):
     volumes = np.stack([np.round(smooth_volume(n, (20, 18, 16)) * 400 + 1) for n in range(3)], -1)
     scan = write_nifti(tmp_path / "time.nii.gz", volumes.astype(np.int16))
     given = {"weights": [weights], "device": "cpu"}
-    with pytest.raises(Dae3dError, match=r"time: .*4-D: 3 volumes; --volume N takes one, from 0 on"):
+    with pytest.raises(Dae3dError, match=r"time: .*4-D: 3 volumes; --volume N takes one, counted from 0"):
         dae3d.predict(scans=[scan], out=tmp_path / "out", **given)
-    with pytest.raises(Dae3dError, match="no volume 3: it holds 3, from 0 on"):
+    with pytest.raises(Dae3dError, match="no volume 3: it has 3, counted from 0"):
         dae3d.predict(scans=[scan], out=tmp_path / "out3", volume=3, **given)
     (path,) = dae3d.predict(scans=[scan], out=tmp_path / "out1", volume=1, **given)
     single = mr(tmp_path / "single.nii.gz", 1)
     (same,) = dae3d.predict(scans=[single], out=tmp_path / "out", **given)
     assert np.array_equal(voxels_of(path), voxels_of(same))
-    with pytest.raises(Dae3dError, match=r"of other weights or settings.*volume: 1 there, 2 here"):
+    with pytest.raises(Dae3dError, match=r"made with other weights or settings.*volume: 1 there, 2 here"):
         dae3d.predict(scans=[scan], out=tmp_path / "out1", volume=2, **given)
 
 
@@ -274,7 +274,7 @@ def test_a_channel_that_is_told_to_be_another_is_said(tmp_path, caplog):
     scans = ",".join(str(mr(tmp_path / name)) for name in ("p_flair.nii.gz", "unnamed.nii.gz"))
     with caplog.at_level("WARNING", "dae3d"):
         given_cases([scans], ["t1", "flair"])
-    assert "p_flair.nii.gz: flair by its name, where t1 is wanted" in caplog.text
+    assert "p_flair.nii.gz: flair by its name, but t1 is expected" in caplog.text
     with pytest.raises(
         Dae3dError, match="3 files, where the weights take 2 channels in this order: t1, flair"
     ):
@@ -298,7 +298,7 @@ def test_a_list_of_channels_in_another_order(tmp_path, caplog):
         (case,) = read_task(path, order=["t1", "flair"]).test
     assert [image.name for image in case.images] == ["b.nii.gz", "a.nii.gz"]
     assert case.name == "a"  # as it is called whatever the order
-    assert "its channels are flair, t1; taken in the weights' order, t1, flair" in caplog.text
+    assert "its channels are flair, t1; taken in the order of the weights, t1, flair" in caplog.text
     (given,) = read_task(path, ["t1", "flair"], order=["t1", "flair"]).test
     assert [image.name for image in given.images] == ["a.nii.gz", "b.nii.gz"]
 
@@ -309,7 +309,7 @@ def test_a_list_of_ct_is_refused_by_weights_of_mr(tmp_path):
     data = a_list(tmp_path, "CT", "a.nii.gz")
     given = {"data": data, "weights": [weights], "device": "cpu"}
     with pytest.raises(
-        Dae3dError, match=r"`modality` is ct, where the weights take t1; .*predict --modality t1"
+        Dae3dError, match=r"`modality` is ct, but the weights take t1; .*predict --modality t1"
     ):
         dae3d.predict(out=tmp_path / "out", **given)
     (path,) = dae3d.predict(out=tmp_path / "out", modality=["t1"], **given)
@@ -368,7 +368,7 @@ def test_a_name_that_says_another_machine(tmp_path, caplog):
     mr(tmp_path / "patient_ct.nii.gz")
     with caplog.at_level("WARNING", "dae3d"):
         given_cases([str(tmp_path / "patient_ct.nii.gz")], ["t1"])
-    assert "patient_ct.nii.gz: ct by its name, where t1 is wanted" in caplog.text
+    assert "patient_ct.nii.gz: ct by its name, but t1 is expected" in caplog.text
     bids = mr(tmp_path / "sub-1_ct.nii.gz")
     with pytest.raises(
         Dae3dError, match=r"ct by its BIDS name, .*\n--modality t1 takes scans as these whatever"
@@ -447,11 +447,11 @@ def test_a_list_whose_files_are_called_otherwise_is_said(tmp_path, caplog):
     given = {"data": tmp_path / "task.json", "weights": [weights], "device": "cpu"}
     with caplog.at_level("WARNING", "dae3d"):
         dae3d.predict(out=tmp_path / "out", **given)
-    (said,) = [record.getMessage() for record in caplog.records if "is wanted" in record.getMessage()]
+    (said,) = [record.getMessage() for record in caplog.records if "is expected" in record.getMessage()]
     assert [line.rpartition("/")[2] for line in said.splitlines()] == [
-        "b_flair.nii.gz: flair by its name, where t1 is wanted",
-        "b_t1.nii.gz: t1 by its name, where flair is wanted",
-        "sub-1_T1w.nii: t1 by its BIDS name, where flair is wanted",
+        "b_flair.nii.gz: flair by its name, but t1 is expected",
+        "b_t1.nii.gz: t1 by its name, but flair is expected",
+        "sub-1_T1w.nii: t1 by its BIDS name, but flair is expected",
     ]
 
 

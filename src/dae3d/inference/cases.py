@@ -10,7 +10,7 @@ from pathlib import Path
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.scans.channels import channel_files
 from dae3d.scans.given import Image, contradictions, image_names, images_at, listed, say_found
-from dae3d.scans.kinds import Conflict, conflict
+from dae3d.scans.modality_conflicts import Conflict, conflict
 from dae3d.scans.readers import scan_stem
 from dae3d.scans.subjects import sequence_at_end
 from dae3d.scans.task import case_names

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from dae3d.errors import Dae3dError
 from dae3d.scans.given import Image, images_at, say_found
-from dae3d.scans.kinds import conflict, strange
 from dae3d.scans.modality import label_by_bids, label_by_rules, parse_rule
+from dae3d.scans.modality_conflicts import conflict, strange
 from dae3d.scans.readers import scan_stem
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from dae3d.scans.grids import Grid
 _HALF_A_VOXEL = 0.5 + 1e-3
 _CHUNK_VALUES = 2**25
 
-Box = tuple[slice, slice, slice]
+Slices = tuple[slice, slice, slice]
 
 
 def is_part_of(native: Grid, grid: Grid) -> bool:
@@ -85,7 +85,7 @@ def interpolate_slabs(
         del held  # before the next slab is made
 
 
-def _fill(part: Box, values: Tensor, classes: np.ndarray, probabilities: np.ndarray | None) -> None:
+def _fill(part: Slices, values: Tensor, classes: np.ndarray, probabilities: np.ndarray | None) -> None:
     classes[part] = values.argmax(dim=0).byte().cpu().numpy()
     if probabilities is not None:
         probabilities[(slice(None), *part)] = values.cpu().numpy()
@@ -105,7 +105,7 @@ def _parallel(native: Grid, grid: Grid) -> tuple[list[int], list[np.ndarray]]:
     return axes, places
 
 
-def _inside(axes: Sequence[int], places: Sequence[np.ndarray], grid: Grid) -> Box:
+def _inside(axes: Sequence[int], places: Sequence[np.ndarray], grid: Grid) -> Slices:
     """The native voxels that lie inside the grid."""
     x, y, z = (
         _range((along >= -_HALF_A_VOXEL) & (along <= grid.shape[axis] - 1 + _HALF_A_VOXEL))
@@ -120,7 +120,7 @@ def _range(chosen: np.ndarray) -> slice:
     return slice(int(numbers[0]), int(numbers[-1]) + 1) if len(numbers) else slice(0, 0)
 
 
-def _parts(box: Box, across: int, between: np.ndarray, values: int) -> Iterator[Box]:
+def _parts(box: Slices, across: int, between: np.ndarray, values: int) -> Iterator[Slices]:
     """The planes of a box that lie `between`, a few at a time, for memory to hold `values` a voxel."""
     area = np.prod([side.stop - side.start for axis, side in enumerate(box) if axis != across])
     step = max(1, _CHUNK_VALUES // max(1, values * int(area)))

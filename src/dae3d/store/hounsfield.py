@@ -3,7 +3,7 @@
 import numpy as np
 
 from dae3d.errors import ScanError
-from dae3d.scans.kinds import machine
+from dae3d.scans.modality_conflicts import machine
 from dae3d.scans.padding import BELOW_AIR, HOUNSFIELD, planes
 from dae3d.scans.readers import Volume
 from dae3d.store.statistics import Statistics
