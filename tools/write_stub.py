@@ -2,7 +2,7 @@
 
     python tools/write_stub.py
 
-A command takes what its settings take, paths and lists as users write them. Run it after a change of a
+A command accepts what its settings accept, paths and lists as users write them. Run it after changing a
 setting; a test compares.
 """
 
@@ -68,7 +68,7 @@ def _result(command: Any) -> Any:
 
 
 def _loading() -> Iterator[str]:
-    """`load`, by the task that is named."""
+    """`load`, with an overload for each task."""
     parameters = inspect.signature(load).parameters.values()
     for task, result in [
         *((f'Literal["{name}"]', network.__name__) for name, network in NETWORKS.items()),
@@ -101,7 +101,7 @@ def _definition(verb: str) -> str:
 
 
 def _parameter(name: str, field: FieldInfo, has_config: bool) -> str:
-    """One keyword. With a config every one can be left out, for the file may have it."""
+    """One keyword. With a config every keyword is optional, because the file may have it."""
     kind = _accepted(field.annotation)
     if field.is_required():
         return f"{name}: {kind} = ..." if has_config else f"{name}: {kind}"
@@ -132,7 +132,7 @@ def _accepted(annotation: Any) -> str:
 
 
 def _name(annotation: Any) -> str:
-    """As it is written in code; of classes the bare name."""
+    """A type as written in code; for classes the bare name."""
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return "None" if annotation is types.NoneType else annotation.__name__
     return str(annotation).replace("typing.", "").replace("pathlib.", "")
