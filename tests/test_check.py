@@ -19,7 +19,7 @@ from dae3d.probing.crops import probe_crops
 from dae3d.probing.verdict import WELL
 from dae3d.reporting.bars import bar_chart
 from dae3d.reporting.curves import BOTTOM, LEFT, RIGHT, TOP
-from dae3d.reporting.run import load_run
+from dae3d.reporting.run_folder import load_run
 from dae3d.training.data import training_data
 from dae3d.training.settings import PretrainSettings
 

@@ -19,7 +19,7 @@ import dae3d
 from dae3d.errors import ScanError
 from dae3d.reporting import data_check as check
 from dae3d.reporting.data_check import check_scans
-from dae3d.reporting.data_pictures import HEIGHT, SIDE, WIDTH, draw, levels, mid_planes
+from dae3d.reporting.data_pictures import HEIGHT, SIDE, WIDTH, draw_slices, grey_levels, mid_planes
 from dae3d.reporting.data_store import report_store
 from dae3d.scans.manifest import LeftOut, Manifest, Scan
 from dae3d.scans.readers import Volume
@@ -67,7 +67,7 @@ def drawn(volume: Volume, modality: str = "t1") -> tuple[np.ndarray, Any, Statis
     """The picture of a volume with RAS axes, what it was drawn as, and the volume's statistics."""
     statistics = measure(volume, modality)
     planes = planes_of(volume.intensities(), statistics)
-    picture = draw(planes, volume.spacing, modality, statistics)
+    picture = draw_slices(planes, volume.spacing, modality, statistics)
     return _decoded(picture.picture), picture, statistics
 
 
@@ -145,8 +145,8 @@ def test_any_scan_that_can_be_measured_can_be_drawn(
 
 
 def test_levels_are_counted_of_whole_numbers_alone() -> None:
-    assert levels([np.array([[0, 1], [1, 2]]), np.array([[7.0]])]) == 4
-    assert levels([np.array([[0, 0.5]])]) is None
+    assert grey_levels([np.array([[0, 1], [1, 2]]), np.array([[7.0]])]) == 4
+    assert grey_levels([np.array([[0, 0.5]])]) is None
 
 
 @pytest.mark.parametrize(

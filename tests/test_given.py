@@ -12,8 +12,8 @@ import torch
 import dae3d
 from conftest import smooth_volume
 from dae3d.errors import Dae3dError
-from dae3d.inference.cases import given_cases
-from dae3d.inference.labelled import labelled_images
+from dae3d.inference.given_cases import given_cases
+from dae3d.inference.given_images import given_images
 from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
 from dae3d.scans.given import Image
@@ -406,14 +406,14 @@ def test_embed_says_what_its_weights_never_saw(tmp_path, caplog):
 def test_a_modality_that_contradicts_the_name_is_said(tmp_path, caplog):
     scan = mr(tmp_path / "sub-1_T2w.nii.gz")
     with caplog.at_level("WARNING", "dae3d"):
-        (item,) = labelled_images([scan], [], "ct", None)
+        (item,) = given_images([scan], [], "ct", None)
     assert item == (str(scan), Image.of(scan), "ct")
     assert "taken as ct, but t2 by its BIDS name" in caplog.text
 
 
 def test_a_dicom_header_tells_the_modality(tmp_path):
     dicom(tmp_path / "IM", SeriesDescription="t1 se")
-    (item,) = labelled_images([tmp_path / "IM"], [], None, None)
+    (item,) = given_images([tmp_path / "IM"], [], None, None)
     assert (item.name, item.modality) == (str(tmp_path / "IM"), "t1")
 
 

@@ -16,8 +16,8 @@ import dae3d
 from conftest import smooth_volume, write_task
 from dae3d.errors import Dae3dError
 from dae3d.metrics import read_metrics
-from dae3d.reporting.run import load_run
-from dae3d.reporting.summary import legs as legs_in_words
+from dae3d.reporting.run_folder import load_run
+from dae3d.reporting.run_text import legs as legs_in_words
 from dae3d.training.run_settings import RunSettings
 
 pytestmark = pytest.mark.slow

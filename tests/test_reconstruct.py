@@ -15,7 +15,7 @@ from conftest import smooth_volume
 from dae3d.commands.reconstruct import repair_scan
 from dae3d.disrupt import DisruptionSettings, sample_keys
 from dae3d.errors import Dae3dError
-from dae3d.inference.labelled import modality_of
+from dae3d.inference.given_images import modality_of
 from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
 from dae3d.training.settings import PretrainSettings

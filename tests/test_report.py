@@ -16,7 +16,7 @@ from dae3d import cli
 from dae3d.commands.report import report
 from dae3d.errors import Dae3dError
 from dae3d.reporting.curves import BOTTOM, LEFT, RIGHT, TOP, chart
-from dae3d.reporting.run import Series
+from dae3d.reporting.run_folder import Series
 from dae3d.words import duration, listing, plural, quantity, size
 
 STEPS = range(0, 310, 10)

@@ -11,9 +11,9 @@ import pytest
 
 from dae3d.evaluation.held_out import HeldOut
 from dae3d.evaluation.results import Results
-from dae3d.evaluation.segmentation import Scores
-from dae3d.reporting.findings import findings, summary
-from dae3d.reporting.segmentation import Context, remarkable, render
+from dae3d.evaluation.segmentation_metrics import Scores
+from dae3d.reporting.evaluation import Context, remarkable, render
+from dae3d.reporting.evaluation_text import findings, summary
 from dae3d.reporting.strips import LEFT, MOST_DOTS, RIGHT, lowest_tick, strip
 
 NAN, INF = math.nan, math.inf

@@ -17,10 +17,10 @@ from monai.data.utils import compute_importance_map
 from torch import Tensor
 
 # Takes windows (B, C, roi, roi, roi) and gives logits (B, K, roi, roi, roi).
-Network = Callable[[Tensor], Tensor]
+Predictor = Callable[[Tensor], Tensor]
 
 # Makes scores (K, ...) of each network's sums (K, ...) of weighted logits and of the weights' sums (...).
-Score = Callable[[Sequence[Tensor], Tensor], Tensor]
+Combine = Callable[[Sequence[Tensor], Tensor], Tensor]
 
 _ROOM = 2  # what is held at most, in sizes of the sums: they themselves, and what a caller makes of a slab
 _CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ class Slab:
 
 
 def segment(
-    networks: Sequence[Network],
+    networks: Sequence[Predictor],
     image: Tensor,
     roi: int,
     overlap: float = 0.5,
@@ -57,15 +57,15 @@ def segment(
     classes = torch.empty(image.shape[1:], dtype=torch.uint8)
     blend = _Blend(roi, device or image.device, blend_device)
     # Of one network, the largest sum of logits is that of the most probable class.
-    score = _mean_probabilities if len(networks) > 1 else _sums
-    for slab in _slabs(score, networks, image, overlap, window_batch, mirror, progress, blend):
+    combine = _mean_probabilities if len(networks) > 1 else _sums
+    for slab in _slabs(combine, networks, image, overlap, window_batch, mirror, progress, blend):
         planes = classes.narrow(slab.axis, slab.start, slab.stop - slab.start)
         planes.copy_(slab.probabilities.argmax(dim=0))
     return classes
 
 
 def probability_slabs(
-    networks: Sequence[Network],
+    networks: Sequence[Predictor],
     image: Tensor,
     roi: int,
     overlap: float,
@@ -101,8 +101,8 @@ def probability_slabs(
 
 @torch.no_grad()
 def _slabs(
-    score: Score,
-    networks: Sequence[Network],
+    combine: Combine,
+    networks: Sequence[Predictor],
     image: Tensor,
     overlap: float,
     window_batch: int,
@@ -110,7 +110,7 @@ def _slabs(
     progress: Callable[[int], object] | None,
     blend: "_Blend",
 ) -> Iterator[Slab]:
-    """Slabs of what `score` makes of the blended logits."""
+    """Slabs of what `combine` makes of the blended logits."""
     roi, shape = blend.roi, image.shape[1:]
     before = [max(roi - side, 0) // 2 for side in shape]
     after = [max(roi - side, 0) - front for side, front in zip(shape, before, strict=True)]
@@ -132,7 +132,7 @@ def _slabs(
         # The last layer is finished to its full depth.
         for first in range(start, end, _step(roi, overlap)):
             count = min(_step(roi, overlap), end - first)
-            scores = score(*blend.first(count))
+            scores = combine(*blend.first(count))
             for a in set(range(3)) - {axis}:
                 scores = scores.narrow(a + 1, before[a], shape[a])
             # Along the axis there are zeros around the scan only where one layer is all there is.
@@ -235,7 +235,7 @@ def _box(corner: Sequence[int], roi: int) -> tuple[slice, ...]:
     return tuple(slice(start, start + roi) for start in corner)
 
 
-def _logits(network: Network, windows: Tensor, mirror: Sequence[int]) -> Tensor:
+def _logits(network: Predictor, windows: Tensor, mirror: Sequence[int]) -> Tensor:
     if not mirror:
         return network(windows)
     axes = [axis + 2 for axis in mirror]

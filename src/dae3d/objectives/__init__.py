@@ -7,7 +7,7 @@ name that metrics call it; `ObjectiveSettings` inherits the settings.
 from dae3d.objectives.contrastive import CONTRASTIVE, ContrastiveSettings
 from dae3d.objectives.dense import DENSE, DenseSettings
 from dae3d.objectives.features import FEATURES, FeatureSettings
-from dae3d.objectives.objective import Objective, Repair
+from dae3d.objectives.objective import Objective, PretrainStep
 from dae3d.objectives.repair import RepairSettings
 
 OBJECTIVES: dict[str, Objective] = {"contrastive": CONTRASTIVE, "dense": DENSE, "features": FEATURES}
@@ -26,4 +26,4 @@ class ObjectiveSettings(FeatureSettings, DenseSettings, ContrastiveSettings, Rep
         return any(each.pairs for each in self.objectives().values())
 
 
-__all__ = ["OBJECTIVES", "Objective", "ObjectiveSettings", "Repair"]
+__all__ = ["OBJECTIVES", "Objective", "ObjectiveSettings", "PretrainStep"]

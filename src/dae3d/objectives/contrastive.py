@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, Repair
+from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, PretrainStep
 from dae3d.settings import Settings
 
 _LEAST_VARIANCE = 1e-5
@@ -111,7 +111,7 @@ def pooled(network: Any, clean: Tensor, hidden: Sequence[Tensor], settings: Cont
     return network.pooled(network.encode(clean) if settings.contrastive_view == "clean" else hidden)
 
 
-def _loss(step: Repair, settings: ContrastiveSettings, heads: None) -> Tensor:
+def _loss(step: PretrainStep, settings: ContrastiveSettings, heads: None) -> Tensor:
     features = pooled(step.network, step.clean, step.hidden, settings)
     return contrastive_loss(
         features, step.modality, settings.contrastive_temperature, True, settings.contrastive_standardise

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from dae3d.disrupt.random import uniform
-from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, Repair
+from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, PretrainStep
 from dae3d.settings import Settings
 
 _STREAM = 10
-PLACES = 128  # of each pair of crops
+LOCATIONS = 128  # of each pair of crops
 NEAR = 6.0  # voxels: closer places are not negatives of each other
 
 
@@ -53,7 +53,7 @@ def dense_contrast(
     low = apart.clamp(min=0)
     sides = features.shape[2:]
     high = torch.stack([(apart[:, axis] + side).clamp(max=side) for axis, side in enumerate(sides)], dim=1)
-    drawn = uniform(keys[::2], 3 * PLACES, _STREAM).unflatten(1, (PLACES, 3))
+    drawn = uniform(keys[::2], 3 * LOCATIONS, _STREAM).unflatten(1, (LOCATIONS, 3))
     here = low[:, None] + (drawn * (high - low)[:, None]).long()
     there = here - apart[:, None]
     with torch.autocast(features.device.type, enabled=False):
@@ -61,9 +61,9 @@ def dense_contrast(
         b = normalize(projection(_at(features[1::2], there)), dim=2)
     similarity = a @ b.transpose(1, 2) / temperature
     distance = torch.cdist(here.float() * stride, here.float() * stride)
-    itself = torch.eye(PLACES, dtype=torch.bool, device=features.device)
+    itself = torch.eye(LOCATIONS, dtype=torch.bool, device=features.device)
     similarity = similarity.masked_fill((distance < NEAR) & ~itself, -1e4)
-    wanted = torch.arange(PLACES, device=features.device).expand(len(a), -1).flatten()
+    wanted = torch.arange(LOCATIONS, device=features.device).expand(len(a), -1).flatten()
     ways = (similarity, similarity.transpose(1, 2))
     return torch.stack([cross_entropy(way.flatten(0, 1), wanted) for way in ways]).mean()
 
@@ -92,7 +92,7 @@ def _heads(settings: Any) -> Projections:
     return Projections([settings.embed_dim, 2 * settings.embed_dim])
 
 
-def _loss(step: Repair, settings: DenseSettings, projections: Projections) -> Tensor:
+def _loss(step: PretrainStep, settings: DenseSettings, projections: Projections) -> Tensor:
     """The sum of those at 1/2 and 1/4 of the resolution."""
     loss = step.features[0].new_zeros((), dtype=torch.float32)
     keys, temperature = step.disrupted.keys, settings.dense_temperature

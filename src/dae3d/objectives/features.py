@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool3d, instance_norm, smooth_l1_loss
 
-from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, Repair
+from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, PretrainStep
 from dae3d.settings import Settings
 
 
@@ -78,7 +78,7 @@ def _heads(settings: Any) -> FeatureHeads:
     return FeatureHeads(settings.embed_dim, settings.roi)
 
 
-def _loss(step: Repair, settings: FeatureSettings, heads: FeatureHeads) -> Tensor:
+def _loss(step: PretrainStep, settings: FeatureSettings, heads: FeatureHeads) -> Tensor:
     with torch.no_grad():
         wanted = step.teacher.encode(step.clean)
     return feature_loss(step.hidden[1:], wanted[1:], heads, step.inside).mean()

@@ -13,7 +13,7 @@ OBJECTIVES_GROUP = Group("objectives")
 
 
 @dataclass(frozen=True)
-class Repair:
+class PretrainStep:
     """What a step of pre-training has computed, for its losses.
 
     Attributes:
@@ -53,7 +53,7 @@ class Objective:
     """
 
     weight: Callable[[Any], float]
-    loss: Callable[[Repair, Any, Any], Tensor]
+    loss: Callable[[PretrainStep, Any, Any], Tensor]
     setting: str
     heads: Callable[[Any], nn.Module] | None = None
     heads_name: str = ""

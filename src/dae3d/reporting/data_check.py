@@ -15,13 +15,14 @@ from tqdm import tqdm
 from dae3d.cores import usable_cores
 from dae3d.errors import ScanError, as_scan_error
 from dae3d.journal import Journal
-from dae3d.reporting.data_pictures import Drawn, Read, Triple, draw, levels, mid_planes
+from dae3d.reporting.data_pictures import Drawn, draw_slices, grey_levels, mid_planes
 from dae3d.reporting.data_report import PAGE, write_data_report
 from dae3d.reporting.data_survey import Surveyed, survey
 from dae3d.scans.manifest import LeftOut, Manifest, Scan
 from dae3d.scans.read import read_scan, source_files
 from dae3d.scans.readers import Volume
 from dae3d.scans.spool import Spool
+from dae3d.store.boxes import Read, Triple
 from dae3d.store.examine import AS_ACQUIRED, examine
 from dae3d.store.fingerprint import voxel_digest
 from dae3d.store.source import Stamp, digest
@@ -201,7 +202,7 @@ def _survey(scan: Scan, content: str) -> Surveyed:
         scan=scan.model_copy(update={"digest": content, "files": ()}),
         statistics=statistics,
         voxel_digest=voxel_digest(volume),
-        levels=levels(mid_planes(_boxes(volume), volume.array.shape, statistics)),
+        levels=grey_levels(mid_planes(_boxes(volume), volume.array.shape, statistics)),
     )
 
 
@@ -215,7 +216,7 @@ def _draw(task: _Task) -> tuple[int, Drawn | None]:
         with as_scan_error():
             volume, statistics = _examine(task.scan)
             planes = mid_planes(_boxes(volume), volume.array.shape, statistics)
-            return task.number, draw(planes, volume.spacing, task.scan.modality, statistics)
+            return task.number, draw_slices(planes, volume.spacing, task.scan.modality, statistics)
     except (OSError, ScanError):
         return task.number, None
 

@@ -41,7 +41,7 @@ class _Remark(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Measure:
+class _Property:
     """A number of each scan.
 
     `least` is the smallest standard deviation that is taken for real, of the logarithm where `ratio` is true.
@@ -65,20 +65,20 @@ class _Measure:
 
 
 _GRID = (
-    _Measure("largest voxel side", " mm", lambda rows: rows["spacing"].max(axis=1), True, 0.15),
-    _Measure("smallest voxel side", " mm", lambda rows: rows["spacing"].min(axis=1), True, 0.15),
-    _Measure("longest side", " mm", lambda rows: (rows["shape"] * rows["spacing"]).max(axis=1), True, 0.1),
-    _Measure("fewest voxels along an axis", "", lambda rows: rows["shape"].min(axis=1), True, 0.15),
+    _Property("largest voxel side", " mm", lambda rows: rows["spacing"].max(axis=1), True, 0.15),
+    _Property("smallest voxel side", " mm", lambda rows: rows["spacing"].min(axis=1), True, 0.15),
+    _Property("longest side", " mm", lambda rows: (rows["shape"] * rows["spacing"]).max(axis=1), True, 0.1),
+    _Property("fewest voxels along an axis", "", lambda rows: rows["shape"].min(axis=1), True, 0.15),
 )
 # Of intensities with a unit (HU), and of those without, which differ from scanner to scanner.
 _PHYSICAL = (
-    _Measure("mean", "", lambda rows: rows["mean"], False, 30.0),
-    _Measure("0.5th percentile", "", lambda rows: rows["percentiles"][:, 0], False, 30.0),
-    _Measure("99.5th percentile", "", lambda rows: rows["percentiles"][:, -1], False, 50.0),
+    _Property("mean", "", lambda rows: rows["mean"], False, 30.0),
+    _Property("0.5th percentile", "", lambda rows: rows["percentiles"][:, 0], False, 30.0),
+    _Property("99.5th percentile", "", lambda rows: rows["percentiles"][:, -1], False, 50.0),
 )
 _ARBITRARY = (
-    _Measure("99.5th percentile", "", lambda rows: rows["percentiles"][:, -1], True, 0.1),
-    _Measure(
+    _Property("99.5th percentile", "", lambda rows: rows["percentiles"][:, -1], True, 0.1),
+    _Property(
         "mean as a share of the 99.5th percentile",
         "",
         lambda rows: rows["mean"] / np.maximum(np.abs(rows["percentiles"][:, -1]), _TINY),
@@ -150,19 +150,17 @@ def _unusual(
         return
     few = max(_FEW, int(_FEW_SHARE * len(numbers)))
     intensity = _PHYSICAL if isinstance(scaling(modality), Window) else _ARBITRARY
-    for measure in (*_GRID, *intensity):
-        values = measure.values(rows[numbers]).astype(np.float64)
-        distances = measure.distances(values)
+    for prop in (*_GRID, *intensity):
+        values = prop.values(rows[numbers]).astype(np.float64)
+        distances = prop.distances(values)
         # Where more than a few are far off, they are another kind of scan: only what is far beyond counts.
         common = float(np.sort(distances)[-few - 1])
         unusual = distances > max(DISTANCE, 2 * common)
         low, high = np.percentile(values[~unusual], (5, 95), method="nearest").tolist()
-        usual = measure.text(high) if low == high else f"{figure(low)} to {measure.text(high)}"
+        usual = prop.text(high) if low == high else f"{figure(low)} to {prop.text(high)}"
         if common > DISTANCE:
             far = np.count_nonzero(distances > DISTANCE)
-            differences.append(
-                f"{measure.name}: {far} of {len(numbers)} far from the median, most have {usual}"
-            )
+            differences.append(f"{prop.name}: {far} of {len(numbers)} far from the median, most have {usual}")
         for place in np.flatnonzero(unusual):
-            text = f"{measure.name} {measure.text(values[place])}, most have {usual}"
+            text = f"{prop.name} {prop.text(values[place])}, most have {usual}"
             yield _Remark(int(numbers[place]), float(distances[place]), "unusual scan", text)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from dae3d.reporting import data_outliers, data_pictures
+from dae3d.reporting.data_duplicates import Duplicates, find_duplicates
 from dae3d.reporting.data_outliers import Flagged, outliers
 from dae3d.reporting.data_pictures import Drawn
 from dae3d.reporting.data_survey import Survey, Surveyed
-from dae3d.reporting.data_twins import Repeats, repeats
 from dae3d.reporting.html import fill, write_page
 from dae3d.scans.manifest import LeftOut, Scan
 from dae3d.words import figure, listing, plural
@@ -24,7 +24,7 @@ _TIMES = " \N{MULTIPLICATION SIGN} "
 
 
 @dataclass(frozen=True)
-class Card:
+class ScanCard:
     """A scan on the page; `drawn` is None where its voxels cannot be read any more, or it is only listed."""
 
     name: str
@@ -35,16 +35,16 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Section:
+class ModalitySection:
     """A modality on the page; `overview` is its line of the first table."""
 
     name: str
     flagged_count: int
     overview: list[str]
-    flagged: list[Card]
-    listed: list[Card]
+    flagged: list[ScanCard]
+    listed: list[ScanCard]
     unlisted: int
-    sample: list[Card]
+    sample: list[ScanCard]
     count: int
 
 
@@ -82,7 +82,7 @@ def write_data_report(
         Dae3dError: where it cannot be written.
     """
     flagged, varied = outliers(found)
-    twice = repeats(found, look)
+    twice = find_duplicates(found, look)
     names = sorted(found.modalities, key=lambda name: (-len(found.of(name)), name))
     samples = {name: _evenly(found.of(name), flagged[name]) for name in names}
     wanted = {one.number for name in names for one in flagged[name][:DRAWN]}
@@ -127,13 +127,13 @@ def _section(
     sample: Sequence[int],
     look: Callable[[int], Surveyed],
     pictures: dict[int, Drawn | None],
-) -> Section:
-    def card(number: int, reasons: tuple[str, ...] = ()) -> Card:
+) -> ModalitySection:
+    def card(number: int, reasons: tuple[str, ...] = ()) -> ScanCard:
         scan = look(number).scan
-        return Card(_short_name(scan), str(scan.path), _facts(scan), reasons, pictures.get(number))
+        return ScanCard(_short_name(scan), str(scan.path), _facts(scan), reasons, pictures.get(number))
 
     cards = [card(one.number, one.reasons) for one in flagged[:LISTED]]
-    return Section(
+    return ModalitySection(
         name=name,
         flagged_count=len(flagged),
         overview=_overview(found.rows[found.of(name)]),
@@ -182,7 +182,7 @@ def _summary(found: Survey, left_out: int) -> str:
     return f"{scans}: {split}.{rest}"
 
 
-def _findings(flagged: dict[str, list[Flagged]], twice: Repeats) -> list[tuple[str, str]]:
+def _findings(flagged: dict[str, list[Flagged]], twice: Duplicates) -> list[tuple[str, str]]:
     """What to look at: a text and the part of the page it is about."""
     found = []
     if twice.leaks:

@@ -3,9 +3,9 @@
 from dae3d.reporting import curves
 from dae3d.reporting.curves import Chart, chart
 from dae3d.reporting.html import fill
-from dae3d.reporting.run import Run
+from dae3d.reporting.run_folder import Run
 from dae3d.reporting.run_page import both, facts, optimisation, steps, without_gaps
-from dae3d.reporting.summary import legs, progress
+from dae3d.reporting.run_text import legs, progress
 from dae3d.words import duration, listing, plural, quantity, some
 
 _DICE = "val/dice"

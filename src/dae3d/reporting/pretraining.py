@@ -4,13 +4,13 @@ import math
 
 from dae3d.evaluation.image_metrics import IMAGE_METRICS
 from dae3d.reporting import curves
-from dae3d.reporting.comparison import compare, compared
+from dae3d.reporting.comparison import compare, recorded_metrics
 from dae3d.reporting.curves import Chart, chart
 from dae3d.reporting.html import fill
 from dae3d.reporting.probes import probe_charts, section
-from dae3d.reporting.run import Picture, Run
+from dae3d.reporting.run_folder import Picture, Run
 from dae3d.reporting.run_page import both, facts, optimisation, steps, without_gaps
-from dae3d.reporting.summary import missing, summary
+from dae3d.reporting.run_text import missing, summary
 
 # Of losses whose names say too little.
 _TITLES = {
@@ -43,7 +43,7 @@ def render(run: Run) -> str:
         pictures={name: steps(shown, measured(run, name, shown)) for name, shown in run.pictures.items()},
         comparisons=comparisons,
         probed=section(run),
-        measures={name: IMAGE_METRICS[name].heading for name in compared(run)},
+        metrics={name: IMAGE_METRICS[name].heading for name in recorded_metrics(run)},
         taken_from_training=[name for name, v in run.record.validation.items() if v.split == "train"],
     )
 
@@ -51,8 +51,8 @@ def render(run: Run) -> str:
 def chart_groups(run: Run) -> dict[str, list[Chart]]:
     """All curves, by heading."""
 
-    def by_modality(title: str, measure: str) -> Chart | None:
-        return chart(title, {name: run.metrics.get(f"val/{measure}/{name}") for name in run.modalities})
+    def by_modality(title: str, metric: str) -> Chart | None:
+        return chart(title, {name: run.metrics.get(f"val/{metric}/{name}") for name in run.modalities})
 
     return without_gaps(
         {
@@ -63,7 +63,7 @@ def chart_groups(run: Run) -> dict[str, list[Chart]]:
             ],
             "L1 by modality": [both(run, f"L1, {name}", f"l1/{name}") for name in run.modalities],
             "Repair of the validation crops": [
-                by_modality(IMAGE_METRICS[name].heading, name) for name in compared(run)
+                by_modality(IMAGE_METRICS[name].heading, name) for name in recorded_metrics(run)
             ],
             "What the levels carry": probe_charts(run),
             "Optimisation": optimisation(run),
@@ -78,10 +78,10 @@ def _losses(run: Run) -> list[str]:
 
 
 def measured(run: Run, modality: str, pictures: list[Picture]) -> dict[int, str]:
-    """The measures at the steps of a modality's pictures."""
+    """The metrics at the steps of a modality's pictures."""
     found = {}
     for step in (picture.step for picture in pictures):
-        values = {name: run.metrics.get(f"val/{name}/{modality}") for name in compared(run)}
+        values = {name: run.metrics.get(f"val/{name}/{modality}") for name in recorded_metrics(run)}
         at = {name: series.at(step) for name, series in values.items() if series is not None}
         words = [
             f"{IMAGE_METRICS[name].title} {decimals(v, name)}" for name, v in at.items() if v is not None
@@ -90,15 +90,15 @@ def measured(run: Run, modality: str, pictures: list[Picture]) -> dict[int, str]
     return found
 
 
-def decimals(value: float, measure: str) -> str:
-    """A value with the decimals of its measure."""
+def decimals(value: float, metric: str) -> str:
+    """A value with the decimals of its metric."""
     if not math.isfinite(value):
         return "n/a" if math.isnan(value) else "∞" if value > 0 else "-∞"
-    return f"{value:.{IMAGE_METRICS[measure].decimals}f}"
+    return f"{value:.{IMAGE_METRICS[metric].decimals}f}"
 
 
-def signed(value: float, measure: str) -> str:
+def signed(value: float, metric: str) -> str:
     """A difference with its sign."""
     if not math.isfinite(value):
         return "n/a"
-    return ("+" if value >= 0 else "") + decimals(value, measure)
+    return ("+" if value >= 0 else "") + decimals(value, metric)

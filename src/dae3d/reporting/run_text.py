@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dae3d.evaluation.image_metrics import IMAGE_METRICS
 from dae3d.reporting.comparison import Comparison
-from dae3d.reporting.run import Run
+from dae3d.reporting.run_folder import Run
 from dae3d.words import duration, listing, plural, quantity
 
 
@@ -88,17 +88,17 @@ def _result(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
     when = f"At step {steps[0]}" if len(steps) == 1 else "At their last validation"
     if steps == [0]:
         when = "Before training (step 0)"
-    measures = list(compared[0].rows[0].values)
-    better = listing([_tally(compared, measure, "beats_disrupted") for measure in measures])
+    metrics = list(compared[0].rows[0].values)
+    better = listing([_tally(compared, metric, "beats_disrupted") for metric in metrics])
     sentences = [f"{when}, the repaired validation crops are better than the disrupted ones {better}."]
     if all(c.baselines for c in compared):
-        beaten = listing([_tally(compared, measure, "beats_baselines") for measure in measures])
+        beaten = listing([_tally(compared, metric, "beats_baselines") for metric in metrics])
         sentences.append(f"They beat the best baseline {beaten}.")
     return sentences
 
 
-def _tally(comparisons: Sequence[Comparison], measure: str, test: str) -> str:
-    won = [c.modality for c in comparisons if getattr(c, test)(measure)]
+def _tally(comparisons: Sequence[Comparison], metric: str, test: str) -> str:
+    won = [c.modality for c in comparisons if getattr(c, test)(metric)]
     of = plural(len(comparisons), "modality")
     which = f" ({', '.join(won)})" if 0 < len(won) < len(comparisons) else ""
-    return f"in {IMAGE_METRICS[measure].title} on {len(won) or 'none'} of {of}{which}"
+    return f"in {IMAGE_METRICS[metric].title} on {len(won) or 'none'} of {of}{which}"

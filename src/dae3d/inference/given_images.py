@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 _UNKNOWN = "of unknown modality (--modality LABEL or --rule 'GLOB=LABEL' says it)"
 
 
-class LabelledImage(NamedTuple):
+class GivenImage(NamedTuple):
     """An image as it was named, or by its path where a folder was; and the label of its modality."""
 
     name: str
@@ -24,9 +24,9 @@ class LabelledImage(NamedTuple):
     modality: str
 
 
-def labelled_images(
+def given_images(
     scans: Iterable[str | Path], rules: Sequence[str], modality: str | None, volume: int | None
-) -> list[LabelledImage]:
+) -> list[GivenImage]:
     """The images that a user names, each once, with their labels; a folder stands for every image in it.
 
     Args:
@@ -38,7 +38,7 @@ def labelled_images(
     Raises:
         Dae3dError: where a single file's modality is not known, or a folder has nothing of a known one.
     """
-    found: dict[Image, LabelledImage] = {}
+    found: dict[Image, GivenImage] = {}
     for scan in map(str, scans):
         here = images_at(Path(scan), volume)
         one = not Path(scan).is_dir()
@@ -55,7 +55,7 @@ def labelled_images(
                 left_out.append(image.left_out(_UNKNOWN))
             else:
                 shared = names.count(name) > 1
-                labelled.append(LabelledImage(f"{name}#{image.series}" if shared else name, image, label))
+                labelled.append(GivenImage(f"{name}#{image.series}" if shared else name, image, label))
         if not one:
             say_found(Path(scan), len(labelled), left_out)
         for item in labelled:
@@ -77,7 +77,7 @@ def modality_of(
     )
 
 
-def unseen(items: Iterable[LabelledImage], known: Sequence[str]) -> str | None:
+def unseen(items: Iterable[GivenImage], known: Sequence[str]) -> str | None:
     """A sentence on the images of modalities that weights never saw; None where there are none.
 
     Args:
@@ -97,7 +97,7 @@ def unseen(items: Iterable[LabelledImage], known: Sequence[str]) -> str | None:
     return f"modality: the weights were trained on {', '.join(known)}, and never saw {told}"
 
 
-def _say_contradiction(item: LabelledImage) -> None:
+def _say_contradiction(item: GivenImage) -> None:
     told = item.image.told
     if told and conflict(told.label, item.modality):
         log.warning("%s: taken as %s, but %s by %s", item.image.path, item.modality, told.label, told.source)
