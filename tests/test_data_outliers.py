@@ -131,7 +131,7 @@ def test_label_maps_and_empty_scans_are_flagged_and_change_nothing_else() -> Non
     scans.append(surveyed(24, spot))
     found = flagged(scans)
     assert sorted(found) == list(range(12, 25))
-    assert found[12] == ("looks like a label map: 2 different values, all whole numbers",)
+    assert found[12] == ("looks like a label map: 2 different values, all integers",)
     assert found[24] == ("nearly empty: at least 90 % of its voxels are 0",)
 
 

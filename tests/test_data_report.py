@@ -190,7 +190,7 @@ def check_page(page: Page) -> None:
     """What the page about `folder` has to say."""
     assert page.foreign == []
     assert page.links - {""} <= page.ids
-    assert "13 scans of 13 subjects in 2 modalities: 12 to train on and 1 to validate on." in page.text
+    assert "13 scans of 13 subjects in 2 modalities: 12 for training and 1 for validation." in page.text
     assert "1 scan is in both training and validation" in page.text
     assert "ct4.nii.gz ct, subject ct4.nii.gz, training" in page.text
     assert "turned.nii.gz ct, subject turned.nii.gz, validation" in page.text
@@ -218,7 +218,7 @@ def test_page_of_a_store(folder: Path) -> None:
     page = Page(report_store(folder / "store"))
     check_page(page)
     assert len(page.pictures) == 12
-    assert "cannot be read any more ct3.nii.gz" in page.text.replace(f"{folder.name}/", "")
+    assert "can no longer be read ct3.nii.gz" in page.text.replace(f"{folder.name}/", "")
 
 
 def test_page_of_a_manifest_says_what_was_left_out(folder: Path) -> None:
@@ -268,8 +268,8 @@ def test_check_goes_on_where_it_was_stopped(folder: Path, monkeypatch: pytest.Mo
     shutil.copy(folder / "ct5.nii.gz", folder / "ct6.nii.gz")
     page = Page(check_scans(Manifest(scans), out, 1))
     assert read == ["ct1.nii.gz", "ct6.nii.gz", "broken.nii.gz"]
-    assert "11 to train on and 2 to validate on" in page.text
-    assert "1 scan is there more than once, on one side of the split" in page.text
+    assert "11 for training and 2 for validation" in page.text
+    assert "1 scan is duplicated within training or within validation" in page.text
 
 
 @pytest.mark.parametrize(
@@ -318,6 +318,6 @@ def test_real_labels_among_images_are_flagged_and_real_twins_found(shared_data: 
         for path in (*extra, hippocampus / "labels" / "hippocampus_011.nii.gz")
     ]
     assert len({sums[name] for name in names}) == 1
-    assert "2 scans are there more than once" in page.text
+    assert "2 scans are duplicated" in page.text
     assert "The same file, listed under different subjects" in page.text
     assert "The same voxels in different files, listed under different subjects" in page.text

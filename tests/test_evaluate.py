@@ -128,8 +128,8 @@ def test_the_page_stands_alone(task: Path, tmp_path: Path) -> None:
     # A perfect case has no picture of its errors.
     assert sources == ["data:"] * 5
     assert "http" not in page
-    assert "Not found at all, though it is there: edge in 1 of 3 (carl)" in page
-    assert "Found, though it is not there: core in 1 (carl)" in page
+    assert "Missed completely: edge in 1 of 3 (carl)" in page
+    assert "Predicted, but not in the reference: core in 1 (carl)" in page
     order = [
         page.index(f"{rank} case: {name}")
         for rank, name in (("Worst", "carl"), ("Median", "ben"), ("Best", "anna"))
@@ -312,7 +312,9 @@ def test_classes_that_are_nowhere(task: Path, caplog: pytest.LogCaptureFixture) 
         found = dae3d.evaluate(predictions=folder, data=task)
     assert found["classes"]["stone"]["dice"] == {"mean": None, "low": None, "high": None, "cases": 0}
     assert "neither there nor predicted in any case: stone" in caplog.text
-    assert "Neither there nor predicted in any case: stone." in (folder / "report.html").read_text()
+    assert (
+        "Not in the reference or the prediction of any case: stone." in (folder / "report.html").read_text()
+    )
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -86,7 +86,7 @@ def test_other_data_is_a_leg_of_its_own_with_baselines_of_its_own(tiny_settings,
     assert [row["modality"] for row in second["data"]["rows"]] == ["t1", "t2"]
     assert baseline_steps(run) == {0, 5}  # with the next validation
     assert legs_in_words(load_run(run)) == [
-        "From step 4 on it was trained on other data than before: 3 scans of t1 (two), 2 scans of t2 (two)."
+        "From step 4 on, training continued on other data: 3 scans of t1 (two), 2 scans of t2 (two)."
     ]
     caplog.clear()
     dae3d.pretrain(out=run, resume=True, max_steps=9)

@@ -1,4 +1,4 @@
-"""The page about a pre-training run."""
+"""The report page of a pre-training run."""
 
 import math
 
@@ -12,12 +12,12 @@ from dae3d.reporting.run_folder import Picture, Run
 from dae3d.reporting.run_page import both, facts, optimisation, steps, without_gaps
 from dae3d.reporting.run_text import missing, summary
 
-# Of losses whose names say too little.
+# Titles of losses whose names are too short.
 _TITLES = {
     "l1": "L1",
     "contrastive": "Contrastive loss",
     "dense": "Dense contrastive loss",
-    "features": "Repair of features",
+    "features": "Feature prediction loss",
 }
 _NO_LOSSES = ("loss", "lr", "grad_norm", "samples_per_second")
 
@@ -38,7 +38,7 @@ def render(run: Run) -> str:
         chart_groups=chart_groups(run),
         geometry=curves,
         pictures_heading="Reconstructions",
-        pictures_explained="One fixed validation crop of each modality, under one disruption every time.",
+        pictures_explained="One fixed validation crop per modality, always with the same disruption.",
         picture_columns="clean, disrupted, repaired and error",
         pictures={name: steps(shown, measured(run, name, shown)) for name, shown in run.pictures.items()},
         comparisons=comparisons,
@@ -57,28 +57,28 @@ def chart_groups(run: Run) -> dict[str, list[Chart]]:
     return without_gaps(
         {
             "Losses": [
-                # Training has more terms than validation, so that the sums do not compare.
-                chart("All losses, in training", {"training": run.metrics.get("train/loss")}, log=True),
+                # The training loss has more terms than validation, so their sums are not comparable.
+                chart("Total training loss", {"training": run.metrics.get("train/loss")}, log=True),
                 *(both(run, _TITLES.get(name, name.capitalize()), name) for name in _losses(run)),
             ],
             "L1 by modality": [both(run, f"L1, {name}", f"l1/{name}") for name in run.modalities],
-            "Repair of the validation crops": [
+            "Image quality of the repaired validation crops": [
                 by_modality(IMAGE_METRICS[name].heading, name) for name in recorded_metrics(run)
             ],
-            "What the levels carry": probe_charts(run),
+            "Use of the encoder levels": probe_charts(run),
             "Optimisation": optimisation(run),
         }
     )
 
 
 def _losses(run: Run) -> list[str]:
-    """What the loss of training was made from, in the order of recording."""
+    """The terms of the training loss, in the order of recording."""
     rows = (name.removeprefix("train/") for name in run.metrics if name.startswith("train/"))
     return [name for name in rows if "/" not in name and name not in _NO_LOSSES]
 
 
 def measured(run: Run, modality: str, pictures: list[Picture]) -> dict[int, str]:
-    """The metrics at the steps of a modality's pictures."""
+    """A text with the metrics at each step that has a picture."""
     found = {}
     for step in (picture.step for picture in pictures):
         values = {name: run.metrics.get(f"val/{name}/{modality}") for name in recorded_metrics(run)}
@@ -86,19 +86,19 @@ def measured(run: Run, modality: str, pictures: list[Picture]) -> dict[int, str]
         words = [
             f"{IMAGE_METRICS[name].title} {decimals(v, name)}" for name, v in at.items() if v is not None
         ]
-        found[step] = "mean of the crops: " + ", ".join(words) if words else ""
+        found[step] = "mean over the crops: " + ", ".join(words) if words else ""
     return found
 
 
 def decimals(value: float, metric: str) -> str:
-    """A value with the decimals of its metric."""
+    """Format a value with the decimals of its metric."""
     if not math.isfinite(value):
         return "n/a" if math.isnan(value) else "∞" if value > 0 else "-∞"
     return f"{value:.{IMAGE_METRICS[metric].decimals}f}"
 
 
 def signed(value: float, metric: str) -> str:
-    """A difference with its sign."""
+    """Format a difference with its sign."""
     if not math.isfinite(value):
         return "n/a"
     return ("+" if value >= 0 else "") + decimals(value, metric)
