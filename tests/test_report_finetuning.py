@@ -73,7 +73,7 @@ def test_of_many_classes_the_lowest_are_named_and_drawn(run):
     assert "segment 102 classes: anterior, posterior, organ 0, organ 1, organ 2 and 97 others on" in text
     low = sorted(dice, key=dice.get)
     five = ", ".join(f"{name} {dice[name]:.3f}" for name in low[:4]) + f" and {low[4]} {dice[low[4]]:.3f}"
-    assert f"is 0.750 (lowest of 102 classes: {five})." in text
+    assert f"mean Dice 0.750 over 2 validation cases (lowest of 102 classes: {five})." in text
     assert "Dice of the validation cases: the mean, and the 12 lowest of 102 classes" in text
     charts = re.findall(r"<figcaption>(organ \d+|anterior|posterior|Mean)\b", page.read_text())
     assert charts == ["Mean", *low[:12]]
