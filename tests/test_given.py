@@ -12,8 +12,8 @@ import torch
 import dae3d
 from conftest import smooth_volume
 from dae3d.errors import Dae3dError
-from dae3d.inference.cases import given_cases
-from dae3d.inference.labelled import labelled_images
+from dae3d.inference.given_cases import given_cases
+from dae3d.inference.given_images import given_images
 from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
 from dae3d.scans.given import Image
@@ -147,8 +147,8 @@ def test_channels_that_cannot_be_put_together_are_named(tmp_path):
     with pytest.raises(Dae3dError) as error:
         given_cases([str(tmp_path / "scans")], ["t1", "flair"])
     text = str(error.value)
-    assert "cannot be put together to scans of 2 channels in this order: t1, flair" in text
-    assert "p1_t1.nii.gz: there is no flair to it" in text
+    assert "cannot be grouped to scans of 2 channels in this order: t1, flair" in text
+    assert "p1_t1.nii.gz: no flair image of the same scan" in text
     assert "sub-2_T1w.nii.gz and " in text
     assert "sub-2_acq-b_T1w.nii.gz: both t1, of the same scan" in text
     mr(tmp_path / "others" / "a.nii.gz")
@@ -258,7 +258,7 @@ def test_channels_are_put_into_the_order_of_the_weights(tmp_path, caplog, ending
         (case,) = given_cases([f"{second},{first}"], ["t1", "flair"])
         assert [str(image.path) for image in case.images] == [first, second]
         assert (
-            "told to be flair, t1 by headers and names; taken in the weights' order, t1, flair" in caplog.text
+            "flair, t1 by headers and names; reordered to the order of the weights, t1, flair" in caplog.text
         )
         caplog.clear()
         (straight,) = given_cases([f"{first},{second}"], ["t1", "flair"])
@@ -276,11 +276,11 @@ def test_a_channel_that_is_told_to_be_another_is_said(tmp_path, caplog):
         given_cases([scans], ["t1", "flair"])
     assert "p_flair.nii.gz: flair by its name, but t1 is expected" in caplog.text
     with pytest.raises(
-        Dae3dError, match="3 files, where the weights take 2 channels in this order: t1, flair"
+        Dae3dError, match="3 files, but the weights expect 2 channels in this order: t1, flair"
     ):
         given_cases([scans + ",x.nii"], ["t1", "flair"])
     with pytest.raises(
-        Dae3dError, match="modality: t1, t2: the weights take 2 channels in this order: t1, fl"
+        Dae3dError, match="modality: t1, t2: the weights expect 2 channels in this order: t1, fl"
     ):
         given_cases([scans], ["t1", "flair"], labels=["t1", "t2"])
 
@@ -348,9 +348,9 @@ def test_values_like_those_of_a_ct_are_said_and_predicted(tmp_path, caplog):
     scans = [ct(tmp_path / "one.nii.gz"), mr(tmp_path / "two.nii.gz")]
     with caplog.at_level("WARNING", "dae3d"):
         dae3d.predict(scans=scans, weights=[weights], out=tmp_path / "out", device="cpu")
-    said = [record.getMessage() for record in caplog.records if "taken as" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "used as" in record.getMessage()]
     assert len(said) == 1
-    assert "one.nii.gz: taken as t1, but its values, -1000 to " in said[0]
+    assert "one.nii.gz: used as t1, but its values, -1000 to " in said[0]
 
 
 def test_values_unlike_those_of_a_ct_are_said(tmp_path, caplog):
@@ -358,9 +358,9 @@ def test_values_unlike_those_of_a_ct_are_said(tmp_path, caplog):
     scans = [ct(tmp_path / "one.nii.gz"), mr(tmp_path / "two.nii.gz")]
     with caplog.at_level("WARNING", "dae3d"):
         dae3d.predict(scans=scans, weights=[weights], out=tmp_path / "out", device="cpu")
-    said = [record.getMessage() for record in caplog.records if "taken as" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "used as" in record.getMessage()]
     assert len(said) == 1
-    assert "two.nii.gz: taken as ct, but no voxel is below 0" in said[0]
+    assert "two.nii.gz: used as ct, but no voxel is below 0" in said[0]
 
 
 def test_a_name_that_says_another_machine(tmp_path, caplog):
@@ -370,9 +370,7 @@ def test_a_name_that_says_another_machine(tmp_path, caplog):
         given_cases([str(tmp_path / "patient_ct.nii.gz")], ["t1"])
     assert "patient_ct.nii.gz: ct by its name, but t1 is expected" in caplog.text
     bids = mr(tmp_path / "sub-1_ct.nii.gz")
-    with pytest.raises(
-        Dae3dError, match=r"ct by its BIDS name, .*\n--modality t1 takes scans as these whatever"
-    ):
+    with pytest.raises(Dae3dError, match=r"ct by its BIDS name, .*\nTo use them anyway, set --modality t1"):
         given_cases([str(bids)], ["t1"])
     assert len(given_cases([str(bids)], ["t1"], labels=["t1"])) == 1
 
@@ -381,10 +379,10 @@ def test_reconstruct_refuses_what_its_weights_never_saw(tmp_path):
     weights = pre_trained(tmp_path, "ct", "t1")
     scan = mr(tmp_path / "sub-1_T2w.nii.gz")
     given = {"scans": [scan], "weights": weights, "out": tmp_path / "out", "device": "cpu"}
-    with pytest.raises(Dae3dError, match=r"trained on ct, t1, and never saw banana \(.*sub-1_T2w"):
+    with pytest.raises(Dae3dError, match=r"trained on ct, t1, but not on banana \(.*sub-1_T2w"):
         dae3d.reconstruct(modality="banana", **given)
     with pytest.raises(
-        Dae3dError, match=r"never saw t2 .*; --modality takes scans as one of those all the same"
+        Dae3dError, match=r"but not on t2 .*; --modality takes scans as one of those all the same"
     ):
         dae3d.reconstruct(**given)
     assert not (tmp_path / "out").exists()
@@ -399,21 +397,21 @@ def test_embed_says_what_its_weights_never_saw(tmp_path, caplog):
     with caplog.at_level("WARNING", "dae3d"):
         found = dae3d.embed(scans=[tmp_path / "scans"], **given)
     assert found.modalities == ["t1", "t2"]
-    assert "trained on ct, t1, and never saw t2 (" in caplog.text
-    assert "of unknown modality (--modality LABEL or --rule 'GLOB=LABEL' says it), 1 " in caplog.text
+    assert "trained on ct, t1, but not on t2 (" in caplog.text
+    assert "of unknown modality (set --modality LABEL or --rule 'GLOB=LABEL'), 1 " in caplog.text
 
 
 def test_a_modality_that_contradicts_the_name_is_said(tmp_path, caplog):
     scan = mr(tmp_path / "sub-1_T2w.nii.gz")
     with caplog.at_level("WARNING", "dae3d"):
-        (item,) = labelled_images([scan], [], "ct", None)
+        (item,) = given_images([scan], [], "ct", None)
     assert item == (str(scan), Image.of(scan), "ct")
-    assert "taken as ct, but t2 by its BIDS name" in caplog.text
+    assert "used as ct, but t2 by its BIDS name" in caplog.text
 
 
 def test_a_dicom_header_tells_the_modality(tmp_path):
     dicom(tmp_path / "IM", SeriesDescription="t1 se")
-    (item,) = labelled_images([tmp_path / "IM"], [], None, None)
+    (item,) = given_images([tmp_path / "IM"], [], None, None)
     assert (item.name, item.modality) == (str(tmp_path / "IM"), "t1")
 
 

@@ -442,7 +442,7 @@ def test_what_cannot_be_is_said(fields, message, weights, tmp_path):
 
 def test_channels_must_be_those_of_the_weights(weights, tmp_path):
     scan = ct_scan(tmp_path / "p.nii.gz")
-    with pytest.raises(Dae3dError, match=r"p\.nii\.gz: 2 files, where the weights take 1 channel \(ct\)"):
+    with pytest.raises(Dae3dError, match=r"p\.nii\.gz: 2 files, but the weights expect 1 channel \(ct\)"):
         dae3d.predict(scans=[f"{scan},{scan}"], weights=[weights], out=tmp_path / "out", device="cpu")
 
 

@@ -12,7 +12,7 @@ import dae3d
 from dae3d.errors import SettingsError
 from dae3d.metrics import read_metrics
 from dae3d.models.swin_unetr import SwinUNETR
-from dae3d.probing.measure import probe_of_run
+from dae3d.probing.probe import probe_of_run
 from dae3d.store.examine import AS_ACQUIRED
 from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.data import training_data

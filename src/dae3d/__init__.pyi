@@ -10,7 +10,7 @@ from torch import nn
 
 from dae3d.commands.embed import Embeddings
 from dae3d.models.swin_unetr import FeatureEncoder, Segmenter, SwinUNETR
-from dae3d.probing.figures import Check
+from dae3d.probing.metrics import Check
 from dae3d.scans.manifest import Manifest
 from dae3d.store.store import Store
 

@@ -15,10 +15,10 @@ from tqdm import tqdm
 from dae3d.cores import THREADS
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.files import reading, refuse_other_file, whole_file
-from dae3d.inference.cases import ScanCase, given_cases, say_strange_values
 from dae3d.inference.corners import window_corners
 from dae3d.inference.device import pick_device
-from dae3d.inference.labelled import labelled_images, unseen
+from dae3d.inference.given_cases import ScanCase, given_cases, say_strange_values
+from dae3d.inference.given_images import given_images, unseen
 from dae3d.inference.prepared import preparation_of, read_prepared
 from dae3d.journal import Journal
 from dae3d.models.foreign import MONAI_MERGING, MonaiMerging
@@ -208,7 +208,7 @@ def _cases(settings: EmbedSettings, recipe: CaseRecipe | None, known: Sequence[s
         files = channel_files(scan)
         if len(files) > 1:
             raise Dae3dError(f"{scan}: {len(files)} files, where the weights take 1 a scan")
-    items = labelled_images(settings.scans, settings.rule, settings.modality, settings.volume)
+    items = given_images(settings.scans, settings.rule, settings.modality, settings.volume)
     never_saw = unseen(items, known)
     if never_saw:
         log.warning("%s", never_saw)

@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from dae3d.probing.measure import probe_of_run
+from dae3d.probing.probe import probe_of_run
 from dae3d.settings import verb
 from dae3d.training.callbacks import step_of
 from dae3d.training.data import CropLoaders, TrainingData, training_data

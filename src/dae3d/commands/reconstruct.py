@@ -36,7 +36,7 @@ from dae3d.evaluation.image_metrics import IMAGE_METRICS
 from dae3d.evaluation.quality import image_quality
 from dae3d.files import inside, refuse_other_file, whole_file, write_text
 from dae3d.inference.device import pick_device
-from dae3d.inference.labelled import labelled_images, unseen
+from dae3d.inference.given_images import given_images, unseen
 from dae3d.inference.prepared import Prepared, preparation_of, read_prepared
 from dae3d.models.loading import load
 from dae3d.models.swin_unetr import SwinUNETR
@@ -125,7 +125,7 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     refuse_other_file(figures, "table of `reconstruct`", rb"scan,modality,image,l1,psnr")
     log.info("%s, windows of %d^3", disruption, roi)
 
-    scans = labelled_images(settings.scans, settings.rule, settings.modality, settings.volume)
+    scans = given_images(settings.scans, settings.rule, settings.modality, settings.volume)
     never_saw = unseen(scans, known)
     if never_saw:
         raise Dae3dError(f"{never_saw}; --modality takes scans as one of those all the same")

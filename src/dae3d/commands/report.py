@@ -9,7 +9,7 @@ from pydantic import Field
 from dae3d.errors import Dae3dError
 from dae3d.reporting import finetuning, pretraining
 from dae3d.reporting.html import write_page
-from dae3d.reporting.run import load_run
+from dae3d.reporting.run_folder import load_run
 from dae3d.settings import Positional, Settings, verb
 
 log = logging.getLogger(__name__)

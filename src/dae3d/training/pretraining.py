@@ -17,7 +17,7 @@ from dae3d.evaluation.image_metrics import validated
 from dae3d.evaluation.quality import image_quality
 from dae3d.models.network import WeightsInfo
 from dae3d.models.swin_unetr import SwinUNETR
-from dae3d.objectives import Repair
+from dae3d.objectives import PretrainStep
 from dae3d.objectives.contrastive import contrastive_loss, pooled
 from dae3d.store.scan import Preparation
 from dae3d.training.batch import Sample
@@ -91,7 +91,7 @@ class Pretraining(TrainingModule):
         features = network.decoder.features(disrupted.image, drop_skips(hidden, disrupted.keys, s.skip_drop))
         repaired = network.images(disrupted.image, features, disrupted.token_mask)
         each, finest = self.repair_loss.total(repaired, clean, batch["inside"], disrupted)
-        step = Repair(
+        step = PretrainStep(
             network=network,
             teacher=self.evaluated,
             clean=clean,
