@@ -1,4 +1,4 @@
-"""The verb `evaluate`: the right figures of the right files, every bad one named, nothing measured twice."""
+"""The command `evaluate`: right figures of the right files, every bad file named, nothing measured twice."""
 
 import csv
 import json

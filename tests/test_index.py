@@ -1,4 +1,4 @@
-"""The verb `index` on folders of small files: what is found, what is left out, what is said."""
+"""The command `index` on folders of small files: what is found, what is left out, what is said."""
 
 import os
 from pathlib import Path

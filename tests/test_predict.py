@@ -1,4 +1,4 @@
-"""The verb `predict`: the right label, at the right place, in a file of the scan's own."""
+"""The command `predict`: the right label, at the right place, in a file of the scan's own."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The verb `index`: find scans, read their headers, say what each one is, hold some subjects out.
+"""The command `index`: find scans, read their headers, say what each one is, hold some subjects out.
 
 What is found and described is kept on disk until it is known which subjects are held out, so that memory
 grows by little more than a subject's name with every scan.
@@ -28,10 +28,10 @@ from dae3d.scans.passed_over import NO_SCAN
 from dae3d.scans.sources import absolute, readable_suffixes
 from dae3d.scans.splits import split_subjects
 from dae3d.scans.spool import Spool
-from dae3d.settings import verb
+from dae3d.settings import command
 
 
-@verb
+@command
 def index(settings: IndexSettings) -> Manifest:
     """Write a manifest of all scans in folders and lists, and show what there is.
 

@@ -1,4 +1,4 @@
-"""The verb `reconstruct`: disrupt whole scans, repair them window by window, and measure how well."""
+"""The command `reconstruct`: disrupt whole scans, repair them window by window, and measure how well."""
 
 import csv
 import dataclasses
@@ -44,7 +44,7 @@ from dae3d.run_folder import refuse_a_runs_folder
 from dae3d.scans.given import VOLUME_GIVEN, image_names
 from dae3d.scans.modality import Label, RuleText
 from dae3d.scans.readers import scan_stem
-from dae3d.settings import Positional, Settings, verb
+from dae3d.settings import Positional, Settings, command
 from dae3d.store.intensity import normalise
 from dae3d.training.settings import PretrainSettings
 
@@ -90,7 +90,7 @@ class Repair:
     repaired: Tensor
 
 
-@verb
+@command
 def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     """Disrupt whole scans, repair them with sliding windows, and write and measure the result.
 

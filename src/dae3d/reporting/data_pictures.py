@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dae3d.drawing.pictures import PLANES, slice_at
-from dae3d.store.intensity import Window, scaling
+from dae3d.store.intensity import IntensityWindow, scaling
 from dae3d.store.statistics import Statistics
 
 Triple = tuple[int, int, int]
@@ -90,7 +90,7 @@ def draw(
 
 def _bounds(modality: str, statistics: Statistics) -> tuple[float, float]:
     rule = scaling(modality)
-    if isinstance(rule, Window):
+    if isinstance(rule, IntensityWindow):
         return rule.low, rule.high
     low, high = statistics.percentiles[0], statistics.percentiles[-1]
     return (low, high) if low < high else (statistics.minimum, statistics.maximum)

@@ -1,4 +1,4 @@
-"""The settings of the verb `index`."""
+"""The settings of the command `index`."""
 
 import re
 from pathlib import Path

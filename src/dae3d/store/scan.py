@@ -39,7 +39,7 @@ def _plain_name(name: str) -> str:
 
 # What a store says itself of where its files lie must not lead out of it.
 PlainName = Annotated[str, AfterValidator(_plain_name)]
-Row = tuple[float, float, float, float]
+AffineRow = tuple[float, float, float, float]
 
 
 class Preparation(BaseModel):
@@ -70,7 +70,7 @@ class StoredScan(BaseModel):
     preparation: Preparation
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
-    affine: tuple[Row, Row, Row, Row]
+    affine: tuple[AffineRow, AffineRow, AffineRow, AffineRow]
     dtype: str
     slope: float
     intercept: float
