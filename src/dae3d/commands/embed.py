@@ -272,7 +272,7 @@ def _refuse_other_file(path: Path) -> None:
         with reading(path):
             found = importlib.import_module("pyarrow.parquet").read_schema(path).names
         if found != columns:
-            raise Dae3dError(f"out: {path} is there, and is not a {what}; name another, or move it away")
+            raise Dae3dError(f"out: {path} exists and is not a {what}; choose another path, or move it away")
 
 
 def _write(embeddings: Embeddings, path: Path) -> None:

@@ -88,7 +88,9 @@ def _refuse_other_file(out: Path, source: Path) -> None:
     if out.exists() and out.samefile(source):
         raise Dae3dError(f"out: {out} is the file of the weights themselves; name another")
     if os.path.lexists(out) and not is_ours(out):
-        raise Dae3dError(f"out: {out} is there, and was not written by dae3d; name another, or move it away")
+        raise Dae3dError(
+            f"out: {out} exists and was not written by dae3d; choose another path or move it away"
+        )
 
 
 def _write_safetensors(network: Any, out: Path) -> Exported:

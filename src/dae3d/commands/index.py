@@ -72,7 +72,7 @@ def _refuse_other_file(out: Path) -> None:
         raise Dae3dError(f"out: {out} is a folder; name the manifest's file")
     if out.exists() and not is_manifest(out):
         raise Dae3dError(
-            f"out: {out} is there, and is not a manifest; name another file, such as manifest.jsonl"
+            f"out: {out} exists and is not a manifest; choose another file, such as manifest.jsonl"
         )
 
 
