@@ -1,4 +1,4 @@
-"""The verb `check` on runs as a user has them, what it refuses, and its section in the report."""
+"""The command `check` on runs as a user has them, what it refuses, and its section in the report."""
 
 import json
 import os

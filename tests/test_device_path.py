@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from dae3d.disrupt import DISRUPTIONS
 from dae3d.models.swin_unetr import Architecture, Segmenter
-from dae3d.store.intensity import Figures
-from dae3d.store.native import NativeCrop, Unscaled
+from dae3d.store.intensity import Normalisation
 from dae3d.store.scan import Preparation
+from dae3d.store.stored_crop import PendingScaling, StoredCrop
 from dae3d.training.batch import NumberedCrop, pack
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.pretraining import Pretraining
@@ -144,10 +144,10 @@ def test_a_fine_tuning_step_waits_for_nothing(tmp_path, deep_supervision):
 @pytest.mark.parametrize("clips", [False, True])
 @pytest.mark.parametrize("padding", [None, -1000.0])
 def test_scaling_waits_for_nothing(clips, padding):
-    rest = Unscaled(-1024.0, padding, 0.0, Figures(0.5, 3.0, clips))
+    rest = PendingScaling(-1024.0, padding, 0.0, Normalisation(0.5, 3.0, clips))
     crops = [
-        NumberedCrop(NativeCrop(np.zeros((20, 24, 24), np.int16), (4, 0, 0), rest), 0, 0),
-        NumberedCrop(NativeCrop(np.zeros((24, 24, 24), np.float32), (0, 0, 0), None), 1, 1),
+        NumberedCrop(StoredCrop(np.zeros((20, 24, 24), np.int16), (4, 0, 0), rest), 0, 0),
+        NumberedCrop(StoredCrop(np.zeros((24, 24, 24), np.float32), (0, 0, 0), None), 1, 1),
     ]
     batch = pack(crops).to(META)
     with Uploads() as uploads:

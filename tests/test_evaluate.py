@@ -1,4 +1,4 @@
-"""The verb `evaluate`: the right figures of the right files, every bad one named, nothing measured twice."""
+"""The command `evaluate`: right figures of the right files, every bad file named, nothing measured twice."""
 
 import csv
 import json
@@ -344,7 +344,7 @@ def test_a_runs_folder_keeps_its_metrics(task: Path, tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_the_folder_is_named(task: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(Dae3dError, match=r"file: cannot be a folder: .*file is a file"):
+    with pytest.raises(Dae3dError, match=r"file: cannot make this folder: .*file is a file"):
         dae3d.evaluate(predictions=predictions_of(task, shifted), data=task, out=tmp_path / "file")
 
 

@@ -382,7 +382,7 @@ def test_reconstruct_refuses_what_its_weights_never_saw(tmp_path):
     with pytest.raises(Dae3dError, match=r"trained on ct, t1, but not on banana \(.*sub-1_T2w"):
         dae3d.reconstruct(modality="banana", **given)
     with pytest.raises(
-        Dae3dError, match=r"but not on t2 .*; --modality takes scans as one of those all the same"
+        Dae3dError, match=r"but not on t2 .*; to treat the scans as one of those, set --modality"
     ):
         dae3d.reconstruct(**given)
     assert not (tmp_path / "out").exists()

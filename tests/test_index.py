@@ -1,4 +1,4 @@
-"""The verb `index` on folders of small files: what is found, what is left out, what is said."""
+"""The command `index` on folders of small files: what is found, what is left out, what is said."""
 
 import os
 from pathlib import Path
@@ -305,7 +305,7 @@ def test_what_is_no_manifest_is_not_written_over(tmp_path: Path, name: str) -> N
     write_scan(tmp_path / "in" / "a.nii.gz")
     there = tmp_path / name
     there.write_text('{"training": []}')
-    with pytest.raises(Dae3dError, match=f"{name} is there, and is not a manifest"):
+    with pytest.raises(Dae3dError, match=f"{name} exists and is not a manifest"):
         dae3d.index(folders=[tmp_path / "in"], modality="t1", out=there)
     assert there.read_text() == '{"training": []}'
 

@@ -1,4 +1,4 @@
-"""`index` run again: what is not read twice; and the parts that keep its memory small."""
+"""The command `index` run again: what is not read twice; and the parts that keep its memory small."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The verb `index` on DICOM series: found beside files, told by header or rule, named by no identifier."""
+"""The command `index` on DICOM series: found beside files, told by header or rule, named by no identifier."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The verb `index` on Decathlon-style lists."""
+"""The command `index` on Decathlon-style lists."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The verb `index` on 4-D files: time series and channels."""
+"""The command `index` on 4-D files: time series and channels."""
 
 import json
 from pathlib import Path

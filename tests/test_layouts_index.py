@@ -1,4 +1,4 @@
-"""The verb `index` with `--layout` and `--root`."""
+"""The command `index` with `--layout` and `--root`."""
 
 import json
 from pathlib import Path

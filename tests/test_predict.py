@@ -1,4 +1,4 @@
-"""The verb `predict`: the right label, at the right place, in a file of the scan's own."""
+"""The command `predict`: the right label, at the right place, in a file of the scan's own."""
 
 import json
 import re
@@ -400,7 +400,7 @@ def test_a_file_of_the_same_name_is_never_overwritten(thresholding, tmp_path):
 def test_a_folder_that_cannot_be_made_is_named(weights, tmp_path, out):
     scan = ct_scan(tmp_path / "p.nii.gz", (20, 20, 20))
     (tmp_path / "file").write_text("in the way")
-    message = f"{tmp_path / out}: cannot be a folder: {tmp_path / 'file'} is a file"
+    message = f"{tmp_path / out}: cannot make this folder: {tmp_path / 'file'} is a file"
     with pytest.raises(Dae3dError, match=re.escape(message)):
         dae3d.predict(scans=[scan], weights=[weights], out=tmp_path / out, device="cpu")
 

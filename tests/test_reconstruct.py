@@ -349,5 +349,5 @@ def test_weights_of_a_network_that_does_not_repair_are_refused(tmp_path):
     architecture = Architecture(embed_dim=4, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2)
     weights = tmp_path / "w.safetensors"
     save_weights(weights, Segmenter(architecture).state_dict(), architecture, {"task": "segmentation"})
-    with pytest.raises(Dae3dError, match=r"w.safetensors: of a network for segmentation; reconstruct needs"):
+    with pytest.raises(Dae3dError, match=r"w.safetensors: a network for segmentation; reconstruct needs"):
         dae3d.reconstruct(scans=[tmp_path / "a.nii"], weights=weights, out=tmp_path / "out", device="cpu")

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 import dae3d
-from dae3d.commands import load_verb
+from dae3d.commands import load_command
 from dae3d.commands.finetune import with_sizes
 from dae3d.commands.index import IndexSettings
 from dae3d.commands.prepare import PrepareSettings
 from dae3d.commands.reconstruct import ReconstructSettings
 from dae3d.errors import SettingsError
-from dae3d.settings import Settings, read_config, resolve, shipped_configs, verb
+from dae3d.settings import Settings, command, read_config, resolve, shipped_configs
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.optimiser import learning_rate
 from dae3d.training.schedule import in_steps
@@ -61,7 +61,7 @@ def pretrain_settings(**fields):
         ({"val_every": "0 epochs"}, ["val_every:", "1 or more", "0"]),
         ({"precision": "fp8"}, ["precision:", "'bf16-mixed'", "'fp8'"]),
         ({"max_steps": "4 weeks"}, ["max_steps:", "epochs", "'4 weeks'"]),
-        ({"batchsize": 2}, ["batchsize:", "no such setting", "batch_size"]),
+        ({"batchsize": 2}, ["batchsize:", "unknown setting", "batch_size"]),
     ],
 )
 def test_a_bad_value_names_the_field_the_value_and_what_is_allowed(fields, said):
@@ -78,7 +78,7 @@ def test_what_is_needed_and_missing_is_named():
     with pytest.raises(SettingsError) as error:
         resolve(PretrainSettings, {"lr": -1})
     lines = str(error.value).splitlines()
-    assert lines[:2] == ["data: needed, and not given", "out: needed, and not given"]
+    assert lines[:2] == ["data: required, but not given", "out: required, but not given"]
     assert lines[2].startswith("lr: ")
     assert len(lines) == 3
 
@@ -213,8 +213,8 @@ def test_keywords_override_the_config(tmp_path):
         (b"- 1\n- 2\n", "must hold `field: value` lines, not a list"),
         (b"[]\n", "must hold `field: value` lines, not a list"),
         (b"just words\n", "must hold `field: value` lines, not a str"),
-        (b"lr: [1, 2\nbatch_size: 2\n", "is not YAML"),
-        (b"\x89PNG\r\n\x1a\n\xff\xfe", "is not YAML"),
+        (b"lr: [1, 2\nbatch_size: 2\n", "is not valid YAML"),
+        (b"\x89PNG\r\n\x1a\n\xff\xfe", "is not valid YAML"),
     ],
 )
 def test_a_config_that_is_none_is_named(tmp_path, content, said):
@@ -239,7 +239,7 @@ def test_an_empty_config_changes_nothing(tmp_path):
 
 
 def test_an_unknown_config_lists_the_shipped_ones():
-    with pytest.raises(SettingsError, match="config: no file referense-all") as error:
+    with pytest.raises(SettingsError, match="config: referense-all is neither") as error:
         read_config("referense-all", "pretrain")
     for name in ("reference-all", "reference-denoise", "small-cpu"):
         assert name in str(error.value)
@@ -451,7 +451,7 @@ class TwiceSettings(Settings):
 
 
 def test_a_verb_is_a_function_of_its_settings_fields():
-    @verb
+    @command
     def twice(settings: TwiceSettings) -> float:
         """Double it."""
         return settings.number * 2**settings.times
@@ -464,10 +464,10 @@ def test_a_verb_is_a_function_of_its_settings_fields():
         twice(number=-1)
 
 
-@pytest.mark.parametrize("name", dae3d.VERBS)
+@pytest.mark.parametrize("name", dae3d.COMMANDS)
 def test_every_verb_of_the_package_shows_its_settings(name):
     function = getattr(dae3d, name.replace(" ", "_"))
-    assert function is load_verb(name)
+    assert function is load_command(name)
     parameters = dict(inspect.signature(function).parameters)
     parameters.pop("config", None)
     assert list(parameters) == list(function.settings.model_fields)

@@ -14,7 +14,7 @@ from dae3d.probing.metrics import Check
 from dae3d.scans.manifest import Manifest
 from dae3d.store.store import Store
 
-VERBS: dict[str, str]
+COMMANDS: dict[str, str]
 __version__: str
 
 @overload

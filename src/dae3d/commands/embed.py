@@ -1,4 +1,4 @@
-"""The verb `embed`: one vector of features a scan, for retrieval, classification and drift checks."""
+"""The command `embed`: one vector of features a scan, for retrieval, classification and drift checks."""
 
 import importlib
 import logging
@@ -26,7 +26,7 @@ from dae3d.models.loading import load
 from dae3d.scans.channels import ScanText, channel_files
 from dae3d.scans.given import SCANS_GIVEN, VOLUME_GIVEN, Image
 from dae3d.scans.modality import Label, RuleText
-from dae3d.settings import Positional, Settings, verb
+from dae3d.settings import Positional, Settings, command
 from dae3d.store.boxes import Triple
 from dae3d.store.intensity import normalise
 from dae3d.store.recipe import CaseRecipe
@@ -102,7 +102,7 @@ class _Case:
         return [file for image in self.images for file in image.files]
 
 
-@verb
+@command
 def embed(settings: EmbedSettings) -> Embeddings:
     """Look at whole scans with the encoder, and write one vector of pooled features for each.
 
@@ -272,7 +272,7 @@ def _refuse_other_file(path: Path) -> None:
         with reading(path):
             found = importlib.import_module("pyarrow.parquet").read_schema(path).names
         if found != columns:
-            raise Dae3dError(f"out: {path} is there, and is not a {what}; name another, or move it away")
+            raise Dae3dError(f"out: {path} exists and is not a {what}; choose another path, or move it away")
 
 
 def _write(embeddings: Embeddings, path: Path) -> None:

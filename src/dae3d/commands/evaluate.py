@@ -1,4 +1,4 @@
-"""The verb `evaluate`: compare segmentations with references, and say where they fail."""
+"""The command `evaluate`: compare segmentations with references, and say where they fail."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ from dae3d.run_folder import refuse_a_runs_folder
 from dae3d.scans.modality import Label
 from dae3d.scans.task import read_task
 from dae3d.scans.task_list import TaskSplit
-from dae3d.settings import Settings, verb
+from dae3d.settings import Settings, command
 from dae3d.store.recipe import CaseRecipe
 from dae3d.version import __version__
 
@@ -92,7 +92,7 @@ class EvaluateSettings(Settings):
         return Path(self.out or self.predictions or "")
 
 
-@verb
+@command
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     """Compare predictions with the labels of a task, by class and case.
 

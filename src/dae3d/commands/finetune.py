@@ -1,4 +1,4 @@
-"""The verb `finetune`."""
+"""The command `finetune`."""
 
 import logging
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from dae3d.errors import Dae3dError, SettingsError
 from dae3d.models.loading import refuse_another_network
 from dae3d.models.swin_unetr import Architecture
 from dae3d.models.weights import read_weights
-from dae3d.settings import verb
+from dae3d.settings import command
 from dae3d.store.recipe import CaseRecipe
 from dae3d.training.augment import say_sides, with_flip_axes
 from dae3d.training.beginning import SIZES, Beginning, begin_with
@@ -28,7 +28,7 @@ from dae3d.training.segmentation import Segmentation
 log = logging.getLogger(__name__)
 
 
-@verb
+@command
 def finetune(settings: FinetuneSettings) -> Path:
     """Fine-tune a network to segment, from a list of labelled cases.
 

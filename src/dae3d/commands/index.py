@@ -1,4 +1,4 @@
-"""The verb `index`: find scans, read their headers, say what each one is, hold some subjects out.
+"""The command `index`: find scans, read their headers, say what each one is, hold some subjects out.
 
 What is found and described is kept on disk until it is known which subjects are held out, so that memory
 grows by little more than a subject's name with every scan.
@@ -28,10 +28,10 @@ from dae3d.scans.other_files import NO_SCAN
 from dae3d.scans.sources import absolute, readable_suffixes
 from dae3d.scans.splits import split_subjects
 from dae3d.scans.spool import Spool
-from dae3d.settings import verb
+from dae3d.settings import command
 
 
-@verb
+@command
 def index(settings: IndexSettings) -> Manifest:
     """Write a manifest of all scans in folders and lists, and show what there is.
 
@@ -72,7 +72,7 @@ def _refuse_other_file(out: Path) -> None:
         raise Dae3dError(f"out: {out} is a folder; name the manifest's file")
     if out.exists() and not is_manifest(out):
         raise Dae3dError(
-            f"out: {out} is there, and is not a manifest; name another file, such as manifest.jsonl"
+            f"out: {out} exists and is not a manifest; choose another file, such as manifest.jsonl"
         )
 
 

@@ -1,4 +1,4 @@
-"""The verb `predict`: segment scans with one fine-tuned network or several, in the scans' own grids."""
+"""The command `predict`: segment scans with one fine-tuned network or several, in the scans' own grids."""
 
 import functools
 import logging
@@ -39,7 +39,7 @@ from dae3d.scans.modality import Label
 from dae3d.scans.sides import AXES, AXES_SHOWN, Axis
 from dae3d.scans.task import Task, read_task, say_contradictions
 from dae3d.scans.task_list import TaskSplit
-from dae3d.settings import Positional, Settings, verb
+from dae3d.settings import Positional, Settings, command
 from dae3d.store.recipe import CaseRecipe
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class PredictSettings(Settings):
         return self
 
 
-@verb
+@command
 def predict(settings: PredictSettings) -> list[Path]:
     """Segment scans, and write `<name>.nii.gz` for each, in the scan's own grid.
 

@@ -1,4 +1,4 @@
-"""The verb `pretrain`."""
+"""The command `pretrain`."""
 
 import logging
 from functools import partial
@@ -8,7 +8,7 @@ import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from dae3d.probing.probe import probe_of_run
-from dae3d.settings import verb
+from dae3d.settings import command
 from dae3d.training.callbacks import step_of
 from dae3d.training.data import CropLoaders, TrainingData, training_data
 from dae3d.training.legs import Leg, baselines_due, legs_of, say_new_data
@@ -20,7 +20,7 @@ from dae3d.training.settings import PretrainSettings
 log = logging.getLogger(__name__)
 
 
-@verb
+@command
 def pretrain(settings: PretrainSettings) -> Path:
     """Pre-train a network on a store by disruption and repair.
 

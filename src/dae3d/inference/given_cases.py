@@ -15,7 +15,7 @@ from dae3d.scans.readers import scan_stem
 from dae3d.scans.subjects import sequence_at_end
 from dae3d.scans.task import case_names
 from dae3d.store.conform_case import ConformedCase, conform_case
-from dae3d.store.hounsfield import strange_values
+from dae3d.store.ct_units import strange_values
 from dae3d.store.recipe import CaseRecipe
 
 log = logging.getLogger(__name__)

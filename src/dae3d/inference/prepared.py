@@ -9,8 +9,8 @@ from dae3d.errors import as_scan_error
 from dae3d.models.network import Network
 from dae3d.scans.given import Image
 from dae3d.scans.readers import Volume
+from dae3d.store.ct_units import strange_values
 from dae3d.store.examine import AS_ACQUIRED, examine
-from dae3d.store.hounsfield import strange_values
 from dae3d.store.scan import Preparation
 from dae3d.store.statistics import Statistics
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dae3d.reporting.data_survey import Survey
-from dae3d.store.intensity import Window, scaling
+from dae3d.store.intensity import IntensityWindow, scaling
 from dae3d.store.statistics import PERCENTILES
 from dae3d.words import figure
 
@@ -151,7 +151,7 @@ def _unusual(
     if len(numbers) < LEAST_SCANS:
         return
     few = max(_FEW, int(_FEW_SHARE * len(numbers)))
-    intensity = _PHYSICAL if isinstance(scaling(modality), Window) else _ARBITRARY
+    intensity = _PHYSICAL if isinstance(scaling(modality), IntensityWindow) else _ARBITRARY
     for prop in (*_GRID, *intensity):
         values = prop.values(rows[numbers]).astype(np.float64)
         distances = prop.distances(values)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dae3d.drawing.pictures import PLANES, slice_at
 from dae3d.store.boxes import Read, Triple
-from dae3d.store.intensity import Window, scaling
+from dae3d.store.intensity import IntensityWindow, scaling
 from dae3d.store.statistics import Statistics
 
 SIDE = 160  # pixels of the square that a slice is fitted into
@@ -87,7 +87,7 @@ def draw_slices(
 
 def _bounds(modality: str, statistics: Statistics) -> tuple[float, float]:
     rule = scaling(modality)
-    if isinstance(rule, Window):
+    if isinstance(rule, IntensityWindow):
         return rule.low, rule.high
     low, high = statistics.percentiles[0], statistics.percentiles[-1]
     return (low, high) if low < high else (statistics.minimum, statistics.maximum)

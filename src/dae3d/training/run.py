@@ -65,7 +65,7 @@ def train(
         checkpoint: to go on from.
         about: what `run.json` and the weights say of the data.
         scans_of: the files in the global batch that a sample is of.
-        what: the verb, for the progress bar.
+        what: the command, for the progress bar.
         trained_on: what the weights say of the very scans, as of `dae3d.models.provenance.entry`.
         announce: says what is trained, once it is sure that it is.
 

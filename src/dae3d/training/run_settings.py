@@ -207,7 +207,7 @@ def _saved(model: type[RunSettings], out: Path, begins: bool) -> dict[str, Any]:
         raise SettingsError(f"resume: {path} holds no settings")
     strangers = ", ".join(sorted(saved.keys() - model.model_fields.keys()))
     if strangers:
-        raise SettingsError(f"resume: {path} is of another verb, or of a newer version: it has {strangers}")
+        raise SettingsError(f"resume: {path} is of another command or a newer version: it has {strangers}")
     return {**model.earlier, **saved}
 
 

@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +11,7 @@ from nibabel.orientations import aff2axcodes
 from pydicom import Dataset
 
 from dae3d.errors import ScanError, as_scan_error
+from dae3d.scans.ahead import in_threads
 from dae3d.scans.dicom.contents import is_localiser, refusal, scanner_by_class
 from dae3d.scans.dicom.files_of_frames import is_whole, volumes_in_files
 from dae3d.scans.dicom.geometry import SAME_POSITION, geometry
@@ -25,7 +24,6 @@ from dae3d.scans.manifest import LeftOut
 from dae3d.scans.readers import Header
 
 DUPLICATE = "duplicate slice"
-_LOOK_AHEAD = 32  # files a thread
 _SERIES_TAGS = [
     *read_tags,
     *("SOPInstanceUID", "SeriesDescription", "ProtocolName", "BitsAllocated", "PixelRepresentation"),
@@ -66,7 +64,7 @@ def find_series(files: Iterable[Path], salt: bytes, workers: int = 1) -> Iterato
     """
     series: dict[tuple[str, ...], list[Slice]] = {}
     shared = _Shared()
-    for path, answer in _read_all(files, workers):
+    for path, answer in in_threads(_read, files, workers):
         if isinstance(answer, ScanError):
             yield LeftOut(path=path, reason=str(answer))
             continue
@@ -93,23 +91,6 @@ class _Shared:
             facts=self._facts.setdefault(one.facts, one.facts),
             stack=self._stacks.setdefault(one.stack, one.stack),
         )
-
-
-def _read_all(files: Iterable[Path], workers: int) -> Iterator[tuple[Path, list[Slice] | ScanError]]:
-    """Read headers in threads, in order, a limited number of files ahead."""
-    pending: deque[tuple[Path, Future[list[Slice] | ScanError]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for path in files:
-                if len(pending) == _LOOK_AHEAD * workers:
-                    first, future = pending.popleft()
-                    yield first, future.result()
-                pending.append((path, pool.submit(_read, path)))
-            while pending:
-                first, future = pending.popleft()
-                yield first, future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _read(path: Path) -> list[Slice] | ScanError:

@@ -39,7 +39,7 @@ _TWICE_AIR = (-2150, -1750)
 _FAR_BELOW = (-_RANGE, -4096)  # what is lower than any 12 bits can be
 
 
-def refuse_no_hounsfield(volume: Volume, statistics: Statistics, modality: str) -> None:
+def refuse_non_hounsfield(volume: Volume, statistics: Statistics, modality: str) -> None:
     """Raise ScanError where a scan labelled as CT has lost its rescale intercept, or was never in HU.
 
     The intercept is lost where nothing is below 0 and the foreground is denser than bone, or where, filling
