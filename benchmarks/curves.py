@@ -1,12 +1,12 @@
-"""Loss curves of dae3d's blocks and of MONAI's: the same parameters, the same crops, another way there.
+"""Loss curves with dae3d's blocks and with MONAI's, on the same parameters and crops.
 
-The real `pretrain` of the `small-cpu` network, each path a process of its own:
+Runs `pretrain` of the `small-cpu` network, each path in a process of its own:
 
     plain    MONAI's Swin stages and convolution blocks, in the contiguous layout
-    nudged   the same, and every weight larger by one unit in its last place: how far rounding alone leads
-    fast     dae3d as it is
+    nudged   the same, with every weight larger by one unit in the last place: the effect of rounding alone
+    fast     dae3d unchanged
 
-A run that is whole is not repeated, one that was stopped goes on. Draws benchmarks/curves.png.
+A complete run is not repeated, a stopped one continues. Draws benchmarks/curves.png.
 
     python benchmarks/curves.py STORE [--out curves] [--steps 300] [--batch-size 4]
 """
@@ -43,7 +43,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 
 class PlainSwinUNETR(swin_unetr.SwinUNETR):
-    """With the parameters that ours has, in MONAI's and PyTorch's modules and the contiguous layout."""
+    """Our parameters in MONAI's and PyTorch's modules, in the contiguous layout."""
 
     nudge = 0.0
 
@@ -52,7 +52,7 @@ class PlainSwinUNETR(swin_unetr.SwinUNETR):
             for module in (swin_unetr, decoder):
                 patched.enter_context(mock.patch.object(module, "with_our_layers", lambda block: block))
             super().__init__(*arguments)
-        # What is made only to be filled again must draw no random numbers that ours would not draw.
+        # Values that are overwritten must not draw random numbers that ours would not draw.
         with torch.random.fork_rng():
             for name, module in list(self.named_modules()):
                 if isinstance(module, SwinStage):
@@ -100,7 +100,7 @@ def train(path: str, store: Path, out: Path, steps: int, batch_size: int) -> Non
 
 def curve(run: Path, metric: str) -> Curve:
     rows, _ = read_metrics(run / "metrics.csv")
-    # What a stopped run did again counts as it was done last.
+    # Of steps that a stopped run repeated, the last row counts.
     values = {step: value for step, name, value in rows if name == metric}
     steps = sorted(values)
     return np.array(steps), np.array([values[step] for step in steps])
@@ -146,7 +146,7 @@ def draw(training: dict[str, Curve], validation: dict[str, Curve]) -> None:
         apart.set_xlabel("step")
         apart.set_ylim(bottom=0)
     axes[0, 0].legend(frameon=False)
-    axes[1, 0].set_ylabel("% apart from\nMONAI's blocks")
+    axes[1, 0].set_ylabel("% difference from\nMONAI's blocks")
     figure.savefig(PICTURE, dpi=110)
 
 
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("curves"), help="folder for the runs")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--path", choices=PATHS, help="train this one alone, in this process")
+    parser.add_argument("--path", choices=PATHS, help="train only this one, in this process")
     arguments = parser.parse_args()
     if arguments.path:
         train(arguments.path, arguments.store, arguments.out, arguments.steps, arguments.batch_size)
@@ -165,7 +165,7 @@ def main() -> None:
         subprocess.run([sys.executable, __file__, *sys.argv[1:], "--path", path], check=True)
     curves = {name: {path: curve(arguments.out / path, name) for path in PATHS} for name in METRICS}
     draw(curves["train/loss"], curves["val/l1"])
-    print("| % apart from MONAI's blocks: mean, most | " + " | ".join(METRICS) + " |")
+    print("| % difference from MONAI's blocks: mean, maximum | " + " | ".join(METRICS) + " |")
     print("|---|" + "---:|" * len(METRICS))
     for path in ("nudged", "fast"):
         apart = [differences(curves[name], path, name.startswith("train"))[1] for name in METRICS]

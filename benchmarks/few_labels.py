@@ -1,13 +1,13 @@
-"""Does it help? Fine-tuning from few labels, begun with several weights, on the same cases and crops.
+"""Does pre-training help? Fine-tuning from few labels, several initial weights, the same cases and crops.
 
     python benchmarks/few_labels.py --data TASK.json --out DIR --jobs 2 \
         --arm scratch --arm mae=RUN:encoder --arm new=RUN:encoder --seeds 10-17 --cases 4 --steps 300
 
-An arm is a name, and after it the run or file to begin with, the half that is taken over, and a learning
+An arm is a name, followed by the run or file of its initial weights, the half to transfer, and a learning
 rate: NAME[=WEIGHTS[:HALF[:RATE]]], with "scratch:RATE" for random weights. A seed draws the labelled cases,
-the crops and what is random in the weights, so that arms are compared in pairs. The list's validation cases
-are those to test on: they are segmented once, with the last weights, and choose nothing. Run again, it goes
-on. Each cell is one `dae3d finetune`, whose command is in its folder.
+the crops and the random weights, so that arms are compared in pairs. The list's validation cases are the test
+set: they are segmented once, with the last weights, and select nothing. Run again, it continues. Each cell is
+one `dae3d finetune`, whose command is in its folder.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SIZES = "--embed-dim 12 --heads 1 2 4 8 --window 4"
 
 @dataclass(frozen=True)
 class Arm:
-    """Weights to begin with."""
+    """Initial weights."""
 
     name: str
     weights: str
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def _score(given: argparse.Namespace, cases: int, steps: int, seed: int, arm: Arm) -> float:
-    """Mean Dice over the test cases of one fine-tuning, which is run where it has not been."""
+    """Mean Dice over the test cases of one fine-tuning, which is run unless it is there already."""
     out = given.out / f"cases{cases}-steps{steps}" / f"{arm.name}-seed{seed}"
     result = out / "dice.json"
     if not result.is_file():

@@ -1,11 +1,11 @@
-"""Memory that a sample takes in a training step on a GPU, and moves: a calculation, for none was at hand.
+"""Memory that a sample takes and moves in a training step on a GPU, calculated because no GPU was available.
 
-Forward and backward pass run on PyTorch's meta device, whose tensors have sizes and no values, the way they
-do on a GPU. Counted are the bytes of all tensors alive at once, and those that operations are given and
-return; the growth from one sample to two is a sample's, so that weights, their gradients and the optimiser
-drop out. Assumed: autocast's lists of operations, PyTorch's memory-efficient attention, which is its choice
-where a bias is added, and contiguous volumes. Not counted: what happens within an operation (cuDNN's
-workspace, a second reading), and gaps.
+Forward and backward pass run on PyTorch's meta device, whose tensors have sizes and no values, as they would
+on a GPU. It counts the bytes of all tensors alive at once, and of the inputs and outputs of operations. The
+growth from one sample to two is a sample's, so that weights, their gradients and the optimiser cancel.
+Assumed: autocast's lists of operations, PyTorch's memory-efficient attention, which it selects if a bias is
+added, and contiguous volumes. Not counted: memory within an operation (cuDNN's workspace, a second read), and
+fragmentation.
 
     python benchmarks/gpu_memory.py [--embed-dim 48] [--heads 3 6 12 24] [--window 7] [--roi 96]
 
@@ -36,7 +36,7 @@ _AUTOCAST = {
     "layer_norm": torch.float32,
 }
 _ALIGNMENT = 16  # of the rows of a bias, in the memory-efficient attention
-# Name, MONAI's or ours, bf16, activations made again
+# Name, MONAI's or ours, bf16, activation checkpointing
 WAYS = (
     ("MONAI, float32", "monai", False, False),
     ("MONAI, float32, checkpointing", "monai", False, True),
@@ -58,7 +58,7 @@ def gpu(bf16: bool) -> Iterator[None]:
 
 
 class Counted(TorchDispatchMode):
-    """Counts bytes of tensors: `moved` by operations so far, and at `peak` made and held by somebody."""
+    """Counts bytes of tensors: `moved` by operations so far, and `peak` of those alive at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,13 +73,13 @@ class Counted(TorchDispatchMode):
         )
         name = func.overloadpacket.__name__
         if not (func.is_view or name == "_unsafe_view" or "empty" in name):
-            # An expanded tensor is read from less than its size says.
+            # An expanded tensor has less storage than its size.
             self.moved += sum(min(t.nbytes, t.untyped_storage().nbytes()) for t in (*given, *returned))
         self._note(returned)
         return made
 
     def alive(self) -> int:
-        """Bytes of those that somebody holds now."""
+        """Bytes of the tensors alive now."""
         self._found = {at: found for at, found in self._found.items() if not found[0].expired()}
         return sum(size for _, size in self._found.values())
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
     sizes = (given.embed_dim, tuple(given.heads), given.window)
-    print("| MiB of a sample | kept for the backward pass | of MONAI's | most alive | of MONAI's |", end="")
+    print("| MiB per sample | kept for the backward pass | of MONAI's | peak | of MONAI's |", end="")
     print(" moved | of MONAI's |\n|---|---:|---:|---:|---:|---:|---:|")
     theirs = None
     for name, whose, bf16, thrifty in WAYS:
@@ -113,11 +113,11 @@ def main() -> None:
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     if given.check:
         one, two = (measured(*sizes, given.roi, n) for n in (1, 2))
-        print(f"\nMONAI, float32, measured on the CPU: {(two - one) / 2**20:.0f} MiB a sample")
+        print(f"\nMONAI, float32, measured on the CPU: {(two - one) / 2**20:.0f} MiB per sample")
 
 
 def step(model: nn.Module, batch: int, roi: int, bf16: bool) -> tuple[int, int, int]:
-    """Bytes alive between forward and backward pass, the most at any time, and those moved."""
+    """Bytes alive between forward and backward pass, at the peak, and moved."""
     model = model.to("meta")
     image = torch.empty(batch, 1, roi, roi, roi, device="meta")
     with gpu(bf16), Counted() as counted:

@@ -1,8 +1,7 @@
 """Time and peak memory of `dae3d index` on many scans, and of loading and shuffling the manifest.
 
-The scans are NIfTI files whose voxels are holes, which take no room on the disk, four sequences of each
-subject in a folder of its own. Every row is a process of its own; its peak memory holds the libraries that
-it imports.
+The scans are sparse NIfTI files, which take no disk space, with the four sequences of each subject in one
+folder. Every row is a process of its own; its peak memory includes imported libraries.
 
     python benchmarks/index_scale.py [--scans 200000] [--folder FOLDER]
 """

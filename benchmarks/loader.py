@@ -1,8 +1,8 @@
-"""What a random 96^3 crop costs out of stores of 1, 10 and 100 scans of 512 x 512 x 300 voxels.
+"""Cost of a random 96^3 crop from stores of 1, 10 and 100 scans of 512 x 512 x 300 voxels.
 
-Each row is measured in a process of its own, on one core, twice over the same crops: first with the files put
-out of the page cache ("cold"), then with the crops' blocks in it ("warm"). Time on the processor is given
-too, for a machine that is busy with other things. Needs 7 GB for 100 scans.
+Each row is measured in a process of its own, on one core, twice over the same crops: first with the files
+evicted from the page cache ("cold"), then with the crops' blocks in it ("warm"). CPU time is reported too,
+for busy machines. Needs 7 GB for 100 scans.
 
     python benchmarks/loader.py [--workdir FOLDER] [--out FILE.json]
 """
@@ -57,7 +57,7 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Make the largest store, then measure each row on the first of its scans."""
-    # Steps are processes of their own: peak memory is counted from the start of a process.
+    # Each step is a process of its own, because peak memory is counted from the start of a process.
     step(options, "make", max(options.scans))
     rows = [step(options, "row", number) for number in options.scans]
     names = list(rows[0])
@@ -76,7 +76,7 @@ def step(options: argparse.Namespace, name: str, number: int) -> dict[str, float
 
 
 def row(store: Path, number: int, crops: int) -> dict[str, float]:
-    """Read random crops out of the first scans of a store, on one core."""
+    """Read random crops from the first scans of a store, on one core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     scans = list(read_index(store))[:number]
     part = store / f"first-{number}"
@@ -116,7 +116,7 @@ def read_crops(store: Store, crops: int, seed: int) -> float:
 
 
 def forget(path: Path) -> None:
-    """Put a file out of the page cache."""
+    """Evict a file from the page cache."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

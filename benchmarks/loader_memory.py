@@ -1,6 +1,6 @@
-"""Memory of each loader process of `pretrain`, after so many crops of 96^3, on Linux.
+"""Memory of each loader process of `pretrain` after a number of crops of 96^3, on Linux.
 
-Private memory is what each process costs; what is resident also counts libraries, which all share.
+Private memory is the cost of each process; resident memory also counts shared libraries.
 
     python benchmarks/loader_memory.py STORE [STORE ...] [--crops 300]
 """
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def memory(pid: int) -> tuple[float, float, float]:
-    """Private and resident now, and resident at most, in MiB."""
+    """Private, resident and peak resident memory, in MiB."""
     now = Path(f"/proc/{pid}/smaps_rollup").read_text()
     ever = Path(f"/proc/{pid}/status").read_text()
     private = sum(int(kib) for kib in re.findall(r"Private_\w+:\s+(\d+)", now))

@@ -1,8 +1,8 @@
 """Peak memory and time of `dae3d predict` on one large scan, CPU.
 
-The scan is made up: int16, smooth, of the shape asked for, uncompressed. The network is the smallest that
-there is (embedding of 4 channels), so that what is measured is the scan, the sliding windows and the way back
-to the scan's grid; the activations of a larger network come on top, those of one batch of windows.
+The scan is synthetic: int16, smooth, of the given shape, uncompressed. The network is the smallest possible
+(embedding of 4 channels), so that this measures the scan, the sliding windows and resampling to the scan's
+grid. A larger network adds its activations of one batch of windows.
 
     python benchmarks/predict_memory.py [--shape 512 512 1000] [--classes 14] [--spacing 1.5 1.5 2]
 """

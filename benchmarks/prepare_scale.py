@@ -1,8 +1,8 @@
-"""What `prepare` itself costs with the number of scans: time and peak memory, with converting left out.
+"""Overhead of `prepare` by number of scans: time and peak memory, without converting scans.
 
 The scans of a generated manifest are empty files, and a stand-in for converting gives each the metadata of a
-scan. Four rows for each number: everything is new; nothing has changed; the last of four shards, which puts
-the index together; a second manifest of as many scans is added. Each is measured in a process of its own.
+scan. Four rows for each number: everything is new; nothing has changed; the last of four shards, which merges
+the index; a second manifest of as many scans is added. Each is measured in a process of its own.
 
     python benchmarks/prepare_scale.py [--scans 2000 200000] [--workdir FOLDER]
 """

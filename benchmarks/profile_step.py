@@ -1,8 +1,8 @@
-"""Where the time of a training step goes: MONAI's SwinUNETR as a user would train it, and dae3d's.
+"""Profile of a training step: MONAI's SwinUNETR as a user would train it, and dae3d's.
 
 Forward, L1 loss, backward and AdamW in float32, each network in a process of its own. PyTorch's profiler
-gives every operation its own time, on a GPU that of the kernels it starts. Draws benchmarks/profile.png. On a
-CPU dae3d keeps freed memory, as its training does; --keep lets MONAI's process do so too.
+gives the self time of every operation, on a GPU that of the kernels it starts. Draws benchmarks/profile.png.
+On a CPU dae3d keeps freed memory, as in training; with --keep MONAI's process does so too.
 
     python benchmarks/profile_step.py [--embed-dim 12] [--heads 1 2 4 8] [--window 4] [--roi 64]
 """
@@ -33,7 +33,7 @@ from matplotlib import pyplot as plt
 
 PICTURE = Path(__file__).with_name("profile.png")
 
-# Kinds of operation by what is in its name, which goes before where it is called from, but for linear layers.
+# Kinds of operation by name. The name takes precedence over the calling module, except for linear layers.
 NORMS, LINEAR = "norms", "linear layers"
 NAMED = {
     "convolutions": ("convolution", "conv_transpose", "conv3d"),
@@ -50,7 +50,7 @@ NAMED = {
         "aten::repeat",
     ),
 }
-# Kinds by the module that calls; its backward operations are found by autograd's numbers.
+# Kinds by calling module; its backward operations are found by autograd's sequence numbers.
 SCORES = "attention: softmax, bias, mask"
 SURROUNDINGS = {
     SCORES: (swin.WindowAttention, monai_swin.WindowAttention),
@@ -62,11 +62,11 @@ REST = "activations, sums, the rest"
 
 
 def kind(event: FunctionEvent, of_forward: dict[int, str]) -> str:
-    """The kind that an operation counts as.
+    """The kind of an operation.
 
     Args:
         event: from the profiler.
-        of_forward: kind of the module that called it, by the number that autograd gave a forward operation.
+        of_forward: kind of the calling module, by autograd's sequence number of the forward operation.
     """
     called_by = list(ancestors(event))
     if any(parent.name.startswith("Optimizer.step") for parent in called_by):
@@ -88,7 +88,7 @@ def kind(event: FunctionEvent, of_forward: dict[int, str]) -> str:
 
 
 def ancestors(event: FunctionEvent) -> Iterable[FunctionEvent]:
-    """The event and all that it lies within, the innermost first."""
+    """The event and the events around it, the innermost first."""
     current: FunctionEvent | None = event
     while current is not None:
         yield current
@@ -112,7 +112,7 @@ def seconds_by_kind(events: Iterable[FunctionEvent], on_gpu: bool) -> dict[str, 
 
 
 def mark(surroundings: dict[str, tuple[type[nn.Module], ...]]) -> None:
-    """Let the profiler see which of these modules is at work."""
+    """Let the profiler see which of these modules is running."""
 
     def within(name: str, forward: Any) -> Any:
         def marked(*arguments: Any, **named: Any) -> Any:

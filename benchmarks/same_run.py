@@ -1,9 +1,9 @@
-"""Are runs of two versions of the code the same, bit for bit? Metrics and weights are compared.
+"""Are runs of two versions of the code bit-identical? Metrics and weights are compared.
 
     python benchmarks/same_run.py --before OTHER_CHECKOUT --data STORE --task TASK.json --steps 300
 
 Pre-training with the published settings, with the defaults and as a masked autoencoder, a run that the other
-version began and this one goes on with, and fine-tuning from each. Ends with status 1 where anything differs.
+version began and this one resumes, and fine-tuning from each. The exit status is 1 if anything differs.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def _run(tree: Path, command: str) -> None:
 
 
 def _same(before: Path, now: Path) -> bool:
-    """Whether all that both have recorded is equal; what only one has is named."""
+    """Whether everything recorded by both is equal; prints what only one has."""
     rows, others = (
         {(step, name): value for step, name, value in read_metrics(run / "metrics.csv")[0]}
         for run in (before, now)

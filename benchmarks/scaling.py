@@ -1,14 +1,14 @@
-"""Two processes against one: time of a step of `pretrain`, and the bytes that they send each other.
+"""Two processes compared with one: time of a step of `pretrain`, and the bytes they send each other.
 
 Each row is a run of `pretrain` in fresh processes of one thread: one alone, two of one run (DDP over gloo),
-and two runs at once that know nothing of each other, which is what the machine itself leaves of twice the
-speed. Processes that wait for each other cannot beat the slower of those two in each step. Run it on two idle
-cores, with a store made by `dae3d prepare`:
+and two independent runs at the same time, which show how much of twice the speed the machine allows.
+Processes that wait for each other cannot be faster than the slower of those two in each step. Run it on two
+idle cores, with a store made by `dae3d prepare`:
 
     python benchmarks/scaling.py STORE [--embed-dim 12] [--batch-size 4] [--steps 12] [--rounds 3]
 
-All three ways take turns. Each counts with the best of its medians, for what else runs on a machine, or
-beside a virtual one, only makes steps longer; beside that stands the median of the rounds, each by itself.
+All three take turns. The result is the best of the medians, because other load on the machine, or beside a
+virtual one, only makes steps longer; the median of the rounds is shown too.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def settings_of(arguments: argparse.Namespace, out: str) -> dict[str, Any]:
 
 
 def work(arguments: argparse.Namespace, out: str, what: str) -> None:
-    """Train, and write down the time and the loopback interface's bytes at the end of every step."""
+    """Train, and record the time and the loopback interface's bytes at the end of every step."""
     ends: list[float] = []
     loopback: list[int] = []
     counted: list[dict[str, list[int]]] = []
@@ -122,7 +122,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             apart = run(arguments, [f"{folder}/apart-{turn}-{i}" for i in range(2)])
             rounds.append(medians(alone, together, apart))
             print(f"round {turn}: {rounds[-1]}", flush=True)
-        # What is sent does not depend on the size of the crops.
+        # The bytes sent do not depend on the size of the crops.
         small = argparse.Namespace(**{**vars(arguments), "roi": 32, "steps": 2 * ROW})
         counted = run(small, [f"{folder}/count"], ranks=2, what="count")[0]
     settings = resolve(PretrainSettings, settings_of(arguments, "none"))
@@ -185,13 +185,13 @@ def durations(found: dict[str, Any]) -> list[float]:
 
 
 def per_step(totals: list[int]) -> float:
-    """Growth a step over whole rows of metrics."""
+    """Growth per step over complete rows of metrics."""
     rows = (len(totals) - WARM_UP) // ROW
     return (totals[WARM_UP - 1 + rows * ROW] - totals[WARM_UP - 1]) / (rows * ROW)
 
 
 def a_step(found: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Calls and bytes a step of every collective, rows of metrics shared out."""
+    """Calls and bytes per step of every collective, with rows of metrics spread over the steps."""
     names = found["collectives"][-1]
     totals = {
         name: [[step.get(name, [0, 0])[i] for step in found["collectives"]] for i in range(2)]
@@ -213,7 +213,7 @@ def show(figures: dict[str, Any]) -> None:
         best = seconds["alone"] / seconds[way]
         print(f"| {name} | {seconds[way]:.3f} | {best:.3f} | {of_rounds:.3f} |")
     predicted = figures["predicted"]
-    print("\n| bytes of a rank and step | predicted | measured |\n|---|---:|---:|")
+    print("\n| bytes per rank and step | predicted | measured |\n|---|---:|---:|")
     for name, found in figures["counted"].items():
         expected = predicted.get(name, 0)
         print(f"| {name}, {found['calls']:g} calls | {expected:,.0f} | {found['bytes']:,.0f} |")

@@ -1,7 +1,7 @@
-"""How much of a step on many GPUs is waiting for others: a calculation, for no such machine was at hand.
+"""Share of a step on many GPUs spent waiting for others, calculated because no GPU was available.
 
-What is real in it: the network, its gradients' sizes, and when in the backward pass each is ready, measured
-here on one batch. What is assumed: the links below, and how long a GPU takes for its own work.
+Measured here, on one batch: the sizes of the network's gradients, and when in the backward pass each is
+ready. Assumed: the links below, and the time of a GPU's own work.
 
     python benchmarks/scaling_model.py [--embed-dim 48] [--roi 96] [--bf16-gradients]
 """
@@ -26,7 +26,7 @@ STEPS = (0.1, 0.3)  # seconds of a GPU's own work
 
 @dataclass(frozen=True)
 class Cluster:
-    """Nodes of eight GPUs; bandwidths in bytes/s of a node's GPUs among each other and to other nodes."""
+    """Nodes of eight GPUs; bandwidths in bytes/s between a node's GPUs and to other nodes."""
 
     name: str
     between: float
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def when_ready(settings: PretrainSettings, roi: int) -> list[tuple[float, int]]:
-    """Share of the backward pass after which each parameter's gradient is there, and its bytes."""
+    """Share of the backward pass after which each parameter's gradient is ready, and its bytes."""
     torch.manual_seed(0)
     network = SwinUNETR(settings.architecture()).to(memory_format=torch.channels_last_3d)
     network.encoder.mask_token.requires_grad_(False)
@@ -104,7 +104,7 @@ def when_ready(settings: PretrainSettings, roi: int) -> list[tuple[float, int]]:
                 lambda p: ready.append((time.perf_counter(), 4 * p.numel()))
             )
     image = torch.rand(1, 1, roi, roi, roi)
-    for _ in range(2):  # the first finds its memory
+    for _ in range(2):  # the first allocates memory
         ready.clear()
         loss = torch.nn.functional.l1_loss(network(image), image)
         start = time.perf_counter()
@@ -114,7 +114,7 @@ def when_ready(settings: PretrainSettings, roi: int) -> list[tuple[float, int]]:
 
 
 def in_buckets(ready: list[tuple[float, int]]) -> list[tuple[float, float]]:
-    """DDP's buckets in the order in which they are sent: a bucket goes when its last gradient is there."""
+    """DDP's buckets in the order in which they are sent: each when its last gradient is ready."""
     buckets: list[tuple[float, float]] = []
     held = 0
     for i, (moment, size) in enumerate(ready):

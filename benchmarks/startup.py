@@ -1,8 +1,8 @@
-"""How long `pretrain` takes to its first training batch, and how much memory, by the number of scans.
+"""Time and memory of `pretrain` up to its first training batch, by number of scans.
 
-The scans of a store are hard links to a few stored files, its index is a real one. Each row is the verb
-itself in a process of its own, with a small network and two loader processes, timed from the start of the
-process (imports and the first validation are in it); and again, resumed.
+The scans of a store are hard links to a few stored files; its index is a real one. Each row is the command
+in a process of its own, with a small network and two loader processes, timed from the start of the process
+(including imports and the first validation), new and resumed.
 
     python benchmarks/startup.py [--scans 2000 200000] [--workdir FOLDER]
 """
@@ -76,7 +76,7 @@ def first_batch(folder: str, steps: int) -> dict[str, float]:
 
 
 def train(folder: Path, steps: int) -> None:
-    """Pre-train, and tell when the first training batch came."""
+    """Pre-train, and print when the first training batch came."""
     import dae3d
     from dae3d.training.pretraining import Pretraining
 

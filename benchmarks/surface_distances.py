@@ -1,8 +1,8 @@
-"""Surface distances of segmentations, NSD and HD95: MONAI's functions against ours, on the same masks.
+"""Surface distances of segmentations, NSD and HD95: MONAI's functions and ours, on the same masks.
 
-Each pair of masks is compared within the box that holds both, by MONAI and by us in turn, with one thread;
-processor time. The last column is how far their figures are apart at most. With a folder of label maps, each
-class of each is compared with itself moved by a voxel along the first and the last axis.
+Each pair of masks is compared within the box that contains both, by MONAI and by us in turn, with one thread;
+the table has CPU time. The last column is the largest difference of their figures. With a folder of label
+maps, each class of each is compared with itself moved by a voxel along the first and the last axis.
 
     python benchmarks/surface_distances.py [--labels FOLDER]
 """
@@ -32,10 +32,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # What is done once in a process is not counted.
+    # One-time work of the process is not counted.
     for compare in (by_monai, surface_distances):
         compare(*next(small()), (1.0, 1.0, 1.0), TOLERANCE)
-    print("| masks | pairs | MONAI (s) | dae3d (s) | times as fast | apart |\n|---|---:|---:|---:|---:|---:|")
+    print("| masks | pairs | MONAI (s) | dae3d (s) | times as fast | difference |")
+    print("|---|---:|---:|---:|---:|---:|")
     row("small, as a hippocampus", small(), (1.0, 1.0, 1.0))
     row("small, one of them noise", noise(), (1.0, 1.0, 1.0))
     row("balls in 200^3, 4 voxels apart", balls(80, 80, 4), (0.8, 0.8, 1.0))

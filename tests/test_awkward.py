@@ -62,7 +62,7 @@ def test_one_volume_of_a_real_time_series(awkward: Path) -> None:
         with pytest.raises(ScanError, match="4-D: shape 128x96x24x2"):
             read(path)
         for volume in (-1, 2):
-            with pytest.raises(ScanError, match=f"no volume {volume}: it holds 2, from 0 on"):
+            with pytest.raises(ScanError, match=f"no volume {volume}: it has 2, counted from 0"):
                 read(path, volume)
 
 

@@ -12,8 +12,8 @@ from dae3d.errors import ScanError
 from dae3d.scans.manifest import Scan
 from dae3d.scans.readers import Volume, read_volume
 from dae3d.store.convert import convert
+from dae3d.store.ct_units import refuse_non_hounsfield
 from dae3d.store.examine import conform
-from dae3d.store.hounsfield import refuse_no_hounsfield
 from dae3d.store.intensity import normalise
 from dae3d.store.scan import PARTIAL, SCANS, Preparation
 from dae3d.store.statistics import PERCENTILES, Statistics, measure, refuse_non_finite
@@ -29,7 +29,7 @@ def volume(array: np.ndarray, slope: float = 1.0, intercept: float = 0.0) -> Vol
 
 
 def refuse(scan: Volume, modality: str) -> None:
-    refuse_no_hounsfield(scan, measure(scan, modality), modality)
+    refuse_non_hounsfield(scan, measure(scan, modality), modality)
 
 
 def mr() -> np.ndarray:

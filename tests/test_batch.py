@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dae3d.scans.manifest import Scan
 from dae3d.scans.readers import Volume
-from dae3d.store.index import INDEX, Header, write_index
+from dae3d.store.index import INDEX, IndexHeader, write_index
 from dae3d.store.scan import PARTIAL, SCANS, Preparation, StoredScan, write_scan
 from dae3d.store.source import Stamp
 from dae3d.store.statistics import measure
@@ -82,7 +82,7 @@ def store(tmp_path_factory) -> Store:
     for name in (SCANS, PARTIAL):
         (folder / name).mkdir()
     scans = [write(folder, number, kind) for number, kind in enumerate(KINDS)]
-    write_index(folder / INDEX, Header(preparation=PREPARATION, scans=len(scans)), scans)
+    write_index(folder / INDEX, IndexHeader(preparation=PREPARATION, scans=len(scans)), scans)
     return Store(folder)
 
 
@@ -105,7 +105,7 @@ def test_a_batch_is_what_the_store_scales(store, crops, rule):
     rules = rule and dict.fromkeys(("ct", "t1", "t2", "pet"), rule)
     size = (ROI,) * 3
     numbered = [
-        NumberedCrop(store.read_native(scan, start, size, rules), scan, place)
+        NumberedCrop(store.read_unscaled(scan, start, size, rules), scan, place)
         for place, (scan, start) in enumerate(crops)
     ]
     batch = pack(numbered).unpack(ROI)
@@ -118,7 +118,7 @@ def test_a_batch_is_what_the_store_scales(store, crops, rule):
 
 @pytest.mark.parametrize(("number", "bytes_a_voxel"), [(0, 2), (1, 2), (2, 4), (3, 4), (8, 1), (11, 4)])
 def test_what_can_be_scaled_elsewhere_travels_as_it_is_stored(store, number, bytes_a_voxel):
-    crop = NumberedCrop(store.read_native(number, (0, 0, 0), (16, 16, 16)), 0, 0)
+    crop = NumberedCrop(store.read_unscaled(number, (0, 0, 0), (16, 16, 16)), 0, 0)
     assert pack([crop]).voxels.nbytes == bytes_a_voxel * 16**3
 
 
@@ -173,7 +173,8 @@ def test_on_a_gpu_not_a_bit_differs_either(store):
     for rule in (None, *RULES):
         rules = rule and dict.fromkeys(("ct", "t1", "t2", "pet"), rule)
         crops = [
-            NumberedCrop(store.read_native(n, (-3, 2, 1), (ROI,) * 3, rules), 0, n) for n in range(len(KINDS))
+            NumberedCrop(store.read_unscaled(n, (-3, 2, 1), (ROI,) * 3, rules), 0, n)
+            for n in range(len(KINDS))
         ]
         batch = pack(crops)
         there = batch.pin_memory().to(torch.device("cuda")).unpack(ROI)

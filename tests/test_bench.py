@@ -1,4 +1,4 @@
-"""The verb `bench`, with the smallest sizes: what it measures, not how fast that is."""
+"""The command `bench`, with the smallest sizes: what it measures, not how fast that is."""
 
 import json
 import math

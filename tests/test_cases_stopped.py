@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -22,13 +23,12 @@ pytestmark = pytest.mark.slow
 CASES = 24
 SHAPE = (80, 80, 80)
 RUN = """
-import sys
+import pickle, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_cases_stopped import RECIPE, cases
 from dae3d.store.cases import prepare_cases
-first, last = int(sys.argv[4]), int(sys.argv[5])
-prepare_cases(cases(Path(sys.argv[2]))[first:last], RECIPE, Path(sys.argv[3]), workers=1)
+data = Path(sys.argv[1])
+cases, recipe = pickle.loads((data / "cases.pickle").read_bytes())
+prepare_cases(cases, recipe, data / "store", workers=1)
 """
 RECIPE = CaseRecipe(modalities=("ct",), labels={0: "background", 1: "body"})
 
@@ -48,11 +48,9 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(data: Path, first: int, last: int) -> subprocess.Popen:
-    arguments = [Path(__file__).parent, data, data / "store", first, last]
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, *map(str, arguments)], stderr=subprocess.PIPE, text=True
-    )
+def start(data: Path) -> subprocess.Popen:
+    (data / "cases.pickle").write_bytes(pickle.dumps((cases(data), RECIPE)))
+    return subprocess.Popen([sys.executable, "-c", RUN, str(data)], stderr=subprocess.PIPE, text=True)
 
 
 def done(data: Path) -> dict[Path, int]:
@@ -60,7 +58,7 @@ def done(data: Path) -> dict[Path, int]:
 
 
 def test_a_killed_run_leaves_whole_cases_and_is_gone_on_with(data):
-    run = start(data, 0, CASES)
+    run = start(data)
     until(lambda: len(done(data)) >= 3)
     run.kill()
     run.communicate()
@@ -79,7 +77,7 @@ def test_a_killed_run_leaves_whole_cases_and_is_gone_on_with(data):
 
 
 def test_runs_wait_for_each_other_and_get_their_own_cases(data):
-    run = start(data, 0, CASES)
+    run = start(data)
     until(lambda: len(done(data)) >= 2)
     store = prepare_cases(cases(data)[-2:], RECIPE, data / "store", workers=1)
     _, errors = run.communicate()

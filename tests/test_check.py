@@ -1,4 +1,4 @@
-"""The verb `check` on runs as a user has them, what it refuses, and its section in the report."""
+"""The command `check` on runs as a user has them, what it refuses, and its section in the report."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from dae3d.probing.crops import probe_crops
 from dae3d.probing.verdict import WELL
 from dae3d.reporting.bars import bar_chart
 from dae3d.reporting.curves import BOTTOM, LEFT, RIGHT, TOP
-from dae3d.reporting.run import load_run
+from dae3d.reporting.run_folder import load_run
 from dae3d.training.data import training_data
 from dae3d.training.settings import PretrainSettings
 
@@ -170,7 +170,7 @@ def test_cases_of_other_channels_are_refused_before_any_is_prepared(run, tmp_pat
 def test_the_page_has_the_verdict_and_the_bars(checked):
     run, found = checked
     page = dae3d.report(run=run).read_text()
-    assert "What the levels carry" in page
+    assert "Use of the encoder levels" in page
     for line in found.verdict:
         assert line.replace("'", "&#39;") in page
     assert page.count('class="bar"') == 6 + 5 + 2 * 6
@@ -180,9 +180,9 @@ def test_the_page_has_the_verdict_and_the_bars(checked):
 
 
 def test_a_page_without_a_check_or_with_one_that_cannot_be_read_lacks_the_section(run):
-    assert "What the levels carry" not in dae3d.report(run=run).read_text()
+    assert "Use of the encoder levels" not in dae3d.report(run=run).read_text()
     (run / "check.json").write_text('{"figures": ')
-    assert "What the levels carry" not in dae3d.report(run=run).read_text()
+    assert "Use of the encoder levels" not in dae3d.report(run=run).read_text()
 
 
 def test_curves_of_probes_are_drawn(run):

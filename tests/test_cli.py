@@ -11,7 +11,7 @@ import yaml
 
 import dae3d
 from dae3d.cli import main
-from dae3d.commands import load_verb
+from dae3d.commands import load_command
 from dae3d.settings import Positional
 
 
@@ -24,16 +24,16 @@ def printed_settings(capsys, *words):
 # Flags
 
 
-@pytest.mark.parametrize("name", dae3d.VERBS)
+@pytest.mark.parametrize("name", dae3d.COMMANDS)
 def test_help_explains_every_field(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "2000")
     with pytest.raises(SystemExit) as exit_:
         main([name, "--help"])
     assert exit_.value.code == 0
     shown = capsys.readouterr().out
-    assert dae3d.VERBS[name] in shown
+    assert dae3d.COMMANDS[name] in shown
     lines = [line.strip() for line in shown.splitlines()]
-    for field, info in load_verb(name).settings.model_fields.items():
+    for field, info in load_command(name).settings.model_fields.items():
         positional = any(isinstance(mark, Positional) for mark in info.metadata)
         flag = field.upper() if positional else f"--{field.replace('_', '-')}"
         place = next(i for i, line in enumerate(lines) if line.split()[:1] in ([flag], [f"{flag},"]))
@@ -65,7 +65,7 @@ def test_an_unknown_flag_is_refused_and_none_is_guessed(words, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["pretrain", "--data", "store", "--out", "run", *words])
     assert exit_.value.code == 2
-    assert "no such setting" in capsys.readouterr().err
+    assert "unknown setting" in capsys.readouterr().err
 
 
 def test_hyphens_and_underscores_are_the_same(capsys):
@@ -154,7 +154,7 @@ def test_an_error_is_one_line_and_status_1(tmp_path, capsys):
         (["--batch-size", "0"], "batch_size: Input should be greater than or equal to 1 (got '0')"),
         (["--batch-size", "many"], "batch_size: "),
         (["--roi", "50"], "roi: must be a multiple of 32, not 50"),
-        (["--config", "smal-cpu"], "no shipped config of that name"),
+        (["--config", "smal-cpu"], "neither a file nor a shipped config"),
     ],
 )
 def test_a_bad_setting_is_named(words, said, capsys):
@@ -171,8 +171,8 @@ def test_an_unknown_verb_lists_those_there_are(capsys):
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert "'trian'" in error
-    for verb in dae3d.VERBS:
-        assert verb in error
+    for command in dae3d.COMMANDS:
+        assert command in error
 
 
 def test_without_a_verb_it_says_what_is_missing(capsys):
@@ -186,8 +186,8 @@ def test_ctrl_c_is_status_130_and_says_how_to_go_on(capsys, monkeypatch):
     def interrupted(**fields):
         raise KeyboardInterrupt
 
-    interrupted.settings = load_verb("index").settings
-    monkeypatch.setattr("dae3d.cli.load_verb", lambda name: interrupted)
+    interrupted.settings = load_command("index").settings
+    monkeypatch.setattr("dae3d.cli.load_command", lambda name: interrupted)
     assert main(["index", "folder"]) == 130
     assert "run the same command again" in capsys.readouterr().err
 
@@ -221,8 +221,8 @@ def test_help_lists_the_verbs(capsys):
         main(["--help"])
     assert exit_.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for verb, summary in dae3d.VERBS.items():
-        assert f"{verb} {summary}" in shown
+    for command, summary in dae3d.COMMANDS.items():
+        assert f"{command} {summary}" in shown
 
 
 def test_importing_and_indexing_do_not_wait_for_pytorch():
@@ -244,12 +244,12 @@ def test_ctrl_c_while_a_verb_is_imported(
     def interrupted(name: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dae3d.cli.load_verb", interrupted)
+    monkeypatch.setattr("dae3d.cli.load_command", interrupted)
     assert main(["index", "somewhere"]) == 130
-    assert capsys.readouterr().err == "\ndae3d: interrupted; run the same command again to go on\n"
+    assert capsys.readouterr().err == "\ndae3d: interrupted; run the same command again to continue\n"
 
 
 def test_a_misspelt_setting_is_named_with_what_may_be_meant(capsys):
     with pytest.raises(SystemExit):
         main(["index", "folder", "--modalty", "ct"])
-    assert "no such setting: --modalty; did you mean --modality?" in capsys.readouterr().err
+    assert "unknown setting: --modalty; did you mean --modality?" in capsys.readouterr().err

@@ -264,7 +264,7 @@ def test_voxels_in_a_pipe_are_not_waited_for(tmp_path: Path, ending: str) -> Non
     assert read_header(path).dtype == "int16"
     piped(data)
     for read in (read_header, read_volume):
-        with pytest.raises(ScanError, match="no file: a pipe, socket or device"):
+        with pytest.raises(ScanError, match="not a file: a pipe, socket or device"):
             read(path)
 
 
@@ -274,11 +274,11 @@ def test_pipes_in_lists_cases_and_series_are_not_waited_for(tmp_path: Path) -> N
     (tmp_path / "list.json").write_text('{"training": ["a.nii", "b.nii"]}')
     manifest = dae3d.index(folders=[tmp_path / "list.json"], out=tmp_path / "m.jsonl", modality="t1")
     assert {item.path.name: item.reason for item in manifest.left_out} == {
-        "b.nii": "unreadable: no file: a pipe, socket or device"
+        "b.nii": "unreadable: not a file: a pipe, socket or device"
     }
     recipe = CaseRecipe(modalities=("t1",), labels={0: "background", 1: "body"}, roi=16)
     outcome = store_case(TaskCase("case", (pipe,), image, "case"), recipe, tmp_path / "cases")
-    assert outcome.reason == "unreadable: no file: a pipe, socket or device"
+    assert outcome.reason == "unreadable: not a file: a pipe, socket or device"
     slices = write_series(tmp_path / "series", evenly(3))
     piped(slices[1])
     with pytest.raises(ScanError, match="a pipe, socket or device"):
@@ -286,13 +286,13 @@ def test_pipes_in_lists_cases_and_series_are_not_waited_for(tmp_path: Path) -> N
     piped(image)
     with pytest.raises(dae3d.errors.Dae3dError, match="none of the 1 scans is usable"):
         dae3d.prepare(manifest=tmp_path / "m.jsonl", out=tmp_path / "store", workers=1, report=False)
-    assert rejected(tmp_path / "store") == {"a.nii": "unreadable: no file: a pipe, socket or device"}
+    assert rejected(tmp_path / "store") == {"a.nii": "unreadable: not a file: a pipe, socket or device"}
 
 
 def test_a_scan_larger_than_memory_is_not_begun(tmp_path: Path, monkeypatch) -> None:
     path = write_nifti(tmp_path / "scan.nii", phantom((20, 20, 20)).astype(np.int16))
     monkeypatch.setattr("dae3d.scans.limits.free_memory", lambda: 15_999)
-    with pytest.raises(ScanError, match=r"take 16\.0 kB of memory, and 16\.0 kB are free"):
+    with pytest.raises(ScanError, match=r"need 16\.0 kB of memory, but only 16\.0 kB is free"):
         read_volume(path)
     monkeypatch.setattr("dae3d.scans.limits.free_memory", lambda: 16_000)
     assert read_volume(path).array.shape == (20, 20, 20)

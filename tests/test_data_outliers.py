@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import median_abs_deviation
 
+from dae3d.reporting.data_duplicates import GROUPS_SHOWN, MEMBERS_SHOWN, find_duplicates
 from dae3d.reporting.data_outliers import DISTANCE, label_candidates, outliers
 from dae3d.reporting.data_survey import Surveyed, survey
-from dae3d.reporting.data_twins import GROUPS_SHOWN, MEMBERS_SHOWN, repeats
 from dae3d.scans.manifest import Scan
 from dae3d.scans.readers import Volume
 from dae3d.store.statistics import measure
@@ -131,7 +131,7 @@ def test_label_maps_and_empty_scans_are_flagged_and_change_nothing_else() -> Non
     scans.append(surveyed(24, spot))
     found = flagged(scans)
     assert sorted(found) == list(range(12, 25))
-    assert found[12] == ("looks like a label map: 2 different values, all whole numbers",)
+    assert found[12] == ("looks like a label map: 2 different values, all integers",)
     assert found[24] == ("nearly empty: at least 90 % of its voxels are 0",)
 
 
@@ -149,7 +149,7 @@ def test_twins_across_the_split_come_first() -> None:
     scans[2] = surveyed(2, digest="a", voxels="a", subject="x")
     scans[5] = surveyed(5, digest="b", voxels="c")
     scans[7] = surveyed(7, digest="d", voxels="c", split="val", modality="t2")
-    found = repeats(survey(scans), scans.__getitem__)
+    found = find_duplicates(survey(scans), scans.__getitem__)
     assert (found.groups, found.leaks) == (2, 1)
     first, second = found.shown
     assert first.leak
@@ -160,15 +160,15 @@ def test_twins_across_the_split_come_first() -> None:
 
 def test_of_many_twins_a_few_from_either_side_are_shown() -> None:
     scans = [surveyed(i, voxels="a", split="val" if i == 500 else "train") for i in range(1000)]
-    found = repeats(survey(scans), scans.__getitem__)
+    found = find_duplicates(survey(scans), scans.__getitem__)
     assert found.shown[0].count == 1000
     assert len(found.shown[0].scans) == MEMBERS_SHOWN
     assert {scan.split for scan in found.shown[0].scans} == {"train", "val"}
     pairs = [surveyed(i, voxels=f"pair {i // 2}") for i in range(2 * GROUPS_SHOWN + 10)]
-    found = repeats(survey(pairs), pairs.__getitem__)
+    found = find_duplicates(survey(pairs), pairs.__getitem__)
     assert (found.groups, len(found.shown)) == (GROUPS_SHOWN + 5, GROUPS_SHOWN)
 
 
 def test_a_store_without_voxel_digests_still_tells_equal_files() -> None:
     scans = [surveyed(i, digest="a").model_copy(update={"voxel_digest": None}) for i in range(2)]
-    assert repeats(survey(scans), scans.__getitem__).groups == 1
+    assert find_duplicates(survey(scans), scans.__getitem__).groups == 1

@@ -19,7 +19,7 @@ import dae3d
 from dae3d.errors import ScanError
 from dae3d.reporting import data_check as check
 from dae3d.reporting.data_check import check_scans
-from dae3d.reporting.data_pictures import HEIGHT, SIDE, WIDTH, draw, levels, mid_planes
+from dae3d.reporting.data_pictures import HEIGHT, SIDE, WIDTH, draw_slices, grey_levels, mid_planes
 from dae3d.reporting.data_store import report_store
 from dae3d.scans.manifest import LeftOut, Manifest, Scan
 from dae3d.scans.readers import Volume
@@ -67,7 +67,7 @@ def drawn(volume: Volume, modality: str = "t1") -> tuple[np.ndarray, Any, Statis
     """The picture of a volume with RAS axes, what it was drawn as, and the volume's statistics."""
     statistics = measure(volume, modality)
     planes = planes_of(volume.intensities(), statistics)
-    picture = draw(planes, volume.spacing, modality, statistics)
+    picture = draw_slices(planes, volume.spacing, modality, statistics)
     return _decoded(picture.picture), picture, statistics
 
 
@@ -145,8 +145,8 @@ def test_any_scan_that_can_be_measured_can_be_drawn(
 
 
 def test_levels_are_counted_of_whole_numbers_alone() -> None:
-    assert levels([np.array([[0, 1], [1, 2]]), np.array([[7.0]])]) == 4
-    assert levels([np.array([[0, 0.5]])]) is None
+    assert grey_levels([np.array([[0, 1], [1, 2]]), np.array([[7.0]])]) == 4
+    assert grey_levels([np.array([[0, 0.5]])]) is None
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def check_page(page: Page) -> None:
     """What the page about `folder` has to say."""
     assert page.foreign == []
     assert page.links - {""} <= page.ids
-    assert "13 scans of 13 subjects in 2 modalities: 12 to train on and 1 to validate on." in page.text
+    assert "13 scans of 13 subjects in 2 modalities: 12 for training and 1 for validation." in page.text
     assert "1 scan is in both training and validation" in page.text
     assert "ct4.nii.gz ct, subject ct4.nii.gz, training" in page.text
     assert "turned.nii.gz ct, subject turned.nii.gz, validation" in page.text
@@ -218,7 +218,7 @@ def test_page_of_a_store(folder: Path) -> None:
     page = Page(report_store(folder / "store"))
     check_page(page)
     assert len(page.pictures) == 12
-    assert "cannot be read any more ct3.nii.gz" in page.text.replace(f"{folder.name}/", "")
+    assert "can no longer be read ct3.nii.gz" in page.text.replace(f"{folder.name}/", "")
 
 
 def test_page_of_a_manifest_says_what_was_left_out(folder: Path) -> None:
@@ -268,8 +268,8 @@ def test_check_goes_on_where_it_was_stopped(folder: Path, monkeypatch: pytest.Mo
     shutil.copy(folder / "ct5.nii.gz", folder / "ct6.nii.gz")
     page = Page(check_scans(Manifest(scans), out, 1))
     assert read == ["ct1.nii.gz", "ct6.nii.gz", "broken.nii.gz"]
-    assert "11 to train on and 2 to validate on" in page.text
-    assert "1 scan is there more than once, on one side of the split" in page.text
+    assert "11 for training and 2 for validation" in page.text
+    assert "1 scan is duplicated within training or within validation" in page.text
 
 
 @pytest.mark.parametrize(
@@ -318,6 +318,6 @@ def test_real_labels_among_images_are_flagged_and_real_twins_found(shared_data: 
         for path in (*extra, hippocampus / "labels" / "hippocampus_011.nii.gz")
     ]
     assert len({sums[name] for name in names}) == 1
-    assert "2 scans are there more than once" in page.text
+    assert "2 scans are duplicated" in page.text
     assert "The same file, listed under different subjects" in page.text
     assert "The same voxels in different files, listed under different subjects" in page.text

@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from dae3d.disrupt import DISRUPTIONS
 from dae3d.models.swin_unetr import Architecture, Segmenter
-from dae3d.store.intensity import Figures
-from dae3d.store.native import NativeCrop, Unscaled
+from dae3d.store.intensity import Normalisation
 from dae3d.store.scan import Preparation
+from dae3d.store.stored_crop import PendingScaling, StoredCrop
 from dae3d.training.batch import NumberedCrop, pack
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.pretraining import Pretraining
@@ -113,7 +113,9 @@ def test_a_pre_training_step_waits_for_nothing(tmp_path, disruption, changes):
     given = PretrainSettings(
         data=tmp_path, out=tmp_path, disruption=disruption, max_steps=9, **SIZES, **changes
     )
-    module = Pretraining(given, ["ct", "t1"], Preparation(spacing=None, crop_foreground=False), tmp_path)
+    module = Pretraining(
+        given, given.schedule(1), ["ct", "t1"], Preparation(spacing=None, crop_foreground=False), tmp_path
+    )
     numbers = torch.zeros(4, dtype=torch.int64, device=META)
     image = torch.empty(4, 1, 64, 64, 64, device=META)
     inside = torch.empty(image.shape, dtype=torch.bool, device=META)
@@ -133,7 +135,7 @@ def test_a_fine_tuning_step_waits_for_nothing(tmp_path, deep_supervision):
         out_channels=3,
         deep_supervision=deep_supervision,
     )
-    module = Segmentation(given, Segmenter(architecture), SimpleNamespace(), tmp_path)
+    module = Segmentation(given, given.schedule(1), Segmenter(architecture), SimpleNamespace(), tmp_path)
     image = torch.empty(4, 2, 64, 64, 64, device=META)
     label = torch.empty(4, 1, 64, 64, 64, dtype=torch.uint8, device=META)
     check_steps(module, {"image": image, "label": label})
@@ -142,10 +144,10 @@ def test_a_fine_tuning_step_waits_for_nothing(tmp_path, deep_supervision):
 @pytest.mark.parametrize("clips", [False, True])
 @pytest.mark.parametrize("padding", [None, -1000.0])
 def test_scaling_waits_for_nothing(clips, padding):
-    rest = Unscaled(-1024.0, padding, 0.0, Figures(0.5, 3.0, clips))
+    rest = PendingScaling(-1024.0, padding, 0.0, Normalisation(0.5, 3.0, clips))
     crops = [
-        NumberedCrop(NativeCrop(np.zeros((20, 24, 24), np.int16), (4, 0, 0), rest), 0, 0),
-        NumberedCrop(NativeCrop(np.zeros((24, 24, 24), np.float32), (0, 0, 0), None), 1, 1),
+        NumberedCrop(StoredCrop(np.zeros((20, 24, 24), np.int16), (4, 0, 0), rest), 0, 0),
+        NumberedCrop(StoredCrop(np.zeros((24, 24, 24), np.float32), (0, 0, 0), None), 1, 1),
     ]
     batch = pack(crops).to(META)
     with Uploads() as uploads:

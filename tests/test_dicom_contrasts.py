@@ -298,7 +298,7 @@ def test_volumes_in_several_files_are_volumes_of_one_series(tmp_path):
 @pytest.mark.parametrize(("parts", "total", "there"), [((1,), 2, "1 of the 2"), ((2,), None, "1 of the 2")])
 def test_a_volume_of_which_a_file_is_missing(tmp_path, parts, total, there):
     concatenation(tmp_path, one_series(), parts, total)
-    assert reasons(find(tmp_path)[1]) == {f"missing files: {there} that one volume is in": 1}
+    assert reasons(find(tmp_path)[1]) == {f"missing files: {there} files of one volume": 1}
 
 
 def test_several_volumes_in_several_files(tmp_path):

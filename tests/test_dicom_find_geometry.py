@@ -45,7 +45,7 @@ def test_geometry_of_real_series(shared_data, tmp_path, archive, kind, shape, ti
 @pytest.mark.parametrize(
     ("archive", "reason"),
     [
-        ("failing_sliceincrement", "missing slices: 10 mm without any where they lie 5 mm apart"),
+        ("failing_sliceincrement", "missing slices: a gap of 10 mm where slices are 5 mm apart"),
         ("failing_sliceorientation", "mixed orientations"),
     ],
 )
@@ -153,16 +153,25 @@ def test_ct_of_thin_and_thick_slices_is_uneven():
     ("slices", "reason"),
     [
         ([made([0, 0, 0])], "a single slice"),
-        ([made(place, thickness=5, modality="CT") for place in along_z(*HEAD)], "missing slices: 10 mm"),
-        ([made(place) for place in along_z(0, 5, 10, 20, 25, 30)], "missing slices: 10 mm .* 5 mm apart"),
-        ([made(place, modality="CT") for place in along_z(0, 1, 2, 3, 23, 24, 25)], "missing slices: 20 mm"),
+        (
+            [made(place, thickness=5, modality="CT") for place in along_z(*HEAD)],
+            "missing slices: a gap of 10 mm",
+        ),
+        (
+            [made(place) for place in along_z(0, 5, 10, 20, 25, 30)],
+            "missing slices: a gap of 10 mm .* 5 mm apart",
+        ),
+        (
+            [made(place, modality="CT") for place in along_z(0, 1, 2, 3, 23, 24, 25)],
+            "missing slices: a gap of 20 mm",
+        ),
         ([made(place) for place in along_z(0, 5, 11, 15, 20, 27, 30)], "uneven slice distances: 3 to 7 mm"),
         ([made(place) for place in along_z(0, 5, 5, 10)], "same position twice"),
         ([made(place) for place in along_z(0, 0, 0, 0)], "same position twice"),
         ([made([0, 0, 0]), made([0, 0, 5], SAGITTAL)], "mixed orientations"),
         ([made([0, 0, 0]), made([0, 0, 5], shape=(24, 10))], "mixed sizes"),
         ([made([0, 0, 0]), made([0, 0, 5], spacing=(0.8, 0.8))], "mixed sizes"),
-        ([made([0, 0, 0]), made([0, 9, 5]), made([0, 0, 10])], "not in one row: up to 9 mm aside"),
+        ([made([0, 0, 0]), made([0, 9, 5]), made([0, 0, 10])], "not in line: up to 9 mm off"),
         ([made([0, 0, 0]), made(None)], "no position"),
         ([made([0, 0, 0]), made([0, 0, float("nan")])], "no position"),
         ([made([0, 0, k], spacing=(0.0, 0.0)) for k in range(3)], "zero or non-finite spacing"),

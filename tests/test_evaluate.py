@@ -1,4 +1,4 @@
-"""The verb `evaluate`: the right figures of the right files, every bad one named, nothing measured twice."""
+"""The command `evaluate`: right figures of the right files, every bad file named, nothing measured twice."""
 
 import csv
 import json
@@ -18,11 +18,11 @@ from scipy.ndimage import binary_erosion, distance_transform_edt, find_objects
 import dae3d
 from dae3d.cli import main
 from dae3d.errors import Dae3dError, SettingsError
-from dae3d.evaluation import cases
-from dae3d.evaluation.segmentation import METRICS, Masks, Metric
+from dae3d.evaluation import pairs
+from dae3d.evaluation.segmentation_metrics import METRICS, Masks, Metric
 from dae3d.models.swin_unetr import Architecture, Segmenter
 from dae3d.models.weights import save_weights
-from dae3d.reporting import segmentation
+from dae3d.reporting import evaluation
 from dae3d.scans.readers import read_volume, scan_stem
 from dae3d.store.recipe import CaseRecipe
 from oriented import affine_of
@@ -46,7 +46,7 @@ def case_label(core: bool = True) -> np.ndarray:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of a small evaluation."""
-    monkeypatch.setattr(segmentation, "draw_case", lambda *_: np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr(evaluation, "draw_case", lambda *_: np.zeros((8, 8, 3), np.uint8))
 
 
 @pytest.fixture
@@ -128,8 +128,8 @@ def test_the_page_stands_alone(task: Path, tmp_path: Path) -> None:
     # A perfect case has no picture of its errors.
     assert sources == ["data:"] * 5
     assert "http" not in page
-    assert "Not found at all, though it is there: edge in 1 of 3 (carl)" in page
-    assert "Found, though it is not there: core in 1 (carl)" in page
+    assert "Missed completely: edge in 1 of 3 (carl)" in page
+    assert "Predicted, but not in the reference: core in 1 (carl)" in page
     order = [
         page.index(f"{rank} case: {name}")
         for rank, name in (("Worst", "carl"), ("Median", "ben"), ("Best", "anna"))
@@ -257,13 +257,13 @@ def test_what_was_measured_is_not_measured_again(task: Path, monkeypatch: pytest
     assert not (folder / "metrics.csv").exists()
 
     compared = []
-    compare = cases.compare
+    compare = pairs.compare
 
     def counting(*arguments: Any) -> Any:
         compared.append(arguments)
         return compare(*arguments)
 
-    monkeypatch.setattr(cases, "compare", counting)
+    monkeypatch.setattr(pairs, "compare", counting)
     predictions_of(task, lambda name, label: shifted(name, label) if name != "anna" else label)
     # Written again, anna's prediction has another time of change than the one that was measured.
     dae3d.evaluate(predictions=folder, data=task)
@@ -274,7 +274,7 @@ def test_what_was_measured_is_not_measured_again(task: Path, monkeypatch: pytest
 @pytest.mark.usefixtures("no_pictures")
 def test_ctrl_c_keeps_what_is_measured(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = predictions_of(task, shifted)
-    compare, compared = cases.compare, []
+    compare, compared = pairs.compare, []
 
     def interrupted(*arguments: Any) -> Any:
         compared.append(arguments)
@@ -282,7 +282,7 @@ def test_ctrl_c_keeps_what_is_measured(task: Path, monkeypatch: pytest.MonkeyPat
             raise KeyboardInterrupt
         return compare(*arguments)
 
-    monkeypatch.setattr(cases, "compare", interrupted)
+    monkeypatch.setattr(pairs, "compare", interrupted)
     with pytest.raises(KeyboardInterrupt):
         dae3d.evaluate(predictions=folder, data=task, workers=1)
     found = dae3d.evaluate(predictions=folder, data=task, workers=1)
@@ -312,7 +312,9 @@ def test_classes_that_are_nowhere(task: Path, caplog: pytest.LogCaptureFixture) 
         found = dae3d.evaluate(predictions=folder, data=task)
     assert found["classes"]["stone"]["dice"] == {"mean": None, "low": None, "high": None, "cases": 0}
     assert "neither there nor predicted in any case: stone" in caplog.text
-    assert "Neither there nor predicted in any case: stone." in (folder / "report.html").read_text()
+    assert (
+        "Not in the reference or the prediction of any case: stone." in (folder / "report.html").read_text()
+    )
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -322,7 +324,7 @@ def test_measurements_of_another_tolerance_are_left_behind(
     """A stopped evaluation is no reason to refuse another one."""
     folder = predictions_of(task, lambda name, label: np.roll(label, 1, 2))
     with monkeypatch.context() as patch:
-        patch.setattr(segmentation, "draw_case", lambda *_: 1 / 0)
+        patch.setattr(evaluation, "draw_case", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             dae3d.evaluate(predictions=folder, data=task)
     assert (folder / "metrics.partial.jsonl").exists()
@@ -342,7 +344,7 @@ def test_a_runs_folder_keeps_its_metrics(task: Path, tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_the_folder_is_named(task: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(Dae3dError, match=r"file: cannot be a folder: .*file is a file"):
+    with pytest.raises(Dae3dError, match=r"file: cannot make this folder: .*file is a file"):
         dae3d.evaluate(predictions=predictions_of(task, shifted), data=task, out=tmp_path / "file")
 
 
@@ -436,7 +438,7 @@ def interrupted(task: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Predictions of which all cases are measured, and nothing is written yet."""
     folder = predictions_of(task, shifted)
     with monkeypatch.context() as patch:
-        patch.setattr(segmentation, "draw_case", lambda *_: 1 / 0)
+        patch.setattr(evaluation, "draw_case", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             dae3d.evaluate(predictions=folder, data=task)
     return folder
@@ -450,7 +452,7 @@ def test_measurements_written_as_lists_count(task: Path, monkeypatch: pytest.Mon
     for line in lines:
         line["result"] = {name: list(values.values()) for name, values in line["result"].items()}
     journal.write_text("".join(json.dumps(line) + "\n" for line in (heading, *lines)))
-    monkeypatch.setattr(cases, "compare", lambda *_: 1 / 0)
+    monkeypatch.setattr(pairs, "compare", lambda *_: 1 / 0)
     found = dae3d.evaluate(predictions=folder, data=task)
     assert found["cases"]["anna"]["classes"]["edge"]["dice"] == 1
 

@@ -127,15 +127,15 @@ def test_what_a_killed_prediction_left_is_removed(tmp_path):
 
 @pytest.mark.parametrize("content", [b"mine", b"mine\n", b'{"mine": 1}\n{"x": 2}\nrest', b"\0\0\n"])
 @pytest.mark.parametrize("again", [False, True])
-def test_a_journal_is_not_begun_in_the_place_of_another_file(tmp_path, content, again):
+def test_a_journal_does_not_overwrite_another_file(tmp_path, content, again):
     path = tmp_path / "j.jsonl"
     path.write_bytes(content)
-    with pytest.raises(Dae3dError, match=r"j.jsonl: is there, and does not begin as dae3d would have it"):
+    with pytest.raises(Dae3dError, match=r"j.jsonl: exists and is not a file that dae3d would continue here"):
         Journal(path, {"weights": "abc"}, again=again)
     assert path.read_bytes() == content
 
 
-def test_a_journal_whose_heading_a_crash_cut_short_is_begun_again(tmp_path):
+def test_a_journal_whose_heading_a_crash_cut_short_starts_over(tmp_path):
     path = tmp_path / "j.jsonl"
     for cut in (b"", b'{"weigh'):
         path.write_bytes(cut)
@@ -157,7 +157,7 @@ def test_a_page_is_written_over_a_page_and_nothing_else(tiny_run, tmp_path):
     page = dae3d.report(run=tiny_run, out=tmp_path / "page.html")
     assert dae3d.report(run=tiny_run, out=page) == page
     unchanged = another_file(tmp_path / "mine.html")
-    with pytest.raises(Dae3dError, match=r"mine.html is there, and is not a report of dae3d"):
+    with pytest.raises(Dae3dError, match=r"mine.html exists and is not a report of dae3d"):
         dae3d.report(run=tiny_run, out=tmp_path / "mine.html")
     assert unchanged()
 
@@ -174,7 +174,7 @@ def test_an_evaluation_writes_over_its_own_files_alone(tiny_task, tmp_path):
     for path in (tmp_path / "out" / name for name in ("metrics.csv", "metrics.json", "report.html")):
         before = path.read_bytes()
         unchanged = another_file(path)
-        with pytest.raises(Dae3dError, match=rf"{path.name} is there, and is no"):
+        with pytest.raises(Dae3dError, match=rf"{path.name} exists and is not"):
             evaluate(**given)
         assert unchanged()
         path.write_bytes(before)
@@ -187,7 +187,7 @@ def test_reconstructions_write_over_no_other_table(tiny_run, tmp_path):
         dae3d.reconstruct(out=out, **given)
     for table in ((tiny_run / "metrics.csv").read_bytes(), b"a,b\n"):
         (tmp_path / "out" / "metrics.csv").write_bytes(table)
-        with pytest.raises(Dae3dError, match=r"metrics.csv is there, and is not a table of `reconstruct`"):
+        with pytest.raises(Dae3dError, match=r"metrics.csv exists and is not a table of `reconstruct`"):
             dae3d.reconstruct(out=tmp_path / "out", **given)
         assert (tmp_path / "out" / "metrics.csv").read_bytes() == table
 
@@ -219,7 +219,7 @@ def test_features_are_written_over_features_alone(tiny_run, tmp_path, suffix):
     for _ in range(2):
         dae3d.embed(out=out, **given)
     unchanged = another_file(out)
-    with pytest.raises(Dae3dError, match=rf"e.{suffix} is there, and is not a table of `embed`"):
+    with pytest.raises(Dae3dError, match=rf"e.{suffix} exists and is not a table of `embed`"):
         dae3d.embed(out=out, **given)
     assert unchanged()
 

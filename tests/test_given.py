@@ -12,12 +12,12 @@ import torch
 import dae3d
 from conftest import smooth_volume
 from dae3d.errors import Dae3dError
-from dae3d.inference.cases import given_cases
-from dae3d.inference.labelled import labelled_images
+from dae3d.inference.given_cases import given_cases
+from dae3d.inference.given_images import given_images
 from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
 from dae3d.scans.given import Image
-from dae3d.scans.kinds import conflict, strange
+from dae3d.scans.modality_conflicts import conflict, strange
 from dae3d.scans.task import read_task
 from dae3d.store.recipe import CaseRecipe
 from dicom_files import evenly, write_series
@@ -92,7 +92,7 @@ def test_a_folder_stands_for_the_scans_in_it(tmp_path, caplog):
     assert "label map by its name, 3 (such as" in caplog.text
     assert "flair by its BIDS name, 1 (such as" in caplog.text
     assert "t2 by its name, 1 (such as" in caplog.text
-    assert "4-D: shape 9x9x9x4 (--volume N takes one volume, from 0 on), 1 (such as" in caplog.text
+    assert "4-D: shape 9x9x9x4 (--volume N takes one volume, counted from 0), 1 (such as" in caplog.text
     assert "unreadable" in caplog.text
     everything = given_cases([str(folder)], ["t1"], labels=["t1"], volume=2)
     assert [case.images[0].volume for case in everything if case.images[0].path.name == "run.nii.gz"] == [2]
@@ -106,10 +106,10 @@ def test_a_comma_in_the_name_of_a_folder(tmp_path):
 
 def test_a_folder_without_scans_says_so(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Dae3dError, match="empty: no scan that can be used: no files of scans"):
+    with pytest.raises(Dae3dError, match="empty: no usable scan: no scan files"):
         given_cases([str(tmp_path / "empty")], ["t1"])
     mr(tmp_path / "t2" / "sub-1_T2w.nii.gz")
-    with pytest.raises(Dae3dError, match="no scan that can be used; left out: t2 by its BIDS name, 1 "):
+    with pytest.raises(Dae3dError, match="no usable scan; left out: t2 by its BIDS name, 1 "):
         given_cases([str(tmp_path / "t2")], ["t1"])
 
 
@@ -147,8 +147,8 @@ def test_channels_that_cannot_be_put_together_are_named(tmp_path):
     with pytest.raises(Dae3dError) as error:
         given_cases([str(tmp_path / "scans")], ["t1", "flair"])
     text = str(error.value)
-    assert "cannot be put together to scans of 2 channels in this order: t1, flair" in text
-    assert "p1_t1.nii.gz: there is no flair to it" in text
+    assert "cannot be grouped to scans of 2 channels in this order: t1, flair" in text
+    assert "p1_t1.nii.gz: no flair image of the same scan" in text
     assert "sub-2_T1w.nii.gz and " in text
     assert "sub-2_acq-b_T1w.nii.gz: both t1, of the same scan" in text
     mr(tmp_path / "others" / "a.nii.gz")
@@ -223,7 +223,7 @@ def test_a_ct_series_is_refused_by_weights_of_mr(tmp_path):
     folder = str(tmp_path / "IM")
     with pytest.raises(Dae3dError, match="left out: ct by its DICOM header, 20 "):
         given_cases([folder], ["t1"])
-    with pytest.raises(Dae3dError, match="IM: ct by its DICOM header, where t1 is wanted"):
+    with pytest.raises(Dae3dError, match="IM: ct by its DICOM header, but t1 is expected"):
         given_cases([f"{folder},{mr(tmp_path / 'flair.nii.gz')}"], ["t1", "flair"])
     assert len(given_cases([folder], ["t1"], labels=["t1"])) == 1
 
@@ -236,15 +236,15 @@ def test_a_volume_of_a_4d_file(tmp_path):
     volumes = np.stack([np.round(smooth_volume(n, (20, 18, 16)) * 400 + 1) for n in range(3)], -1)
     scan = write_nifti(tmp_path / "time.nii.gz", volumes.astype(np.int16))
     given = {"weights": [weights], "device": "cpu"}
-    with pytest.raises(Dae3dError, match=r"time: .*4-D: 3 volumes; --volume N takes one, from 0 on"):
+    with pytest.raises(Dae3dError, match=r"time: .*4-D: 3 volumes; --volume N takes one, counted from 0"):
         dae3d.predict(scans=[scan], out=tmp_path / "out", **given)
-    with pytest.raises(Dae3dError, match="no volume 3: it holds 3, from 0 on"):
+    with pytest.raises(Dae3dError, match="no volume 3: it has 3, counted from 0"):
         dae3d.predict(scans=[scan], out=tmp_path / "out3", volume=3, **given)
     (path,) = dae3d.predict(scans=[scan], out=tmp_path / "out1", volume=1, **given)
     single = mr(tmp_path / "single.nii.gz", 1)
     (same,) = dae3d.predict(scans=[single], out=tmp_path / "out", **given)
     assert np.array_equal(voxels_of(path), voxels_of(same))
-    with pytest.raises(Dae3dError, match=r"of other weights or settings.*volume: 1 there, 2 here"):
+    with pytest.raises(Dae3dError, match=r"made with other weights or settings.*volume: 1 there, 2 here"):
         dae3d.predict(scans=[scan], out=tmp_path / "out1", volume=2, **given)
 
 
@@ -258,7 +258,7 @@ def test_channels_are_put_into_the_order_of_the_weights(tmp_path, caplog, ending
         (case,) = given_cases([f"{second},{first}"], ["t1", "flair"])
         assert [str(image.path) for image in case.images] == [first, second]
         assert (
-            "told to be flair, t1 by headers and names; taken in the weights' order, t1, flair" in caplog.text
+            "flair, t1 by headers and names; reordered to the order of the weights, t1, flair" in caplog.text
         )
         caplog.clear()
         (straight,) = given_cases([f"{first},{second}"], ["t1", "flair"])
@@ -274,13 +274,13 @@ def test_a_channel_that_is_told_to_be_another_is_said(tmp_path, caplog):
     scans = ",".join(str(mr(tmp_path / name)) for name in ("p_flair.nii.gz", "unnamed.nii.gz"))
     with caplog.at_level("WARNING", "dae3d"):
         given_cases([scans], ["t1", "flair"])
-    assert "p_flair.nii.gz: flair by its name, where t1 is wanted" in caplog.text
+    assert "p_flair.nii.gz: flair by its name, but t1 is expected" in caplog.text
     with pytest.raises(
-        Dae3dError, match="3 files, where the weights take 2 channels in this order: t1, flair"
+        Dae3dError, match="3 files, but the weights expect 2 channels in this order: t1, flair"
     ):
         given_cases([scans + ",x.nii"], ["t1", "flair"])
     with pytest.raises(
-        Dae3dError, match="modality: t1, t2: the weights take 2 channels in this order: t1, fl"
+        Dae3dError, match="modality: t1, t2: the weights expect 2 channels in this order: t1, fl"
     ):
         given_cases([scans], ["t1", "flair"], labels=["t1", "t2"])
 
@@ -298,7 +298,7 @@ def test_a_list_of_channels_in_another_order(tmp_path, caplog):
         (case,) = read_task(path, order=["t1", "flair"]).test
     assert [image.name for image in case.images] == ["b.nii.gz", "a.nii.gz"]
     assert case.name == "a"  # as it is called whatever the order
-    assert "its channels are flair, t1; taken in the weights' order, t1, flair" in caplog.text
+    assert "its channels are flair, t1; taken in the order of the weights, t1, flair" in caplog.text
     (given,) = read_task(path, ["t1", "flair"], order=["t1", "flair"]).test
     assert [image.name for image in given.images] == ["a.nii.gz", "b.nii.gz"]
 
@@ -309,7 +309,7 @@ def test_a_list_of_ct_is_refused_by_weights_of_mr(tmp_path):
     data = a_list(tmp_path, "CT", "a.nii.gz")
     given = {"data": data, "weights": [weights], "device": "cpu"}
     with pytest.raises(
-        Dae3dError, match=r"`modality` is ct, where the weights take t1; .*predict --modality t1"
+        Dae3dError, match=r"`modality` is ct, but the weights take t1; .*predict --modality t1"
     ):
         dae3d.predict(out=tmp_path / "out", **given)
     (path,) = dae3d.predict(out=tmp_path / "out", modality=["t1"], **given)
@@ -348,9 +348,9 @@ def test_values_like_those_of_a_ct_are_said_and_predicted(tmp_path, caplog):
     scans = [ct(tmp_path / "one.nii.gz"), mr(tmp_path / "two.nii.gz")]
     with caplog.at_level("WARNING", "dae3d"):
         dae3d.predict(scans=scans, weights=[weights], out=tmp_path / "out", device="cpu")
-    said = [record.getMessage() for record in caplog.records if "taken as" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "used as" in record.getMessage()]
     assert len(said) == 1
-    assert "one.nii.gz: taken as t1, but its values, -1000 to " in said[0]
+    assert "one.nii.gz: used as t1, but its values, -1000 to " in said[0]
 
 
 def test_values_unlike_those_of_a_ct_are_said(tmp_path, caplog):
@@ -358,9 +358,9 @@ def test_values_unlike_those_of_a_ct_are_said(tmp_path, caplog):
     scans = [ct(tmp_path / "one.nii.gz"), mr(tmp_path / "two.nii.gz")]
     with caplog.at_level("WARNING", "dae3d"):
         dae3d.predict(scans=scans, weights=[weights], out=tmp_path / "out", device="cpu")
-    said = [record.getMessage() for record in caplog.records if "taken as" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "used as" in record.getMessage()]
     assert len(said) == 1
-    assert "two.nii.gz: taken as ct, but no voxel is below 0" in said[0]
+    assert "two.nii.gz: used as ct, but no voxel is below 0" in said[0]
 
 
 def test_a_name_that_says_another_machine(tmp_path, caplog):
@@ -368,11 +368,9 @@ def test_a_name_that_says_another_machine(tmp_path, caplog):
     mr(tmp_path / "patient_ct.nii.gz")
     with caplog.at_level("WARNING", "dae3d"):
         given_cases([str(tmp_path / "patient_ct.nii.gz")], ["t1"])
-    assert "patient_ct.nii.gz: ct by its name, where t1 is wanted" in caplog.text
+    assert "patient_ct.nii.gz: ct by its name, but t1 is expected" in caplog.text
     bids = mr(tmp_path / "sub-1_ct.nii.gz")
-    with pytest.raises(
-        Dae3dError, match=r"ct by its BIDS name, .*\n--modality t1 takes scans as these whatever"
-    ):
+    with pytest.raises(Dae3dError, match=r"ct by its BIDS name, .*\nTo use them anyway, set --modality t1"):
         given_cases([str(bids)], ["t1"])
     assert len(given_cases([str(bids)], ["t1"], labels=["t1"])) == 1
 
@@ -381,10 +379,10 @@ def test_reconstruct_refuses_what_its_weights_never_saw(tmp_path):
     weights = pre_trained(tmp_path, "ct", "t1")
     scan = mr(tmp_path / "sub-1_T2w.nii.gz")
     given = {"scans": [scan], "weights": weights, "out": tmp_path / "out", "device": "cpu"}
-    with pytest.raises(Dae3dError, match=r"trained on ct, t1, and never saw banana \(.*sub-1_T2w"):
+    with pytest.raises(Dae3dError, match=r"trained on ct, t1, but not on banana \(.*sub-1_T2w"):
         dae3d.reconstruct(modality="banana", **given)
     with pytest.raises(
-        Dae3dError, match=r"never saw t2 .*; --modality takes scans as one of those all the same"
+        Dae3dError, match=r"but not on t2 .*; to treat the scans as one of those, set --modality"
     ):
         dae3d.reconstruct(**given)
     assert not (tmp_path / "out").exists()
@@ -399,21 +397,21 @@ def test_embed_says_what_its_weights_never_saw(tmp_path, caplog):
     with caplog.at_level("WARNING", "dae3d"):
         found = dae3d.embed(scans=[tmp_path / "scans"], **given)
     assert found.modalities == ["t1", "t2"]
-    assert "trained on ct, t1, and never saw t2 (" in caplog.text
-    assert "of unknown modality (--modality LABEL or --rule 'GLOB=LABEL' says it), 1 " in caplog.text
+    assert "trained on ct, t1, but not on t2 (" in caplog.text
+    assert "of unknown modality (set --modality LABEL or --rule 'GLOB=LABEL'), 1 " in caplog.text
 
 
 def test_a_modality_that_contradicts_the_name_is_said(tmp_path, caplog):
     scan = mr(tmp_path / "sub-1_T2w.nii.gz")
     with caplog.at_level("WARNING", "dae3d"):
-        (item,) = labelled_images([scan], [], "ct", None)
+        (item,) = given_images([scan], [], "ct", None)
     assert item == (str(scan), Image.of(scan), "ct")
-    assert "taken as ct, but t2 by its BIDS name" in caplog.text
+    assert "used as ct, but t2 by its BIDS name" in caplog.text
 
 
 def test_a_dicom_header_tells_the_modality(tmp_path):
     dicom(tmp_path / "IM", SeriesDescription="t1 se")
-    (item,) = labelled_images([tmp_path / "IM"], [], None, None)
+    (item,) = given_images([tmp_path / "IM"], [], None, None)
     assert (item.name, item.modality) == (str(tmp_path / "IM"), "t1")
 
 
@@ -447,11 +445,11 @@ def test_a_list_whose_files_are_called_otherwise_is_said(tmp_path, caplog):
     given = {"data": tmp_path / "task.json", "weights": [weights], "device": "cpu"}
     with caplog.at_level("WARNING", "dae3d"):
         dae3d.predict(out=tmp_path / "out", **given)
-    (said,) = [record.getMessage() for record in caplog.records if "is wanted" in record.getMessage()]
+    (said,) = [record.getMessage() for record in caplog.records if "is expected" in record.getMessage()]
     assert [line.rpartition("/")[2] for line in said.splitlines()] == [
-        "b_flair.nii.gz: flair by its name, where t1 is wanted",
-        "b_t1.nii.gz: t1 by its name, where flair is wanted",
-        "sub-1_T1w.nii: t1 by its BIDS name, where flair is wanted",
+        "b_flair.nii.gz: flair by its name, but t1 is expected",
+        "b_t1.nii.gz: t1 by its name, but flair is expected",
+        "sub-1_T1w.nii: t1 by its BIDS name, but flair is expected",
     ]
 
 

@@ -244,11 +244,11 @@ def test_index_holds_patients_out_whole_and_says_how_they_are_told(
     assert len(sides) == 12
     assert all(len(found) == 1 for found in sides.values())
     said = " ".join(capsys.readouterr().out.split())
-    assert "names tell 12 subjects of 72 scans; --subject or --subjects tells them otherwise" in said
     assert (
-        "names that look alike are taken for one subject, 12 times: d/imagesTr/g_0000 and d/imagesTr/g_0001"
+        "12 subjects of 72 scans are known by names alone; if they are wrong, use --subject or --subjects"
         in said
     )
+    assert "similar names are taken as one subject, 12 times: d/imagesTr/g_0000 and d/imagesTr/g_0001" in said
 
 
 def test_a_subject_of_most_scans_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,5 +256,5 @@ def test_a_subject_of_most_scans_is_said(tmp_path: Path, capsys: pytest.CaptureF
         write_scan(tmp_path / "d" / f"day_{number:02d}" / "P1.nii.gz", (8,) * 3)
     dae3d.index(folders=[tmp_path / "d"], out=tmp_path / "m.jsonl", modality="ct")
     said = " ".join(capsys.readouterr().out.split())
-    assert "one subject has 12 of the 12 scans: d/day_00/P1; if these are of several" in said
+    assert "one subject has 12 of the 12 scans: d/day_00/P1; if they are of several subjects" in said
     assert "nothing held out for ct" in said

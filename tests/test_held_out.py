@@ -14,7 +14,7 @@ from dae3d.evaluation.held_out import HeldOut, held_out
 from dae3d.models.provenance import entry, kept
 from dae3d.models.swin_unetr import Architecture, Segmenter
 from dae3d.models.weights import save_weights
-from dae3d.reporting import segmentation
+from dae3d.reporting import evaluation
 from dae3d.scans.task import read_task
 from dae3d.store.recipe import CaseRecipe
 from dae3d.store.source import contents_of
@@ -109,7 +109,7 @@ def test_screen_page_and_figures_say_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With --weights; and with the folder of predictions that they made, weights gone."""
-    monkeypatch.setattr(segmentation, "draw_case", lambda *_: np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr(evaluation, "draw_case", lambda *_: np.zeros((8, 8, 3), np.uint8))
     ways = {
         "weights": {"weights": [weights]},
         "predictions": {"predictions": tmp_path / "weights/predictions"},
@@ -134,7 +134,7 @@ def test_screen_page_and_figures_say_it(
 def test_predictions_of_others_are_not_known_to_have_met_anything(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segmentation, "draw_case", lambda *_: np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr(evaluation, "draw_case", lambda *_: np.zeros((8, 8, 3), np.uint8))
     for name in ("anna", "ben", "carl", "dora"):
         label = (tmp_path / f"{name}_seg.nii.gz").read_bytes()
         (tmp_path / "theirs").mkdir(exist_ok=True)
@@ -161,7 +161,7 @@ def test_predictions_of_other_images_are_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another cohort's anna, under the same name and on the same grid."""
-    monkeypatch.setattr(segmentation, "draw_case", lambda *_: np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr(evaluation, "draw_case", lambda *_: np.zeros((8, 8, 3), np.uint8))
     other = tmp_path / "others" / "anna.nii.gz"
     other.parent.mkdir()
     other.write_bytes((tmp_path / "ben.nii.gz").read_bytes())

@@ -1,4 +1,4 @@
-"""The verb `index` on folders of small files: what is found, what is left out, what is said."""
+"""The command `index` on folders of small files: what is found, what is left out, what is said."""
 
 import os
 from pathlib import Path
@@ -211,7 +211,7 @@ def test_a_share_far_from_what_was_asked_for_is_said(
         if hash01(seed, "many") < 0.05 and all(hash01(seed, f"p{number}") >= 0.05 for number in range(11))
     )
     run(folder, modality="ct", subject="^(many|p[0-9]+)/", seed=seed)
-    assert "held out are 20 of 31 scans, 65%, where 5% were asked for" in capsys.readouterr().out
+    assert "20 of 31 scans are held out, 65%, but 5% were asked for" in capsys.readouterr().out
 
 
 def test_subjects_by_regular_expression(tmp_path: Path) -> None:
@@ -257,10 +257,10 @@ def test_unknown_scans_are_met_with_rules_that_work(folder: Path, capsys: pytest
         ({"rule": ["scans"]}, "rule: 'scans' is not GLOB=LABEL"),
         ({"modality": "two words"}, "modality: 'two words' is not a modality label"),
         ({"subject": "case[0-9]+"}, "subject: the regular expression needs a group"),
-        ({"subject": "(case"}, "subject: no regular expression"),
+        ({"subject": "(case"}, "subject: not a regular expression"),
         ({"val_fraction": 1.0}, "val_fraction: "),
         ({"min_slices": 0}, "min_slices: "),
-        ({"root": {"luna16": "."}}, "root: 'luna16' is the name of no list given"),
+        ({"root": {"luna16": "."}}, "root: no list given is called 'luna16'"),
         ({"layout": "luna"}, "layout: "),
         ({"workers": 0}, "workers: "),
     ],
@@ -277,12 +277,12 @@ def test_nothing_to_index_is_an_error(folder: Path) -> None:
         run(folder)
     with pytest.raises(Dae3dError, match="nowhere: no such folder"):
         run(folder / "nowhere")
-    with pytest.raises(Dae3dError, match=r"notes\.txt: neither a folder, nor a \.json list, nor a scan"):
+    with pytest.raises(Dae3dError, match=r"notes\.txt: not a folder, a \.json list, a DICOM file or a file"):
         run(folder / "notes.txt")
     with pytest.raises(SettingsError, match="folders"):
         dae3d.index(folders=[])
     path = write_scan(folder / "a.nii.gz")
-    with pytest.raises(Dae3dError, match="layout: luna16 is one of a folder"):
+    with pytest.raises(Dae3dError, match="layout: luna16 is for folders"):
         run(path, layout="luna16")
     with pytest.raises(Dae3dError, match=r"out: .* is a folder"):
         dae3d.index(folders=[folder], out=folder, modality="ct")
@@ -305,7 +305,7 @@ def test_what_is_no_manifest_is_not_written_over(tmp_path: Path, name: str) -> N
     write_scan(tmp_path / "in" / "a.nii.gz")
     there = tmp_path / name
     there.write_text('{"training": []}')
-    with pytest.raises(Dae3dError, match=f"{name} is there, and is not a manifest"):
+    with pytest.raises(Dae3dError, match=f"{name} exists and is not a manifest"):
         dae3d.index(folders=[tmp_path / "in"], modality="t1", out=there)
     assert there.read_text() == '{"training": []}'
 

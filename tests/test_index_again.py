@@ -1,4 +1,4 @@
-"""The verb `index` run again: what is not read twice; and the parts that keep its memory small."""
+"""The command `index` run again: what is not read twice; and the parts that keep its memory small."""
 
 import threading
 from collections.abc import Iterator
@@ -112,7 +112,7 @@ def test_an_interrupted_index_goes_on(folder: Path, reads: Reads) -> None:
     assert not set(reads.names) & set(done)
 
 
-def test_spoilt_lines_are_read_anew(folder: Path, reads: Reads) -> None:
+def test_headers_of_damaged_lines_are_read_again(folder: Path, reads: Reads) -> None:
     before = content(run(folder, rule=RULES))
     cache = folder.parent / ".manifest.json.headers"
     lines = cache.read_bytes().splitlines(keepends=True)
@@ -136,7 +136,7 @@ def test_threads_share_a_cache(folder: Path, reads: Reads) -> None:
         with HeaderCache(folder.parent / "cache") as cache:
             found = dict(in_threads(cache.facts, paths * 5, 4))
         assert found[folder / "four.nii.gz"].volumes == 2
-        assert found[folder / "a_ct.nii.gz"].grid.shape == (16, 17, 18)
+        assert found[folder / "a_ct.nii.gz"].voxels.shape == (16, 17, 18)
         reads.names.clear()
     assert reads.names == []
 

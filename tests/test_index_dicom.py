@@ -1,4 +1,4 @@
-"""The verb `index` on DICOM series: found beside files, told by header or rule, named by no identifier."""
+"""The command `index` on DICOM series: found beside files, told by header or rule, named by no identifier."""
 
 import json
 import os
@@ -130,7 +130,7 @@ def test_a_series_that_is_something_else_is_left_out_unless_forced(tmp_path: Pat
     write_series(tmp_path / "d" / "mr", evenly(9), "MR")
     manifest = run(tmp_path / "d", **said)
     assert labels(manifest) == {"mr": "t1"}
-    reason = "header contradicts the label: CT, not t1 (--force-modality takes the label)"
+    reason = "header contradicts the label: CT, not t1 (--force-modality keeps the label)"
     assert reasons(manifest) == {"ct": reason}
     assert labels(run(tmp_path / "d", **said, force_modality=True)) == {"ct": "t1", "mr": "t1"}
 
@@ -197,7 +197,7 @@ def test_a_time_series_of_one_series(tmp_path: Path) -> None:
 def test_a_single_dicom_file_is_read(folder: Path) -> None:
     with pytest.raises(Dae3dError, match="none of the files found can be used"):
         run(folder / "a" / "ct" / "IM0003")
-    with pytest.raises(Dae3dError, match=r"notes\.txt: neither a folder"):
+    with pytest.raises(Dae3dError, match=r"notes\.txt: not a folder"):
         run(folder / "a" / "notes.txt")
 
 
@@ -208,7 +208,7 @@ def test_layouts_of_dicom_sets(folder: Path, capsys: pytest.CaptureFixture[str])
     assert labels(manifest) == {"ct": "ct"}
     assert reasons(manifest)["pet"].startswith("pet: ")
     write_scan(folder.parent / "other" / "x.nii.gz")
-    with pytest.raises(Dae3dError, match=r"(?s)no scan of HNSCC is there.*expected.*found:.*x\.nii\.gz"):
+    with pytest.raises(Dae3dError, match=r"(?s)no scan of HNSCC was found.*expected.*found:.*x\.nii\.gz"):
         run(folder.parent / "other", layout="hnscc")
 
 
@@ -253,7 +253,7 @@ def test_real_series(shared_data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["pipe", "pipe.nii", "pipe.dcm"])
 def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
     os.mkfifo(folder / name)
-    assert reasons(run(folder))[name] == "no file: a pipe, socket or device"
+    assert reasons(run(folder))[name] == "not a file: a pipe, socket or device"
     with pytest.raises(Dae3dError, match="no such folder or file"):
         run(folder / name)
 
@@ -282,7 +282,7 @@ def test_a_list_names_no_dicom_files(tmp_path: Path) -> None:
     write_scan(tmp_path / "d" / "b.nii.gz")
     images = [{"image": "d/a0.nii"}, {"image": "d/b.nii.gz"}]
     (tmp_path / "l.json").write_text(json.dumps({"modality": {"0": "CT"}, "training": images}))
-    assert reasons(run(tmp_path / "l.json")) == {"a0.nii": "DICOM, whatever its name says; index its folder"}
+    assert reasons(run(tmp_path / "l.json")) == {"a0.nii": "DICOM file, despite its name; index its folder"}
 
 
 def test_series_of_one_folder_and_identifier_are_all_prepared(tmp_path: Path) -> None:
@@ -312,11 +312,11 @@ def test_a_rule_is_one_line_whatever_a_description_holds(
 def test_a_layout_of_ct_without_any(tmp_path: Path) -> None:
     """Its MR series has no contrast that the header tells, and the user says that all is CT."""
     write_series(tmp_path / "d", evenly(SLICES), "MR", **ODD)
-    with pytest.raises(Dae3dError, match=r"(?s)no scan of LIDC-IDRI is there.*expected.*found:.*000\.dcm"):
+    with pytest.raises(Dae3dError, match=r"(?s)no scan of LIDC-IDRI was found.*expected.*found:.*000\.dcm"):
         run(tmp_path / "d", layout="lidc-idri", modality="ct")
 
 
 def test_each_folder_of_a_layout_has_to_hold_it(folder: Path) -> None:
     (folder.parent / "other").mkdir()
-    with pytest.raises(Dae3dError, match=r"other: no scan of LIDC-IDRI is there"):
+    with pytest.raises(Dae3dError, match=r"other: no scan of LIDC-IDRI was found"):
         run(folder / "a", folder.parent / "other", layout="lidc-idri")

@@ -1,4 +1,4 @@
-"""The verb `index` on Decathlon-style lists."""
+"""The command `index` on Decathlon-style lists."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,8 @@ def test_keys_that_hold_scans_and_are_not_read_are_said(task: Path, caplog: pyte
     other = {"authors": ["A", "B"], "sizes": [1, 2], "numbers": [{"n": 1}], "val": 0.2}
     run(write_list(task / "l.json", modality="CT", **content, **other))
     assert (
-        "l.json: `held_out` holds 2 scans and is not read; known are `training`, `validation`" in caplog.text
+        "l.json: `held_out` holds 2 scans but is not read; the known keys are `training`, `validation`"
+        in caplog.text
     )
     assert "`extra` holds 1 scans" in caplog.text
     assert not any(f"`{key}`" in caplog.text for key in other)
@@ -79,7 +80,7 @@ def test_keys_that_hold_scans_and_are_not_read_are_said(task: Path, caplog: pyte
 def test_one_part_under_two_names(task: Path) -> None:
     path = write_list(task / "l.json", training=[entry("a")], val=[entry("b")], validation=[entry("c")])
     with pytest.raises(
-        Dae3dError, match=r"l\.json: `val` and `validation` are one part, and both have entries"
+        Dae3dError, match=r"l\.json: `val` and `validation` mean the same, and both have entries"
     ):
         run(path, modality="ct")
     # An empty one is in nobody's way.
@@ -180,7 +181,7 @@ def test_a_subject_on_both_sides_is_held_out_and_said(
     assert splits(manifest) == {
         "x_t1.nii.gz": "val", "y_t1.nii.gz": "train", "y_t2.nii.gz": "train", "x_t2.nii.gz": "val"
     }  # fmt: skip
-    assert "held out whole, because lists put them on both sides: task/x\n" in capsys.readouterr().out
+    assert "held out, because lists have them in both splits: task/x\n" in capsys.readouterr().out
 
 
 def test_a_list_beside_its_folder_says_more_and_leaks_nothing(tmp_path: Path) -> None:
@@ -215,8 +216,8 @@ def test_files_outside_the_lists_folder_keep_their_folders_apart(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("{", "no list of scans: Invalid JSON"),
-        ('["a.nii.gz"]', "no list of scans"),
+        ("{", "not a list of scans: Invalid JSON"),
+        ('["a.nii.gz"]', "not a list of scans"),
         ('{"channel_names": {"0": "T2"}}', "neither `training` nor `validation`"),
         ('{"training": [{"label": "a.nii.gz"}]}', r"training\.0\.image: Field required"),
         ('{"training": ["a.nii.gz", {"image": 3}]}', r"training\.1\.image"),

@@ -1,4 +1,4 @@
-"""The verb `index` on 4-D files: time series and channels."""
+"""The command `index` on 4-D files: time series and channels."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_they_are_left_out_unless_asked_for(folder: Path, capsys: pytest.Capture
         "bold.nii.gz": "4-D: shape 16x17x18x5",
         "multi.nii.gz": "4-D: shape 16x17x18x3",
     }
-    assert "note: of 4-D files --volume takes one volume, or all" in capsys.readouterr().out
+    assert "note: 4-D files: --volume takes one volume, or all" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_volumes_of_a_time_series(folder: Path, volume: str | int, bold: list, m
 def test_a_volume_that_only_some_have(folder: Path) -> None:
     manifest = run(folder, modality="mr", volume=4)
     assert volumes(manifest) == {"bold.nii.gz": [4], "plain.nii.gz": [None]}
-    assert reasons(manifest) == {"multi.nii.gz": "no volume 4: it holds 3, from 0 on"}
+    assert reasons(manifest) == {"multi.nii.gz": "no volume 4: it has 3, counted from 0"}
 
 
 def test_channels_are_scans_of_their_labels(folder: Path) -> None:
@@ -65,7 +65,7 @@ def test_channels_are_scans_of_their_labels(folder: Path) -> None:
         ("multi.nii.gz", 2, "flair", "data/case2/multi"),
         ("plain.nii.gz", None, "ct", "data/case3/plain"),
     ]
-    assert reasons(manifest) == {"bold.nii.gz": "4-D: 5 volumes, where --channels names 3"}
+    assert reasons(manifest) == {"bold.nii.gz": "4-D: 5 volumes, but --channels names 3"}
 
 
 def test_a_time_series_of_unknown_modality_is_left_out_once(folder: Path) -> None:
@@ -86,8 +86,8 @@ def test_a_layouts_channels_that_are_not_there(tmp_path: Path) -> None:
     # Which of the channels a file with fewer volumes holds, nothing tells.
     assert volumes(manifest) == {"whole.nii.gz": [0, 1, 2]}
     assert {(item.path.name, item.reason) for item in manifest.left_out} == {
-        ("flat.nii.gz", "holds 1 volumes, where the list names 3 channels"),
-        ("short.nii.gz", "holds 2 volumes, where the list names 3 channels"),
+        ("flat.nii.gz", "has 1 volumes, but the list names 3 channels"),
+        ("short.nii.gz", "has 2 volumes, but the list names 3 channels"),
     }
 
 

@@ -12,9 +12,9 @@ from monai.transforms import NormalizeIntensity, ScaleIntensityRange, ScaleInten
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.scans.readers import Volume
 from dae3d.store.intensity import (
+    IntensityWindow,
     PercentileRange,
     UptakeRatio,
-    Window,
     ZScore,
     denormalise,
     normalise,
@@ -163,7 +163,7 @@ def test_scaling_leaves_the_crop_as_it_is():
 
 
 def test_rules():
-    assert scaling("ct") == Window(-1000, 1000)
+    assert scaling("ct") == IntensityWindow(-1000, 1000)
     assert scaling("gm-map") == PercentileRange(0.5, 99.5)
     assert scaling("pet") == UptakeRatio(10)
     assert scaling("t1ce") == ZScore()

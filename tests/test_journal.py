@@ -50,7 +50,7 @@ def test_a_line_cut_short_is_dropped_and_the_next_one_is_whole(path: Path) -> No
 
 
 @pytest.mark.parametrize("line", [b"\0\0\0\n", b"[1, 2]\n", b"\xff\xfe\n", b"\n", *LINES])
-def test_lines_that_mean_nothing_are_passed_over(path: Path, line: bytes) -> None:
+def test_damaged_lines_are_ignored(path: Path, line: bytes) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], line, *lines[2:]]))
     assert found(path) == [1, 2, None]
@@ -75,7 +75,9 @@ def test_a_journal_of_nothing_is_not_left(tmp_path: Path) -> None:
 def test_a_field_that_one_heading_lacks_is_named(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.jsonl", {"a": 1, "volume": 2}) as journal:
         journal.add("x", [], 1)
-    with pytest.raises(Dae3dError, match=r"of other weights or settings \(volume: 2 there, null here\)"):
+    with pytest.raises(
+        Dae3dError, match=r"made with other weights or settings \(volume: 2 there, null here\)"
+    ):
         Journal(tmp_path / "j.jsonl", {"a": 1})
 
 
@@ -91,7 +93,7 @@ def test_sources_of_results(tmp_path: Path) -> None:
     assert sources_in(tmp_path / "none.jsonl") == {}
 
 
-def test_begun_anew(path: Path) -> None:
+def test_start_over(path: Path) -> None:
     with Journal(path, HEADING | {"overlap": 0.75}, again=True) as journal:
         assert journal.find("a", []) is None
         journal.add("a", [], 4)
@@ -99,7 +101,7 @@ def test_begun_anew(path: Path) -> None:
         assert journal.find("a", []) == 4
 
 
-def test_files_of_a_result_are_told_after_they_changed(tmp_path: Path) -> None:
+def test_files_of_a_result_are_known_after_they_changed(tmp_path: Path) -> None:
     scan = tmp_path / "scan"
     scan.write_text("first")
     with Journal(tmp_path / "j.jsonl", HEADING) as journal:
@@ -117,7 +119,7 @@ def test_two_processes_do_not_share_one(path: Path) -> None:
         second = subprocess.run(
             [sys.executable, "-c", script, path], capture_output=True, text=True, check=False
         )
-    assert "another dae3d is writing to it" in second.stderr
+    assert "another dae3d process is writing to it" in second.stderr
     assert found(path) == [1, 2, None]
 
 

@@ -60,3 +60,8 @@ def test_a_part_knows_of_lower_layers_alone(part):
         if other != part and HEIGHT[other] >= HEIGHT[part]
     }
     assert not upward
+
+
+def test_operators_below_the_public_functions_of_pytorch_stand_in_one_file():
+    found = {path.name for path in ROOT.rglob("*.py") if "torch.ops" in path.read_text()}
+    assert found == {"aten.py"}

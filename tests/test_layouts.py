@@ -61,7 +61,7 @@ def test_covid19_days_and_series_are_of_one_subject(tmp_path: Path) -> None:
     assert {scan.dataset for scan in scans.values()} == {"lungs"}
     assert left == {
         "data/volume-covid19-A-0003_seg.nii.gz": "segmentation",
-        "data/atlas.nii.gz": "no scan of covid19 by its name",
+        "data/atlas.nii.gz": "not a scan of covid19, by its name",
     }
 
 
@@ -101,7 +101,7 @@ def test_btcv(tmp_path: Path, train: str, test: str, label: str) -> None:
     }
     assert left == {
         f"{label}/label0001.nii.gz": "organ segmentation",
-        "RegData/Training-Training/img/0001/img0002-0001.nii.gz": "no scan of btcv by its name",
+        "RegData/Training-Training/img/0001/img0002-0001.nii.gz": "not a scan of btcv, by its name",
     }
 
 
@@ -126,9 +126,11 @@ def test_sets_of_dicom_series_take_ct(tmp_path: Path, name: LayoutName) -> None:
     assert layout.refuses("ct", "CT") is None
     # A rule may tell what a CT series is.
     assert layout.refuses(None, "CT") is None
-    assert layout.refuses("pet", "PT") == f"pet: of {layout.title} the ct series are taken"
+    assert layout.refuses("pet", "PT") == f"pet: of {layout.title}, only ct series are taken"
     for scanner in ("MR", "", "Doe^Jane"):
-        assert layout.refuses(None, scanner) == f"unknown modality: of {layout.title} the ct series are taken"
+        assert (
+            layout.refuses(None, scanner) == f"unknown modality: of {layout.title}, only ct series are taken"
+        )
     assert "LICENSE" in str(layout.mismatch(tmp_path))
 
 
@@ -146,7 +148,7 @@ def test_a_wrong_layout_says_what_was_expected_and_found(tmp_path: Path, name: L
     with pytest.raises(Dae3dError) as caught:
         list(LAYOUTS[name].candidates(tmp_path, None))
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path}: no scan of {LAYOUTS[name].title} is there\nexpected:\n")
+    assert message.startswith(f"{tmp_path}: no scan of {LAYOUTS[name].title} was found\nexpected:\n")
     expected, listing = message.split("expected:\n")[1].split("found:\n")
     assert [line.strip() for line in expected.splitlines()] == [
         line.strip() for line in LAYOUTS[name].expected.splitlines()

@@ -68,7 +68,7 @@ def test_all_tasks_of_a_folder(tasks: Path) -> None:
     assert left == {
         "Task01_BrainTumour/labelsTr/BRATS_001.nii.gz": "segmentation",
         "Task09_Spleen/labelsTr/spleen_2.nii.gz": "segmentation",
-        "Task09_Spleen/averages/mean.nii.gz": "no image of Task09_Spleen",
+        "Task09_Spleen/averages/mean.nii.gz": "not an image of Task09_Spleen",
         "Task09_Spleen/imagesTr/spleen_3.nii.gz": "missing file",
     }
 
@@ -76,7 +76,7 @@ def test_all_tasks_of_a_folder(tasks: Path) -> None:
 def test_a_task_must_name_its_modality(tmp_path: Path) -> None:
     home = task(tmp_path / "Dataset009_Spleen", {}, ["a"], [])
     plant(home, "imagesTr/a.nii.gz")
-    with pytest.raises(Dae3dError, match=r"Dataset009_Spleen/dataset\.json: names no `modality`"):
+    with pytest.raises(Dae3dError, match=r"Dataset009_Spleen/dataset\.json: has no `modality`"):
         list(LAYOUTS["decathlon"].candidates(tmp_path, None))
 
 
@@ -138,7 +138,7 @@ def test_a_channel_that_the_list_does_not_name(tmp_path: Path) -> None:
         ("0000", "t2"),
         ("0001", "adc"),
     ]
-    assert left == {"imagesTr/p_00_0002.nii.gz": "no channel of Task05_Prostate by its number: 0000 to 0001"}
+    assert left == {"imagesTr/p_00_0002.nii.gz": "not a channel of Task05_Prostate: numbers are 0000 to 0001"}
 
 
 def test_a_file_with_other_volumes_than_the_list_has_channels(tmp_path: Path) -> None:
@@ -153,8 +153,8 @@ def test_a_file_with_other_volumes_than_the_list_has_channels(tmp_path: Path) ->
         ("c.nii.gz", "t1"),
     ]
     assert {left.path.name: left.reason for left in manifest.left_out} == {
-        "a.nii.gz": "holds 1 volumes, where the list names 2 channels",
-        "b.nii.gz": "holds 3 volumes, where the list names 2 channels",
+        "a.nii.gz": "has 1 volumes, but the list names 2 channels",
+        "b.nii.gz": "has 3 volumes, but the list names 2 channels",
     }
 
 
@@ -207,8 +207,8 @@ def test_bids(bids: Path) -> None:
         "sub-01_ses-2_phasediff.nii.gz": "field map",
         "sub-01_ses-2_task-rest_bold.nii.gz": "functional series",
         "sub-01_ses-2_asl.nii.gz": "perfusion series",
-        "sub-01_desc-preproc_T1w.nii.gz": "no raw BIDS image: in derivatives",
-        "template.nii.gz": "no raw BIDS image: in ds1",
+        "sub-01_desc-preproc_T1w.nii.gz": "not a raw BIDS image: in derivatives",
+        "template.nii.gz": "not a raw BIDS image: in ds1",
     }
 
 

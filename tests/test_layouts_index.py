@@ -1,4 +1,4 @@
-"""The verb `index` with `--layout` and `--root`."""
+"""The command `index` with `--layout` and `--root`."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_channels_of_a_task_are_volumes_of_one_file(tmp_path: Path) -> None:
 def test_a_wrong_layout_writes_no_manifest(tmp_path: Path) -> None:
     plant(tmp_path / "scans", "sub-1_T1w.nii.gz")
     with pytest.raises(
-        Dae3dError, match=r"no scan of LUNA16 is there\nexpected:\n[^$]*found:\n  sub-1_T1w\.nii\.gz"
+        Dae3dError, match=r"no scan of LUNA16 was found\nexpected:\n[^$]*found:\n  sub-1_T1w\.nii\.gz"
     ):
         dae3d.index(folders=[tmp_path / "scans"], layout="luna16", out=tmp_path / "m.jsonl")
     assert not (tmp_path / "m.jsonl").exists()
@@ -87,7 +87,7 @@ def test_a_collection_of_dicom_series_as_its_archive_lays_it_out(tmp_path: Path)
     (scan,) = manifest.scans
     assert (scan.modality, len(scan.files)) == ("ct", 12)
     assert {left.reason: left.files for left in manifest.left_out} == {
-        "pet: of HNSCC the ct series are taken": 12,
+        "pet: of HNSCC, only ct series are taken": 12,
         "not a scan: no ending that is known": 1,
         "not a scan: .csv": 1,
     }
@@ -95,7 +95,7 @@ def test_a_collection_of_dicom_series_as_its_archive_lays_it_out(tmp_path: Path)
 
 def test_a_collection_without_dicom_files(tmp_path: Path) -> None:
     plant(tmp_path / "lidc", "LIDC-XML-only/tcia-lidc-xml/157/158.xml", "manifest.tcia")
-    with pytest.raises(Dae3dError, match=r"no scan of LIDC-IDRI is there\nexpected:\n[^$]*LIDC-IDRI-0001/"):
+    with pytest.raises(Dae3dError, match=r"no scan of LIDC-IDRI was found\nexpected:\n[^$]*LIDC-IDRI-0001/"):
         dae3d.index(
             folders=[tmp_path / "lidc"], layout="lidc-idri", out=tmp_path / "m.jsonl", salt=salt(tmp_path)
         )

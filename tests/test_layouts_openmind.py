@@ -125,10 +125,10 @@ def test_what_is_no_modality_label_is_kept_for_the_user_to_see(release: Path) ->
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("openneuro_metadata.csv", "id,modality\n1,T1w\n", "no table of OpenMind: no column image_path"),
-        ("pretrain_data.json", '{"training": []}', "no collection of nnssl: datasets: Field required"),
+        ("openneuro_metadata.csv", "id,modality\n1,T1w\n", "not a table of OpenMind: no column image_path"),
+        ("pretrain_data.json", '{"training": []}', "not a collection of nnssl: datasets: Field required"),
         ("openneuro_metadata.csv", "\udcff", "cannot be read: 'utf-8' codec"),
-        ("pretrain_data.json", "{", "no collection of nnssl: Invalid JSON"),
+        ("pretrain_data.json", "{", "not a collection of nnssl: Invalid JSON"),
     ],
 )
 def test_a_list_of_another_form(tmp_path: Path, name: str, content: str, message: str) -> None:

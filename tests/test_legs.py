@@ -16,8 +16,8 @@ import dae3d
 from conftest import smooth_volume, write_task
 from dae3d.errors import Dae3dError
 from dae3d.metrics import read_metrics
-from dae3d.reporting.run import load_run
-from dae3d.reporting.summary import legs as legs_in_words
+from dae3d.reporting.run_folder import load_run
+from dae3d.reporting.run_text import legs as legs_in_words
 from dae3d.training.run_settings import RunSettings
 
 pytestmark = pytest.mark.slow
@@ -86,7 +86,7 @@ def test_other_data_is_a_leg_of_its_own_with_baselines_of_its_own(tiny_settings,
     assert [row["modality"] for row in second["data"]["rows"]] == ["t1", "t2"]
     assert baseline_steps(run) == {0, 5}  # with the next validation
     assert legs_in_words(load_run(run)) == [
-        "From step 4 on it was trained on other data than before: 3 scans of t1 (two), 2 scans of t2 (two)."
+        "From step 4 on, training continued on other data: 3 scans of t1 (two), 2 scans of t2 (two)."
     ]
     caplog.clear()
     dae3d.pretrain(out=run, resume=True, max_steps=9)

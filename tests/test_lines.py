@@ -27,7 +27,7 @@ def test_lines_are_those_of_the_text(tmp_path: Path, content: list[bytes], cut: 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "/a", "../a"])
 def test_a_name_that_leads_out_of_a_folder_is_refused(tmp_path: Path, name: str):
-    with pytest.raises(Dae3dError, match="cannot be the name of a file"):
+    with pytest.raises(Dae3dError, match="cannot be used as a file name"):
         inside(tmp_path, name)
 
 

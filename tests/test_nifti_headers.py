@@ -101,8 +101,8 @@ def test_voxels_beyond_the_end(tmp_path: Path) -> None:
         (2, 0, "", 0),
         (0, 0, "", 0),
         (np.nan, np.nan, "", 0),
-        (0, -1024, "scl_inter (-1024) does not count, for scl_slope is 0", 0),
-        (np.nan, -1024, "scl_inter (-1024) does not count, for scl_slope is nan", 0),
+        (0, -1024, "scl_inter (-1024) is ignored because scl_slope is 0", 0),
+        (np.nan, -1024, "scl_inter (-1024) is ignored because scl_slope is nan", 0),
     ],
 )
 def test_an_intercept_without_a_slope(
@@ -122,7 +122,7 @@ def test_a_unit_that_nifti_has_not(tmp_path: Path, code: int) -> None:
     raw[UNITS] = code | 8
     header = read_header(written(tmp_path / "scan.nii", raw))
     assert header.spacing == (2, 3, 4)
-    assert header.remark.startswith(f"its unit of length has the number {code}, which NIfTI has not")
+    assert header.remark.startswith(f"its unit code {code} is not in the NIfTI standard")
 
 
 @pytest.mark.parametrize("ending", [".mgh", ".mgz"])

@@ -14,6 +14,10 @@ SETTINGS = PretrainSettings(
 )
 
 
+def rate(step, settings):
+    return learning_rate(step, settings, settings.schedule(1))
+
+
 def test_matrices_and_convolutions_decay_and_nothing_else():
     network = SwinUNETR(Architecture(embed_dim=4, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2))
     groups = parameter_groups(network, 0.05)
@@ -50,17 +54,17 @@ def test_a_stage_deeper_learns_more_slowly():
 
 def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine_from_there():
     # Warm-up of 40 steps from 1e-6 to 1e-4; then 160 steps of half a cosine to 1e-5.
-    assert learning_rate(0, SETTINGS) == 1e-6
-    assert learning_rate(20, SETTINGS) == pytest.approx(5.05e-5)
-    assert learning_rate(39, SETTINGS) == pytest.approx(1e-6 + 39 * 2.475e-6)
-    assert learning_rate(40, SETTINGS) == pytest.approx(1e-4)
+    assert rate(0, SETTINGS) == 1e-6
+    assert rate(20, SETTINGS) == pytest.approx(5.05e-5)
+    assert rate(39, SETTINGS) == pytest.approx(1e-6 + 39 * 2.475e-6)
+    assert rate(40, SETTINGS) == pytest.approx(1e-4)
     # A quarter of the way (45 degrees), the middle, three quarters, the end.
-    assert learning_rate(80, SETTINGS) == pytest.approx(1e-5 + 9e-5 * (1 + 0.5**0.5) / 2)
-    assert learning_rate(120, SETTINGS) == pytest.approx(5.5e-5)
-    assert learning_rate(160, SETTINGS) == pytest.approx(1e-5 + 9e-5 * (1 - 0.5**0.5) / 2)
-    assert learning_rate(200, SETTINGS) == pytest.approx(1e-5)
-    assert learning_rate(250, SETTINGS) == pytest.approx(1e-5)
-    rates = [learning_rate(step, SETTINGS) for step in range(201)]
+    assert rate(80, SETTINGS) == pytest.approx(1e-5 + 9e-5 * (1 + 0.5**0.5) / 2)
+    assert rate(120, SETTINGS) == pytest.approx(5.5e-5)
+    assert rate(160, SETTINGS) == pytest.approx(1e-5 + 9e-5 * (1 - 0.5**0.5) / 2)
+    assert rate(200, SETTINGS) == pytest.approx(1e-5)
+    assert rate(250, SETTINGS) == pytest.approx(1e-5)
+    rates = [rate(step, SETTINGS) for step in range(201)]
     assert rates.index(max(rates)) == 40
     assert sorted(rates[:41]) == rates[:41]
     assert sorted(rates[40:], reverse=True) == rates[40:]
@@ -68,8 +72,8 @@ def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine_from_there():
 
 def test_as_published_the_cosine_has_run_since_the_start():
     settings = SETTINGS.model_copy(update={"cosine_from": "start"})
-    assert learning_rate(0, settings) == 1e-6
-    assert learning_rate(20, settings) == pytest.approx((1e-6 + 1e-4) / 2)
+    assert rate(0, settings) == 1e-6
+    assert rate(20, settings) == pytest.approx((1e-6 + 1e-4) / 2)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-4)
     cosine = CosineAnnealingLR(optimizer, T_max=200, eta_min=1e-5)
     expected = []
@@ -77,21 +81,21 @@ def test_as_published_the_cosine_has_run_since_the_start():
         expected.append(cosine.get_last_lr()[0])
         optimizer.step()
         cosine.step()
-    rates = [learning_rate(step, settings) for step in range(201)]
+    rates = [rate(step, settings) for step in range(201)]
     assert rates[40:] == pytest.approx(expected[40:], rel=1e-6)
     assert rates[200] == pytest.approx(1e-5)
-    assert learning_rate(250, settings) == pytest.approx(1e-5)
+    assert rate(250, settings) == pytest.approx(1e-5)
 
 
 @pytest.mark.parametrize("cosine_from", ["start", "warmup"])
 def test_without_warm_up_it_starts_at_the_highest(cosine_from):
     settings = SETTINGS.model_copy(update={"warmup_steps": 0, "cosine_from": cosine_from})
-    assert learning_rate(0, settings) == pytest.approx(1e-4)
-    assert learning_rate(100, settings) == pytest.approx(5.5e-5)
+    assert rate(0, settings) == pytest.approx(1e-4)
+    assert rate(100, settings) == pytest.approx(5.5e-5)
 
 
 @pytest.mark.parametrize("steps", [40, 41])
 def test_a_run_as_long_as_its_warm_up_has_a_rate_for_every_step(steps):
     settings = SETTINGS.model_copy(update={"max_steps": steps})
-    assert learning_rate(39, settings) == pytest.approx(1e-6 + 39 * 2.475e-6)
-    assert learning_rate(40, settings) == pytest.approx(1e-4)
+    assert rate(39, settings) == pytest.approx(1e-6 + 39 * 2.475e-6)
+    assert rate(40, settings) == pytest.approx(1e-4)

@@ -1,4 +1,4 @@
-"""The verb `predict`: the right label, at the right place, in a file of the scan's own."""
+"""The command `predict`: the right label, at the right place, in a file of the scan's own."""
 
 import json
 import re
@@ -400,7 +400,7 @@ def test_a_file_of_the_same_name_is_never_overwritten(thresholding, tmp_path):
 def test_a_folder_that_cannot_be_made_is_named(weights, tmp_path, out):
     scan = ct_scan(tmp_path / "p.nii.gz", (20, 20, 20))
     (tmp_path / "file").write_text("in the way")
-    message = f"{tmp_path / out}: cannot be a folder: {tmp_path / 'file'} is a file"
+    message = f"{tmp_path / out}: cannot make this folder: {tmp_path / 'file'} is a file"
     with pytest.raises(Dae3dError, match=re.escape(message)):
         dae3d.predict(scans=[scan], weights=[weights], out=tmp_path / out, device="cpu")
 
@@ -442,7 +442,7 @@ def test_what_cannot_be_is_said(fields, message, weights, tmp_path):
 
 def test_channels_must_be_those_of_the_weights(weights, tmp_path):
     scan = ct_scan(tmp_path / "p.nii.gz")
-    with pytest.raises(Dae3dError, match=r"p\.nii\.gz: 2 files, where the weights take 1 channel \(ct\)"):
+    with pytest.raises(Dae3dError, match=r"p\.nii\.gz: 2 files, but the weights expect 1 channel \(ct\)"):
         dae3d.predict(scans=[f"{scan},{scan}"], weights=[weights], out=tmp_path / "out", device="cpu")
 
 

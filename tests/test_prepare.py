@@ -238,7 +238,7 @@ def test_a_manifest_that_cannot_be_used_is_refused(manifest, tmp_path):
         prepare(manifest=write_manifest(manifest, [scan, scan]), out=tmp_path / "other")
     with pytest.raises(Dae3dError, match="lists no scans"):
         prepare(manifest=write_manifest(manifest, []), out=tmp_path / "other")
-    with pytest.raises(Dae3dError, match=r"cannot be a folder: .* is a file"):
+    with pytest.raises(Dae3dError, match=r"cannot make this folder: .* is a file"):
         prepare(manifest=write_manifest(manifest, [scan]), out=manifest)
 
 

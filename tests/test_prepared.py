@@ -103,13 +103,13 @@ def test_padding_outside_the_field_of_view_is_not_in_the_statistics(run: Path, f
     assert 10 < statistics.mean < 500
 
 
-@pytest.mark.parametrize("verb", ["embed", "reconstruct"])
+@pytest.mark.parametrize("command", ["embed", "reconstruct"])
 def test_a_ct_without_its_intercept_is_left_out(
-    verb: str, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    command: str, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lost = write_nifti(tmp_path / "lost_ct.nii.gz", phantom((40, 40, 20)) + np.int16(1024))
-    out = tmp_path / ("e.npz" if verb == "embed" else "out")
+    out = tmp_path / ("e.npz" if command == "embed" else "out")
     with pytest.raises(Dae3dError, match="none of the scans could be used"):
-        getattr(dae3d, verb)(scans=[str(lost)], weights=run, out=out, modality="ct", device="cpu")
+        getattr(dae3d, command)(scans=[str(lost)], weights=run, out=out, modality="ct", device="cpu")
     assert f"{lost}: left out: not in HU: " in caplog.text
     assert "rescale intercept" in caplog.text

@@ -256,7 +256,7 @@ def test_a_data_set_can_be_chosen_and_a_wrong_one_is_named(tiny_store, tiny_sett
 @pytest.mark.parametrize("decay", [0.9, 0.9999])
 def test_averaging_leaves_position_indices_as_they_are(tmp_path, tiny_settings, decay):
     settings = PretrainSettings(data="s", out="r", max_steps=9, ema_decay=decay, **tiny_settings)
-    module = Pretraining(settings, ["ct"], AS_ACQUIRED, tmp_path)
+    module = Pretraining(settings, settings.schedule(1), ["ct"], AS_ACQUIRED, tmp_path)
     for _ in range(20):
         module.average.update_parameters(module.network)
     theirs = dict(module.network.named_buffers())

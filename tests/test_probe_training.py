@@ -12,7 +12,7 @@ import dae3d
 from dae3d.errors import SettingsError
 from dae3d.metrics import read_metrics
 from dae3d.models.swin_unetr import SwinUNETR
-from dae3d.probing.measure import probe_of_run
+from dae3d.probing.probe import probe_of_run
 from dae3d.store.examine import AS_ACQUIRED
 from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.data import training_data
@@ -126,7 +126,7 @@ def test_a_probe_draws_no_random_number_and_changes_no_weight(tiny_store, tiny_t
 
 def test_the_time_of_a_probe_is_not_training(tmp_path, monkeypatch):
     settings = PretrainSettings(data=tmp_path, out=tmp_path)
-    module = Pretraining(settings, ["ct"], AS_ACQUIRED, tmp_path)
+    module = Pretraining(settings, settings.schedule(1), ["ct"], AS_ACQUIRED, tmp_path)
     clock = iter([100.0, 103.5])
     monkeypatch.setattr("dae3d.training.module.time.monotonic", lambda: next(clock))
     with module.not_training():
@@ -148,4 +148,4 @@ def test_settings_that_would_do_nothing_are_refused(fields, said):
 
 def test_intervals_in_epochs_are_taken_as_steps():
     settings = PretrainSettings(data="store", out="run", probe_every="2 epochs")
-    assert settings.for_epochs_of(7).probe_every == 14
+    assert settings.schedule(7).probe_every == 14

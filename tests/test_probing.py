@@ -8,13 +8,13 @@ import torch
 
 from dae3d.models.swin_unetr import Architecture, SwinUNETR, normalised
 from dae3d.objectives.reconstruction import reconstruction_loss
-from dae3d.probing.cases import case_windows, draw_voxels
 from dae3d.probing.features import Covariance, cosines, mean_cosines, nearest_modality
-from dae3d.probing.figures import Figures
 from dae3d.probing.levels import LEVELS, partners, shares, swap_errors, with_intensity_of
-from dae3d.probing.measure import at_rest
+from dae3d.probing.metrics import ProbeMetrics
+from dae3d.probing.probe import at_rest
+from dae3d.probing.ridge import Ridge, at_voxels, fit_ridge, look_up, mean_dice, overlaps
 from dae3d.probing.verdict import UNKNOWN, WELL, verdict
-from dae3d.probing.voxels import Ridge, at_voxels, fit_ridge, look_up, mean_dice, overlaps
+from dae3d.probing.voxel_probe import case_windows, draw_voxels
 
 pytestmark = pytest.mark.slow
 
@@ -200,8 +200,8 @@ def ones(labels):
 
 
 def test_with_one_penalty_it_is_the_ridge_regression_of_linear_algebra(monkeypatch):
-    monkeypatch.setattr("dae3d.probing.voxels.PENALTIES", (0.1,))
-    monkeypatch.setattr("dae3d.probing.voxels.OFFSETS", (0.0,))
+    monkeypatch.setattr("dae3d.probing.ridge.PENALTIES", (0.1,))
+    monkeypatch.setattr("dae3d.probing.ridge.OFFSETS", (0.0,))
     features, labels = linear_cases(0, 3)
     ridge = fit_ridge(features, labels, ones(labels), 2)
     x, y = torch.cat(features).double().numpy(), np.eye(2)[torch.cat(labels).numpy()]
@@ -348,7 +348,7 @@ def figures(**changes):
         "cosine": {"any": 0.3, "within": 0.8, "between": 0.2},
         "dice": dict.fromkeys(LEVELS, 0.6),
     }
-    return Figures(**(given | changes))
+    return ProbeMetrics(**(given | changes))
 
 
 RANDOM = dict.fromkeys(LEVELS, 0.4)
@@ -406,7 +406,9 @@ def test_a_level_of_one_token_a_crop_is_named_and_not_judged():
 
 
 def test_what_was_not_measured_is_not_there():
-    found = Figures(share={"level0": float("nan"), "all": 3.0}, nearest=float("nan"), rank={"level0": 2.0})
+    found = ProbeMetrics(
+        share={"level0": float("nan"), "all": 3.0}, nearest=float("nan"), rank={"level0": 2.0}
+    )
     assert found.rows() == {"probe/share/all": 3.0, "probe/rank/level0": 2.0}
     assert verdict(found, {}, 0.03) == (True, (WELL,))
-    assert verdict(Figures(), {}, 0.03) == (True, (UNKNOWN,))
+    assert verdict(ProbeMetrics(), {}, 0.03) == (True, (UNKNOWN,))

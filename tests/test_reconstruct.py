@@ -15,7 +15,7 @@ from conftest import smooth_volume
 from dae3d.commands.reconstruct import repair_scan
 from dae3d.disrupt import DisruptionSettings, sample_keys
 from dae3d.errors import Dae3dError
-from dae3d.inference.labelled import modality_of
+from dae3d.inference.given_images import modality_of
 from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
 from dae3d.training.settings import PretrainSettings
@@ -292,7 +292,7 @@ def test_the_modality_is_that_of_a_rule_the_option_or_the_bids_name(name, rules,
 
 def test_a_modality_that_nothing_tells_is_an_error(tiny_run, tmp_path):
     scan = ct_scan(tmp_path / "patient_T1.nii.gz", shape=(32, 32, 32))
-    with pytest.raises(Dae3dError, match="unknown modality; say it with --modality") as error:
+    with pytest.raises(Dae3dError, match="unknown modality; set --modality") as error:
         dae3d.reconstruct(scans=[scan], weights=tiny_run, out=tmp_path / "out", device="cpu")
     assert str(scan) in str(error.value)
     assert not (tmp_path / "out").exists()
@@ -349,5 +349,5 @@ def test_weights_of_a_network_that_does_not_repair_are_refused(tmp_path):
     architecture = Architecture(embed_dim=4, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2)
     weights = tmp_path / "w.safetensors"
     save_weights(weights, Segmenter(architecture).state_dict(), architecture, {"task": "segmentation"})
-    with pytest.raises(Dae3dError, match=r"w.safetensors: of a network for segmentation; reconstruct needs"):
+    with pytest.raises(Dae3dError, match=r"w.safetensors: a network for segmentation; reconstruct needs"):
         dae3d.reconstruct(scans=[tmp_path / "a.nii"], weights=weights, out=tmp_path / "out", device="cpu")

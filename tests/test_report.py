@@ -16,7 +16,7 @@ from dae3d import cli
 from dae3d.commands.report import report
 from dae3d.errors import Dae3dError
 from dae3d.reporting.curves import BOTTOM, LEFT, RIGHT, TOP, chart
-from dae3d.reporting.run import Series
+from dae3d.reporting.run_folder import Series
 from dae3d.words import duration, listing, plural, quantity, size
 
 STEPS = range(0, 310, 10)
@@ -208,10 +208,10 @@ def test_the_summary_counts_the_wins(run: Path) -> None:
         "better than the disrupted ones in PSNR on 2 of 2 modalities and in SSIM on 2 of 2 modalities" in text
     )
     assert (
-        "beat the best baseline in PSNR on 1 of 2 modalities (ct-phantom) "
+        "better than all baselines in PSNR on 1 of 2 modalities (ct-phantom) "
         "and in SSIM on 1 of 2 modalities (t1)" in text
     )
-    assert "What is missing" not in text
+    assert "Missing" not in text
 
 
 def test_everything_is_in_the_page(run: Path) -> None:
@@ -254,8 +254,8 @@ def test_data_machine_and_settings(run: Path) -> None:
     assert facts["throughput, median"] == "3.2 samples/s"
     assert facts["peak memory of the process"] == "2.1 GB"
     assert facts["torch"] == "2.13.0"
-    assert "Without validation scans: t1" in page.text
-    assert "t1: 4 crops of 2 training scans (there is no validation scan) brain-1, brain-2" in page.text
+    assert "No validation scans: t1" in page.text
+    assert "t1: 4 crops of 2 training scans (no validation scans) brain-1, brain-2" in page.text
     assert "disruption: all out: <script>alert(1)</script>" in page.text  # shown, not run
 
 
@@ -264,7 +264,7 @@ def test_every_curve_is_there_in_words_too(run: Path) -> None:
     assert len(charts) == 3 + 2 + 2 + 3
     assert any("training from 0.1 at step 10 to 0.003333 at step 300" in words for words in charts)
     for title in (
-        "All losses, in training",
+        "Total training loss",
         "L1, ct-phantom",
         "Contrastive loss",
         "Learning rate",
@@ -276,10 +276,10 @@ def test_every_curve_is_there_in_words_too(run: Path) -> None:
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     text = made(tmp_path).text
-    assert "What is missing" in text
+    assert "Missing" in text
     assert "no step has been recorded yet" in text
     assert "no training rows" in text
-    assert "no settings.yaml" in text
+    assert "settings.yaml is missing" in text
 
 
 def test_a_run_that_was_killed(run: Path) -> None:
@@ -289,7 +289,7 @@ def test_a_run_that_was_killed(run: Path) -> None:
     page = made(run)
     assert "The run is not finished: 120 of 300 steps." in page.text
     assert "1 row of metrics.csv could not be read." in page.text
-    assert "There is no validation of t1." in page.text
+    assert "No validation results for t1." in page.text
     assert "ct-phantom" in page.tables
     assert "t1" not in page.tables
     shown = page.tables["ct-phantom"][-1]
@@ -308,7 +308,7 @@ def test_without_pictures_or_with_one(run: Path) -> None:
         if picture.name != "00000000.png" or picture.parent.name != "t1":
             picture.unlink()
     page = made(run)
-    assert "There are no pictures of ct-phantom." in page.text
+    assert "No pictures of ct-phantom." in page.text
     assert len(page.images["t1"]) == 1
     assert page.sliders == {}
 
@@ -318,7 +318,7 @@ def test_a_disruption_that_leaves_the_voxels_alone(run: Path) -> None:
     rows += [(0, f"baseline/psnr/disrupted/{modality}", math.inf) for modality in QUALITY]
     write_metrics(run, rows)
     page = made(run)
-    assert "The disruption leaves the voxels as they are" in page.text
+    assert "The disruption does not change the voxels" in page.text
     assert page.tables["t1"][1][1:3] == ["★ ∞", "n/a"]
 
 

@@ -53,12 +53,13 @@ def words(page: Path) -> str:
 def test_the_page_says_what_was_learned_from_what_and_how_well(run):
     text = words(dae3d.report(run=run))
     assert (
-        "A network of 3.89 million parameters, begun with the weights of runs/pretrained, learned to segment "
-        "anterior and posterior on 3 cases of t1, for 200 of 200 steps in 3 min 10 s." in text
+        "A network of 3.89 million parameters, initialised with the weights of runs/pretrained, was "
+        "fine-tuned to segment anterior and posterior on 3 cases of t1, for 200 of 200 steps in 3 min 10 s."
+        in text
     )
-    assert "At step 100, its best, the mean Dice over 2 validation cases is 0.750 (anterior 0.800" in text
+    assert "Best validation, at step 100: mean Dice 0.750 over 2 validation cases (anterior 0.800" in text
     assert "100 ★ 0.750 0.800 0.700 200 0.700 0.900 0.500" in text
-    assert "What is missing" not in text
+    assert "Missing" not in text
     assert "training (3): a, b, c" in text
     assert "validation (2): d, e" in text
 
@@ -69,10 +70,10 @@ def test_of_many_classes_the_lowest_are_named_and_drawn(run):
         csv.writer(file).writerows((100, f"val/dice/{name}", value) for name, value in dice.items())
     page = dae3d.report(run=run)
     text = words(page)
-    assert "segment 102 classes, anterior, posterior, organ 0, organ 1, organ 2 and 97 others on" in text
+    assert "segment 102 classes: anterior, posterior, organ 0, organ 1, organ 2 and 97 others on" in text
     low = sorted(dice, key=dice.get)
     five = ", ".join(f"{name} {dice[name]:.3f}" for name in low[:4]) + f" and {low[4]} {dice[low[4]]:.3f}"
-    assert f"is 0.750 (lowest of 102 classes: {five})." in text
+    assert f"mean Dice 0.750 over 2 validation cases (lowest of 102 classes: {five})." in text
     assert "Dice of the validation cases: the mean, and the 12 lowest of 102 classes" in text
     charts = re.findall(r"<figcaption>(organ \d+|anterior|posterior|Mean)\b", page.read_text())
     assert charts == ["Mean", *low[:12]]
@@ -83,7 +84,7 @@ def test_of_many_classes_the_lowest_are_named_and_drawn(run):
 def test_every_picture_is_in_the_page(run):
     page = dae3d.report(run=run).read_text()
     assert page.count('src="data:image/png;base64,') == 2
-    assert "mean Dice of all cases 0.750" in page
+    assert "mean Dice over all cases 0.750" in page
     assert "http" not in page
 
 
@@ -92,6 +93,6 @@ def test_an_unfinished_run_gets_a_page_that_says_so(run):
     (run / "run.json").write_text(json.dumps(record))
     (run / "metrics.csv").write_text("step,metric,value\n10,train/loss,1.5\n")
     text = words(dae3d.report(run=run))
-    assert "begun from scratch" in text
-    assert "It has not been validated yet." in text
+    assert "trained from scratch" in text
+    assert "No validation results yet." in text
     assert "The run is not finished: 10 of 200 steps." in text

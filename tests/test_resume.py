@@ -187,7 +187,7 @@ def test_a_list_with_another_class_is_refused_before_anything_is_written(
 
 
 def test_a_run_of_another_verb_is_named(tiny_run):
-    with pytest.raises(Dae3dError, match=r"settings\.yaml is of another verb, .* it has .*disruption"):
+    with pytest.raises(Dae3dError, match=r"settings\.yaml is of another command, .* it has .*disruption"):
         dae3d.finetune(out=tiny_run, resume=True)
 
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from dae3d.metrics import read_metrics
 from dae3d.training.background import Background, on_cpu
 from dae3d.training.callbacks import find_checkpoints
 from run_rows import assert_same_run
+from waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ def without_the_end(run, tmp_path):
 
 def test_jobs_run_one_at_a_time_and_none_is_waited_for():
     background, go_on, done = Background(), threading.Event(), []
-    background.start(lambda: (go_on.wait(30), done.append(1)))
+    background.start(lambda: (go_on.wait(600), done.append(1)))
     background.check()
     assert not done
     threading.Timer(0.1, go_on.set).start()
@@ -51,14 +51,8 @@ def test_what_a_job_raises_is_raised_once():
         background.start(fail)
     background.start(fail)
     with pytest.raises(Dae3dError, match="no room"):
-        _check_until_done(background)
+        until(background.check)  # never true: only the job's error ends it
     background.wait()
-
-
-def _check_until_done(background):
-    # What raises is the job, and the job alone ends this.
-    while background.check() is None:
-        time.sleep(0.01)
 
 
 def test_a_copy_does_not_change_with_what_it_is_of():
@@ -86,12 +80,9 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 
     def wait_for_the_next_step(checkpoint, path):
         step = checkpoint["global_step"]
-        deadline = time.monotonic() + 60
-        while step < 12 and time.monotonic() < deadline:
-            if max(row[0] for row in read_metrics(run / "metrics.csv")[0]) >= step + 1:
-                seen.append(step)
-                break
-            time.sleep(0.01)
+        if step < 12:
+            until(lambda: max(row[0] for row in read_metrics(run / "metrics.csv")[0]) > step)
+            seen.append(step)
         save(checkpoint, path)
 
     monkeypatch.setattr(torch, "save", wait_for_the_next_step)

@@ -39,7 +39,7 @@ def test_a_step_sends_gradients_and_features_and_nothing_else(tiny_store, tmp_pa
     step = scaling.a_step(found)
     # Parameters of the small network as configs/pretrain/small-cpu.yaml says, less the mask token.
     settings = scaling.resolve(PretrainSettings, scaling.settings_of(sizes, "none"))
-    module = Pretraining(settings, ["ct", "t1"], AS_ACQUIRED, tmp_path)
+    module = Pretraining(settings, settings.schedule(1), ["ct", "t1"], AS_ACQUIRED, tmp_path)
     gradients = 4 * sum(p.numel() for p in module.parameters() if p.requires_grad)
     # One step in five has a row of metrics: 7 sums, 2 of each of 2 modalities, and whether to stop (int64).
     assert step["allreduce"]["bytes"] == pytest.approx(gradients + (4 * (7 + 2 * 2) + 8) / 5, abs=0.01)
@@ -65,7 +65,7 @@ def test_a_step_sends_gradients_and_features_and_nothing_else(tiny_store, tmp_pa
 )
 def test_parameters_that_learn_are_counted(changed, tiny_settings, tmp_path):
     settings = PretrainSettings(data="s", out="r", max_steps=9, **(tiny_settings | changed))
-    module = Pretraining(settings, ["ct"], AS_ACQUIRED, tmp_path)
+    module = Pretraining(settings, settings.schedule(1), ["ct"], AS_ACQUIRED, tmp_path)
     learning = sum(p.numel() for p in module.parameters() if p.requires_grad)
     assert learning_parameters(settings) == learning
 

@@ -18,7 +18,7 @@ from monai.metrics.utils import get_code_to_measure_table, get_edge_surface_dist
 from scipy.ndimage import binary_dilation, binary_erosion
 from scipy.spatial.distance import cdist
 
-from dae3d.evaluation.segmentation import compare, compare_masks
+from dae3d.evaluation.segmentation_metrics import compare, compare_masks
 from dae3d.evaluation.surfaces import element_areas, surface_distances
 
 pytestmark = pytest.mark.slow

@@ -11,9 +11,9 @@ import pytest
 
 from dae3d.evaluation.held_out import HeldOut
 from dae3d.evaluation.results import Results
-from dae3d.evaluation.segmentation import Scores
-from dae3d.reporting.findings import findings, summary
-from dae3d.reporting.segmentation import Context, remarkable, render
+from dae3d.evaluation.segmentation_metrics import Scores
+from dae3d.reporting.evaluation import Context, remarkable, render
+from dae3d.reporting.evaluation_text import findings, summary
 from dae3d.reporting.strips import LEFT, MOST_DOTS, RIGHT, lowest_tick, strip
 
 NAN, INF = math.nan, math.inf
@@ -126,12 +126,12 @@ def test_what_fails_is_said(results: Results) -> None:
     assert "5 cases of “Abdomen” (fold 2)" in said
     assert "Mean Dice of the 2 classes: 0.519 (" in said
     lines = findings(results)
-    assert lines[0] == "Not found at all, though it is there: cyst in 1 of 2 (ben)."
-    assert lines[1] == "Found, though it is not there: cyst in 1 (dora)."
+    assert lines[0] == "Missed completely: cyst in 1 of 2 (ben)."
+    assert lines[1] == "Predicted, but not in the reference: cyst in 1 (dora)."
     assert lines[2].startswith("Weakest class: cyst, mean Dice 0.200 (")
     assert "ben (0.400), dora (0.475) and carl (0.700); best: anna (0.750)" in lines[3]
-    assert lines[4].startswith("Volumes that are off to one side: too small: liver (-16 %)")
-    assert lines[5] == "Surfaces furthest apart: 6.0 mm (HD95) of liver in carl."
+    assert lines[4].startswith("Systematic volume errors: too small: liver (-16 %)")
+    assert lines[5] == "Largest surface distance: 6.0 mm (HD95) of liver in carl."
 
 
 def test_dots_stand_where_the_axis_says() -> None:
@@ -155,7 +155,7 @@ def test_of_many_classes_those_missed_most_are_named() -> None:
     }
     found = Results.of(table, {f"c{n}": [n + 1] for n in range(9)}, {}, seed=0)
     line = findings(found)[0]
-    assert line.startswith("Not found at all, though it is there: c8 in 8 of 8 (case0, case1, case2, case3, ")
+    assert line.startswith("Missed completely: c8 in 8 of 8 (case0, case1, case2, case3, ")
     assert "case4 and 3 others); c7 in 7 of 8 (" in line
     assert line.endswith("; c4 in 4 of 8 (case0, case1, case2 and case3); and 3 other classes.")
 
@@ -167,7 +167,7 @@ def test_of_many_cases_a_part_is_drawn_and_the_page_says_so() -> None:
     found = Results.of(table, {"x": [1], "y": [2]}, {}, seed=0)
     page = render(found, Context("Many", "test", 1.0, "", {}, HeldOut(0)), [])
     assert page.count("<circle") == 2 * MOST_DOTS
-    assert f"Of more than {MOST_DOTS} cases only so many are" in page
+    assert f"At most {MOST_DOTS} cases are" in page
     assert f"x ({MOST_DOTS} of 1000 cases drawn)</figcaption>" in page
     assert "<figcaption>y</figcaption>" in page
     titles = re.findall(r"<title>case\d+: ([\d.]+)</title>", page)

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 import dae3d
-from dae3d.commands import load_verb
+from dae3d.commands import load_command
 from dae3d.commands.finetune import with_sizes
 from dae3d.commands.index import IndexSettings
 from dae3d.commands.prepare import PrepareSettings
 from dae3d.commands.reconstruct import ReconstructSettings
 from dae3d.errors import SettingsError
-from dae3d.settings import Settings, read_config, resolve, shipped_configs, verb
+from dae3d.settings import Settings, command, read_config, resolve, shipped_configs
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.optimiser import learning_rate
-from dae3d.training.run_settings import in_steps
+from dae3d.training.schedule import in_steps
 from dae3d.training.settings import PretrainSettings
 
 NEEDED = {"data": Path("store"), "out": Path("run")}
@@ -61,7 +61,7 @@ def pretrain_settings(**fields):
         ({"val_every": "0 epochs"}, ["val_every:", "1 or more", "0"]),
         ({"precision": "fp8"}, ["precision:", "'bf16-mixed'", "'fp8'"]),
         ({"max_steps": "4 weeks"}, ["max_steps:", "epochs", "'4 weeks'"]),
-        ({"batchsize": 2}, ["batchsize:", "no such setting", "batch_size"]),
+        ({"batchsize": 2}, ["batchsize:", "unknown setting", "batch_size"]),
     ],
 )
 def test_a_bad_value_names_the_field_the_value_and_what_is_allowed(fields, said):
@@ -78,7 +78,7 @@ def test_what_is_needed_and_missing_is_named():
     with pytest.raises(SettingsError) as error:
         resolve(PretrainSettings, {"lr": -1})
     lines = str(error.value).splitlines()
-    assert lines[:2] == ["data: needed, and not given", "out: needed, and not given"]
+    assert lines[:2] == ["data: required, but not given", "out: required, but not given"]
     assert lines[2].startswith("lr: ")
     assert len(lines) == 3
 
@@ -140,11 +140,11 @@ def test_what_is_no_duration_is_refused(given):
 
 def test_an_epoch_becomes_its_steps_and_save_every_whole_rows():
     assert (in_steps("4 epochs", 7), in_steps(4, 7)) == (28, 4)
-    settings = pretrain_settings(
+    schedule = pretrain_settings(
         max_steps="3 epochs", warmup_steps="0 epochs", val_every="2 epochs", save_every="1 epoch", log_every=5
-    ).for_epochs_of(7)
-    assert (settings.max_steps, settings.warmup_steps, settings.val_every) == (21, 0, 14)
-    assert settings.save_every == 10  # 7, rounded up to whole rows of 5
+    ).schedule(7)
+    assert (schedule.max_steps, schedule.warmup_steps, schedule.val_every) == (21, 0, 14)
+    assert schedule.save_every == 10  # 7, rounded up to whole rows of 5
 
 
 # YAML
@@ -213,8 +213,8 @@ def test_keywords_override_the_config(tmp_path):
         (b"- 1\n- 2\n", "must hold `field: value` lines, not a list"),
         (b"[]\n", "must hold `field: value` lines, not a list"),
         (b"just words\n", "must hold `field: value` lines, not a str"),
-        (b"lr: [1, 2\nbatch_size: 2\n", "is not YAML"),
-        (b"\x89PNG\r\n\x1a\n\xff\xfe", "is not YAML"),
+        (b"lr: [1, 2\nbatch_size: 2\n", "is not valid YAML"),
+        (b"\x89PNG\r\n\x1a\n\xff\xfe", "is not valid YAML"),
     ],
 )
 def test_a_config_that_is_none_is_named(tmp_path, content, said):
@@ -239,7 +239,7 @@ def test_an_empty_config_changes_nothing(tmp_path):
 
 
 def test_an_unknown_config_lists_the_shipped_ones():
-    with pytest.raises(SettingsError, match="config: no file referense-all") as error:
+    with pytest.raises(SettingsError, match="config: referense-all is neither") as error:
         read_config("referense-all", "pretrain")
     for name in ("reference-all", "reference-denoise", "small-cpu"):
         assert name in str(error.value)
@@ -388,8 +388,8 @@ def test_usual_rates_above_the_highest_are_lowered_with_it(model, caplog):
         low = resolve(model, NEEDED | {"lr": "1e-7"})
     assert (low.lr, low.min_lr, low.warmup_lr) == (1e-7, min(1e-7, usual.min_lr), min(1e-7, usual.warmup_lr))
     assert ("min_lr: 1e-07 instead of 1e-05" in caplog.text) == (usual.min_lr > 1e-7)
-    low = low.for_epochs_of(1)
-    assert max(learning_rate(step, low) for step in range(0, 30_000, 7)) <= 1e-7
+    schedule = low.schedule(1)
+    assert max(learning_rate(step, low, schedule) for step in range(0, 30_000, 7)) <= 1e-7
 
 
 @pytest.mark.parametrize("name", ["min_lr", "warmup_lr"])
@@ -411,30 +411,32 @@ def test_rates_of_a_config_and_of_the_run_resumed_give_way_to_a_rate_that_is_giv
 
 def test_the_usual_warm_up_is_a_tenth_of_a_run_that_is_shorter(caplog):
     with caplog.at_level(logging.INFO):
-        short = resolve(FinetuneSettings, NEEDED | {"max_steps": "5 epochs"}).for_epochs_of(10)
+        settings = resolve(FinetuneSettings, NEEDED | {"max_steps": "5 epochs"})
+        short = settings.schedule(10)
     assert (short.warmup_steps, short.max_steps) == (5, 50)
     assert "warmup_steps: 5 instead of 300, for the run has 50 steps" in caplog.text
-    assert learning_rate(4, short) == pytest.approx(8e-4 * 4 / 5)
-    assert max(learning_rate(step, short) for step in range(50)) == 8e-4
-    longer = resolve(FinetuneSettings, NEEDED | {"max_steps": 301}).for_epochs_of(10)
+    assert learning_rate(4, settings, short) == pytest.approx(8e-4 * 4 / 5)
+    assert max(learning_rate(step, settings, short) for step in range(50)) == 8e-4
+    longer = resolve(FinetuneSettings, NEEDED | {"max_steps": 301}).schedule(10)
     assert longer.warmup_steps == 300
-    as_long = resolve(FinetuneSettings, NEEDED | {"max_steps": 300}).for_epochs_of(10)
+    as_long = resolve(FinetuneSettings, NEEDED | {"max_steps": 300}).schedule(10)
     assert as_long.warmup_steps == 30
 
 
 @pytest.mark.parametrize("cosine_from", ["start", "warmup"])
 def test_a_warm_up_that_was_given_stays_and_is_warned_of(cosine_from, caplog):
     fields = {"warmup_lr": 0, "lr": 1e-4, "cosine_from": cosine_from}
-    long = pretrain_settings(warmup_steps="4 epochs", max_steps=20, **fields).for_epochs_of(10)
+    settings = pretrain_settings(warmup_steps="4 epochs", max_steps=20, **fields)
+    long = settings.schedule(10)
     assert (long.warmup_steps, long.max_steps) == (40, 20)
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     # The last of 20 steps is step 19: 19/40 of the way to 1e-4.
     assert "warmup_steps: 40, but the run has 20 steps" in record.message
     assert "rises to 4.75e-05 and no higher: lr 0.0001 is not reached" in record.message
-    assert max(learning_rate(step, long) for step in range(20)) == pytest.approx(4.75e-5)
+    assert max(learning_rate(step, settings, long) for step in range(20)) == pytest.approx(4.75e-5)
     caplog.clear()
-    pretrain_settings(warmup_steps=19, max_steps=20, **fields).for_epochs_of(10)
+    pretrain_settings(warmup_steps=19, max_steps=20, **fields).schedule(10)
     assert not caplog.records
 
 
@@ -449,7 +451,7 @@ class TwiceSettings(Settings):
 
 
 def test_a_verb_is_a_function_of_its_settings_fields():
-    @verb
+    @command
     def twice(settings: TwiceSettings) -> float:
         """Double it."""
         return settings.number * 2**settings.times
@@ -462,10 +464,10 @@ def test_a_verb_is_a_function_of_its_settings_fields():
         twice(number=-1)
 
 
-@pytest.mark.parametrize("name", dae3d.VERBS)
+@pytest.mark.parametrize("name", dae3d.COMMANDS)
 def test_every_verb_of_the_package_shows_its_settings(name):
     function = getattr(dae3d, name.replace(" ", "_"))
-    assert function is load_verb(name)
+    assert function is load_command(name)
     parameters = dict(inspect.signature(function).parameters)
     parameters.pop("config", None)
     assert list(parameters) == list(function.settings.model_fields)

@@ -187,10 +187,10 @@ def kidneys(tmp_path, monkeypatch):
 def test_mirroring_does_not_exchange_sides_unasked(kidneys, caplog):
     with caplog.at_level("WARNING", "dae3d"):
         assert kidneys() == (4, True)
-        assert "not mirrored along lr, which would exchange the two" in caplog.text
+        assert "not mirroring along lr, which would swap the two" in caplog.text
         caplog.clear()
         assert kidneys(mirror_axes=["lr"]) == (2, False)
-        assert "(left kidney, right kidney), and mirroring along lr exchanges the two" in caplog.text
+        assert "(left kidney, right kidney), and mirroring along lr swaps the two" in caplog.text
 
 
 def test_mirroring_is_along_the_axes_that_training_flipped(kidneys, caplog):
@@ -198,7 +198,7 @@ def test_mirroring_is_along_the_axes_that_training_flipped(kidneys, caplog):
         assert kidneys(PLAIN, flips=("si",)) == (2, True)
         assert not caplog.text
         assert kidneys(PLAIN, flips=("si",), mirror_axes=["si", "ap"]) == (4, True)
-        assert "mirroring along ap, which training did not flip" in caplog.text
+        assert "mirroring along ap, although training did not flip along it" in caplog.text
         caplog.clear()
         assert kidneys(PLAIN)[0] == 8
         assert "do not say which axes training flipped; taken to be all" in caplog.text

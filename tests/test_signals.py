@@ -15,8 +15,8 @@ from waiting import until
 pytestmark = pytest.mark.slow
 
 
-def command_line(verb, settings):
-    words = [sys.executable, "-m", "dae3d.cli", verb]
+def command_line(command, settings):
+    words = [sys.executable, "-m", "dae3d.cli", command]
     for name, value in settings.items():
         values = value if isinstance(value, tuple) else (value,)
         words += [f"--{name.replace('_', '-')}", *map(str, values)]
@@ -27,15 +27,15 @@ def losses(run):
     return {row[0]: row[2] for row in read_metrics(run / "metrics.csv")[0] if row[1] == "train/loss"}
 
 
-@pytest.mark.parametrize(("verb", "number"), [("pretrain", signal.SIGTERM), ("finetune", signal.SIGINT)])
+@pytest.mark.parametrize(("command", "number"), [("pretrain", signal.SIGTERM), ("finetune", signal.SIGINT)])
 def test_a_signal_to_all_processes_of_a_run_saves_and_ends_it(
-    verb, number, tiny_store, tiny_settings, tiny_finetune, tmp_path
+    command, number, tiny_store, tiny_settings, tiny_finetune, tmp_path
 ):
-    given = {"data": tiny_store, **tiny_settings} if verb == "pretrain" else dict(tiny_finetune)
+    given = {"data": tiny_store, **tiny_settings} if command == "pretrain" else dict(tiny_finetune)
     run = tmp_path / "run"
     given |= {"out": run, "workers": 2, "max_steps": 5000, "val_every": 5000, "save_every": 5000}
     process = subprocess.Popen(
-        command_line(verb, given),
+        command_line(command, given),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -49,7 +49,7 @@ def test_a_signal_to_all_processes_of_a_run_saves_and_ends_it(
     assert output.count("stopping after") == 1  # loader processes say nothing
     stopped_at = max(losses(run))
     assert [p.name for p in find_checkpoints(run / "checkpoints")] == [f"step-{stopped_at:08d}.ckpt"]
-    getattr(dae3d, verb)(out=run, resume=True, max_steps=stopped_at + 2, val_every=1000, workers=0)
+    getattr(dae3d, command)(out=run, resume=True, max_steps=stopped_at + 2, val_every=1000, workers=0)
     assert max(losses(run)) == stopped_at + 2
 
 

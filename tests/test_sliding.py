@@ -12,7 +12,7 @@ from monai.inferers.utils import sliding_window_inference
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dae3d.inference.sliding import probability_slabs, roomy_device, segment, window_count
+from dae3d.inference.sliding import device_with_memory, probability_slabs, segment, window_count
 
 CPU = torch.device("cpu")
 ROI = 8
@@ -169,8 +169,8 @@ def test_no_more_is_held_than_as_many_planes_of_logits_as_a_window_is_deep(netwo
 
 def test_sums_are_kept_on_a_gpu_with_room_for_them_and_a_slab():
     gpu = torch.device("cuda:1")
-    assert roomy_device(gpu, 10 * 2**30, 24 * 2**30) == gpu
-    assert roomy_device(gpu, 14 * 2**30, 24 * 2**30) == CPU
+    assert device_with_memory(gpu, 10 * 2**30, 24 * 2**30) == gpu
+    assert device_with_memory(gpu, 14 * 2**30, 24 * 2**30) == CPU
 
 
 def test_sums_can_be_kept_elsewhere_than_where_networks_run():

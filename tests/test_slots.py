@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from dae3d.store.native import NativeCrop
+from dae3d.store.stored_crop import StoredCrop
 from dae3d.training.batch import NumberedCrop, Packed, pack, slot_bytes
 from dae3d.training.slots import Slots
 
@@ -28,7 +28,7 @@ def crop_of(sample: int) -> NumberedCrop:
     voxels = np.random.default_rng(sample).integers(-1000, 1000, (ROI,) * 3).astype(np.int16)
     # A wider type now and then, of which a batch takes twice the bytes.
     voxels = voxels.astype(np.float32) if sample % 3 == 0 else voxels
-    return NumberedCrop(NativeCrop(voxels, (0, 0, 0), None), sample % 2, sample)
+    return NumberedCrop(StoredCrop(voxels, (0, 0, 0), None), sample % 2, sample)
 
 
 class Crops(Dataset[NumberedCrop]):
@@ -165,5 +165,5 @@ def test_slots_end_with_whoever_made_them():
 @pytest.mark.parametrize("sides", [(1, 1), (3, 17), (5, 96)])
 def test_the_largest_batch_fits_a_slot(sides):
     count, roi = sides
-    crops = [NumberedCrop(NativeCrop(np.ones((roi,) * 3, np.float32), (0, 0, 0), None), 0, 0)] * count
+    crops = [NumberedCrop(StoredCrop(np.ones((roi,) * 3, np.float32), (0, 0, 0), None), 0, 0)] * count
     assert len(pack(crops).voxels) == slot_bytes(count, roi)

@@ -14,9 +14,9 @@ import pytest
 from dae3d.cli import main
 from dae3d.commands.prepare import prepare
 from dae3d.errors import Dae3dError
+from dae3d.store.integrity import check_file
 from dae3d.store.scan import CHECKSUM, METADATA, checksum
 from dae3d.store.store import Store
-from dae3d.store.whole import check_file
 from dae3d.store.writer import locked
 from scan_files import described, phantom, without_privilege, write_manifest, write_nifti, written
 
@@ -91,7 +91,7 @@ def test_too_little_memory_is_no_damage(tmp_path):
     limited = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from dae3d.store.whole import check_file\n"
+        "from dae3d.store.integrity import check_file\n"
         "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[3]) * 2**20,) * 2)\n"
         "print(check_file((sys.argv[1], None), Path(sys.argv[2])).state)\n"

@@ -46,7 +46,7 @@ def test_what_table_and_pattern_leave_is_said(folder: Path, capsys: pytest.Captu
     # The table goes before the pattern, and names tell the rest.
     assert told == {"a/x.nii.gz": "ann", "a/y.nii.gz": "d/a/y", "b/x.nii.gz": "b", "c/late 2.nii.gz": "c"}
     said = " ".join(capsys.readouterr().out.split())
-    assert "no subject by --subject and --subjects for 1 of the 4 scans, such as" in said
+    assert "--subject and --subjects gives no subject for 1 of the 4 scans, such as" in said
     assert "paths in" in said
     assert "subjects.csv that belong to no scan: z/x.nii.gz" in said
 
@@ -60,12 +60,15 @@ def test_the_folder_of_a_dicom_series(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("file,subject\na,b\n", r"subjects\.csv: no table of subjects: .*lacks path \(commas between them\)"),
+        (
+            "file,subject\na,b\n",
+            r"subjects\.csv: not a table of subjects: .*lacks path \(commas between them\)",
+        ),
         ("path;subject\na;b\n", r"lacks path and subject"),
         ("", r"lacks path and subject"),
         ("path,subject\na,ann\nb,\n", r"subjects\.csv: line 3: has no subject"),
         ("path,subject\n,ann\n", r"line 2: has no path"),
-        ("path,subject\na,ann\na/,bob\n", r"line 3: a has another subject above"),
+        ("path,subject\na,ann\na/,bob\n", r"line 3: a has another subject in an earlier line"),
     ],
 )
 def test_what_is_no_table(folder: Path, text: str, named: str) -> None:

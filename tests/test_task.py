@@ -141,7 +141,7 @@ def test_modalities_in_another_order_are_said(tmp_path, caplog):
         read_task(msd(tmp_path), modality=["mr"])
         assert not caplog.messages
         read_task(msd(tmp_path), modality=["t1"])
-    assert "its modalities are MRI, but are taken to be t1" in caplog.text
+    assert "its modalities are MRI, but are treated as t1" in caplog.text
 
 
 def test_a_modality_that_is_no_label_can_be_given(tmp_path, caplog):
@@ -150,7 +150,7 @@ def test_a_modality_that_is_no_label_can_be_given(tmp_path, caplog):
         read_task(path)
     with caplog.at_level(logging.WARNING):
         assert read_task(path, modality=["ct"]).modalities == ("ct",)
-    assert "its modalities are CT (portal venous), but are taken to be ct" in caplog.text
+    assert "its modalities are CT (portal venous), but are treated as ct" in caplog.text
 
 
 def test_channel_names_of_nnunet_are_modalities(tmp_path):
@@ -192,15 +192,15 @@ def test_ways_to_write_labels(labels):
         (None, r'is missing: .*"labels": \{"0": "background", "1": "spleen"\}'),
         ({}, "is missing"),
         ("spleen", "must map values to names"),
-        ({"0": "background"}, "nothing but the background"),
+        ({"0": "background"}, "only the background"),
         ({"0": "background", "1": "a", "2": "a"}, "gives the name 'a' to several values"),
         ({"1": "a", "01": "b"}, "has one value twice"),
         ({"background": 0, "a": 1, "b": 1}, "gives one value to several names"),
         ({"background": 0, "whole tumour": [1, 2]}, "region 'whole tumour' of several values"),
-        ({"background": 0, "a": 1.5}, "'a': 1.5, of which neither is a whole number"),
-        ({"-1": "a", "1": "b"}, "'-1': 'a', of which neither is a whole number"),
-        ({"0": "background", "1": ""}, "calls the value 1 ''"),
-        ({"0": "background", "1": 7}, "calls the value 1 7"),
+        ({"background": 0, "a": 1.5}, "'a': 1.5, and neither is a whole number"),
+        ({"-1": "a", "1": "b"}, "'-1': 'a', and neither is a whole number"),
+        ({"0": "background", "1": ""}, "must give the value 1 a name, not ''"),
+        ({"0": "background", "1": 7}, "must give the value 1 a name, not 7"),
         ({"background": 0, "a": 1, "ignore": 255}, "ignore"),
         ({str(value): f"class {value}" for value in range(257)}, "has 257 classes"),
     ],
@@ -225,7 +225,7 @@ def test_labels_read_the_same_written_either_way(labels):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"training": [], "test": []}, "no task: none of `training`, `validation`, `test` has entries"),
+        ({"training": [], "test": []}, "not a task: none of `training`, `validation`, `test` has entries"),
         ({"training": ["imagesTr/a.nii.gz"]}, r"training\[0\] \(imagesTr/a\.nii\.gz\): has no `label`"),
         ({"validation": [{"image": "a.nii.gz"}]}, r"validation\[0\] .*no `label`; .* for `test`"),
         ({"training": [{"label": "a.nii.gz"}]}, r".*training\.0\.image: Field required"),
@@ -236,11 +236,11 @@ def test_labels_read_the_same_written_either_way(labels):
         ),
         ({"validation": [entry("hippocampus_304")]}, r"validation\[0\]: .* is an image of training\[1\]"),
         ({"training": [{"image": "a.dcm", "label": "b.nii"}]}, r"training\[0\]: .*a\.dcm: is not a scan"),
-        ({"modality": None}, r"training\[0\] .*what is its modality\? .*--modality"),
+        ({"modality": None}, r"training\[0\] .*its modality is unknown.*--modality"),
         ({"modality": "two words"}, r"training\[0\] .*'two words' is not a modality label"),
         (
             {"modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}},
-            r"training\[0\] .*: 1 image\(s\), where the list has 4 channels; .*4-D",
+            r"training\[0\] .*: 1 image\(s\), but the list has 4 channels; .*4-D",
         ),
         (
             {"training": [entry("a"), entry("b", modality="CT")]},
@@ -248,7 +248,7 @@ def test_labels_read_the_same_written_either_way(labels):
         ),
         (
             {"training": [entry("a"), {"image": ["b.nii", "c.nii"], "label": "d.nii"}]},
-            r"training\[1\] .*what is its modality",
+            r"training\[1\] .*its modality is unknown",
         ),
     ],
 )
@@ -300,7 +300,7 @@ def test_a_subject_on_both_sides_is_said(tmp_path, caplog):
     path = msd(tmp_path, training=[entry("a", subject=7)], validation=[entry("b", subject="7")])
     with caplog.at_level(logging.WARNING):
         assert read_task(path).validation[0].subject == "7"
-    assert "both in `training` and in `validation`, whose results will flatter: 7" in caplog.text
+    assert "both in `training` and in `validation`, so results will be too good: 7" in caplog.text
 
 
 def test_visits_of_a_patient_are_held_out_together(tmp_path, caplog):
@@ -312,7 +312,7 @@ def test_visits_of_a_patient_are_held_out_together(tmp_path, caplog):
     assert len(patients[0] | patients[1]) == 20
     assert not patients[0] & patients[1]
     assert all(patients)
-    assert "task.json: names that look alike are taken for one subject, 20 times: " in caplog.text
+    assert "task.json: similar names are taken as one subject, 20 times: " in caplog.text
 
 
 def test_the_parts_of_a_list_as_auto3dseg_calls_them(tmp_path, caplog):
@@ -322,7 +322,7 @@ def test_the_parts_of_a_list_as_auto3dseg_calls_them(tmp_path, caplog):
     assert names(task.test) == ["d"]
     assert "task.json: `val` is read as `validation`" in caplog.text
     read_task(msd(tmp_path, more=[entry("e")]))
-    assert "task.json: `more` holds 1 scans and is not read" in caplog.text
+    assert "task.json: `more` holds 1 scans but is not read" in caplog.text
 
 
 NNUNET = {"0": "T2", "1": "ADC"}
@@ -377,7 +377,7 @@ def test_a_list_inside_a_data_set_of_nnunet(tmp_path):
 def test_what_may_be_a_hospital_or_a_patient_is_said(tmp_path, caplog):
     cases = [entry(f"{site:02d}_{number:03d}") for site in range(2) for number in range(20)]
     assert len({case.subject for case in read_task(msd(tmp_path, training=cases)).training}) == 40
-    assert "are taken for different subjects" in caplog.text
+    assert "are taken as different subjects" in caplog.text
     assert "add `subject` to the entries" in caplog.text
     caplog.clear()
     told = [case | {"subject": number} for number, case in enumerate(cases)]
@@ -389,7 +389,7 @@ def test_a_subject_in_several_folds_is_said(tmp_path, caplog):
     read_task(
         msd(tmp_path, training=[entry("P01_week1", fold=0), entry("P01_week9", fold=1), entry("P02", fold=0)])
     )
-    assert "subjects in several folds, whose results will flatter: " in caplog.text
+    assert "subjects in several folds, so results will be too good: " in caplog.text
 
 
 def test_a_list_beside_its_data(tmp_path):

@@ -150,7 +150,7 @@ def commands(name: str) -> list[str]:
 @pytest.mark.parametrize("command", [c for name in NAMES for c in commands(name)])
 def test_every_command_is_one_that_the_command_line_takes(command, monkeypatch):
     taken = []
-    monkeypatch.setattr(cli, "run_verb", lambda function, fields: taken.append((function, fields)) or 0)
+    monkeypatch.setattr(cli, "run_command", lambda function, fields: taken.append((function, fields)) or 0)
     assert cli.main(shlex.split(command)[1:]) == 0
     ((function, fields),) = taken
     resolve(function.settings, fields)
@@ -158,9 +158,9 @@ def test_every_command_is_one_that_the_command_line_takes(command, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_pages_go_from_list_to_table(name):
-    verbs = [command.split()[1] for command in commands(name)]
-    assert verbs[0] == "finetune"
-    assert "evaluate" in verbs
+    names = [command.split()[1] for command in commands(name)]
+    assert names[0] == "finetune"
+    assert "evaluate" in names
     assert f"--config {name} " in commands(name)[0]
     assert re.search(
         r"not measured|nothing on this page was measured", (PAGES / f"{name}.md").read_text(), re.I

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import dae3d
-from dae3d.commands import load_verb
+from dae3d.commands import load_command
 
 TOOL = Path(__file__).parents[1] / "tools/write_stub.py"
 
@@ -19,12 +19,12 @@ def test_the_stub_is_that_of_the_settings():
 
 
 def test_commands_are_listed():
-    names = {verb.replace(" ", "_") for verb in dae3d.VERBS}
+    names = {command.replace(" ", "_") for command in dae3d.COMMANDS}
     assert {"pretrain", "store_check"} <= names
     assert names | {"load", "__version__"} <= set(dir(dae3d))
 
 
-@pytest.mark.parametrize("verb", dae3d.VERBS)
-def test_a_config_is_a_keyword_where_there_are_configs(verb):
-    command = load_verb(verb)
+@pytest.mark.parametrize("command", dae3d.COMMANDS)
+def test_a_config_is_a_keyword_where_there_are_configs(command):
+    command = load_command(command)
     assert ("config" in inspect.signature(command).parameters) == bool(command.settings.configs)

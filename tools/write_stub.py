@@ -2,7 +2,7 @@
 
     python tools/write_stub.py
 
-A command takes what its settings take, paths and lists as users write them. Run it after a change of a
+A command accepts what its settings accept, paths and lists as users write them. Run it after changing a
 setting; a test compares.
 """
 
@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from dae3d import VERBS
-from dae3d.commands import load_verb
+from dae3d import COMMANDS
+from dae3d.commands import load_command
 from dae3d.models.loading import NETWORKS, load
 from dae3d.scans.channels import ScanText
 from dae3d.settings import Settings
@@ -38,7 +38,7 @@ from torch import nn
 
 {imports}
 
-VERBS: dict[str, str]
+COMMANDS: dict[str, str]
 __version__: str
 '''
 
@@ -50,25 +50,25 @@ def main() -> None:
 
 def stub() -> str:
     """The file's content."""
-    commands = [load_verb(verb) for verb in VERBS]
-    classes = {*NETWORKS.values(), *(_result(command) for command in commands)}
+    functions = [load_command(name) for name in COMMANDS]
+    classes = {*NETWORKS.values(), *(_result(function) for function in functions)}
     names: dict[str, set[str]] = {}
     for each in classes:
         if each.__module__.startswith("dae3d."):
             names.setdefault(each.__module__, set()).add(each.__name__)
     imports = [f"from {module} import {', '.join(sorted(names[module]))}" for module in sorted(names)]
-    definitions = [*_loading(), *(_definition(verb) for verb in VERBS)]
+    definitions = [*_loading(), *(_definition(name) for name in COMMANDS)]
     text = HEAD.format(imports="\n".join(imports)) + "".join(definitions)
     formatter = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(STUB), "-"]
     return subprocess.run(formatter, input=text, capture_output=True, text=True, check=True).stdout
 
 
-def _result(command: Any) -> Any:
-    return inspect.signature(command.__wrapped__, eval_str=True).return_annotation
+def _result(function: Any) -> Any:
+    return inspect.signature(function.__wrapped__, eval_str=True).return_annotation
 
 
 def _loading() -> Iterator[str]:
-    """`load`, by the task that is named."""
+    """`load`, with an overload for each task."""
     parameters = inspect.signature(load).parameters.values()
     for task, result in [
         *((f'Literal["{name}"]', network.__name__) for name, network in NETWORKS.items()),
@@ -84,24 +84,18 @@ def _loading() -> Iterator[str]:
         yield f"@overload\ndef load({', '.join(words)}) -> {result}: ...\n"
 
 
-def _imports(command: Any) -> Iterator[str]:
-    result = inspect.signature(command.__wrapped__, eval_str=True).return_annotation
-    if getattr(result, "__module__", "").startswith("dae3d"):
-        yield f"from {result.__module__} import {result.__name__}"
-
-
-def _definition(verb: str) -> str:
-    command = load_verb(verb)
-    model: type[Settings] = command.settings
-    words = [_parameter(name, field, bool(model.configs)) for name, field in model.model_fields.items()]
+def _definition(name: str) -> str:
+    function = load_command(name)
+    model: type[Settings] = function.settings
+    words = [_parameter(key, field, bool(model.configs)) for key, field in model.model_fields.items()]
     if model.configs:
         words.insert(0, "config: str | Path | None = None")
-    head = f"def {command.__name__}(*, {', '.join(words)},) -> {_name(_result(command))}:"
-    return f'{head}\n    """{VERBS[verb]}"""\n'
+    head = f"def {function.__name__}(*, {', '.join(words)},) -> {_name(_result(function))}:"
+    return f'{head}\n    """{COMMANDS[name]}"""\n'
 
 
 def _parameter(name: str, field: FieldInfo, has_config: bool) -> str:
-    """One keyword. With a config every one can be left out, for the file may have it."""
+    """One keyword. With a config every keyword is optional, because the file may have it."""
     kind = _accepted(field.annotation)
     if field.is_required():
         return f"{name}: {kind} = ..." if has_config else f"{name}: {kind}"
@@ -132,7 +126,7 @@ def _accepted(annotation: Any) -> str:
 
 
 def _name(annotation: Any) -> str:
-    """As it is written in code; of classes the bare name."""
+    """A type as written in code; for classes the bare name."""
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return "None" if annotation is types.NoneType else annotation.__name__
     return str(annotation).replace("typing.", "").replace("pathlib.", "")

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from dae3d.commands import VERBS, load_verb
+from dae3d.commands import COMMANDS, load_command
 from dae3d.version import __version__
 
-# A verb of two words, such as `store check`, is a function of one: `store_check`.
-_FUNCTIONS = {verb.replace(" ", "_"): verb for verb in VERBS}
+# A command of two words, such as `store check`, is a function of one: `store_check`.
+_FUNCTIONS = {command.replace(" ", "_"): command for command in COMMANDS}
 
 __all__ = ["__version__", "load", *_FUNCTIONS]
 
@@ -17,7 +17,7 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name in _FUNCTIONS:
-        return load_verb(_FUNCTIONS[name])
+        return load_command(_FUNCTIONS[name])
     if name == "load":
         from dae3d.models.loading import load
 

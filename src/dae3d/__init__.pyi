@@ -10,11 +10,11 @@ from torch import nn
 
 from dae3d.commands.embed import Embeddings
 from dae3d.models.swin_unetr import FeatureEncoder, Segmenter, SwinUNETR
-from dae3d.probing.figures import Check
+from dae3d.probing.metrics import Check
 from dae3d.scans.manifest import Manifest
 from dae3d.store.store import Store
 
-VERBS: dict[str, str]
+COMMANDS: dict[str, str]
 __version__: str
 
 @overload
@@ -154,7 +154,7 @@ def pretrain(
     max_steps: int | str = 30000,
     seed: int = 0,
     roi: int = 96,
-    batch_size: int = 2,
+    batch_size: int = 4,
     workers: int | None = None,
     checkpoint_activations: bool = False,
     lr: float = 0.0001,

@@ -1,4 +1,4 @@
-"""The command line: `dae3d COMMAND ...`. Every verb's flags are made from the fields of its settings."""
+"""The command line: `dae3d COMMAND ...`. The flags of a command are the fields of its settings."""
 
 import argparse
 import logging
@@ -13,74 +13,69 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from dae3d.commands import VERBS, load_verb
+from dae3d.commands import COMMANDS, load_command
 from dae3d.errors import Dae3dError
 from dae3d.settings import Group, Positional, Settings, resolve, shipped_configs
 from dae3d.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status: 0 done, 1 an error the user can mend, 130 interrupted."""
+    """Run one command; returns the exit status: 0 done, 1 an error the user can fix, 130 interrupted."""
     try:
         return parse_and_run(argv)
-    except KeyboardInterrupt as interrupt:  # while a verb is imported
+    except KeyboardInterrupt as interrupt:  # while the command is imported
         return say_interrupted(interrupt)
 
 
 def parse_and_run(argv: Sequence[str] | None) -> int:
-    """Run the verb that the words of the command line name."""
+    """Run the command that is named on the command line."""
     show_messages()
-    arguments = one_word_verb([with_hyphens(word) for word in (sys.argv[1:] if argv is None else argv)])
+    arguments = one_word_command([with_hyphens(word) for word in (sys.argv[1:] if argv is None else argv)])
     name = next((word for word in arguments if not word.startswith("-")), None)
     parser = argparse.ArgumentParser(
         prog="dae3d", description=(import_module("dae3d").__doc__ or "").strip(), allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"dae3d {__version__}")
-    commands = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
-    # Only the verb that is asked for is imported: `dae3d --help` does not wait for PyTorch.
-    for verb, summary in VERBS.items():
-        command = commands.add_parser(
-            verb,
-            help=summary,
-            description=summary,
-            allow_abbrev=False,
-        )
-        if verb == name:
-            add_settings_arguments(command, load_verb(verb).settings)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    # Only the requested command is imported: `dae3d --help` does not wait for PyTorch.
+    for command, summary in COMMANDS.items():
+        subparser = subparsers.add_parser(command, help=summary, description=summary, allow_abbrev=False)
+        if command == name:
+            add_settings_arguments(subparser, load_command(command).settings)
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
-        _refuse(unknown[0], commands.choices[known.verb])
+        _refuse(unknown[0], subparsers.choices[known.command])
     options = vars(known)
-    return run_verb(load_verb(options.pop("verb")), options)
+    return run_command(load_command(options.pop("command")), options)
 
 
-def _refuse(word: str, command: argparse.ArgumentParser) -> None:
-    """End with an error for a word that the verb does not know, and what may have been meant."""
-    flags = [flag for action in command._actions for flag in action.option_strings]
+def _refuse(word: str, parser: argparse.ArgumentParser) -> None:
+    """Exit with an error for an unknown argument; suggests the nearest flag."""
+    flags = [flag for action in parser._actions for flag in action.option_strings]
     near = get_close_matches(word.partition("=")[0], flags, 1)
-    command.error(f"no such setting: {word}" + (f"; did you mean {near[0]}?" if near else ""))
+    parser.error(f"unknown setting: {word}" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def with_hyphens(word: str) -> str:
-    """`--max_steps=8` as `--max-steps=8`: flags may be spelt as the fields are."""
+    """Turn `--max_steps=8` into `--max-steps=8`, so that flags may be spelt like the fields."""
     flag, equals, value = word.partition("=")
     return flag.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
-def one_word_verb(words: list[str]) -> list[str]:
-    """The words with a verb of two, such as `store check`, made one word."""
-    verb = " ".join(words[:2])
-    return [verb, *words[2:]] if verb in VERBS else words
+def one_word_command(words: list[str]) -> list[str]:
+    """Join a command of two words, such as `store check`, into one argument."""
+    command = " ".join(words[:2])
+    return [command, *words[2:]] if command in COMMANDS else words
 
 
 def show_messages() -> None:
-    """Print our own messages plainly, and of other libraries only warnings."""
+    """Print our own messages without a prefix, and only warnings of other libraries."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dae3d").setLevel(logging.INFO)
 
 
-def run_verb(function: Any, fields: dict[str, Any]) -> int:
-    """Call a verb with what was given on the command line, and turn its errors into an exit status."""
+def run_command(function: Any, fields: dict[str, Any]) -> int:
+    """Call a command with its arguments, and turn its errors into an exit status."""
     show_only = fields.pop("print_settings", False)
     try:
         if show_only:
@@ -96,16 +91,16 @@ def run_verb(function: Any, fields: dict[str, Any]) -> int:
 
 
 def say_interrupted(interrupt: KeyboardInterrupt) -> int:
-    """Print how to go on, and return the exit status."""
-    how = str(interrupt) or "run the same command again to go on"
+    """Print how to continue, and return the exit status."""
+    how = str(interrupt) or "run the same command again to continue"
     print(f"\ndae3d: interrupted; {how}", file=sys.stderr)
     return 130
 
 
 def add_settings_arguments(parser: argparse.ArgumentParser, model: type[Settings]) -> None:
-    """Give `parser` one argument for each field of `model`, spelt with hyphens.
+    """Add one argument for each field of `model`, spelt with hyphens.
 
-    Arguments that are not given are left out of the parsed namespace, so that a config file can set them.
+    Arguments not given are absent from the parsed namespace, so that a config file can set them.
     """
     groups: dict[str, Any] = {}
     fields = model.model_fields.items()
@@ -124,7 +119,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser, model: type[Settings
             default=argparse.SUPPRESS,
             help="print the resolved settings as YAML and exit",
         )
-    # What is a verb's own comes before what it shares with others.
+    # A command's own settings come before those it shares with others.
     shared: Any = model.__base__
     others = shared.model_fields.keys() - model.__annotations__.keys()
     own = [field for name, field in fields if name not in others]
@@ -192,7 +187,7 @@ def _metavar(kind: Any) -> str:
 
 
 class _Many(argparse.Action):
-    """Several words into a list, or into a dict for KEY=VALUE words; the single word `none` into None."""
+    """Collect words into a list, or KEY=VALUE words into a dict; the single word `none` gives None."""
 
     def __init__(self, *args: Any, kind: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

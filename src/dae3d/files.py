@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and saying what cannot be written."""
+"""Write files atomically, and name the path in errors of reading and writing."""
 
 import os
 import re
@@ -17,35 +17,39 @@ _BLOCK = 1 << 24  # bytes written at a time
 
 
 def unfinished_name(path: Path) -> Path:
-    """A path beside `path` for what is not whole yet: hidden, of the same suffix, and marked as ours."""
-    # Not the process id: on a shared disk, another machine may have a process of the same one.
+    """A path beside `path` for an incomplete file: hidden, with the same suffix, and marked as ours."""
+    # Random rather than the process id, which may be in use on another machine with the same disk.
     mark = f"{_MARK}{token_hex(4)}."
     name = os.fsencode(path.name)[-(_LONGEST - len(mark)) :]
     return path.with_name(mark + name.decode(errors="ignore"))
 
 
 def unfinished_files(folder: Path, *names: str) -> list[Path]:
-    """What writers that were killed left in a folder, and what others are writing.
+    """Incomplete files in a folder: left by killed writers, or being written.
 
-    With `names`, only what was to become a file of one of these.
+    With `names`, only those that were to become a file of one of these names.
     """
     found = {path: _UNFINISHED.fullmatch(path.name) for path in folder.glob(f"{_MARK}*")}
     return sorted(path for path, match in found.items() if match and (not names or match[1] in names))
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to in the place of `path`, which it becomes when everything is written.
+def whole_file(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Write a file atomically: yields a temporary path, which is renamed to `path` at the end.
 
     A reader, or a crash, sees the old content or the new, never a part.
 
+    Args:
+        path: file to write.
+        folder: existing folder for the temporary file, on the same disk (default: beside `path`).
+
     Raises:
-        Dae3dError: where it cannot be written.
+        Dae3dError: if it cannot be written.
     """
     make_folder(path.parent)
-    temporary = unfinished_name(path)
+    temporary = unfinished_name(path if folder is None else folder / path.name)
     with writing(path):
-        # Libraries that write it may have errors of their own for a folder that is read-only.
+        # So that a read-only folder gives an OSError, whatever the library that writes the file would raise.
         temporary.touch()
         try:
             yield temporary
@@ -55,19 +59,18 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; raises as `whole_file`."""
+    """Write a text file atomically; raises as `whole_file`."""
     with whole_file(path) as temporary:
         temporary.write_text(text)
 
 
 def reserve(path: Path, size: int) -> None:
-    """Make a file of `size` bytes, all zero, whose room on the disk is taken already.
+    """Make a file of `size` zero bytes with its disk space allocated.
 
-    What is mapped into memory needs that: where the disk is full when a page is first written to, SIGBUS ends
-    the process.
+    For memory-mapped files: if the disk is full when a page is first written to, SIGBUS ends the process.
 
     Raises:
-        OSError: where there is no room.
+        OSError: if there is not enough space.
     """
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
@@ -78,53 +81,53 @@ def reserve(path: Path, size: int) -> None:
 
 
 def refuse_other_file(path: Path, what: str, beginning: bytes) -> None:
-    """Raise Dae3dError where `path` is there and is not `what` it is to become: it may be anybody's.
+    """Raise Dae3dError if `path` exists and is not a file of the kind that would overwrite it.
 
     Args:
         path: to be written.
-        what: in words.
-        beginning: how files of that kind begin, a regular expression that takes any byte for a dot.
+        what: the kind of file, for the message.
+        beginning: regular expression for the beginning of such files; a dot matches any byte.
     """
     if path.is_dir():
-        raise Dae3dError(f"out: {path} is a folder; name the file to write")
+        raise Dae3dError(f"out: {path} is a folder; give the path of a file")
     if not os.path.lexists(path):
         return
     with reading(path), path.open("rb") as file:
         if not re.match(beginning, file.read(_BEGINNING), re.DOTALL):
-            raise Dae3dError(f"out: {path} is there, and is not a {what}; name another, or move it away")
+            raise Dae3dError(f"out: {path} exists and is not a {what}; choose another path, or move it away")
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those that it lies in, where they are not there yet.
+    """Make a folder and its parents, if they do not exist.
 
     Raises:
-        Dae3dError: where it cannot be made.
+        Dae3dError: if it cannot be made.
     """
     with writing(path):
         try:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             there = next(place for place in (path, *path.parents) if os.path.lexists(place))
-            raise Dae3dError(f"{path}: cannot be a folder: {there} is a file") from None
+            raise Dae3dError(f"{path}: cannot make this folder: {there} is a file") from None
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path in a folder of a name that comes from a file: a label, or a case's.
+    """The path in `folder` for a name read from a file, such as a label or a case's name.
 
     Raises:
-        Dae3dError: where it is the name of no file there, and would lead elsewhere.
+        Dae3dError: if it cannot be a file name, and might lead out of the folder.
     """
     if name in ("", ".", "..") or any(c in name for c in ("/", os.sep, "\0")):
-        raise Dae3dError(f"{name!r} cannot be the name of a file in {folder}; choose another name")
+        raise Dae3dError(f"{name!r} cannot be used as a file name in {folder}; choose another name")
     return folder / name
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Name `path` in the error where reading it fails.
+    """Name `path` in errors of reading it.
 
     Raises:
-        Dae3dError: in the place of an OSError.
+        Dae3dError: in place of an OSError.
     """
     try:
         yield
@@ -134,10 +137,10 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Name `path` in the error where writing to it fails.
+    """Name `path` in errors of writing to it.
 
     Raises:
-        Dae3dError: in the place of an OSError.
+        Dae3dError: in place of an OSError.
     """
     try:
         yield

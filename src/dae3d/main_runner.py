@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dae3d.cli import run_verb, show_messages
-from dae3d.commands import load_verb
+from dae3d.cli import run_command, show_messages
+from dae3d.commands import load_command
 from dae3d.training.settings import PretrainSettings
 
 CHOICES = {
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.environ.get("RANK", "0") == "0":
         for remark in remarks:
             print(remark, file=sys.stderr)
-    return run_verb(load_verb("pretrain"), fields)
+    return run_command(load_command("pretrain"), fields)
 
 
 if __name__ == "__main__":

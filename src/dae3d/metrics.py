@@ -5,12 +5,12 @@ from pathlib import Path
 
 HEADER = ("step", "metric", "value")
 
-Row = tuple[int, str, float]
+MetricRow = tuple[int, str, float]
 
 
-def read_metrics(path: Path) -> tuple[list[Row], int]:
+def read_metrics(path: Path) -> tuple[list[MetricRow], int]:
     """The rows of a `metrics.csv`, and how many lines are none (the last one, if a crash cut it short)."""
-    rows: list[Row] = []
+    rows: list[MetricRow] = []
     unreadable = 0
     if path.is_file():
         with path.open(newline="", errors="replace") as file:

@@ -3,8 +3,8 @@
 from importlib import import_module
 from typing import Any
 
-# verb: one line of help; `store check` is the function `store_check` of the module of that name.
-VERBS = {
+# command: one line of help; `store check` is the function `store_check` of the module of that name.
+COMMANDS = {
     "index": "Find scans in folders and lists, and write what they are to a manifest.",
     "prepare": "Write the scans of a manifest into a store that training reads from.",
     "store check": "Read a store whole, and say what in it is damaged or missing.",
@@ -22,7 +22,7 @@ VERBS = {
 }
 
 
-def load_verb(verb: str) -> Any:
-    """Import the function behind a verb: only the one that is asked for, since PyTorch takes seconds."""
-    name = verb.replace(" ", "_")
+def load_command(command: str) -> Any:
+    """Import the function behind a command: only the one that is asked for, since PyTorch takes seconds."""
+    name = command.replace(" ", "_")
     return getattr(import_module(f"dae3d.commands.{name}"), name)

@@ -1,4 +1,4 @@
-"""The verb `bench`: what a training step, a crop and a prediction cost here, by dae3d and by MONAI."""
+"""The command `bench`: what a training step, a crop and a prediction cost here, by dae3d and by MONAI."""
 
 import io
 import json
@@ -32,12 +32,12 @@ from dae3d.files import refuse_other_file, write_text
 from dae3d.inference.device import pick_device
 from dae3d.inference.sliding import window_count
 from dae3d.phantom import phantom
-from dae3d.settings import Positional, Settings, verb
+from dae3d.settings import Positional, Settings, command
 from dae3d.training.record import cpu_name, versions
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 # A way to do a thing, and its figures.
-Measured = Iterator[tuple[str, Figures]]
+Measured = Iterator[tuple[str, Metrics]]
 
 _MANY_WINDOWS = 100  # take long enough to say how long
 _SCANS = 4  # of the data set that the loader is measured on
@@ -73,16 +73,16 @@ class BenchSettings(Settings):
 
 
 @dataclass
-class Row:
+class Measurement:
     """One way to do a thing, its figures in every round, and how much faster than the first way it is."""
 
     what: str
     way: str
-    runs: list[Figures] = field(default_factory=list)
+    runs: list[Metrics] = field(default_factory=list)
     ratio: float | None = None
 
     @property
-    def figures(self) -> Figures:
+    def figures(self) -> Metrics:
         """Medians over the rounds."""
         return {name: statistics.median(run[name] for run in self.runs) for name in self.runs[0]}
 
@@ -93,7 +93,7 @@ class Row:
         return figures["crops_per_second"] if "crops_per_second" in figures else 1 / figures["seconds"]
 
 
-@verb
+@command
 def bench(settings: BenchSettings) -> Path:
     """Measure, each row in a process of its own, print a table and write the figures as JSON.
 
@@ -115,13 +115,13 @@ def bench(settings: BenchSettings) -> Path:
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
-    done: list[Row] = []
+    done: list[Measurement] = []
     for name, (what, measure) in parts.items():
-        rows: dict[str, Row] = {}
+        rows: dict[str, Measurement] = {}
         for _ in range(settings.rounds if settings.what in ("all", name) else 0):
             for way, figures in measure(settings, device):
                 print(f"{what}, {way}: {_shown(figures)}", flush=True)
-                rows.setdefault(way, Row(what, way)).runs.append(figures)
+                rows.setdefault(way, Measurement(what, way)).runs.append(figures)
                 first = next(iter(rows.values()))
                 for row in rows.values():
                     row.ratio = row.rate / first.rate
@@ -132,7 +132,7 @@ def bench(settings: BenchSettings) -> Path:
     return settings.out
 
 
-def _write(settings: BenchSettings, about: dict[str, Any], rows: list[Row]) -> None:
+def _write(settings: BenchSettings, about: dict[str, Any], rows: list[Measurement]) -> None:
     described = [
         {"what": row.what, "way": row.way, "figures": row.figures, "ratio": row.ratio, "runs": row.runs}
         for row in rows
@@ -230,7 +230,7 @@ def _predict(settings: BenchSettings, device: str) -> Measured:
             yield way, {**figures, "same_labels": float((found == labels).mean())}
 
 
-def _show(rows: list[Row], about: dict[str, Any]) -> None:
+def _show(rows: list[Measurement], about: dict[str, Any]) -> None:
     packages = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     table = Table(title=f"{about['device']}, {about['threads']} threads; {packages}", title_justify="left")
     for name in ("what", "way", "figures"):
@@ -241,15 +241,15 @@ def _show(rows: list[Row], about: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def _spread(row: Row) -> str:
+def _spread(row: Measurement) -> str:
     """How far the rounds lie apart, as a share of the median."""
     if len(row.runs) == 1:
         return ""
-    rates = sorted(Row(row.what, row.way, [run]).rate for run in row.runs)
+    rates = sorted(Measurement(row.what, row.way, [run]).rate for run in row.runs)
     return f" ({100 * (rates[0] / row.rate - 1):+.0f} to {100 * (rates[-1] / row.rate - 1):+.0f} %)"
 
 
-def _shown(figures: Figures) -> str:
+def _shown(figures: Metrics) -> str:
     shown = []
     for name, value in figures.items():
         if name == "peak_bytes":

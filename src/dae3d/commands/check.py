@@ -1,4 +1,4 @@
-"""The verb `check`: what pre-training has taught each level of the encoder."""
+"""The command `check`: what pre-training has taught each level of the encoder."""
 
 import logging
 import time
@@ -15,14 +15,14 @@ from dae3d.files import write_text
 from dae3d.inference.device import pick_device
 from dae3d.models.loading import load
 from dae3d.models.swin_unetr import SwinUNETR
-from dae3d.probing.cases import CASES, TEST_CASES, TRAIN_CASES
-from dae3d.probing.figures import Check
-from dae3d.probing.measure import Probe, make_probe
+from dae3d.probing.metrics import Check
+from dae3d.probing.probe import Probe, make_probe
 from dae3d.probing.table import show
 from dae3d.probing.verdict import verdict
-from dae3d.reporting.run import load_run
+from dae3d.probing.voxel_probe import CASES, TEST_CASES, TRAIN_CASES
+from dae3d.reporting.run_folder import load_run
 from dae3d.scans.modality import Label
-from dae3d.settings import Positional, Settings, resolve, verb
+from dae3d.settings import Positional, Settings, command, resolve
 from dae3d.training.data import training_data
 from dae3d.training.settings import PretrainSettings
 from dae3d.version import __version__
@@ -63,7 +63,7 @@ class CheckSettings(Settings):
     threads: int | None = Field(None, ge=1, description=THREADS)
 
 
-@verb
+@command
 def check(settings: CheckSettings) -> Check:
     """Say what pre-training has taught each level of the encoder, on fixed crops and labelled cases, if any.
 

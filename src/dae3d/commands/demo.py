@@ -1,4 +1,4 @@
-"""The verb `demo`: everything once, from scans to report."""
+"""The command `demo`: everything once, from scans to report."""
 
 import importlib.util
 import shutil
@@ -17,7 +17,7 @@ from dae3d.errors import Dae3dError
 from dae3d.files import whole_file, write_text
 from dae3d.phantom import write_phantom
 from dae3d.scans.manifest import Scan
-from dae3d.settings import Settings, verb
+from dae3d.settings import Settings, command
 
 PHANTOMS = 6
 # The file by which a demo's folder is known, and what is the demo's in it.
@@ -46,7 +46,7 @@ class DemoSettings(Settings):
     max_steps: int = Field(80, ge=1, description="steps to train the small network")
 
 
-@verb
+@command
 def demo(settings: DemoSettings) -> Path:
     """Run index, prepare, pretrain, reconstruct, check and report once, with the small network.
 

@@ -1,4 +1,4 @@
-"""The verb `embed`: one vector of features a scan, for retrieval, classification and drift checks."""
+"""The command `embed`: one vector of features a scan, for retrieval, classification and drift checks."""
 
 import importlib
 import logging
@@ -15,10 +15,10 @@ from tqdm import tqdm
 from dae3d.cores import THREADS
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.files import reading, refuse_other_file, whole_file
-from dae3d.inference.cases import ScanCase, given_cases, say_strange_values
 from dae3d.inference.corners import window_corners
 from dae3d.inference.device import pick_device
-from dae3d.inference.labelled import labelled_images, unseen
+from dae3d.inference.given_cases import ScanCase, given_cases, say_strange_values
+from dae3d.inference.given_images import given_images, unseen
 from dae3d.inference.prepared import preparation_of, read_prepared
 from dae3d.journal import Journal
 from dae3d.models.foreign import MONAI_MERGING, MonaiMerging
@@ -26,7 +26,7 @@ from dae3d.models.loading import load
 from dae3d.scans.channels import ScanText, channel_files
 from dae3d.scans.given import SCANS_GIVEN, VOLUME_GIVEN, Image
 from dae3d.scans.modality import Label, RuleText
-from dae3d.settings import Positional, Settings, verb
+from dae3d.settings import Positional, Settings, command
 from dae3d.store.boxes import Triple
 from dae3d.store.intensity import normalise
 from dae3d.store.recipe import CaseRecipe
@@ -102,7 +102,7 @@ class _Case:
         return [file for image in self.images for file in image.files]
 
 
-@verb
+@command
 def embed(settings: EmbedSettings) -> Embeddings:
     """Look at whole scans with the encoder, and write one vector of pooled features for each.
 
@@ -208,7 +208,7 @@ def _cases(settings: EmbedSettings, recipe: CaseRecipe | None, known: Sequence[s
         files = channel_files(scan)
         if len(files) > 1:
             raise Dae3dError(f"{scan}: {len(files)} files, where the weights take 1 a scan")
-    items = labelled_images(settings.scans, settings.rule, settings.modality, settings.volume)
+    items = given_images(settings.scans, settings.rule, settings.modality, settings.volume)
     never_saw = unseen(items, known)
     if never_saw:
         log.warning("%s", never_saw)
@@ -272,7 +272,7 @@ def _refuse_other_file(path: Path) -> None:
         with reading(path):
             found = importlib.import_module("pyarrow.parquet").read_schema(path).names
         if found != columns:
-            raise Dae3dError(f"out: {path} is there, and is not a {what}; name another, or move it away")
+            raise Dae3dError(f"out: {path} exists and is not a {what}; choose another path, or move it away")
 
 
 def _write(embeddings: Embeddings, path: Path) -> None:

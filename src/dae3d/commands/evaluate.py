@@ -1,4 +1,4 @@
-"""The verb `evaluate`: compare segmentations with references, and say where they fail."""
+"""The command `evaluate`: compare segmentations with references, and say where they fail."""
 
 import json
 import logging
@@ -17,19 +17,19 @@ from rich.table import Table
 
 from dae3d.cores import usable_cores
 from dae3d.errors import Dae3dError
-from dae3d.evaluation.cases import pair, score
 from dae3d.evaluation.held_out import held_out, read_weights_beside
+from dae3d.evaluation.pairs import pair, score
 from dae3d.evaluation.results import Mean, Results
-from dae3d.evaluation.segmentation import Metric, tabled
+from dae3d.evaluation.segmentation_metrics import Metric, tabled
 from dae3d.files import refuse_other_file, write_text
 from dae3d.journal import Journal
+from dae3d.reporting.evaluation import Context, write_report
 from dae3d.reporting.html import refuse_other_page
-from dae3d.reporting.segmentation import Context, write_report
 from dae3d.run_folder import refuse_a_runs_folder
 from dae3d.scans.modality import Label
 from dae3d.scans.task import read_task
 from dae3d.scans.task_list import TaskSplit
-from dae3d.settings import Settings, verb
+from dae3d.settings import Settings, command
 from dae3d.store.recipe import CaseRecipe
 from dae3d.version import __version__
 
@@ -92,12 +92,12 @@ class EvaluateSettings(Settings):
         return Path(self.out or self.predictions or "")
 
 
-@verb
+@command
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     """Compare predictions with the labels of a task, by class and case.
 
     Writes `metrics.csv` (case,class,metric,value), `metrics.json`, `report.html` and the report's
-    pictures, and prints a table. What is measured is defined in `dae3d.evaluation.segmentation`.
+    pictures, and prints a table. What is measured is defined in `dae3d.evaluation.segmentation_metrics`.
     Means are over cases, leaving out what a case does not have; their 95 % intervals are percentiles of a
     bootstrap over the cases.
 

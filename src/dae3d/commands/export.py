@@ -1,4 +1,4 @@
-"""The verb `export`: weights in our layout, in MONAI's, or in the published one."""
+"""The command `export`: weights in our layout, in MONAI's, or in the published one."""
 
 import os
 from collections import OrderedDict
@@ -20,7 +20,7 @@ from dae3d.models.layouts import FINETUNING, PRETRAINING, Layout, to_layout
 from dae3d.models.loading import load
 from dae3d.models.swin_unetr import Architecture, FeatureEncoder, SwinUNETR, sides_without_edges
 from dae3d.models.weights import HEADER, is_ours, save_weights
-from dae3d.settings import Settings, verb
+from dae3d.settings import Settings, command
 
 SUFFIXES = {"safetensors": (".safetensors",), "monai": (".pt", ".pth"), "reference": (".pt", ".pth")}
 
@@ -60,7 +60,7 @@ class Exported:
     notes: list[str] = field(default_factory=list)
 
 
-@verb
+@command
 def export(settings: ExportSettings) -> Path:
     """Write weights in one of three layouts, and print what does not carry over.
 
@@ -88,7 +88,9 @@ def _refuse_other_file(out: Path, source: Path) -> None:
     if out.exists() and out.samefile(source):
         raise Dae3dError(f"out: {out} is the file of the weights themselves; name another")
     if os.path.lexists(out) and not is_ours(out):
-        raise Dae3dError(f"out: {out} is there, and was not written by dae3d; name another, or move it away")
+        raise Dae3dError(
+            f"out: {out} exists and was not written by dae3d; choose another path or move it away"
+        )
 
 
 def _write_safetensors(network: Any, out: Path) -> Exported:

@@ -1,4 +1,4 @@
-"""The verb `finetune`."""
+"""The command `finetune`."""
 
 import logging
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from dae3d.errors import Dae3dError, SettingsError
 from dae3d.models.loading import refuse_another_network
 from dae3d.models.swin_unetr import Architecture
 from dae3d.models.weights import read_weights
-from dae3d.settings import verb
+from dae3d.settings import command
 from dae3d.store.recipe import CaseRecipe
 from dae3d.training.augment import say_sides, with_flip_axes
 from dae3d.training.beginning import SIZES, Beginning, begin_with
@@ -28,7 +28,7 @@ from dae3d.training.segmentation import Segmentation
 log = logging.getLogger(__name__)
 
 
-@verb
+@command
 def finetune(settings: FinetuneSettings) -> Path:
     """Fine-tune a network to segment, from a list of labelled cases.
 
@@ -50,11 +50,11 @@ def finetune(settings: FinetuneSettings) -> Path:
     devices, nodes = device_count(settings)
     data = labelled_data(settings, check=partial(_refuse_other_classes, settings, checkpoint))
     batch = settings.batch_size * devices * nodes
-    settings = settings.for_epochs_of(-(-data.stream.per_epoch // (batch * settings.accumulate)))
+    schedule = settings.schedule(-(-data.stream.per_epoch // (batch * settings.accumulate)))
     settings = with_flip_axes(settings, data.recipe.class_names)
     resumed_at = None if checkpoint is None else step_of(checkpoint)
-    if resumed_at is not None and resumed_at >= int(settings.max_steps):
-        log.info("%s is already at step %s of %s", settings.out, resumed_at, settings.max_steps)
+    if resumed_at is not None and resumed_at >= schedule.max_steps:
+        log.info("%s is already at step %s of %s", settings.out, resumed_at, schedule.max_steps)
         return settings.out
     lightning.seed_everything(settings.seed, verbose=False)
     begun = begin_with(settings, data, resumed=checkpoint is not None)
@@ -70,7 +70,7 @@ def finetune(settings: FinetuneSettings) -> Path:
     legs = legs_of(settings.out, about, resumed_at)
     train(
         settings,
-        Segmentation(settings, begun.network, data, settings.out / "pictures"),
+        Segmentation(settings, schedule, begun.network, data, settings.out / "pictures"),
         CaseLoaders(data, settings),
         checkpoint,
         about={**about, "legs": legs},

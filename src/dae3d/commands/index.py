@@ -1,4 +1,4 @@
-"""The verb `index`: find scans, read their headers, say what each one is, hold some subjects out.
+"""The command `index`: find scans, read their headers, say what each one is, hold some subjects out.
 
 What is found and described is kept on disk until it is known which subjects are held out, so that memory
 grows by little more than a subject's name with every scan.
@@ -12,26 +12,26 @@ from tqdm import tqdm
 from dae3d.errors import Dae3dError
 from dae3d.files import make_folder
 from dae3d.scans.ahead import in_threads
-from dae3d.scans.describe import Described, Describer, Refused
+from dae3d.scans.describe import Described, Describer, Undescribed
 from dae3d.scans.dicom.finder import find_series
 from dae3d.scans.dicom.identity import load_salt
 from dae3d.scans.gather import Gathered, gather
 from dae3d.scans.grouping import group
 from dae3d.scans.header_cache import HeaderCache
+from dae3d.scans.index_counts import IndexCounts
 from dae3d.scans.index_notes import notes_on
 from dae3d.scans.index_settings import IndexSettings
 from dae3d.scans.index_tables import print_tables
-from dae3d.scans.index_tally import Tally
 from dae3d.scans.layouts.layout import LAYOUTS
 from dae3d.scans.manifest import LeftOut, Manifest, Scan, Split, is_manifest, write_manifest
-from dae3d.scans.passed_over import NO_SCAN
+from dae3d.scans.other_files import NO_SCAN
 from dae3d.scans.sources import absolute, readable_suffixes
 from dae3d.scans.splits import split_subjects
 from dae3d.scans.spool import Spool
-from dae3d.settings import verb
+from dae3d.settings import command
 
 
-@verb
+@command
 def index(settings: IndexSettings) -> Manifest:
     """Write a manifest of all scans in folders and lists, and show what there is.
 
@@ -46,14 +46,14 @@ def index(settings: IndexSettings) -> Manifest:
     folder = settings.out.parent
     make_folder(folder)
     found = gather(settings, folder)
-    described, tally = _describe_all(found, settings)
-    grouping = group(tally.named())
-    tally.rename(grouping.subject_of)
-    sides = split_subjects(tally.members, settings.val_fraction, settings.seed)
-    notes = notes_on(tally, grouping, sides, found.archives, settings)
-    print_tables(tally, sides, notes)
+    described, counts = _describe_all(found, settings)
+    grouping = group(counts.named())
+    counts.rename(grouping.subject_of)
+    sides = split_subjects(counts.members, settings.val_fraction, settings.seed)
+    notes = notes_on(counts, grouping, sides, found.archives, settings)
+    print_tables(counts, sides, notes)
     if not described:
-        raise _nothing_found(tally, settings)
+        raise _nothing_found(counts, settings)
     scans = (_on_side(item.scan, grouping.subject_of, sides) for item in described)
     write_manifest(settings.out, len(described), scans, found.left_out)
     print(f"manifest: {settings.out}")
@@ -72,15 +72,15 @@ def _refuse_other_file(out: Path) -> None:
         raise Dae3dError(f"out: {out} is a folder; name the manifest's file")
     if out.exists() and not is_manifest(out):
         raise Dae3dError(
-            f"out: {out} is there, and is not a manifest; name another file, such as manifest.jsonl"
+            f"out: {out} exists and is not a manifest; choose another file, such as manifest.jsonl"
         )
 
 
-def _nothing_found(tally: Tally, settings: IndexSettings) -> Dae3dError:
+def _nothing_found(counts: IndexCounts, settings: IndexSettings) -> Dae3dError:
     layout = LAYOUTS[settings.layout] if settings.layout else None
     if layout and layout.dicom:
         return layout.mismatch(absolute(next(filter(Path.is_dir, settings.folders))))
-    if tally.left_out.keys() - {NO_SCAN}:
+    if counts.left_out.keys() - {NO_SCAN}:
         return Dae3dError(
             "none of the files found can be used, for the reasons above; no manifest is written"
         )
@@ -91,26 +91,28 @@ def _nothing_found(tally: Tally, settings: IndexSettings) -> Dae3dError:
     )
 
 
-def _describe_all(found: Gathered, settings: IndexSettings) -> tuple[Spool[Described], Tally]:
+def _describe_all(found: Gathered, settings: IndexSettings) -> tuple[Spool[Described], IndexCounts]:
     """What can be used; what cannot is added to what was left out."""
     described: Spool[Described] = Spool(settings.out.parent)
-    tally = Tally()
+    counts = IndexCounts()
     for item in found.left_out:
-        tally.add_left_out(item)
-    for answer in _answers(found, settings, tally):
-        if isinstance(answer, Refused):
+        counts.add_left_out(item)
+    for answer in _answers(found, settings, counts):
+        if isinstance(answer, Undescribed):
             found.left_out.add(answer.left_out)
-            tally.add_left_out(answer.left_out)
+            counts.add_left_out(answer.left_out)
             if answer.rule:
-                tally.rules[answer.rule] += 1
+                counts.rules[answer.rule] += 1
         else:
             described.add(answer)
-            tally.add(answer)
-    return described, tally
+            counts.add(answer)
+    return described, counts
 
 
-def _answers(found: Gathered, settings: IndexSettings, tally: Tally) -> Iterator[Described | Refused]:
-    """What every file and every series is; `tally` learns what is left of the table of subjects."""
+def _answers(
+    found: Gathered, settings: IndexSettings, counts: IndexCounts
+) -> Iterator[Described | Undescribed]:
+    """What every file and every series is; `counts` learns what is left of the table of subjects."""
     cache = settings.out.with_name(f".{settings.out.name}.headers")
     with HeaderCache(cache) as headers:
         describer = Describer(settings, found.roots, headers)
@@ -120,15 +122,15 @@ def _answers(found: Gathered, settings: IndexSettings, tally: Tally) -> Iterator
             if answer is None:
                 found.dicom.add(candidate.path)
             else:
-                yield from [answer] if isinstance(answer, Refused) else answer
+                yield from [answer] if isinstance(answer, Undescribed) else answer
     if found.dicom:
         slices = tqdm(found.dicom, "reading DICOM headers", unit="file", leave=False, delay=1)
         for series in find_series(slices, load_salt(settings.salt), settings.workers):
             if isinstance(series, LeftOut):
-                yield Refused(series)
+                yield Undescribed(series)
             else:
                 yield describer.series(series, found.root_of(series.folder))
-    tally.unused = describer.unused_paths()
+    counts.unused = describer.unused_paths()
 
 
 def _on_side(scan: Scan, subject_of: Mapping[str, str], sides: Mapping[str, Split]) -> Scan:

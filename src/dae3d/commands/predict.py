@@ -1,4 +1,4 @@
-"""The verb `predict`: segment scans with one fine-tuned network or several, in the scans' own grids."""
+"""The command `predict`: segment scans with one fine-tuned network or several, in the scans' own grids."""
 
 import functools
 import logging
@@ -16,21 +16,21 @@ from tqdm import tqdm
 
 from dae3d.cores import THREADS
 from dae3d.errors import Dae3dError, ScanError
-from dae3d.evaluation.cases import RECORD
 from dae3d.evaluation.held_out import write_weights
+from dae3d.evaluation.pairs import RECORD
 from dae3d.files import inside, make_folder, reserve, unfinished_files, unfinished_name, writing
-from dae3d.inference.cases import (
+from dae3d.inference.device import pick_device
+from dae3d.inference.ensemble import Ensemble, load_ensemble
+from dae3d.inference.given_cases import (
     ScanCase,
     given_cases,
     in_words,
     refuse_other_labels,
     say_strange_values,
 )
-from dae3d.inference.device import pick_device
-from dae3d.inference.ensemble import Ensemble, load_ensemble
 from dae3d.inference.mirror import mirrored_axes
-from dae3d.inference.native import interpolate_slabs, is_part_of, nearest_classes
 from dae3d.inference.nifti import write_nifti
+from dae3d.inference.original_grid import interpolate_slabs, is_part_of, nearest_classes
 from dae3d.inference.sliding import probability_slabs, segment, window_count
 from dae3d.journal import Journal, sources_in
 from dae3d.scans.channels import ScanText, channel_files
@@ -39,7 +39,7 @@ from dae3d.scans.modality import Label
 from dae3d.scans.sides import AXES, AXES_SHOWN, Axis
 from dae3d.scans.task import Task, read_task, say_contradictions
 from dae3d.scans.task_list import TaskSplit
-from dae3d.settings import Positional, Settings, verb
+from dae3d.settings import Positional, Settings, command
 from dae3d.store.recipe import CaseRecipe
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class PredictSettings(Settings):
         return self
 
 
-@verb
+@command
 def predict(settings: PredictSettings) -> list[Path]:
     """Segment scans, and write `<name>.nii.gz` for each, in the scan's own grid.
 
@@ -168,27 +168,29 @@ def _predict_case(
     conformed = case.read(recipe)
     say_strange_values(case, conformed, recipe)
     image = torch.from_numpy(conformed.normalised(recipe))
-    grid, native = conformed.grid, conformed.native
+    grid, original = conformed.grid, conformed.native
     del conformed  # its voxels are not needed any more
     label_file, *probability_files = _files(case, settings)
     windows = window_count(grid.shape, recipe.roi, settings.overlap)
     with (
         tqdm(total=windows, desc=case.name, unit="window", leave=False) as progress,
         _explained(case, settings),
-        _probabilities(probability_files, (len(recipe.labels), *native.shape)) as probabilities,
+        _probabilities(probability_files, (len(recipe.labels), *original.shape)) as probabilities,
     ):
         arguments = (
             *(ensemble.networks, image, recipe.roi, settings.overlap, settings.window_batch, device),
             *([AXES.index(axis) for axis in mirror], progress.update),
         )
-        if settings.probabilities or (settings.resample == "probabilities" and not is_part_of(native, grid)):
-            classes = np.zeros(native.shape, np.uint8)
-            interpolate_slabs(probability_slabs(*arguments), grid, native, classes, probabilities)
+        if settings.probabilities or (
+            settings.resample == "probabilities" and not is_part_of(original, grid)
+        ):
+            classes = np.zeros(original.shape, np.uint8)
+            interpolate_slabs(probability_slabs(*arguments), grid, original, classes, probabilities)
         else:
-            classes = nearest_classes(segment(*arguments).numpy(), grid, native)
+            classes = nearest_classes(segment(*arguments).numpy(), grid, original)
         for path in probability_files:
-            write_nifti(path, np.moveaxis(probabilities, 0, -1), case.files[0], native.affine)
-        write_nifti(label_file, _values(recipe.label_values)[classes], case.files[0], native.affine)
+            write_nifti(path, np.moveaxis(probabilities, 0, -1), case.files[0], original.affine)
+        write_nifti(label_file, _values(recipe.label_values)[classes], case.files[0], original.affine)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The verb `prepare`: from the scans of a manifest to a store that training reads from."""
+"""The command `prepare`: from the scans of a manifest to a store that training reads from."""
 
 import logging
 import os
@@ -21,16 +21,16 @@ from dae3d.cores import usable_cores
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.scans.manifest import Scan
 from dae3d.scans.read import source_files
-from dae3d.settings import Positional, Settings, verb
+from dae3d.settings import Positional, Settings, command
 from dae3d.store.convert import Outcome, convert
 from dae3d.store.earlier import Earlier
-from dae3d.store.index import INDEX, Header, OtherVersion, read_header
+from dae3d.store.index import INDEX, IndexHeader, OtherVersion, read_index_header
 from dae3d.store.recipe import Spacing
 from dae3d.store.scan import PARTIAL, REJECTED, SCANS, Preparation
-from dae3d.store.shards import PARTS, Shard, all_shards, in_words
+from dae3d.store.shards import PARTS, Shard, all_shards, shard_list
 from dae3d.store.source import digest
 from dae3d.store.store import Store
-from dae3d.store.tally import Tally
+from dae3d.store.tally import StoreTally
 from dae3d.store.wanted import Wanted
 from dae3d.store.workers import work_through
 from dae3d.store.writer import locked, only_writer, shard_writer
@@ -108,7 +108,7 @@ class PrepareSettings(Settings):
         return Preparation(spacing=self.spacing, crop_foreground=self.crop_foreground)
 
 
-@verb
+@command
 def prepare(settings: PrepareSettings) -> Store:
     """Add the scans of a manifest to a store, in parallel, and only those it does not have as they are.
 
@@ -142,8 +142,8 @@ def _prepare_whole(settings: PrepareSettings, wanted: Wanted) -> None:
         earlier = _look_at_earlier(wanted, settings)
         # Shards that are run again must not be put together with others that are older than this run.
         shutil.rmtree(out / PARTS, ignore_errors=True)
-        header = Header(preparation=settings.preparation, scans=0)
-        tally = Tally(out / PARTIAL)
+        header = IndexHeader(preparation=settings.preparation, scans=0)
+        tally = StoreTally(out / PARTIAL)
         # Before all of it has been looked at, the index that is there says more than this run could.
         _keep_unchanged(wanted, settings, tally, [out / INDEX])
         _retire_other(out / INDEX, header)
@@ -172,7 +172,7 @@ def _look_at_earlier(wanted: Wanted, settings: PrepareSettings) -> Earlier:
     return earlier
 
 
-def _put_together(tally: Tally, earlier: Earlier, settings: PrepareSettings) -> list[tuple[str, str]]:
+def _put_together(tally: StoreTally, earlier: Earlier, settings: PrepareSettings) -> list[tuple[str, str]]:
     """Add what stays of the store's earlier scans; returns rows for the screen."""
     if not earlier.scans:
         if not settings.only:
@@ -194,7 +194,7 @@ def _put_together(tally: Tally, earlier: Earlier, settings: PrepareSettings) -> 
     return rows
 
 
-def _write_down(tally: Tally, settings: PrepareSettings, header: Header, earlier: Earlier) -> None:
+def _write_down(tally: StoreTally, settings: PrepareSettings, header: IndexHeader, earlier: Earlier) -> None:
     out = settings.out
     _show(str(out), tally, out / REJECTED, _put_together(tally, earlier, settings))
     if tally.scans:
@@ -213,13 +213,13 @@ def _told() -> Iterator[None]:
 def _prepare_shard(settings: PrepareSettings, wanted: Wanted, shard: Shard) -> bool:
     """Do a shard's scans; returns whether it was the last, and the store's index has been written."""
     out = settings.out
-    header = Header(preparation=settings.preparation, scans=0, manifest=digest([settings.manifest]))
+    header = IndexHeader(preparation=settings.preparation, scans=0, manifest=digest([settings.manifest]))
     with shard_writer(out, SCANS, shard) as folder:
         _look_at_earlier(wanted, settings)
         for part in (out / PARTS).glob("index-*.jsonl"):
             if not (part.stem.endswith(f"-of-{shard.of}") and _goes_with(part, header)):
                 part.unlink(missing_ok=True)
-        tally = Tally(out / folder)
+        tally = StoreTally(out / folder)
         try:
             _keep_unchanged(wanted, settings, tally, [out / shard.index, out / INDEX])
             _retire_other(out / INDEX, header.model_copy(update={"manifest": None}))
@@ -235,15 +235,15 @@ def _prepare_shard(settings: PrepareSettings, wanted: Wanted, shard: Shard) -> b
             return _merge(wanted, settings, header, shard.of, folder)
 
 
-def _merge(wanted: Wanted, settings: PrepareSettings, header: Header, of: int, folder: str) -> bool:
+def _merge(wanted: Wanted, settings: PrepareSettings, header: IndexHeader, of: int, folder: str) -> bool:
     """Add the parts of all shards to the index, if they are there."""
     out = settings.out
     shards = all_shards(of)
     missing = [shard for shard in shards if not _goes_with(out / shard.index, header)]
     if missing:
-        _log.info("%s: the index waits for %s", out, in_words(missing))
+        _log.info("%s: the index waits for %s", out, shard_list(missing))
         return False
-    tally = Tally(out / folder)
+    tally = StoreTally(out / folder)
     for shard in shards:
         tally.add_part(out / shard.index, out / shard.rejected)
     tally.write_rejected(out / REJECTED)
@@ -255,18 +255,18 @@ def _merge(wanted: Wanted, settings: PrepareSettings, header: Header, of: int, f
     return True
 
 
-def _goes_with(part: Path, header: Header) -> bool:
+def _goes_with(part: Path, header: IndexHeader) -> bool:
     """Whether a shard's part is there, and made of the same manifest by the same settings."""
     try:
-        return read_header(part).model_copy(update={"scans": header.scans}) == header
+        return read_index_header(part).model_copy(update={"scans": header.scans}) == header
     except (FileNotFoundError, Dae3dError):
         return False
 
 
-def _retire_other(index: Path, header: Header) -> None:
+def _retire_other(index: Path, header: IndexHeader) -> None:
     """Remove an index of another preparation: the files that it lists are about to be replaced."""
     try:
-        if read_header(index).preparation == header.preparation:
+        if read_index_header(index).preparation == header.preparation:
             return
     except OtherVersion:
         pass
@@ -275,12 +275,14 @@ def _retire_other(index: Path, header: Header) -> None:
     index.unlink(missing_ok=True)
 
 
-def _keep_unchanged(wanted: Wanted, settings: PrepareSettings, tally: Tally, indexes: list[Path]) -> None:
+def _keep_unchanged(
+    wanted: Wanted, settings: PrepareSettings, tally: StoreTally, indexes: list[Path]
+) -> None:
     for outcome in wanted.unchanged(settings.out, indexes, settings.preparation):
         tally.count(outcome)
 
 
-def _convert(wanted: Wanted, settings: PrepareSettings, tally: Tally, folder: str) -> None:
+def _convert(wanted: Wanted, settings: PrepareSettings, tally: StoreTally, folder: str) -> None:
     if not wanted.to_do:
         return
     with (
@@ -335,12 +337,12 @@ def _seen(scan: Scan) -> bool:
         return False
 
 
-def _refuse_nothing(tally: Tally, rejected: Path) -> None:
+def _refuse_nothing(tally: StoreTally, rejected: Path) -> None:
     if tally.scans == tally.kept:
         raise Dae3dError(f"none of the {tally.rejected} scans is usable; {rejected} says why")
 
 
-def _show(what: str, tally: Tally, rejected: Path, rows: Iterable[tuple[str, str]] = ()) -> None:
+def _show(what: str, tally: StoreTally, rejected: Path, rows: Iterable[tuple[str, str]] = ()) -> None:
     table = Table("store", escape(what))
     table.add_row("prepared now", str(tally.prepared))
     table.add_row("already there", str(tally.scans - tally.prepared))

@@ -1,4 +1,4 @@
-"""The verb `pretrain`."""
+"""The command `pretrain`."""
 
 import logging
 from functools import partial
@@ -7,8 +7,8 @@ from pathlib import Path
 import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from dae3d.probing.measure import probe_of_run
-from dae3d.settings import verb
+from dae3d.probing.probe import probe_of_run
+from dae3d.settings import command
 from dae3d.training.callbacks import step_of
 from dae3d.training.data import CropLoaders, TrainingData, training_data
 from dae3d.training.legs import Leg, baselines_due, legs_of, say_new_data
@@ -20,7 +20,7 @@ from dae3d.training.settings import PretrainSettings
 log = logging.getLogger(__name__)
 
 
-@verb
+@command
 def pretrain(settings: PretrainSettings) -> Path:
     """Pre-train a network on a store by disruption and repair.
 
@@ -37,15 +37,15 @@ def pretrain(settings: PretrainSettings) -> Path:
     checkpoint = checkpoint_of(settings)
     devices, nodes = device_count(settings)
     data = training_data(settings, devices * nodes)
-    settings = settings.for_epochs_of(-(-data.batches_per_epoch // settings.accumulate))
+    schedule = settings.schedule(-(-data.batches_per_epoch // settings.accumulate))
     resumed_at = None if checkpoint is None else step_of(checkpoint)
-    if resumed_at is not None and resumed_at >= int(settings.max_steps):
-        log.info("%s is already at step %s of %s", settings.out, resumed_at, settings.max_steps)
+    if resumed_at is not None and resumed_at >= schedule.max_steps:
+        log.info("%s is already at step %s of %s", settings.out, resumed_at, schedule.max_steps)
         return settings.out
     lightning.seed_everything(settings.seed, verbose=False)
     preparation = data.store.scans.header.preparation
     module = Pretraining(
-        settings, data.modalities, preparation, settings.out / "pictures", data.scans.spacing()
+        settings, schedule, data.modalities, preparation, settings.out / "pictures", data.scans.spacing()
     )
     about = {
         "kind": "pretrain",

@@ -1,4 +1,4 @@
-"""The verb `reconstruct`: disrupt whole scans, repair them window by window, and measure how well."""
+"""The command `reconstruct`: disrupt whole scans, repair them window by window, and measure how well."""
 
 import csv
 import dataclasses
@@ -30,13 +30,14 @@ from torch import Tensor
 
 from dae3d.cores import THREADS
 from dae3d.disrupt import DISRUPTIONS, Disrupted, DisruptionName, DisruptionSettings, clipped, sample_keys
+from dae3d.disrupt.step import Step
 from dae3d.drawing.pictures import triptych
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.evaluation.image_metrics import IMAGE_METRICS
 from dae3d.evaluation.quality import image_quality
 from dae3d.files import inside, refuse_other_file, whole_file, write_text
 from dae3d.inference.device import pick_device
-from dae3d.inference.labelled import labelled_images, unseen
+from dae3d.inference.given_images import GivenImage, given_images, unseen
 from dae3d.inference.prepared import Prepared, preparation_of, read_prepared
 from dae3d.models.loading import load
 from dae3d.models.swin_unetr import SwinUNETR
@@ -44,7 +45,7 @@ from dae3d.run_folder import refuse_a_runs_folder
 from dae3d.scans.given import VOLUME_GIVEN, image_names
 from dae3d.scans.modality import Label, RuleText
 from dae3d.scans.readers import scan_stem
-from dae3d.settings import Positional, Settings, verb
+from dae3d.settings import Positional, Settings, command
 from dae3d.store.intensity import normalise
 from dae3d.training.settings import PretrainSettings
 
@@ -90,7 +91,7 @@ class Repair:
     repaired: Tensor
 
 
-@verb
+@command
 def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     """Disrupt whole scans, repair them with sliding windows, and write and measure the result.
 
@@ -109,26 +110,18 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     """
     refuse_a_runs_folder(settings.out, "reconstructions")
     device = pick_device(settings.device, settings.threads)
-    network = load(settings.weights, axes=settings.axes)
-    known = network.info.get("modalities", ())
-    if not isinstance(network, SwinUNETR):
-        task = network.info["task"]
-        raise Dae3dError(f"{network.weights}: of a network for {task}; reconstruct needs one that repairs")
-    network.to(device)
+    network = _network(settings).to(device)
     trained = _trained_with(network)
     roi = settings.roi or trained.roi
     disruption = settings.disruption or trained.disruption
     preparation = preparation_of(network)
     if network.encoder.axes == "reference" and roi != 2 * trained.embed_dim:
         raise Dae3dError(f"roi: with reference axes it must be {2 * trained.embed_dim}, not {roi}")
-    figures = settings.out / "metrics.csv"
-    refuse_other_file(figures, "table of `reconstruct`", rb"scan,modality,image,l1,psnr")
+    results = settings.out / "metrics.csv"
+    refuse_other_file(results, "table of `reconstruct`", rb"scan,modality,image,l1,psnr")
     log.info("%s, windows of %d^3", disruption, roi)
 
-    scans = labelled_images(settings.scans, settings.rule, settings.modality, settings.volume)
-    never_saw = unseen(scans, known)
-    if never_saw:
-        raise Dae3dError(f"{never_saw}; --modality takes scans as one of those all the same")
+    scans = _scans(settings, network.info.get("modalities", ()))
     named = _named(image_names([scan.image for scan in scans]))
     _refuse_overwriting(settings.out, [scan.name for scan in scans], named)
     rows: list[dict[str, Any]] = []
@@ -145,14 +138,31 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
         folder = inside(settings.out, name)
         _write(folder, repair, scan, f"{path.name} ({label}), {disruption}")
         rows += [
-            {"scan": given, "modality": label, "image": which, **_figures(result, repair.clean)}
+            {"scan": given, "modality": label, "image": which, **_quality(result, repair.clean)}
             for which, result in (("disrupted", repair.disrupted), ("repaired", repair.repaired))
         ]
-        _write_rows(figures, rows)
+        _write_rows(results, rows)
     if not rows:
         raise Dae3dError("none of the scans could be used; the messages above say why")
     _show(rows, settings.out)
     return rows
+
+
+def _network(settings: ReconstructSettings) -> SwinUNETR:
+    network = load(settings.weights, axes=settings.axes)
+    if not isinstance(network, SwinUNETR):
+        task = network.info["task"]
+        raise Dae3dError(f"{network.weights}: a network for {task}; reconstruct needs a pre-training network")
+    return network
+
+
+def _scans(settings: ReconstructSettings, known: Sequence[str]) -> list[GivenImage]:
+    """The scans to repair; raises Dae3dError where one has a modality that the network was not trained on."""
+    scans = given_images(settings.scans, settings.rule, settings.modality, settings.volume)
+    never_saw = unseen(scans, known)
+    if never_saw:
+        raise Dae3dError(f"{never_saw}; to treat the scans as one of those, set --modality")
+    return scans
 
 
 def repair_scan(
@@ -166,7 +176,7 @@ def repair_scan(
 ) -> Repair:
     """Disrupt a whole scan and repair it with Gaussian-weighted sliding windows.
 
-    Voxels are disrupted once over the whole scan; the channels of the token embedding again in every window.
+    Voxels are disrupted once, over the whole scan; embedding channels are masked separately in each window.
 
     Args:
         network: in eval mode.
@@ -177,19 +187,8 @@ def repair_scan(
         roi: side of the windows.
         overlap: share of a window that the next one covers too.
     """
-    shape = image.shape[2:]
-    # As in a training crop: whole stages of the network, whole blocks of the disruptions, those of "varied"
-    # too, whose sides are powers of two.
     steps = DISRUPTIONS[disruption].steps
-    sides = [getattr(strengths, name) for step in steps for name in step.sides]
-    unit = math.lcm(32, *sides, *(1 << side.bit_length() - 1 for side in sides))
-    ends = [-(-max(roi, side) // unit) * unit - side for side in shape]
-    stride = max(2, int(roi * (1 - overlap)) // 2 * 2)  # voxels; a token is two
-    padded = torch.nn.functional.pad(image, [p for end in reversed(ends) for p in (0, end)])
-    whole = Disrupted(padded, keys)
-    for step in steps:
-        if not step.masks_channels:
-            whole = step(whole, strengths)
+    whole = _disrupt_voxels(image, steps, strengths, keys, roi)
     in_windows = [step for step in steps if step.masks_channels]
     windows_seen = 0
 
@@ -207,18 +206,36 @@ def repair_scan(
         return network(batch.image, batch.channel_keep, batch.token_mask).float()
 
     channels = [whole.image] if whole.voxel_mask is None else [whole.image, whole.voxel_mask.to(image.dtype)]
+    stride = max(2, int(roi * (1 - overlap)) // 2 * 2)  # voxels; a token is 2 voxels wide
     with torch.inference_mode():
         repaired = sliding_window_inference(
             torch.cat(channels, dim=1),
             roi,
             1,
             repair_windows,
-            max(0.0, 1 - (stride + 0.5) / roi),  # half a voxel more, for it is rounded down again
+            max(0.0, 1 - (stride + 0.5) / roi),  # half a voxel more, because MONAI rounds it down
             mode="gaussian",
             progress=True,
         )
-    x, y, z = shape
+    x, y, z = image.shape[2:]
     return Repair(image, whole.image[:, :, :x, :y, :z], torch.as_tensor(repaired)[:, :, :x, :y, :z])
+
+
+def _disrupt_voxels(
+    image: Tensor, steps: Sequence[Step], strengths: DisruptionSettings, keys: Tensor, roi: int
+) -> Disrupted:
+    """Pad a scan as needed and apply the steps that change voxels."""
+    # The network's stages and the blocks of the disruptions must fit, as in a training crop; those of
+    # "varied" have sides that are powers of two.
+    sides = [getattr(strengths, name) for step in steps for name in step.sides]
+    unit = math.lcm(32, *sides, *(1 << side.bit_length() - 1 for side in sides))
+    ends = [-(-max(roi, side) // unit) * unit - side for side in image.shape[2:]]
+    padded = torch.nn.functional.pad(image, [p for end in reversed(ends) for p in (0, end)])
+    whole = Disrupted(padded, keys)
+    for step in steps:
+        if not step.masks_channels:
+            whole = step(whole, strengths)
+    return whole
 
 
 def _trained_with(network: SwinUNETR) -> PretrainSettings:
@@ -226,7 +243,7 @@ def _trained_with(network: SwinUNETR) -> PretrainSettings:
     if "settings" in network.info:
         try:
             recorded = {**PretrainSettings.earlier, **network.info["settings"], "resume": False}
-            return PretrainSettings.model_validate(recorded, context={"chosen": ()})
+            return PretrainSettings.model_validate(recorded)
         except ValidationError as error:
             raise Dae3dError(
                 f"{network.weights}: its settings are not ours: {error.errors()[0]['msg']}"
@@ -283,7 +300,7 @@ def _write(folder: Path, repair: Repair, scan: Prepared, title: str) -> None:
     triptych(volumes, title, folder / "triptych.png", scan.volume.spacing)
 
 
-def _figures(image: Tensor, clean: Tensor) -> dict[str, float]:
+def _quality(image: Tensor, clean: Tensor) -> dict[str, float]:
     return {name: values.item() for name, values in image_quality(image, clean).items()}
 
 

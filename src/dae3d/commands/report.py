@@ -9,8 +9,8 @@ from pydantic import Field
 from dae3d.errors import Dae3dError
 from dae3d.reporting import finetuning, pretraining
 from dae3d.reporting.html import write_page
-from dae3d.reporting.run import load_run
-from dae3d.settings import Positional, Settings, verb
+from dae3d.reporting.run_folder import load_run
+from dae3d.settings import Positional, Settings, command
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class ReportSettings(Settings):
     out: Path | None = Field(None, description="the page to write; none: report.html in the run folder")
 
 
-@verb
+@command
 def report(settings: ReportSettings) -> Path:
     """Write a page about a run: what was trained on what, with which result, curves and pictures.
 

@@ -1,4 +1,4 @@
-"""The verb `store check`: is a store whole, and what can be done where it is not."""
+"""The command `store check`: is a store whole, and what can be done where it is not."""
 
 import logging
 import shutil
@@ -17,23 +17,23 @@ from tqdm import tqdm
 from dae3d.cores import usable_cores
 from dae3d.errors import Dae3dError
 from dae3d.files import make_folder, writing
-from dae3d.settings import Positional, Settings, verb
+from dae3d.settings import Positional, Settings, command
 from dae3d.store.index import (
     INDEX,
-    Header,
+    IndexHeader,
     OtherVersion,
     iterate,
-    read_header,
     read_index,
+    read_index_header,
     readable,
     refuse_unfinished,
 )
+from dae3d.store.integrity import Checked, State, check_file
 from dae3d.store.place import DAMAGED, stored_files
 from dae3d.store.scan import PARTIAL, SCANS, Preparation, StoredScan
 from dae3d.store.shards import PARTS, unfinished
 from dae3d.store.store import Store
-from dae3d.store.tally import Tally
-from dae3d.store.whole import Checked, State, check_file
+from dae3d.store.tally import StoreTally
 from dae3d.store.workers import work_through
 from dae3d.store.writer import leftovers, only_writer, refuse_writing
 
@@ -68,14 +68,14 @@ class _Contents:
 
     def __init__(self, store: Path) -> None:
         self.store = store
-        self.header: Header | None = None
+        self.header: IndexHeader | None = None
         self.why = ""
         self.listed: set[str] = set()
         self.lost: set[str] = set()
         files = set(stored_files(store))
         index = store / INDEX
         try:
-            self.header = read_header(index)
+            self.header = read_index_header(index)
             self.listed = {scan.file for scan in iterate(index)}
         except OtherVersion:
             raise
@@ -111,7 +111,7 @@ class _Findings:
     def __init__(self, contents: _Contents, keep: bool) -> None:
         self._contents = contents
         self._keep = keep
-        self.kept: dict[Preparation, Tally] = {}
+        self.kept: dict[Preparation, StoreTally] = {}
         self.wrong: list[Checked] = []
         self.unlisted: list[str] = []
         self.whole = 0
@@ -133,11 +133,11 @@ class _Findings:
         scan = checked.listed or checked.scan
         if self._keep and scan is not None and checked.state in ("whole", "unreadable"):
             if scan.preparation not in self.kept:
-                self.kept[scan.preparation] = Tally(self._contents.store / PARTIAL)
+                self.kept[scan.preparation] = StoreTally(self._contents.store / PARTIAL)
             self.kept[scan.preparation].add(scan)
 
 
-@verb
+@command
 def store_check(settings: StoreCheckSettings) -> Store:
     """Read every scan of a store whole, and compare it with what is on record of it.
 
@@ -233,7 +233,7 @@ def _repair(contents: _Contents, findings: _Findings) -> None:
         _refuse_unreadable(store, findings)
         raise Dae3dError(f"{store}: nothing in it is whole; run `dae3d prepare MANIFEST --out {store}` again")
     tally = findings.kept[preparation]
-    tally.write_index(store / INDEX, Header(preparation=preparation, scans=0))
+    tally.write_index(store / INDEX, IndexHeader(preparation=preparation, scans=0))
     _log.info(
         "%s: its index lists what is whole, %d scans; run `dae3d prepare MANIFEST` for what is missing%s",
         store,

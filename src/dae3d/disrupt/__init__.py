@@ -1,7 +1,11 @@
-"""Disruptions: what is done to a clean crop before the network repairs it.
+"""Disruptions: the corruptions applied to a clean crop, which the network learns to undo.
 
-To add one, write its step in a file of its own, with its settings, and give it a line in `DISRUPTIONS`; where
-it has settings, `DisruptionSettings` inherits them.
+"all" is the published combination of noise, downsampling and local channel masking; "mae" masks blocks, as
+masked autoencoders do (He et al., arXiv 2111.06377); "varied" draws the strength of each step per sample. All
+random numbers depend only on the seed and the sample number (`random.py`).
+
+To add a disruption, write its steps and settings in a file of its own, add it to `DISRUPTIONS`, and let
+`DisruptionSettings` inherit the settings.
 """
 
 from typing import Annotated
@@ -25,7 +29,7 @@ DISRUPTIONS: dict[str, Disruption] = {
     "all": Disruption(
         (noise, downsample, local_mask),
         f"noise, loss of resolution and {_CHANNELS}",
-        "the published one: denoise, superres and local_mask in turn",
+        "the published combination: denoise, superres and local_mask in turn",
     ),
     "denoise": Disruption((noise,), "noise", "Gaussian noise"),
     "superres": Disruption((downsample,), "loss of resolution", "down- and up-sampling"),
@@ -33,8 +37,8 @@ DISRUPTIONS: dict[str, Disruption] = {
     "mae": Disruption((block_mask,), "masked blocks of voxels", "masked blocks"),
     "varied": Disruption(
         (varied_noise, varied_downsample, varied_block_mask),
-        "noise, loss of resolution and masked blocks, each of a strength drawn for every crop",
-        "noise, lost resolution and masked blocks, each of a strength drawn for every crop, none included",
+        "noise, loss of resolution and masked blocks, each with a random strength per crop",
+        "noise, downsampling and masked blocks, each with a random strength per crop, including zero",
     ),
 }
 
@@ -57,21 +61,21 @@ class _Choice(Settings):
 class DisruptionSettings(
     JitterSettings, BlockMaskSettings, LocalMaskSettings, DownsampleSettings, NoiseSettings, _Choice
 ):
-    """Which disruption, and the strengths of all; most defaults are the published ones."""
+    """The choice of disruption and the settings of all steps; most defaults are the published values."""
 
 
 def disrupt(
     image: Tensor, seed: int, samples: Tensor, settings: DisruptionSettings, channels: int
 ) -> Disrupted:
-    """Disrupt a batch on its own device, without waiting for it.
+    """Disrupt a batch on its own device, without synchronising with it.
 
     Args:
-        image: (B, C, D, H, W), left as it is.
-        seed: of the run.
-        samples: (B,) int64 sample numbers on the same device. A sample's disruption depends on its number
-            and the seed alone.
-        settings: which disruption, and its strengths.
-        channels: of the token embedding.
+        image: (B, C, D, H, W), not modified.
+        seed: seed of the run.
+        samples: (B,) int64 sample numbers on the same device. The disruption of a sample depends only on its
+            number and the seed.
+        settings: the disruption and its strengths.
+        channels: channels of the token embedding.
     """
     batch = Disrupted(image, sample_keys(seed, samples), channels=channels)
     for step in DISRUPTIONS[settings.disruption].steps:

@@ -1,4 +1,4 @@
-"""What a disruption gives the network."""
+"""A batch of disrupted crops: the input of the network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,15 +9,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Disrupted:
-    """A batch on its way through the disruptions. The clean images stay with the caller, untouched.
+    """A batch passing through the steps of a disruption. Steps return new batches and modify nothing in
+    place.
 
     Attributes:
-        image: (B, C, D, H, W), as far as it is disrupted.
+        image: (B, C, D, H, W), the image after the steps so far.
         keys: (B,) int64, the key of each sample's random numbers.
         channel_keep: (B, embed_dim, 1, 1, 1) or (B, embed_dim, D/2, H/2, W/2), 0 where a channel of the
             token embedding is masked, or None.
-        voxel_mask: (B, 1, D, H, W) bool, true where whole blocks of voxels are masked, or None.
-        channels: of the token embedding.
+        voxel_mask: (B, 1, D, H, W) bool, true in masked blocks, or None.
+        channels: channels of the token embedding.
     """
 
     image: Tensor
@@ -28,11 +29,11 @@ class Disrupted:
 
     @property
     def token_mask(self) -> Tensor | None:
-        """(B, 1, D/2, H/2, W/2) bool: tokens of masked blocks, whose embedding is the mask token."""
+        """(B, 1, D/2, H/2, W/2) bool: tokens in masked blocks, which are replaced by the mask token."""
         return None if self.voxel_mask is None else self.voxel_mask[:, :, ::2, ::2, ::2]
 
     def rows(self, rows: slice) -> "Disrupted":
-        """Some of the batch."""
+        """A slice of the batch."""
         channels, voxels = self.channel_keep, self.voxel_mask
         return replace(
             self,
@@ -44,7 +45,7 @@ class Disrupted:
 
     @classmethod
     def joined(cls, parts: "Sequence[Disrupted]") -> "Disrupted":
-        """Batches of one disruption as one."""
+        """Concatenate batches of the same disruption."""
         channels = [part.channel_keep for part in parts if part.channel_keep is not None]
         voxels = [part.voxel_mask for part in parts if part.voxel_mask is not None]
         return cls(
@@ -57,7 +58,7 @@ class Disrupted:
 
 
 def clipped(image: Tensor, limit: float | None) -> Tensor:
-    """The image with values of at most `limit`, and at least its negative."""
+    """Clip the image to [-limit, limit]; None leaves it unchanged."""
     return image if limit is None else image.clamp(-limit, limit)
 
 

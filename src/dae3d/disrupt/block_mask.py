@@ -1,4 +1,4 @@
-"""Masking of blocks of voxels, the disruption of masked autoencoding (He et al., arXiv 2111.06377)."""
+"""Random masking of cubic blocks, as in masked autoencoders (He et al., arXiv 2111.06377)."""
 
 import dataclasses
 import math
@@ -17,13 +17,13 @@ STREAM = 3
 
 
 class BlockMaskSettings(Settings):
-    """How large the blocks are, and how many are masked."""
+    """Size of the blocks and share of masked blocks."""
 
     block_size: Annotated[int, DISRUPTION] = Field(
-        16, ge=2, description="side in voxels of the blocks that mae masks; of varied the largest"
+        16, ge=2, description="side of the masked blocks of mae in voxels; for varied the maximum"
     )
     block_mask_ratio: Annotated[float, DISRUPTION] = Field(
-        0.6, gt=0, lt=1, description="share of the blocks that mae masks; of varied the largest"
+        0.6, gt=0, lt=1, description="share of masked blocks of mae; for varied the maximum"
     )
 
 
@@ -31,7 +31,7 @@ class BlockMaskSettings(Settings):
 def block_mask(batch: Disrupted, settings: BlockMaskSettings) -> Disrupted:
     """Mask ceil(ratio * blocks) blocks of block_size^3 voxels.
 
-    The image is zero there, and the network puts its mask token in the place of their tokens.
+    The image is set to zero there, and the network replaces the tokens with its mask token.
     """
     shape = batch.image.shape[2:]
     grid = [side // settings.block_size for side in shape]

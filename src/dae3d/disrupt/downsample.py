@@ -1,4 +1,4 @@
-"""Loss of resolution."""
+"""Downsampling followed by upsampling (super-resolution)."""
 
 import dataclasses
 from functools import partial
@@ -13,19 +13,19 @@ from dae3d.settings import Settings
 
 
 class DownsampleSettings(Settings):
-    """How much is lost, and how."""
+    """Factor and interpolation of the downsampling."""
 
     downsample_factor: Annotated[int, DISRUPTION] = Field(
-        4, ge=1, description="factor in each axis; of varied the largest"
+        4, ge=1, description="downsampling factor along each axis; for varied the maximum"
     )
     downsample_mode: Annotated[Literal["nearest", "trilinear", "area"], DISRUPTION] = Field(
-        "nearest", description="interpolation, down and up"
+        "nearest", description="interpolation for downsampling and upsampling"
     )
 
 
 @partial(Step, lowers_resolution=True, sides=("downsample_factor",))
 def downsample(batch: Disrupted, settings: DownsampleSettings) -> Disrupted:
-    """Reduce by the factor and enlarge again, both with the same interpolation.
+    """Downsample by the factor and upsample again, with the same interpolation.
 
     "nearest" keeps the first voxel of every factor^3 block and repeats it over the block.
     """

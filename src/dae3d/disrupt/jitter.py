@@ -1,4 +1,7 @@
-"""Changes of intensity that two crops of one place may differ by, and that are not to be repaired."""
+"""Intensity augmentation: random gain, shift and gamma per crop.
+
+It is applied to the clean crop, so it is not part of what is repaired.
+"""
 
 from typing import Annotated
 
@@ -11,30 +14,30 @@ from dae3d.disrupt.step import DISRUPTION
 from dae3d.settings import Settings
 
 _STREAM = 9
-_BENT = 0.3  # share of samples with a gamma
+_BENT = 0.3  # probability of a gamma
 
 
 class JitterSettings(Settings):
-    """Its extent."""
+    """Strength of the intensity augmentation."""
 
     intensity_jitter: Annotated[float, DISRUPTION] = Field(
         0.2,
         ge=0,
         lt=1,
-        description="gain, shift and gamma drawn for each crop, and not to be repaired: gains lie in 1 plus "
-        "or minus this",
+        description="strength of the random gain, shift and gamma per crop, an augmentation that is not "
+        "repaired: gains are drawn from 1 - this to 1 + this",
     )
 
 
 def jitter(image: Tensor, inside: Tensor, keys: Tensor, extent: float) -> Tensor:
-    """Crops with a gain, a shift and, three in ten, a gamma drawn for each.
+    """Apply a random gain, a shift and, with probability 0.3, a gamma to each crop.
 
     Args:
-        image: (B, C, D, H, W), left as it is.
-        inside: (B, 1, D, H, W) bool; where it is false the image stays 0.
+        image: (B, C, D, H, W), not modified.
+        inside: (B, 1, D, H, W) bool; the image stays 0 where it is false.
         keys: (B,) int64, the key of each sample's random numbers.
-        extent: gains lie in 1 plus or minus it, shifts in plus or minus it times the crop's deviation, and
-            the logarithms of gammas in plus or minus twice it. 0 changes nothing.
+        extent: e; gains are drawn from [1 - e, 1 + e], shifts from [-e, e] times the standard deviation of
+            the crop, log gammas from [-2e, 2e]. 0 changes nothing.
 
     Returns:
         (B, C, D, H, W) float32.

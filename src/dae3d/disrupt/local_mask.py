@@ -1,4 +1,4 @@
-"""Local masking of the token embedding's channels."""
+"""Local masking: random channels of the token embedding are set to zero."""
 
 import dataclasses
 from functools import partial
@@ -15,19 +15,22 @@ STREAM = 2
 
 
 class LocalMaskSettings(Settings):
-    """How many channels, and drawn for what."""
+    """Share of masked channels, and whether they differ between tokens."""
 
     channel_mask_ratio: Annotated[float, DISRUPTION] = Field(
-        0.6, ge=0, lt=1, description="share of the token embedding's channels that local masking zeroes"
+        0.6,
+        ge=0,
+        lt=1,
+        description="share of the channels of the token embedding that local masking sets to zero",
     )
     channel_mask_per_token: Annotated[bool, DISRUPTION] = Field(
-        False, description="draw the masked channels for each token instead of once a sample"
+        False, description="draw the masked channels per token instead of once per sample"
     )
 
 
 @partial(Step, masks_channels=True)
 def local_mask(batch: Disrupted, settings: LocalMaskSettings) -> Disrupted:
-    """Mask int(ratio * channels) channels: the same ones in all tokens of a sample, or drawn per token."""
+    """Mask int(ratio * channels) channels, the same in all tokens of a sample or drawn per token."""
     channels = batch.channels
     grid = [side // 2 for side in batch.image.shape[2:]] if settings.channel_mask_per_token else [1, 1, 1]
     tokens = grid[0] * grid[1] * grid[2]

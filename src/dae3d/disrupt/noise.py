@@ -14,18 +14,19 @@ STREAM = 1
 
 
 class NoiseSettings(Settings):
-    """Its strength."""
+    """Strength of the noise."""
 
     noise_variance: Annotated[float, DISRUPTION] = Field(
         0.1,
         ge=0,
-        description="variance of the noise, in normalised intensity; of varied the largest, relative",
+        description="variance of the noise in normalised intensity; for varied the maximum, relative to the "
+        "variance of the crop",
     )
 
 
 @Step
 def noise(batch: Disrupted, settings: NoiseSettings) -> Disrupted:
-    """Add sqrt(variance) * n to every voxel, n ~ N(0, 1); the result is not clipped."""
+    """Add noise drawn from N(0, variance) to every voxel; the result is not clipped."""
     image = batch.image
     values = normal(batch.keys, image[0].numel(), STREAM).view_as(image).to(image.dtype)
     return dataclasses.replace(batch, image=image + settings.noise_variance**0.5 * values)

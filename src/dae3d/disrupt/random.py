@@ -1,7 +1,7 @@
-"""Random numbers that are a pure function of (key, position): Philox4x32-10, in tensor operations.
+"""Counter-based random numbers (Philox4x32-10) in tensor operations.
 
-A generator with state would tie a sample's disruption to the batch, process and device that it happened to
-be made in. This one gives sample `i` the same numbers wherever and however often it is disrupted.
+The numbers are a pure function of (key, position), so the disruption of a sample does not depend on its
+batch, process or device, or on how often it has been disrupted before.
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
@@ -29,12 +29,12 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 
 def uniform(keys: Tensor, count: int, stream: int) -> Tensor:
-    """Numbers in (0, 1), `count` for each sample.
+    """Uniform random numbers in (0, 1), `count` per sample.
 
     Args:
-        keys: (B,) int64, one key a sample.
-        count: how many numbers.
-        stream: tells apart the uses of one key, so that two disruptions of a sample are independent.
+        keys: (B,) int64, one key per sample.
+        count: numbers per sample.
+        stream: distinguishes uses of the same key, so that the steps of a disruption are independent.
 
     Returns:
         (B, count) float32 on the device of `keys`.
@@ -45,13 +45,13 @@ def uniform(keys: Tensor, count: int, stream: int) -> Tensor:
         (blocks & _WORD, blocks >> 32, zero + stream, zero),
         ((keys & _WORD)[:, None], ((keys >> 32) & _WORD)[:, None]),
     )
-    # 23 bits and a half: never 0, never 1, exact in float32.
+    # (23 bits + 0.5) / 2^23 is never 0 or 1 and exact in float32.
     bits = torch.stack(words, dim=-1).flatten(1)[:, :count] >> 9
     return (bits.to(torch.float32) + 0.5) * 2.0**-23
 
 
 def normal(keys: Tensor, count: int, stream: int) -> Tensor:
-    """Standard normal numbers (Box and Muller); arguments and shape as `uniform`."""
+    """Standard normal random numbers (Box-Muller transform); arguments and shape as in `uniform`."""
     half = (count + 1) // 2
     pairs = uniform(keys, 2 * half, stream)
     radius = torch.sqrt(-2 * torch.log(pairs[:, :half]))
@@ -60,7 +60,7 @@ def normal(keys: Tensor, count: int, stream: int) -> Tensor:
 
 
 def choose(keys: Tensor, rows: int, columns: int, chosen: int, stream: int) -> Tensor:
-    """Choose exactly `chosen` of `columns` places in each of `rows` rows, for each sample.
+    """For each sample, choose exactly `chosen` of `columns` entries in each of `rows` rows.
 
     Returns:
         (B, rows, columns) bool, true where chosen.
@@ -71,6 +71,6 @@ def choose(keys: Tensor, rows: int, columns: int, chosen: int, stream: int) -> T
 
 
 def _multiply(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a 32 x 32 bit product; int64 wraps, but keeps every bit."""
+    """High and low 32 bits of a 32 x 32 bit product; int64 wraps around but loses no bits."""
     product = word * constant
     return (product >> 32) & _WORD, product & _WORD

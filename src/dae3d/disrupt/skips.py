@@ -1,4 +1,4 @@
-"""Feature maps that the decoder does without, drawn for each sample."""
+"""Random dropping of skip connections."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ _STREAM = 8
 
 
 def drop_skips(hidden: Sequence[Tensor], keys: Tensor, chance: float) -> list[Tensor]:
-    """Feature maps with the finest set to zero, so that a repair cannot do without the stages below.
+    """Set the finest feature maps to zero at random, so that the decoder must use the deeper encoder stages.
 
-    A sample that does without one map does without all finer ones, too: what is left has to come from below.
+    Where a map is dropped, all finer maps of the sample are dropped too.
 
     Args:
-        hidden: the five maps (B, C, D, H, W), the finest first. The last one stays.
+        hidden: the five feature maps (B, C, D, H, W), finest first. The last one is never dropped.
         keys: (B,) int64, the key of each sample's random numbers.
-        chance: of the first map; half of it for the second, and so on.
+        chance: probability to drop the first map; it halves with each following map.
     """
     if chance == 0:
         return list(hidden)

@@ -1,4 +1,4 @@
-"""What a disruption is: steps in turn, each with settings of its own."""
+"""The interface of disruptions: a sequence of steps, each with its own settings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,14 +12,15 @@ DISRUPTION = Group("disruption")
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that is done to a batch.
+    """One operation on a batch.
 
     Attributes:
-        run: the batch, and settings that have this step's, to the batch after it.
-        sides: names of settings in voxels that divide the side of a crop.
-        lowers_resolution: whether it takes away resolution, which smoothing then need not mend.
-        masks_voxels: whether it sets `voxel_mask`: the network then needs its mask token.
-        masks_channels: whether it sets `channel_keep`: drawn for each window of a whole scan, not once.
+        run: maps a batch and the settings to the batch after this step.
+        sides: names of settings, in voxels, that must divide the side of a crop.
+        lowers_resolution: whether it reduces the resolution; baselines then include interpolation.
+        masks_voxels: whether it sets `voxel_mask`; the network then uses its mask token.
+        masks_channels: whether it sets `channel_keep`; for a whole scan it is then drawn per window, not
+            once.
     """
 
     run: Callable[[Disrupted, Any], Disrupted]
@@ -29,18 +30,18 @@ class Step:
     masks_channels: bool = field(default=False, kw_only=True)
 
     def __call__(self, batch: Disrupted, settings: Any) -> Disrupted:
-        """The batch after this step."""
+        """Apply the step."""
         return self.run(batch, settings)
 
 
 @dataclass(frozen=True)
 class Disruption:
-    """What is done to a clean crop before the network repairs it.
+    """A sequence of steps applied to a clean crop.
 
     Attributes:
-        steps: in their order.
-        damage: what is to be repaired, in words: "noise".
-        help: for the command line.
+        steps: in order of application.
+        damage: what is repaired, in words, such as "noise".
+        help: description for the command line.
     """
 
     steps: tuple[Step, ...]
@@ -49,20 +50,20 @@ class Disruption:
 
     @property
     def lowers_resolution(self) -> bool:
-        """Whether resolution is lost."""
+        """Whether a step reduces the resolution."""
         return any(step.lowers_resolution for step in self.steps)
 
     @property
     def masks_voxels(self) -> bool:
-        """Whether blocks of voxels are masked, and with them tokens."""
+        """Whether a step masks blocks of voxels and their tokens."""
         return any(step.masks_voxels for step in self.steps)
 
     def check(self, settings: Any, roi: int) -> None:
-        """Raise `ValueError` where crops of `roi` voxels a side do not fit the settings."""
+        """Raise `ValueError` if the settings do not fit crops with a side of `roi` voxels."""
         for step in self.steps:
             for name in step.sides:
                 side = getattr(settings, name)
-                # A token is two voxels wide.
+                # Tokens are two voxels wide.
                 even = "be even and " if step.masks_voxels else ""
                 if roi % side or (even and side % 2):
                     raise ValueError(f"{name}: must {even}divide roi {roi}, not {side}")

@@ -1,6 +1,7 @@
-"""Disruptions whose kind and strength are drawn for each sample, "none" included.
+"""Disruptions whose strength is drawn for each sample, including no disruption at all.
 
-A network that always sees one strength meets in fine-tuning, where nothing is disrupted, what it never saw.
+Fine-tuning uses undisrupted images, so pre-training with a single fixed strength would never show the network
+such inputs.
 """
 
 import dataclasses
@@ -17,16 +18,17 @@ from dae3d.disrupt.noise import NoiseSettings
 from dae3d.disrupt.random import normal, uniform
 from dae3d.disrupt.step import Step
 
-# Noise takes stream 4 for its strength and 1, that of `noise`, for its values.
+# Noise uses stream 4 for its strength and, like `noise`, stream 1 for its values.
 _STRENGTH, _VALUES, _FACTOR, _EXTENT, _BLOCKS = 4, 1, 5, 6, 7
-_UNTOUCHED = 0.25  # share of samples without noise; as many without masked blocks
+_UNTOUCHED = 0.25  # probability of no noise; likewise of no masked blocks
 
 
 @Step
 def varied_noise(batch: Disrupted, settings: NoiseSettings) -> Disrupted:
-    """Add Gaussian noise of a variance drawn from 0 to `noise_variance`, times that of the clean crop.
+    """Add Gaussian noise with variance u * `noise_variance` * var(clean crop), u ~ U(0, 1); none for a
+    quarter.
 
-    Relative to the crop, it is as strong where intensities span a window of CT as where they are z-scores.
+    Being relative to the crop, it is equally strong for CT (scaled to [0, 1]) and MR (z-scores).
     """
     image = batch.image
     drawn, extent = uniform(batch.keys, 2, _STRENGTH).unbind(1)
@@ -39,7 +41,7 @@ def varied_noise(batch: Disrupted, settings: NoiseSettings) -> Disrupted:
 
 @partial(Step, lowers_resolution=True, sides=("downsample_factor",))
 def varied_downsample(batch: Disrupted, settings: DownsampleSettings) -> Disrupted:
-    """Average over blocks of 1, 2, 4, ... up to `downsample_factor` voxels a side, as often each."""
+    """Average over blocks of 1, 2, 4, ... voxels per side up to `downsample_factor`, equally likely."""
     image = batch.image
     factors = _doublings(1, settings.downsample_factor, image)
     choice = (uniform(batch.keys, 1, _FACTOR) * len(factors)).long().view(-1, 1, 1, 1, 1)
@@ -51,10 +53,10 @@ def varied_downsample(batch: Disrupted, settings: DownsampleSettings) -> Disrupt
 
 @partial(Step, masks_voxels=True, sides=("block_size",))
 def varied_block_mask(batch: Disrupted, settings: BlockMaskSettings) -> Disrupted:
-    """Mask blocks of 4, 8, 16, ... voxels a side up to `block_size`, each size as often as another.
+    """Mask blocks of 4, 8, 16, ... voxels per side up to `block_size`, each size equally likely.
 
-    The share of masked blocks is drawn from 0 to `block_mask_ratio`. Image and tokens lose the same places,
-    as in `block_mask`.
+    The share of masked blocks is drawn from U(0, `block_mask_ratio`), and is 0 for a quarter of the samples.
+    Image and tokens are masked at the same locations, as in `block_mask`.
     """
     image = batch.image
     sizes = _doublings(min(4, settings.block_size), settings.block_size, image)
@@ -71,7 +73,7 @@ def varied_block_mask(batch: Disrupted, settings: BlockMaskSettings) -> Disrupte
 
 
 def _doublings(first: int, last: int, image: Tensor) -> list[int]:
-    """`first` and those of its doubles up to `last` that divide the sides of the image."""
+    """`first`, 2 * `first`, ... up to `last`, while they divide the sides of the image."""
     sizes = [first]
     while 2 * sizes[-1] <= last and all(side % (2 * sizes[-1]) == 0 for side in image.shape[2:]):
         sizes.append(2 * sizes[-1])

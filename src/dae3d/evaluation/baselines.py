@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from dae3d.evaluation.windows import gaussian_weights, weighted_means
+from dae3d.evaluation.gaussian import gaussian_weights, weighted_means
 
 SIGMAS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # voxels
 

@@ -35,14 +35,14 @@ class ImageMetric:
 
     Attributes:
         title: what people call it.
-        measure: of every sample, (B,) float32.
+        compute: of every sample, (B,) float32.
         unit: of its values.
         decimals: that are shown.
         validated: whether the higher value is the better one, and validation records it.
     """
 
     title: str
-    measure: Callable[[Images], "Tensor"]
+    compute: Callable[[Images], "Tensor"]
     unit: str = ""
     decimals: int = 3
     validated: bool = True

@@ -23,4 +23,4 @@ def image_quality(image: Tensor, clean: Tensor) -> dict[str, Tensor]:
     lowest, highest = clean.flatten(1).aminmax(dim=1)
     span = torch.where(highest > lowest, highest - lowest, torch.ones_like(lowest))
     images = Images(image, clean, lowest, span)
-    return {name: metric.measure(images) for name, metric in IMAGE_METRICS.items()}
+    return {name: metric.compute(images) for name, metric in IMAGE_METRICS.items()}

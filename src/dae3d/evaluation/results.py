@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dae3d.evaluation.bootstrap import interval, resampled_means
-from dae3d.evaluation.segmentation import METRICS, Scores
+from dae3d.evaluation.segmentation_metrics import METRICS, Scores
 
 _DECIMALS = 6
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dae3d.evaluation.windows import gaussian_weights, weighted_means
+from dae3d.evaluation.gaussian import gaussian_weights, weighted_means
 
 WINDOW = 11  # voxels, a side of SSIM's Gaussian window
 SIGMA = 1.5  # voxels

@@ -1,4 +1,4 @@
-"""Where the windows of a scan lie."""
+"""Positions of the windows of a scan."""
 
 import itertools
 import math
@@ -13,8 +13,9 @@ from dae3d.store.statistics import Box
 def window_corners(shape: Sequence[int], foreground: Box, roi: int, overlap: float) -> list[Triple]:
     """The first voxels of evenly spaced windows that cover the foreground box of a scan.
 
-    Where the box is smaller than a window, one window is centred on it, and moved into the scan if it fits;
-    in a scan smaller than a window, one is centred on the scan and sticks out on both sides.
+    Along an axis where the box is smaller than a window, one window is centred on the box and shifted into
+    the scan; where the scan is smaller than a window, one window is centred on the scan and extends beyond it
+    on both sides.
     """
     step = max(1, int(roi * (1 - overlap)))
     axes = []

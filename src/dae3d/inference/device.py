@@ -1,4 +1,4 @@
-"""The device a whole scan is worked on."""
+"""Choice of the compute device."""
 
 import torch
 
@@ -7,10 +7,10 @@ from dae3d.errors import Dae3dError
 
 
 def pick_device(name: str, threads: int | None = None) -> torch.device:
-    """The device of that name; "auto" is the GPU where there is one. A CPU computes with so many `threads`.
+    """The device with a name; "auto" is the GPU if there is one. `threads` applies to the CPU.
 
     Raises:
-        Dae3dError: where it is not there.
+        Dae3dError: if the device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -19,7 +19,7 @@ def pick_device(name: str, threads: int | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise Dae3dError(
-            f"device: must be auto, cpu, cuda or cuda:N, and be there, not {name!r}: {reason}"
+            f"device: must be auto, cpu, cuda or cuda:N, and available, not {name!r}: {reason}"
         ) from None
     if device.type == "cpu":
         use_threads(threads)

@@ -1,4 +1,4 @@
-"""Fine-tuned networks that segment together."""
+"""Ensembles of fine-tuned segmentation networks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from dae3d.store.source import digest
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Networks in eval mode, and what is common to them.
+    """Networks and their common properties.
 
     Attributes:
         networks: in eval mode.
-        recipe: of the cases that all of them take.
-        digests: of their files.
-        flips: the axes that all of them were trained with flips along; None where a file does not say it.
-        infos: what each file says of its training.
+        recipe: how cases are prepared, the same for all networks.
+        digests: of the weight files.
+        flips: axes along which all networks were trained with flips; None if a file does not record it.
+        infos: the training information in each file.
     """
 
     networks: list[nn.Module]
@@ -39,7 +39,7 @@ def load_ensemble(weights: Sequence[Path], device: torch.device) -> Ensemble:
     """Load segmentation networks of one task.
 
     Raises:
-        Dae3dError: where a file is of no fine-tuned network, or its cases were prepared otherwise than those
+        Dae3dError: if a file is not a segmentation network, or its cases were prepared differently from those
             of the first.
     """
     networks = [load(source) for source in weights]
@@ -59,15 +59,15 @@ def load_ensemble(weights: Sequence[Path], device: torch.device) -> Ensemble:
 
 
 def recipe_of(source: Path) -> CaseRecipe:
-    """How cases are prepared for a segmentation network; raises as `load_ensemble`."""
+    """How cases are prepared for a segmentation network; raises like `load_ensemble`."""
     return _recipe(source, read_weights(source))
 
 
 def _flips(info: WeightsInfo) -> tuple[Axis, ...] | None:
-    """The axes that training flipped crops along, or None where that is not known."""
+    """The axes along which training flipped crops, or None if unknown."""
     if "flip_axes" in info:
         return tuple(info["flip_axes"])
-    # When there was no choice of axes.
+    # Older weights record only a probability, for all axes.
     probability = info.get("settings", {}).get("flip_prob")
     return None if probability is None else AXES if probability else ()
 
@@ -79,7 +79,7 @@ def _recipe(source: Path, network: Network | Contents) -> CaseRecipe:
         )
     if "recipe" not in network.info:
         raise Dae3dError(
-            f"{source}: does not say how scans are to be prepared for it; weights that do are written by "
-            f"`dae3d finetune --init {source} ...`"
+            f"{source}: does not record how scans are prepared for it; `dae3d finetune --init {source} ...` "
+            "writes weights that do"
         )
     return CaseRecipe.model_validate(network.info["recipe"])

@@ -1,4 +1,4 @@
-"""Write NIfTI files in the grid of another scan, whole or not at all."""
+"""Write NIfTI files on the grid of another scan, atomically."""
 
 from pathlib import Path
 
@@ -17,18 +17,18 @@ _SCANNER = 1
 
 
 def write_nifti(path: Path, array: np.ndarray, scan: Path, affine: np.ndarray) -> None:
-    """Write `array` in the grid of `scan`.
+    """Write `array` on the grid of `scan`.
 
-    Of a NIfTI scan in mm, qform, sform, their codes and the units are taken over as they are; others say no
-    more than `affine`, which then becomes both, in scanner coordinates.
+    For NIfTI scans in mm, qform, sform, their codes and the units are copied. For other scans, `affine` is
+    written as both qform and sform, in scanner coordinates.
 
     Args:
         path: `.nii.gz` file.
-        array: (X, Y, Z), or (X, Y, Z, K), of the scan's shape; written in its own type, unscaled.
-        affine: (4, 4) from the scan's voxels to RAS+ mm, as `read_volume` gives it.
+        array: (X, Y, Z) or (X, Y, Z, K), of the shape of the scan; written unscaled in its own data type.
+        affine: (4, 4) from voxels to RAS+ mm, as returned by `read_volume`.
 
     Raises:
-        Dae3dError: where it cannot be written.
+        Dae3dError: if the file cannot be written.
     """
     kind, header = _spatial_header(scan, affine)
     header.set_data_dtype(array.dtype)
@@ -37,7 +37,7 @@ def write_nifti(path: Path, array: np.ndarray, scan: Path, affine: np.ndarray) -
 
 
 def _spatial_header(scan: Path, affine: np.ndarray) -> tuple[type[nibabel.Nifti1Image], nibabel.Nifti1Header]:
-    """A header that says where voxels lie, and nothing of whom they are."""
+    """A header with the geometry of the scan and no patient data."""
     source = load_nifti(scan) if suffix(scan) else None
     if not isinstance(source, nibabel.Nifti1Image) or unit_of(source.header)[1] != 1:
         header = nibabel.Nifti1Header()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dae3d.models import aten
 from dae3d.models.windows import Group
 
 # Scores made at a time in the backward pass: what fits a core's cache.
@@ -26,7 +27,8 @@ def attention(qkv: Tensor, bias: Tensor, groups: Sequence[Group]) -> Tensor:
     Returns:
         (windows, n, heads, channels of a head).
     """
-    if qkv.device.type == "cpu" and qkv.dtype != torch.float64 and torch.is_grad_enabled():
+    on_cpu = qkv.device.type == "cpu" and qkv.dtype != torch.float64 and torch.is_grad_enabled()
+    if on_cpu and aten.flash_attention is not None:
         return _CpuAttention.apply(qkv, bias, groups)
     parts = []
     # Slices would each come back as a gradient of the whole.
@@ -55,9 +57,7 @@ class _CpuAttention(torch.autograd.Function):
             part = slice(group.start, group.stop)
             q, k, v = qkv[part].float().permute(2, 0, 3, 1, 4).unbind(0)
             mask = _masked(bias, group)[None]
-            attended, sums[part] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                q, k, v, attn_mask=mask
-            )
+            attended, sums[part] = aten.flash_attention(q, k, v, attn_mask=mask)
             out[part] = attended.transpose(1, 2)
         ctx.save_for_backward(qkv, bias, out, sums)
         ctx.groups = groups

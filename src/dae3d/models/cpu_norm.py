@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dae3d.models import aten
+
 # Values worked on at a time: what fits a core's cache.
 _CACHED = 1 << 19
 # Rows added up one after another: few enough for float32.
 _SUMMED = 2048
 # Values in a row: enough to fill the processor's vectors.
 _WIDE = 512
-_leaky_relu_backward = torch.ops.aten.leaky_relu_backward.grad_input
-_statistics = torch.ops.aten.batch_norm_update_stats
-_batch_norm_backward = torch.ops.aten.native_batch_norm_backward
 
 
 class Map(NamedTuple):
@@ -106,7 +105,7 @@ def _norm_maps(volume: Tensor, channels: int, eps: float) -> list[Map]:
     maps = []
     for rows in volume:
         pieces = rows.split(_SUMMED)
-        found = [_statistics(piece, *running, 0.0) for piece in pieces]
+        found = [aten.batch_norm_statistics(piece, *running, 0.0) for piece in pieces]
         means, variances = (
             torch.stack(each).view(len(pieces), -1, channels) for each in zip(*found, strict=True)
         )
@@ -140,7 +139,7 @@ def _forward(terms: list[Tensor], maps: list[Map], into: Tensor, slope: float) -
 
 def _activation_backward(given: Tensor, out: Tensor, into: Tensor, slope: float) -> None:
     for given_piece, out_piece, into_piece in zip(*map(_pieces, (given, out, into)), strict=True):
-        _leaky_relu_backward(given_piece, out_piece, slope, True, grad_input=into_piece)
+        aten.leaky_relu_backward_into(given_piece, out_piece, slope, True, grad_input=into_piece)
 
 
 def _norms_backward(
@@ -172,7 +171,7 @@ def _sums(before: Tensor, term: Tensor, of_term: Map) -> tuple[Tensor, Tensor]:
     ones = torch.ones_like(of_term.scale)
     given = (ones, None, None, of_term.mean, of_term.scale, True, 0.0, (False, True, True))
     found = [
-        _batch_norm_backward(before_piece.to(dtype), piece.to(dtype), *given)
+        aten.batch_norm_backward(before_piece.to(dtype), piece.to(dtype), *given)
         for before_piece, piece in zip(before.split(_SUMMED), term.split(_SUMMED), strict=True)
     ]
     total, along = (torch.stack([each[i] for each in found]).sum(0) for i in (2, 1))

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_convolution_backward = torch.ops.aten.convolution_backward
+from dae3d.models import aten
 
 
 class Linear(nn.Linear):
@@ -50,7 +50,7 @@ def _weight_gradient(rows: Tensor, gradient: Tensor) -> Tensor:
         return _weight_gradient(gradient, rows).t()
     weight = rows.new_empty(gradient.shape[1], rows.shape[1], 1, 1)
     rest = (None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, False))
-    return _convolution_backward(_plane(gradient), _plane(rows), weight, *rest)[1][:, :, 0, 0]
+    return aten.convolution_backward(_plane(gradient), _plane(rows), weight, *rest)[1][:, :, 0, 0]
 
 
 def _plane(rows: Tensor) -> Tensor:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_batch_norm_into = torch.ops.aten.native_batch_norm.out
-_batch_norm_backward = torch.ops.aten.native_batch_norm_backward
+from dae3d.models import aten
 
 Statistics = list[tuple[Tensor, Tensor]]
 
@@ -54,7 +53,7 @@ class NativeNorm(torch.autograd.Function):
         out, *normalised = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=layout(normalised[0]))
         if out is not None:
-            gradient = torch.ops.aten.leaky_relu_backward(gradient, out, ctx.slope, True)
+            gradient = aten.leaky_relu_backward(gradient, out, ctx.slope, True)
         grads = [
             _backward(gradient.to(term.dtype), term, statistics, ctx.eps)
             for term, statistics in zip(normalised, ctx.statistics, strict=True)
@@ -70,7 +69,7 @@ def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Statistics]:
     dtype = torch.promote_types(x.dtype, torch.float32)
     for part, into in zip(_parts(x), _parts(out), strict=True):
         mean, scale = torch.empty(2, part.shape[1], dtype=dtype, device=x.device)
-        _batch_norm_into(
+        aten.batch_norm_into(
             part, _ones(scale), None, None, None, True, 0.0, eps, out=into, save_mean=mean, save_invstd=scale
         )
         statistics.append((mean, scale))
@@ -79,7 +78,7 @@ def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Statistics]:
 
 def _backward(gradient: Tensor, x: Tensor, statistics: Statistics, eps: float) -> Tensor:
     grads = [
-        _batch_norm_backward(
+        aten.batch_norm_backward(
             given, part, _ones(of_part[1]), None, None, *of_part, True, eps, [True, False, False]
         )[0]
         for given, part, of_part in zip(_parts(gradient), _parts(x), statistics, strict=True)

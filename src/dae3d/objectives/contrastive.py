@@ -1,4 +1,7 @@
-"""Cross-modal contrastive loss: features of one modality attract each other, those of others repel."""
+"""Supervised contrastive loss (Khosla et al., arXiv 2004.11362) with modalities as class labels.
+
+Pooled encoder features of crops of the same modality attract each other; those of different modalities repel.
+"""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -9,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, Repair
+from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, PretrainStep
 from dae3d.settings import Settings
 
 _LEAST_VARIANCE = 1e-5
@@ -22,22 +25,22 @@ def contrastive_loss(
     across_ranks: bool = True,
     standardise: bool = False,
 ) -> Tensor:
-    """Supervised contrastive loss over modality labels (Khosla et al., arXiv 2004.11362, L_out).
+    """Supervised contrastive loss (Khosla et al., arXiv 2004.11362, L_out) over modality labels.
 
-    Each sample's positives are the other samples of its modality. A sample without one is left out; where
-    no sample has one (a single sample, or modalities that occur once each) the loss is 0.
+    The positives of a sample are the other samples of its modality. Samples without positives are left out;
+    the loss is 0 if no sample has any.
 
-    With `across_ranks` and `torch.distributed` running, the batch is that of all ranks, each holding as
-    many samples, and every rank returns the same loss. Its gradient is scaled so that averaging over ranks,
-    as DDP does, gives the gradient of one process that holds the whole batch.
+    With `across_ranks` and `torch.distributed` initialised, features are gathered from all ranks (the same
+    number of samples each), and every rank returns the same loss. Gradients are scaled so that averaging over
+    ranks, as DDP does, gives the gradient of a single process with the whole batch.
 
     Args:
-        features: (B, F), any scale and floating type; computed in float32.
+        features: (B, F), of any scale and floating type; the loss is computed in float32.
         modalities: (B,) int64 labels.
         temperature: softmax temperature.
         across_ranks: gather the features of all ranks.
-        standardise: give each feature mean 0 and variance 1 over the batch, so that what all samples have in
-            common cannot make them alike.
+        standardise: scale each feature to mean 0 and variance 1 over the batch, so that components shared by
+            all samples do not dominate the similarity.
 
     Returns:
         A float32 scalar, finite for finite features.
@@ -52,18 +55,18 @@ def contrastive_loss(
 
 
 def standardised(features: Tensor) -> Tensor:
-    """Features (B, F) with mean 0 and variance 1 over the batch, as far as they vary."""
+    """Scale features (B, F) to mean 0 and variance 1 over the batch (0 for constant features)."""
     variance, mean = torch.var_mean(features, dim=0, correction=0)
     return (features - mean) / (variance + _LEAST_VARIANCE).sqrt()
 
 
 def _of_all_ranks(own: Tensor, modalities: Tensor) -> tuple[Tensor, Tensor]:
-    """Features and labels of all ranks in order, of which this rank's own features carry gradient.
+    """Features and labels of all ranks in order; only the features of this rank carry a gradient.
 
-    Every rank computes the loss of all anchors, so its own gradient is whole without further communication;
-    it is multiplied by the number of ranks because DDP divides by it.
+    Every rank computes the loss over all anchors, so the gradient of its own features needs no further
+    communication. It is multiplied by the number of ranks because DDP divides by it.
     """
-    # One message: with many ranks a gather takes as long as its latency. A float32 holds any label exactly.
+    # Labels travel with the features because latency dominates the gather; float32 holds them exactly.
     message = torch.cat([own.detach(), modalities[:, None].to(own.dtype)], dim=1)
     ranks, count = dist.get_world_size(), len(own)
     everyone = message.new_empty(ranks * count, message.shape[1])
@@ -86,32 +89,32 @@ def _supervised_contrastive(unit: Tensor, labels: Tensor, temperature: float) ->
 
 
 class ContrastiveSettings(Settings):
-    """Its weight, and what is compared how."""
+    """Settings of the cross-modal contrastive loss."""
 
     contrastive_weight: Annotated[float, OBJECTIVES_GROUP] = Field(
-        0.1, ge=0, description="weight of the cross-modal contrastive loss; 0 leaves it out"
+        0.1, ge=0, description="weight of the cross-modal contrastive loss; 0 turns it off"
     )
     contrastive_view: Annotated[Literal["clean", "disrupted"], OBJECTIVES_GROUP] = Field(
         "clean",
-        description="which crops it compares; of disrupted ones the masks drawn for each tell more than the "
-        "modality, and all features end up the same",
+        description="crops whose features it compares; with disrupted crops the features depend more on the "
+        "random masks than on the modality, and they collapse",
     )
     contrastive_standardise: Annotated[bool, OBJECTIVES_GROUP] = Field(
         True,
-        description="give each pooled feature mean 0 and variance 1 over the batch before, so that what all "
-        "crops have in common cannot make them alike",
+        description="scale each pooled feature to mean 0 and variance 1 over the batch before comparing, so "
+        "that components shared by all crops do not dominate",
     )
     contrastive_temperature: Annotated[float, OBJECTIVES_GROUP] = Field(
-        0.5, gt=0, description="its temperature"
+        0.5, gt=0, description="temperature of the cross-modal contrastive loss"
     )
 
 
 def pooled(network: Any, clean: Tensor, hidden: Sequence[Tensor], settings: ContrastiveSettings) -> Tensor:
-    """The features (B, F) that are compared, of clean crops or of the disrupted ones' feature maps."""
+    """The pooled features (B, F) that the loss compares: of clean crops, or of the feature maps `hidden`."""
     return network.pooled(network.encode(clean) if settings.contrastive_view == "clean" else hidden)
 
 
-def _loss(step: Repair, settings: ContrastiveSettings, heads: None) -> Tensor:
+def _loss(step: PretrainStep, settings: ContrastiveSettings, heads: None) -> Tensor:
     features = pooled(step.network, step.clean, step.hidden, settings)
     return contrastive_loss(
         features, step.modality, settings.contrastive_temperature, True, settings.contrastive_standardise

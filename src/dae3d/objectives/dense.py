@@ -1,7 +1,8 @@
-"""Dense contrastive loss: features of one place in a scan attract each other, those of others repel.
+"""Dense contrastive loss (InfoNCE) between voxel-level features of two overlapping crops.
 
-As in DenseCL (Wang et al., arXiv 2011.09157) and, for the places of medical scans, SAM (Yan et al.,
-arXiv 2012.02383); here of two crops that overlap, each disrupted in its own way.
+Two crops of a scan overlap and are disrupted independently. Decoder features at the same location in the scan
+are positives; features at other locations are negatives. Follows DenseCL (Wang et al., arXiv 2011.09157) and,
+for anatomical locations in medical scans, SAM (Yan et al., arXiv 2012.02383).
 """
 
 from collections.abc import Sequence
@@ -13,19 +14,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from dae3d.disrupt.random import uniform
-from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, Repair
+from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, PretrainStep
 from dae3d.settings import Settings
 
 _STREAM = 10
-PLACES = 128  # of each pair of crops
-NEAR = 6.0  # voxels: closer places are not negatives of each other
+LOCATIONS = 128  # sampled per pair of crops
+NEAR = 6.0  # voxels; closer locations are not used as negatives
 
 
 class Projections(nn.ModuleList):
-    """An MLP for each feature map that is compared; thrown away after pre-training.
+    """A projection MLP for each feature map; discarded after pre-training.
 
     Args:
-        channels: of the maps.
+        channels: channels of the feature maps.
     """
 
     def __init__(self, channels: Sequence[int]) -> None:
@@ -35,25 +36,26 @@ class Projections(nn.ModuleList):
 def dense_contrast(
     features: Tensor, projection: nn.Module, origin: Tensor, stride: int, keys: Tensor, temperature: float
 ) -> Tensor:
-    """The loss of one feature map, over pairs of crops.
+    """The loss of one feature map, averaged over pairs of crops and both directions.
 
     Args:
-        features: (B, C, D, H, W), B even; crops 2k and 2k + 1 are of one scan, and overlap.
-        projection: C features to those that are compared.
-        origin: (B, 3) int64, the first voxel of each crop; those of a pair are multiples of `stride` apart.
-        stride: voxels from one feature to the next.
-        keys: (B,) int64, of the random numbers that choose the places.
-        temperature: of the softmax over places.
+        features: (B, C, D, H, W), B even; crops 2k and 2k + 1 overlap in the same scan.
+        projection: maps C channels to the embedding that is compared.
+        origin: (B, 3) int64, the first voxel of each crop; within a pair they differ by multiples of
+            `stride`.
+        stride: voxels per step of the feature map.
+        keys: (B,) int64, keys of the random numbers that sample the locations.
+        temperature: of the softmax over locations.
 
     Returns:
-        A float32 scalar, log(128) where features tell nothing.
+        A float32 scalar; log(128) for uninformative features.
     """
     apart = (origin[1::2] - origin[::2]) // stride
-    # Of the first crop's grid, what lies in the second crop too.
+    # The overlap, in the grid of the first crop.
     low = apart.clamp(min=0)
     sides = features.shape[2:]
     high = torch.stack([(apart[:, axis] + side).clamp(max=side) for axis, side in enumerate(sides)], dim=1)
-    drawn = uniform(keys[::2], 3 * PLACES, _STREAM).unflatten(1, (PLACES, 3))
+    drawn = uniform(keys[::2], 3 * LOCATIONS, _STREAM).unflatten(1, (LOCATIONS, 3))
     here = low[:, None] + (drawn * (high - low)[:, None]).long()
     there = here - apart[:, None]
     with torch.autocast(features.device.type, enabled=False):
@@ -61,39 +63,42 @@ def dense_contrast(
         b = normalize(projection(_at(features[1::2], there)), dim=2)
     similarity = a @ b.transpose(1, 2) / temperature
     distance = torch.cdist(here.float() * stride, here.float() * stride)
-    itself = torch.eye(PLACES, dtype=torch.bool, device=features.device)
+    itself = torch.eye(LOCATIONS, dtype=torch.bool, device=features.device)
     similarity = similarity.masked_fill((distance < NEAR) & ~itself, -1e4)
-    wanted = torch.arange(PLACES, device=features.device).expand(len(a), -1).flatten()
+    wanted = torch.arange(LOCATIONS, device=features.device).expand(len(a), -1).flatten()
     ways = (similarity, similarity.transpose(1, 2))
     return torch.stack([cross_entropy(way.flatten(0, 1), wanted) for way in ways]).mean()
 
 
-def _at(features: Tensor, places: Tensor) -> Tensor:
-    """The features (P, C, D, H, W) at places (P, N, 3): (P, N, C) float32."""
+def _at(features: Tensor, locations: Tensor) -> Tensor:
+    """Features (P, C, D, H, W) at grid indices (P, N, 3): (P, N, C) float32."""
     _, height, width = features.shape[2:]
-    number = (places[..., 0] * height + places[..., 1]) * width + places[..., 2]
+    number = (locations[..., 0] * height + locations[..., 1]) * width + locations[..., 2]
     tokens = features.flatten(2)
     return tokens.gather(2, number[:, None].expand(-1, tokens.shape[1], -1)).transpose(1, 2).float()
 
 
 class DenseSettings(Settings):
-    """Its weight and its temperature."""
+    """Settings of the dense contrastive loss."""
 
     dense_weight: Annotated[float, OBJECTIVES_GROUP] = Field(
         0.2,
         ge=0,
-        description="weight of the dense contrastive loss, at 1/2 and 1/4 of the resolution: crops come in "
-        "pairs that overlap, and what lies at one place is told from what lies elsewhere; 0 leaves it out",
+        description="weight of the dense contrastive loss at 1/2 and 1/4 of the resolution: features of two "
+        "overlapping crops are matched at the same location and contrasted with other locations; 0 turns it "
+        "off",
     )
-    dense_temperature: Annotated[float, OBJECTIVES_GROUP] = Field(0.1, gt=0, description="its temperature")
+    dense_temperature: Annotated[float, OBJECTIVES_GROUP] = Field(
+        0.1, gt=0, description="temperature of the dense contrastive loss"
+    )
 
 
 def _heads(settings: Any) -> Projections:
     return Projections([settings.embed_dim, 2 * settings.embed_dim])
 
 
-def _loss(step: Repair, settings: DenseSettings, projections: Projections) -> Tensor:
-    """The sum of those at 1/2 and 1/4 of the resolution."""
+def _loss(step: PretrainStep, settings: DenseSettings, projections: Projections) -> Tensor:
+    """The sum of the losses at 1/2 and 1/4 of the resolution."""
     loss = step.features[0].new_zeros((), dtype=torch.float32)
     keys, temperature = step.disrupted.keys, settings.dense_temperature
     for projection, feature, stride in zip(projections, step.features[-5:-3], (2, 4), strict=True):

@@ -1,6 +1,8 @@
-"""Repair of features: what a teacher's encoder finds in the clean crop, predicted from the disrupted one.
+"""Feature prediction: from the disrupted crop, predict the encoder features of a teacher on the clean crop.
 
-As in data2vec (Baevski et al., arXiv 2202.03555), here beside the repair of voxels, and at every stage.
+Follows data2vec (Baevski et al., arXiv 2202.03555), but in addition to the reconstruction of voxels, and at
+all four encoder stages. The teacher is the moving average (EMA) of the weights if one is kept, otherwise the
+network itself; no gradient flows into it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,17 +13,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool3d, instance_norm, smooth_l1_loss
 
-from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, Repair
+from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, PretrainStep
 from dae3d.settings import Settings
 
 
 class FeatureHeads(nn.ModuleList):
-    """An MLP for each of the four stages, thrown away after pre-training.
+    """A prediction MLP for each of the four stages; discarded after pre-training.
 
     Args:
         embed_dim: channels of the tokens; the stages have 2, 4, 8 and 16 times as many.
-        roi: side of the crops in voxels. At 32 the last stage has a single place: its head does not learn, or
-            processes would wait for its gradients.
+        roi: side of the crops in voxels. At 32 the last stage is a single token, which the loss leaves out;
+            its head is frozen because DDP would otherwise wait for its gradients.
     """
 
     def __init__(self, embed_dim: int, roi: int) -> None:
@@ -33,16 +35,16 @@ class FeatureHeads(nn.ModuleList):
 def feature_loss(
     stages: Sequence[Tensor], wanted: Sequence[Tensor], heads: Iterable[nn.Module], inside: Tensor | None
 ) -> Tensor:
-    """Smooth L1 of each sample, the sum over stages.
+    """Smooth L1 loss of each sample, summed over stages.
 
-    The teacher's features are normalised over the places of a crop, for what is the same everywhere tells
-    nothing. So a map of a single place is left out.
+    The features of the teacher are instance-normalised, because what is constant over a crop is
+    uninformative. Feature maps of a single token are therefore left out.
 
     Args:
         stages: feature maps (B, C, D, H, W) of the disrupted crops.
-        wanted: the teacher's of the clean crops, of the same shapes.
-        heads: one for each.
-        inside: (B, 1, D, H, W) bool, where the crop lies inside the scan; None where everything does.
+        wanted: feature maps of the teacher on the clean crops, of the same shapes.
+        heads: one per stage.
+        inside: (B, 1, D, H, W) bool, true inside the scan; None if there is no padding.
 
     Returns:
         (B,) float32.
@@ -63,14 +65,14 @@ def feature_loss(
 
 
 class FeatureSettings(Settings):
-    """Its weight."""
+    """Settings of feature prediction."""
 
     feature_weight: Annotated[float, OBJECTIVES_GROUP] = Field(
         0.5,
         ge=0,
-        description="weight of the repair of features: each stage predicts what a teacher finds in the clean "
-        "crop, the moving average of the weights (--ema-decay) or, without one, the weights as they are; 0 "
-        "leaves it out",
+        description="weight of feature prediction: from the disrupted crop, each encoder stage predicts the "
+        "features of a teacher on the clean crop; the teacher is the moving average of the weights "
+        "(--ema-decay) or, without one, the current weights; 0 turns it off",
     )
 
 
@@ -78,7 +80,7 @@ def _heads(settings: Any) -> FeatureHeads:
     return FeatureHeads(settings.embed_dim, settings.roi)
 
 
-def _loss(step: Repair, settings: FeatureSettings, heads: FeatureHeads) -> Tensor:
+def _loss(step: PretrainStep, settings: FeatureSettings, heads: FeatureHeads) -> Tensor:
     with torch.no_grad():
         wanted = step.teacher.encode(step.clean)
     return feature_loss(step.hidden[1:], wanted[1:], heads, step.inside).mean()

@@ -1,4 +1,4 @@
-"""What a loss of pre-training beside the error of the repair is."""
+"""The interface of auxiliary pre-training losses."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,20 @@ OBJECTIVES_GROUP = Group("objectives")
 
 
 @dataclass(frozen=True)
-class Repair:
-    """What a step of pre-training has computed, for its losses.
+class PretrainStep:
+    """What a pre-training step has computed, as input to the losses.
 
     Attributes:
-        network: in training; `encode` gives five feature maps of images, `pooled` one vector a crop of them.
-        teacher: the network whose features are to be predicted: the moving average, where one is kept.
-        clean: (B, C, D, H, W).
-        disrupted: what the network got.
-        hidden: the encoder's five feature maps of it.
-        features: the decoder's, the last five at 1/2 to 1/32 of the resolution.
-        inside: (B, 1, D, H, W) bool, where the crop lies inside the scan.
-        modality: (B,) int64.
+        network: the network in training; `encode` maps images to five feature maps, `pooled` maps these to
+            one vector per crop.
+        teacher: the network whose features are predicted: the moving average (EMA) of the weights if one is
+            kept.
+        clean: (B, C, D, H, W), the crops before disruption.
+        disrupted: the input of the network.
+        hidden: the encoder's five feature maps of the disrupted crops.
+        features: the decoder's feature maps, the last five at 1/2 to 1/32 of the resolution.
+        inside: (B, 1, D, H, W) bool, true inside the scan, false in the padding.
+        modality: (B,) int64 labels.
         origin: (B, 3) int64, the first voxel of each crop in its scan.
     """
 
@@ -41,19 +43,20 @@ class Repair:
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss, added to the error of the repair with a weight; one of weight 0 is not computed.
+    """A loss that is added to the reconstruction error with a weight; it is not computed if the weight is 0.
 
     Attributes:
-        weight: of the settings.
-        loss: of a step, with the settings and the module that `heads` made: a float32 scalar.
-        setting: what the user calls the weight.
-        heads: from the settings, a module that learns with the network and is thrown away after pre-training.
-        heads_name: that module's in checkpoints.
-        pairs: whether crops 2k and 2k + 1 have to be of one scan, and overlap.
+        weight: maps the settings to the weight.
+        loss: maps a step, the settings and the module made by `heads` to a float32 scalar.
+        setting: name of the weight in the settings.
+        heads: maps the settings to a module that is trained with the network and discarded after
+            pre-training.
+        heads_name: name of that module in checkpoints.
+        pairs: whether crops 2k and 2k + 1 must be overlapping crops of the same scan.
     """
 
     weight: Callable[[Any], float]
-    loss: Callable[[Repair, Any, Any], Tensor]
+    loss: Callable[[PretrainStep, Any, Any], Tensor]
     setting: str
     heads: Callable[[Any], nn.Module] | None = None
     heads_name: str = ""

@@ -1,21 +1,22 @@
-"""Reconstruction losses."""
+"""Weighted mean absolute error (L1)."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
-# Below it, a crop is as good as uniform: air, or one tissue in a window of CT.
+# Crops below it are practically uniform: air, or a single tissue in a CT window.
 _LEAST_DEVIATION = 0.05
 
 
 def reconstruction_loss(repaired: Tensor, clean: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean absolute error of each sample.
+    """Weighted mean absolute error of each sample.
 
     Args:
         repaired: (B, C, D, H, W).
-        clean: (B, C, D, H, W), or twice, four times, ... as large a side: then its mean over blocks counts.
-        weight: (B, 1, ...) of the voxels of `clean`, bool or floating; None weighs all alike. A sample whose
-            weights are all zero has the loss 0.
+        clean: (B, C, D, H, W), or larger by a factor of 2, 4, ... along each axis; it is then average-pooled
+            to the size of `repaired`.
+        weight: (B, 1, ...) weights of the voxels of `clean`, bool or floating; None for equal weights. The
+            loss of a sample whose weights are all zero is 0.
 
     Returns:
         (B,) float32.
@@ -33,13 +34,13 @@ def reconstruction_loss(repaired: Tensor, clean: Tensor, weight: Tensor | None =
 
 
 def deviation(clean: Tensor, inside: Tensor | None = None) -> Tensor:
-    """Standard deviation of each crop's voxels, of those `inside` the scan where that is given.
+    """Standard deviation of the voxel intensities of each crop.
 
-    An error divided by it weighs as much for CT, scaled to [0, 1], as for MR in z-scores.
+    Dividing errors by it makes CT (scaled to [0, 1]) and MR (z-scores) contribute equally to the loss.
 
     Args:
         clean: (B, C, D, H, W).
-        inside: (B, 1, D, H, W) bool.
+        inside: (B, 1, D, H, W) bool, the voxels to include; None for all.
 
     Returns:
         (B,) float32, at least 0.05.

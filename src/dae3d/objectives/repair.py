@@ -1,4 +1,10 @@
-"""What a repair is measured by: where, on which scale, at which resolutions."""
+"""The reconstruction loss: L1 between repaired and clean crops, possibly at several resolutions.
+
+    loss = (L1 at full resolution + coarse_weight * sum of L1 at lower resolutions) / deviation(clean)
+
+By default all voxels inside the scan contribute, masked ones with a higher weight. `reconstruction_loss`
+"masked" restricts it to masked voxels, as in masked autoencoders (He et al., arXiv 2111.06377).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +21,14 @@ from dae3d.settings import Settings
 
 @dataclass(frozen=True)
 class RepairLoss:
-    """Mean absolute error, as these settings have it.
+    """Mean absolute error with the following options.
 
     Attributes:
-        masked_only: over masked voxels alone.
-        masked_weight: of masked voxels, where the others have 1.
-        on_padding: also over voxels outside the scan, which are filled with zeros.
-        relative: divided by the deviation of the clean crop.
-        coarse_weight: of each repair at a lower resolution, where that at full resolution has 1.
+        masked_only: average over masked voxels only.
+        masked_weight: weight of masked voxels; other voxels have weight 1.
+        on_padding: include the zero padding outside the scan.
+        relative: divide by the standard deviation of the clean crop.
+        coarse_weight: weight of each lower resolution; full resolution has weight 1.
     """
 
     masked_only: bool = False
@@ -34,16 +40,16 @@ class RepairLoss:
     def total(
         self, repaired: Sequence[Tensor], clean: Tensor, inside: Tensor | None, disrupted: Disrupted
     ) -> tuple[Tensor, Tensor]:
-        """Of repairs at all resolutions, and of the one at full resolution alone.
+        """The loss summed over all resolutions, and the loss at full resolution.
 
         Args:
-            repaired: (B, C, D, H, W), then the same at lower resolutions.
+            repaired: outputs of the network, (B, C, D, H, W) first, then lower resolutions.
             clean: (B, C, D, H, W).
-            inside: (B, 1, D, H, W) bool, where the crop lies inside the scan; None where everything does.
-            disrupted: what the network got.
+            inside: (B, 1, D, H, W) bool, true inside the scan; None if there is no padding.
+            disrupted: the input of the network.
 
         Returns:
-            Twice (B,) float32.
+            Two tensors (B,) float32.
         """
         weight = self._weight(inside, disrupted)
         each = [reconstruction_loss(image, clean, weight) for image in repaired]
@@ -66,29 +72,30 @@ class RepairLoss:
 
 
 class RepairSettings(Settings):
-    """How repairs are measured."""
+    """Settings of the reconstruction loss."""
 
     reconstruction_loss: Annotated[Literal["all", "masked"], OBJECTIVES_GROUP] = Field(
-        "all", description="mean absolute error over all voxels, or over masked ones (mae only)"
+        "all", description="voxels in the mean absolute error: all, or masked ones only (mae only)"
     )
     masked_weight: Annotated[float, OBJECTIVES_GROUP] = Field(
-        3.0, ge=0, description="weight of masked voxels in that mean, where the others have 1"
+        3.0, ge=0, description="weight of masked voxels in that mean; other voxels have weight 1"
     )
     coarse_weight: Annotated[float, OBJECTIVES_GROUP] = Field(
         0.5,
         ge=0,
-        description="weight of the errors at each lower resolution, with --repair-from pyramid or half",
+        description="weight of the error at each lower resolution, with --repair-from pyramid or half",
     )
     relative_loss: Annotated[bool, OBJECTIVES_GROUP] = Field(
         True,
-        description="divide a crop's error by its deviation: CT, scaled to 0 to 1, then counts as much as MR",
+        description="divide the error of a crop by its standard deviation, so that CT (scaled to 0 to 1) and "
+        "MR contribute equally",
     )
     loss_on_padding: Annotated[bool, OBJECTIVES_GROUP] = Field(
-        False, description="count the zeros around a scan that is smaller than the crop"
+        False, description="include the zero padding around scans smaller than the crop"
     )
 
     def repair_loss(self) -> RepairLoss:
-        """How repairs are measured."""
+        """The loss with these settings."""
         return RepairLoss(
             masked_only=self.reconstruction_loss == "masked",
             masked_weight=self.masked_weight,

@@ -5,8 +5,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dae3d.probing.figures import Check
 from dae3d.probing.levels import ALL, IMAGE, LEVELS
+from dae3d.probing.metrics import Check
 
 _NAMES = {ALL: "all levels", IMAGE: "image skip"}
 

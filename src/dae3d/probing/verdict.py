@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from dae3d.probing.figures import Figures
 from dae3d.probing.levels import ALL, IMAGE, LEVELS
+from dae3d.probing.metrics import ProbeMetrics
 from dae3d.words import listing
 
 CARRIES = 10.0  # percent: from here on a level carries something
@@ -17,7 +17,7 @@ WELL = "All is well: the levels carry something for the repair, and nothing has 
 
 
 def verdict(
-    figures: Figures, random: dict[str, float], contrastive_weight: float
+    figures: ProbeMetrics, random: dict[str, float], contrastive_weight: float
 ) -> tuple[bool, tuple[str, ...]]:
     """Whether all is well, and what there is to say, the gravest first.
 
@@ -36,14 +36,14 @@ def verdict(
     return not said, (*missing, *said, *well, *_little(figures), *_single(figures))
 
 
-def _told_apart(figures: Figures) -> list[str]:
+def _spatial_levels(figures: ProbeMetrics) -> list[str]:
     """Levels of more than one token a crop, as far as is known."""
     crops = sum(figures.crops.values())
     return [name for name in LEVELS if figures.tokens.get(name, crops + 1) > crops]
 
 
-def _idle(figures: Figures) -> list[str]:
-    idle = [name for name in _told_apart(figures) if figures.share.get(name, CARRIES) < NOTHING_BELOW]
+def _idle(figures: ProbeMetrics) -> list[str]:
+    idle = [name for name in _spatial_levels(figures) if figures.share.get(name, CARRIES) < NOTHING_BELOW]
     if not idle:
         return []
     they, them = ("they are", "them") if len(idle) > 1 else ("it is", "it")
@@ -56,9 +56,9 @@ def _idle(figures: Figures) -> list[str]:
     return [said]
 
 
-def _single(figures: Figures) -> list[str]:
+def _single(figures: ProbeMetrics) -> list[str]:
     """Which levels are one token a crop."""
-    single = [name for name in LEVELS if name not in _told_apart(figures)]
+    single = [name for name in LEVELS if name not in _spatial_levels(figures)]
     if not single:
         return []
     verb, it = ("are", "them") if len(single) > 1 else ("is", "it")
@@ -68,8 +68,8 @@ def _single(figures: Figures) -> list[str]:
     ]
 
 
-def _little(figures: Figures) -> list[str]:
-    told = _told_apart(figures)
+def _little(figures: ProbeMetrics) -> list[str]:
+    told = _spatial_levels(figures)
     weak = [name for name in told if NOTHING_BELOW <= figures.share.get(name, CARRIES) < CARRIES]
     if not weak:
         return []
@@ -77,7 +77,7 @@ def _little(figures: Figures) -> list[str]:
     return [f"{_levels(weak)} {carry} little: between {NOTHING_BELOW:g} and {CARRIES:g} % of the L1."]
 
 
-def _collapsed(figures: Figures, contrastive_weight: float) -> list[str]:
+def _collapsed(figures: ProbeMetrics, contrastive_weight: float) -> list[str]:
     if contrastive_weight <= 0:
         return []
     cosine = figures.cosine
@@ -95,9 +95,9 @@ def _collapsed(figures: Figures, contrastive_weight: float) -> list[str]:
     return []
 
 
-def _no_better_than_random(figures: Figures, random: dict[str, float]) -> list[str]:
+def _no_better_than_random(figures: ProbeMetrics, random: dict[str, float]) -> list[str]:
     # One token a crop tells no voxel of it from another.
-    told = _told_apart(figures)
+    told = _spatial_levels(figures)
     both = [name for name in told if name in random and name in figures.dice]
     poor = [name for name in both if figures.dice[name] < random[name] + BETTER_BY]
     if not poor:

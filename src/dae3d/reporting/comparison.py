@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 
 from dae3d.evaluation.image_metrics import validated
-from dae3d.reporting.run import BASELINES, Run
+from dae3d.reporting.run_folder import BASELINES, Run
 
 
 @dataclass(frozen=True)
-class Row:
+class RepairRow:
     """One way of repair. `gain` is the network's value minus this one, `best` marks the highest value."""
 
     name: str
@@ -23,7 +23,7 @@ class Comparison:
 
     modality: str
     step: int
-    rows: list[Row]
+    rows: list[RepairRow]
 
     @property
     def untouched(self) -> bool:
@@ -31,52 +31,52 @@ class Comparison:
         return math.isinf(self.rows[0].values["psnr"])
 
     @property
-    def baselines(self) -> list[Row]:
+    def baselines(self) -> list[RepairRow]:
         """The repairs without a network."""
         return self.rows[1:-1]
 
-    def beats_disrupted(self, measure: str) -> bool:
+    def beats_disrupted(self, metric: str) -> bool:
         """Whether the network's repair is nearer to the clean image than the disrupted image is."""
-        return self.rows[0].gain[measure] > 0
+        return self.rows[0].gain[metric] > 0
 
-    def beats_baselines(self, measure: str) -> bool:
+    def beats_baselines(self, metric: str) -> bool:
         """Whether it is nearer than every baseline."""
-        return all(row.gain[measure] > 0 for row in self.baselines)
+        return all(row.gain[metric] > 0 for row in self.baselines)
 
 
-def compared(run: Run) -> list[str]:
-    """The measures that a run recorded; one of before a measure was there lacks it."""
+def recorded_metrics(run: Run) -> list[str]:
+    """The metrics that a run recorded; one of before a metric was there lacks it."""
     return [name for name in validated() if any(key.startswith(f"val/{name}/") for key in run.metrics)]
 
 
 def compare(run: Run, modality: str) -> Comparison | None:
     """Compare at the last validation, or None where the run has not measured all that it takes."""
-    measures = compared(run)
-    series = {m: run.metrics.get(f"val/{m}/{modality}") for m in measures}
+    metrics = recorded_metrics(run)
+    series = {m: run.metrics.get(f"val/{m}/{modality}") for m in metrics}
     values = {
         name: {
-            m: run.metrics[key].last[1] for m in measures if (key := _key(m, name, modality)) in run.metrics
+            m: run.metrics[key].last[1] for m in metrics if (key := _key(m, name, modality)) in run.metrics
         }
         for name in BASELINES
     }
-    values = {name: found for name, found in values.items() if len(found) == len(measures)}
-    if not measures or "disrupted" not in values or any(found is None for found in series.values()):
+    values = {name: found for name, found in values.items() if len(found) == len(metrics)}
+    if not metrics or "disrupted" not in values or any(found is None for found in series.values()):
         return None
     repaired = {m: found.last[1] for m, found in series.items() if found is not None}
     step = max(found.last[0] for found in series.values() if found is not None)
     values["repaired"] = repaired
-    highest = {m: max(found[m] for found in values.values()) for m in measures}
+    highest = {m: max(found[m] for found in values.values()) for m in metrics}
     rows = [
-        Row(
+        RepairRow(
             name=name,
             values=found,
-            gain={m: repaired[m] - found[m] for m in measures},
-            best={m: found[m] == highest[m] for m in measures},
+            gain={m: repaired[m] - found[m] for m in metrics},
+            best={m: found[m] == highest[m] for m in metrics},
         )
         for name, found in values.items()
     ]
     return Comparison(modality, step, rows)
 
 
-def _key(measure: str, name: str, modality: str) -> str:
-    return f"baseline/{measure}/{name}/{modality}"
+def _key(metric: str, name: str, modality: str) -> str:
+    return f"baseline/{metric}/{name}/{modality}"

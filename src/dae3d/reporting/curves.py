@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dae3d.reporting.run import Series
+from dae3d.reporting.run_folder import Series
 
 # The picture's own units. Narrow, so that its text is as large as the page's text on a phone.
 WIDTH, HEIGHT = 360, 220

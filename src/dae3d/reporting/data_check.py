@@ -1,4 +1,4 @@
-"""The voxels of all scans of a manifest, read once to find what headers do not tell: `index --check`."""
+"""`index --check`: read the voxels of all scans of a manifest to find problems that headers do not show."""
 
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -15,13 +15,14 @@ from tqdm import tqdm
 from dae3d.cores import usable_cores
 from dae3d.errors import ScanError, as_scan_error
 from dae3d.journal import Journal
-from dae3d.reporting.data_pictures import Drawn, Read, Triple, draw, levels, mid_planes
+from dae3d.reporting.data_pictures import Drawn, draw_slices, grey_levels, mid_planes
 from dae3d.reporting.data_report import PAGE, write_data_report
 from dae3d.reporting.data_survey import Surveyed, survey
 from dae3d.scans.manifest import LeftOut, Manifest, Scan
 from dae3d.scans.read import read_scan, source_files
 from dae3d.scans.readers import Volume
 from dae3d.scans.spool import Spool
+from dae3d.store.boxes import Read, Triple
 from dae3d.store.examine import AS_ACQUIRED, examine
 from dae3d.store.fingerprint import voxel_digest
 from dae3d.store.source import Stamp, digest
@@ -34,9 +35,9 @@ _log = logging.getLogger(__name__)
 
 
 class _Checked(BaseModel):
-    """What reading a scan came to while its files were as `stamp` says: surveyed, or a `reason` why not.
+    """The result of reading a scan in the state given by `stamp`: surveyed, or the `reason` why not.
 
-    Without a stamp, it may come to something else next time, though nothing has changed.
+    Without a stamp the result may be temporary, and the scan is read again next time.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,67 +49,67 @@ class _Checked(BaseModel):
 
 
 class _Task(NamedTuple):
-    """A scan to read, with the number by which its result is known."""
+    """A scan to read, with its number in the manifest."""
 
     number: int
     scan: Scan
 
 
 class _Results:
-    """The scans of a manifest that have been read, on disk, and those that cannot be used."""
+    """The results of all scans of a manifest: those that can be used (kept on disk) and those rejected."""
 
     def __init__(self, count: int, folder: Path) -> None:
         self._surveyed: Spool[Surveyed] = Spool(folder)
         self._places = np.full(count, -1)
         self.open = np.ones(count, bool)
-        self.left_out: list[LeftOut] = []
+        self.rejected: list[LeftOut] = []
 
     def add(self, number: int, scan: Scan, checked: _Checked) -> None:
-        """Keep what reading scan `number` came to, under what the manifest says of it now."""
+        """Keep the result of scan `number`, with its current entry in the manifest."""
         self.open[number] = False
         if checked.surveyed is None:
-            self.left_out.append(LeftOut(path=scan.path, reason=checked.reason))
+            self.rejected.append(LeftOut(path=scan.path, reason=checked.reason))
             return
         now = scan.model_copy(update={"digest": checked.surveyed.scan.digest, "files": ()})
         self._places[number] = self._surveyed.add(checked.surveyed.model_copy(update={"scan": now}))
 
     @property
     def usable(self) -> np.ndarray:
-        """The numbers, in the manifest, of the scans that can be used."""
+        """The manifest numbers of the scans that can be used."""
         return np.flatnonzero(self._places >= 0)
 
     def at(self, number: int) -> Surveyed:
-        """A scan that can be used, by its number in the manifest."""
+        """A usable scan by its manifest number."""
         return self._surveyed.at(int(self._places[number]))
 
 
 def check_scans(manifest: Manifest, out: Path, workers: int) -> Path:
-    """Read every scan of a manifest whole and write `data-report.html` beside the manifest.
+    """Read every scan of a manifest completely and write `data-report.html` next to the manifest.
 
-    Goes on where it was stopped, and reads nothing again that has not changed since: what it has found is
-    kept in a hidden file beside the manifest.
+    Results are kept in a hidden file next to the manifest, so that an interrupted check is continued and
+    unchanged scans are not read again.
 
     Args:
-        manifest: whose scans are read.
-        out: the manifest's path.
-        workers: processes that read, each with one scan in memory; no more than there are processors.
+        manifest: the scans to read.
+        out: path of the manifest.
+        workers: reading processes, each with one scan in memory; limited to the number of processors.
 
     Returns:
         The page's path.
 
     Raises:
-        Dae3dError: where the page cannot be written, or another process is at the same work.
+        Dae3dError: if the page cannot be written, or another process is doing the same check.
     """
     scans = manifest.scans
     processes = min(workers, usable_cores())
     results = _Results(len(scans), out.parent)
     _read_all(scans, out.with_name(f".{out.name}.checked"), results, processes)
     usable = results.usable
-    if results.left_out:
-        first = results.left_out[0]
+    if results.rejected:
+        first = results.rejected[0]
         _log.warning(
-            "%d of %d scans cannot be used, such as %s: %s; the report names all",
-            len(results.left_out),
+            "%d of %d scans are rejected, such as %s: %s; the report lists all",
+            len(results.rejected),
             len(scans),
             first.path,
             first.reason,
@@ -123,7 +124,7 @@ def check_scans(manifest: Manifest, out: Path, workers: int) -> Path:
             yield from tqdm(work, "drawing", len(chosen), unit="scan", leave=False, delay=1)
 
     found = survey(map(look, range(len(usable))))
-    left_out = chain(manifest.left_out, sorted(results.left_out, key=lambda item: item.path))
+    left_out = chain(manifest.left_out, sorted(results.rejected, key=lambda item: item.path))
     return write_data_report(
         out.with_name(PAGE), "/".join(out.absolute().parts[-2:]), found, look, drawn, left_out
     )
@@ -144,14 +145,14 @@ def _read_all(scans: Sequence[Scan], notes: Path, results: _Results, processes: 
         ):
             for number, checked in work:
                 if checked.stamp is not None:
-                    # A line of text takes a fraction of the memory of what it says.
+                    # A line of text takes a fraction of the memory of the parsed object.
                     journal.add(scans[number].name, (), checked.model_dump_json())
                 results.add(number, scans[number], checked)
                 progress.update()
 
 
 def _known(journal: Journal, scan: Scan) -> _Checked | None:
-    """What an earlier run found of a scan, if neither its files nor its modality have changed."""
+    """The result of an earlier run, if neither the files nor the modality of the scan have changed."""
     text = journal.find(scan.name, ())
     if text is None:
         return None
@@ -187,7 +188,7 @@ def _check(task: _Task) -> tuple[int, _Checked]:
             return task.number, _Checked(modality=scan.modality, stamp=stamp, reason=reason)
     else:
         return task.number, _Checked(modality=scan.modality, stamp=stamp, surveyed=surveyed)
-    # Disks and memory may be well again next time.
+    # Disk or memory errors may be temporary.
     return task.number, _Checked(modality=scan.modality, reason=reason)
 
 
@@ -201,12 +202,12 @@ def _survey(scan: Scan, content: str) -> Surveyed:
         scan=scan.model_copy(update={"digest": content, "files": ()}),
         statistics=statistics,
         voxel_digest=voxel_digest(volume),
-        levels=levels(mid_planes(_boxes(volume), volume.array.shape, statistics)),
+        levels=grey_levels(mid_planes(_boxes(volume), volume.array.shape, statistics)),
     )
 
 
 def _examine(scan: Scan) -> tuple[Volume, Statistics]:
-    """A scan in the store's form and its statistics; raises ScanError where `prepare` would reject it."""
+    """A scan as in a store, with its statistics; raises ScanError if `prepare` would reject it."""
     return examine(read_scan(scan), AS_ACQUIRED, scan.modality)
 
 
@@ -215,7 +216,7 @@ def _draw(task: _Task) -> tuple[int, Drawn | None]:
         with as_scan_error():
             volume, statistics = _examine(task.scan)
             planes = mid_planes(_boxes(volume), volume.array.shape, statistics)
-            return task.number, draw(planes, volume.spacing, task.scan.modality, statistics)
+            return task.number, draw_slices(planes, volume.spacing, task.scan.modality, statistics)
     except (OSError, ScanError):
         return task.number, None
 

@@ -2,19 +2,16 @@
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from dae3d.drawing.pictures import PLANES, slice_at
-from dae3d.store.intensity import Window, scaling
+from dae3d.store.boxes import Read, Triple
+from dae3d.store.intensity import IntensityWindow, scaling
 from dae3d.store.statistics import Statistics
-
-Triple = tuple[int, int, int]
-# The box of a size from a voxel on, in acquired units.
-Read = Callable[[Triple, Triple], np.ndarray]
 
 SIDE = 160  # pixels of the square that a slice is fitted into
 WIDTH, HEIGHT = 120, 28  # of the histogram, in its own units
@@ -52,13 +49,13 @@ def mid_planes(read: Read, shape: Triple, statistics: Statistics) -> list[np.nda
     return planes
 
 
-def levels(planes: Sequence[np.ndarray]) -> int | None:
+def grey_levels(planes: Sequence[np.ndarray]) -> int | None:
     """How many different values there are; None where they are not all whole numbers."""
     values = np.unique(np.concatenate([np.unique(plane) for plane in planes]))
     return len(values) if np.array_equal(values, np.rint(values)) else None
 
 
-def draw(
+def draw_slices(
     planes: Sequence[np.ndarray], spacing: Sequence[float], modality: str, statistics: Statistics
 ) -> Drawn:
     """Draw the slices of `mid_planes` side by side in the proportions of the body.
@@ -90,7 +87,7 @@ def draw(
 
 def _bounds(modality: str, statistics: Statistics) -> tuple[float, float]:
     rule = scaling(modality)
-    if isinstance(rule, Window):
+    if isinstance(rule, IntensityWindow):
         return rule.low, rule.high
     low, high = statistics.percentiles[0], statistics.percentiles[-1]
     return (low, high) if low < high else (statistics.minimum, statistics.maximum)

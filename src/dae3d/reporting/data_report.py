@@ -1,4 +1,4 @@
-"""One self-contained page about a data set: what is in it, what looks wrong, what is there twice."""
+"""The report page of a data set, self-contained: contents, outliers and duplicates."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,24 +8,24 @@ from pathlib import Path
 import numpy as np
 
 from dae3d.reporting import data_outliers, data_pictures
+from dae3d.reporting.data_duplicates import Duplicates, find_duplicates
 from dae3d.reporting.data_outliers import Flagged, outliers
 from dae3d.reporting.data_pictures import Drawn
 from dae3d.reporting.data_survey import Survey, Surveyed
-from dae3d.reporting.data_twins import Repeats, repeats
 from dae3d.reporting.html import fill, write_page
 from dae3d.scans.manifest import LeftOut, Scan
 from dae3d.words import figure, listing, plural
 
 PAGE = "data-report.html"
-# Of each modality: scans drawn as a sample, flagged scans drawn, and flagged scans that are listed at all.
+# Per modality: scans drawn as a sample, flagged scans drawn, and flagged scans listed in all.
 SAMPLE, DRAWN, LISTED = 12, 24, 500
 _EXAMPLES = 3
 _TIMES = " \N{MULTIPLICATION SIGN} "
 
 
 @dataclass(frozen=True)
-class Card:
-    """A scan on the page; `drawn` is None where its voxels cannot be read any more, or it is only listed."""
+class ScanCard:
+    """A scan on the page; `drawn` is None if its voxels can no longer be read, or if it is only listed."""
 
     name: str
     path: str
@@ -35,22 +35,22 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Section:
-    """A modality on the page; `overview` is its line of the first table."""
+class ModalitySection:
+    """A modality on the page; `overview` is its row in the first table."""
 
     name: str
     flagged_count: int
     overview: list[str]
-    flagged: list[Card]
-    listed: list[Card]
+    flagged: list[ScanCard]
+    listed: list[ScanCard]
     unlisted: int
-    sample: list[Card]
+    sample: list[ScanCard]
     count: int
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why files were left out, how many, and the first of them."""
+    """A reason why files were left out, their number, and the first of them."""
 
     text: str
     files: int
@@ -65,24 +65,24 @@ def write_data_report(
     draw: Callable[[Sequence[int]], Iterator[tuple[int, Drawn | None]]],
     left_out: Iterable[LeftOut],
 ) -> Path:
-    """Write the page about all scans that were surveyed.
+    """Write the report page of all surveyed scans.
 
     Args:
         out: the page's path.
-        title: what the data set is called.
-        found: all scans as numbers.
-        look: a scan by its number.
-        draw: pictures of scans by their numbers, in any order; None where one cannot be read.
-        left_out: what is not part of the data set, and why.
+        title: name of the data set.
+        found: the properties of all scans.
+        look: returns a scan by its number.
+        draw: yields pictures of scans by their numbers, in any order; None for a scan that cannot be read.
+        left_out: files that are not part of the data set, and why.
 
     Returns:
         The page's path.
 
     Raises:
-        Dae3dError: where it cannot be written.
+        Dae3dError: if it cannot be written.
     """
     flagged, varied = outliers(found)
-    twice = repeats(found, look)
+    twice = find_duplicates(found, look)
     names = sorted(found.modalities, key=lambda name: (-len(found.of(name)), name))
     samples = {name: _evenly(found.of(name), flagged[name]) for name in names}
     wanted = {one.number for name in names for one in flagged[name][:DRAWN]}
@@ -109,12 +109,12 @@ def write_data_report(
 
 
 def _short_name(scan: Scan) -> str:
-    """The file with the folder it lies in, and which part of it the scan is."""
+    """File name with its parent folder, and which part of the file the scan is."""
     return "/".join(Path(scan.name).parts[-2:])
 
 
 def _evenly(numbers: np.ndarray, flagged: Sequence[Flagged]) -> list[int]:
-    """Some of a modality's scans at even steps, without those that are shown as flagged."""
+    """Evenly spaced scans of a modality, without the flagged ones."""
     others = np.setdiff1d(numbers, [one.number for one in flagged])
     steps = np.linspace(0, len(others) - 1, min(len(others), SAMPLE)).round().astype(int)
     return others[steps].tolist()
@@ -127,13 +127,13 @@ def _section(
     sample: Sequence[int],
     look: Callable[[int], Surveyed],
     pictures: dict[int, Drawn | None],
-) -> Section:
-    def card(number: int, reasons: tuple[str, ...] = ()) -> Card:
+) -> ModalitySection:
+    def card(number: int, reasons: tuple[str, ...] = ()) -> ScanCard:
         scan = look(number).scan
-        return Card(_short_name(scan), str(scan.path), _facts(scan), reasons, pictures.get(number))
+        return ScanCard(_short_name(scan), str(scan.path), _facts(scan), reasons, pictures.get(number))
 
     cards = [card(one.number, one.reasons) for one in flagged[:LISTED]]
-    return Section(
+    return ModalitySection(
         name=name,
         flagged_count=len(flagged),
         overview=_overview(found.rows[found.of(name)]),
@@ -156,7 +156,7 @@ def _side(scan: Scan) -> str:
 
 
 def _overview(rows: np.ndarray) -> list[str]:
-    """Scans to train and to validate on, subjects, and what the scans are like: medians and usual ranges."""
+    """Numbers of training scans, validation scans and subjects; medians and usual ranges of properties."""
     shape = np.median(-np.sort(-rows["shape"], axis=1), axis=0)
     low, high = np.percentile(rows["spacing"], (5, 95))
     dark, bright = np.median(rows["percentiles"][:, [0, -1]], axis=0)
@@ -177,13 +177,13 @@ def _summary(found: Survey, left_out: int) -> str:
     scans = (
         f"{plural(len(rows), 'scan')} of {plural(subjects, 'subject')} in {plural(modalities, 'modality')}"
     )
-    split = f"{len(rows) - held_out} to train on and {held_out} to validate on"
+    split = f"{len(rows) - held_out} for training and {held_out} for validation"
     rest = f" {plural(left_out, 'file')} {'was' if left_out == 1 else 'were'} left out." if left_out else ""
     return f"{scans}: {split}.{rest}"
 
 
-def _findings(flagged: dict[str, list[Flagged]], twice: Repeats) -> list[tuple[str, str]]:
-    """What to look at: a text and the part of the page it is about."""
+def _findings(flagged: dict[str, list[Flagged]], twice: Duplicates) -> list[tuple[str, str]]:
+    """What to check: a text, and the section of the page with the details."""
     found = []
     if twice.leaks:
         verb = "is" if twice.leaks == 1 else "are"
@@ -192,7 +192,7 @@ def _findings(flagged: dict[str, list[Flagged]], twice: Repeats) -> list[tuple[s
         within = twice.groups - twice.leaks
         verb = "is" if within == 1 else "are"
         found.append(
-            (f"{plural(within, 'scan')} {verb} there more than once, on one side of the split", "twice")
+            (f"{plural(within, 'scan')} {verb} duplicated within training or within validation", "twice")
         )
     for name, scans in flagged.items():
         kinds = Counter(one.kind for one in scans).most_common()
@@ -203,7 +203,7 @@ def _findings(flagged: dict[str, list[Flagged]], twice: Repeats) -> list[tuple[s
 
 
 def _reasons(left_out: Iterable[LeftOut]) -> list[Reason]:
-    """The reasons by how many files they concern, and some examples of each."""
+    """The reasons, most frequent first, with some examples each."""
     counts: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     for item in left_out:

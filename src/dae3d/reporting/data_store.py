@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from dae3d.errors import Dae3dError
 from dae3d.reporting.data_outliers import label_candidates
-from dae3d.reporting.data_pictures import Drawn, draw, levels, mid_planes
+from dae3d.reporting.data_pictures import Drawn, draw_slices, grey_levels, mid_planes
 from dae3d.reporting.data_report import PAGE, write_data_report
 from dae3d.reporting.data_survey import Surveyed, survey
 from dae3d.scans.manifest import LeftOut
@@ -38,13 +38,13 @@ def report_store(store: Path) -> Path:
         for number in tqdm(numbers, "drawing", unit="scan", leave=False, delay=1):
             scan = opened.scans[number]
             planes = _planes(opened, number)
-            picture = draw(planes, scan.spacing, scan.modality, scan.statistics) if planes else None
+            picture = draw_slices(planes, scan.spacing, scan.modality, scan.statistics) if planes else None
             yield number, picture
 
     scans = tqdm(opened.scans, "data report", unit="scan", leave=False, delay=1)
     found = survey(map(_surveyed, scans))
     for number in label_candidates(found):
-        count = levels(_planes(opened, number) or ())
+        count = grey_levels(_planes(opened, number) or ())
         found.rows["levels"][number] = -1 if count is None else count
     return write_data_report(
         store / PAGE, store.absolute().name, found, look, drawn, _rejected(store / REJECTED)

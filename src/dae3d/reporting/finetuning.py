@@ -1,11 +1,11 @@
-"""The page about a fine-tuning run."""
+"""The report page of a fine-tuning run."""
 
 from dae3d.reporting import curves
 from dae3d.reporting.curves import Chart, chart
 from dae3d.reporting.html import fill
-from dae3d.reporting.run import Run
+from dae3d.reporting.run_folder import Run
 from dae3d.reporting.run_page import both, facts, optimisation, steps, without_gaps
-from dae3d.reporting.summary import legs, progress
+from dae3d.reporting.run_text import legs, progress
 from dae3d.words import duration, listing, plural, quantity, some
 
 _DICE = "val/dice"
@@ -17,7 +17,7 @@ def render(run: Run) -> str:
     """The page as HTML."""
     dice = run.metrics.get(_DICE)
     at_steps = dict(zip(dice.steps.tolist(), dice.values.tolist(), strict=True)) if dice else {}
-    measured = {step: f"mean Dice of all cases {value:.3f}" for step, value in at_steps.items()}
+    measured = {step: f"mean Dice over all cases {value:.3f}" for step, value in at_steps.items()}
     return fill(
         "finetuning.html",
         {},
@@ -31,7 +31,7 @@ def render(run: Run) -> str:
         chart_groups=chart_groups(run),
         geometry=curves,
         pictures_heading="Segmentations",
-        pictures_explained="The first validation case, in the slices that show most of what is to be found.",
+        pictures_explained="The first validation case, in the slices with most of the reference.",
         picture_columns="reference, prediction and errors",
         pictures={name: steps(shown, measured) for name, shown in run.pictures.items()},
         taken_from_training=[],
@@ -42,7 +42,7 @@ def render(run: Run) -> str:
 
 
 def classes(run: Run) -> list[str]:
-    """Names of the classes that validation has measured."""
+    """Names of the classes in the validation metrics."""
     return [name.removeprefix(f"{_DICE}/") for name in run.metrics if name.startswith(f"{_DICE}/")]
 
 
@@ -53,7 +53,7 @@ def by_class(run: Run, step: int) -> list[str]:
 
 
 def lowest(run: Run, count: int) -> list[str]:
-    """The classes of the lowest Dice at the best step, the lowest first; all in their order, if so few."""
+    """The `count` classes with the lowest Dice at the best step, lowest first; all in order if not more."""
     names, step = classes(run), best(run)
     if len(names) <= count or step is None:
         return names[:count]
@@ -63,19 +63,19 @@ def lowest(run: Run, count: int) -> list[str]:
 
 
 def best(run: Run) -> int | None:
-    """The step of the highest mean Dice, whose weights are kept as the best."""
+    """The step with the highest mean Dice."""
     dice = run.metrics.get(_DICE)
     return None if dice is None else int(dice.steps[dice.values.argmax()])
 
 
 def training(run: Run) -> str:
-    """What was trained on what, from where, and how long."""
+    """A sentence about the network, the initial weights, the data and the duration."""
     record = run.record
     network = f"A network of {quantity(record.parameters)} parameters" if record.parameters else "A network"
-    begun = f"begun with the weights of {record.init}" if record.init else "begun from scratch"
+    begun = f"initialised with the weights of {record.init}" if record.init else "trained from scratch"
     names = classes(run)
-    many = f"{len(names)} classes, " if len(names) > _NAMED else ""
-    task = f" learned to segment {many}{some(names, _NAMED)}" if names else " learned to segment"
+    many = f"{len(names)} classes: " if len(names) > _NAMED else ""
+    task = f" was fine-tuned to segment {many}{some(names, _NAMED)}" if names else " was fine-tuned"
     rows = record.data.rows
     cases = f" on {plural(sum(row.train for row in rows), 'case')} of {rows[0].modality}" if rows else ""
     length = f", for {progress(run)}" if record.step is not None else ""
@@ -84,26 +84,26 @@ def training(run: Run) -> str:
 
 
 def result(run: Run) -> list[str]:
-    """The best validation, in a sentence."""
+    """A sentence about the best validation."""
     step, dice = best(run), run.metrics.get(_DICE)
     if step is None or dice is None:
-        return ["It has not been validated yet."]
+        return ["No validation results yet."]
     values = dict(zip(classes(run), by_class(run, step), strict=True))
     named = lowest(run, _NAMED)
     each = listing([f"{name} {values[name]}".rstrip() for name in named])
     if len(named) < len(values):
         each = f"lowest of {len(values)} classes: {each}"
     held_out = plural(sum(row.val for row in run.record.data.rows), "validation case")
-    return [f"At step {step}, its best, the mean Dice over {held_out} is {dice.at(step):.3f} ({each})."]
+    return [f"Best validation, at step {step}: mean Dice {dice.at(step):.3f} over {held_out} ({each})."]
 
 
 def missing(run: Run) -> list[str]:
-    """What a finished run has and this one has not."""
+    """Sentences about what a complete run would have and this one lacks."""
     absent = []
     if not run.record.finished:
         absent.append(f"The run is not finished: {progress(run)}.")
     if run.settings is None:
-        absent.append("There is no settings.yaml.")
+        absent.append("settings.yaml is missing.")
     if not any(name.startswith("train/") for name in run.metrics):
         absent.append("metrics.csv has no training rows.")
     if run.unreadable_rows:
@@ -112,7 +112,7 @@ def missing(run: Run) -> list[str]:
 
 
 def chart_groups(run: Run) -> dict[str, list[Chart]]:
-    """All curves, by heading; of many classes, those of the lowest Dice."""
+    """All curves by heading; of many classes, only those with the lowest Dice."""
     names, count = lowest(run, _CHARTS), len(classes(run))
     which = f": the mean, and the {len(names)} lowest of {count} classes" if len(names) < count else ""
     dice = {name: run.metrics.get(f"{_DICE}/{name}") for name in names}

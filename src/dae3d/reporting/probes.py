@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from dae3d.probing.figures import Check
+from dae3d.probing.metrics import Check
 from dae3d.reporting.bars import BarChart, bar_chart
 from dae3d.reporting.curves import Chart, chart
-from dae3d.reporting.run import Run
+from dae3d.reporting.run_folder import Run
 
 LEVELS = tuple(f"level{number}" for number in range(5))
 _NAMES = {name: name.removeprefix("level") for name in LEVELS}
@@ -16,7 +16,7 @@ _COSINES = {"within": "one modality", "between": "two modalities", "scan": "one 
 
 
 @dataclass(frozen=True)
-class Section:
+class CheckSection:
     """What `check.json` says, drawn."""
 
     check: Check
@@ -25,7 +25,7 @@ class Section:
     facts: dict[str, str]
 
 
-def section(run: Run) -> Section | None:
+def section(run: Run) -> CheckSection | None:
     """The section on a check, None where there was none, or its file cannot be read."""
     try:
         check = Check.model_validate_json((run.folder / "check.json").read_text())
@@ -34,14 +34,14 @@ def section(run: Run) -> Section | None:
     weights = f"{check.weights} weights" if check.weights else "weights"
     step = "" if check.step is None else f", step {check.step}"
     charts = [_shares(check), _ranks(check), _dice(check)]
-    return Section(check, weights + step, [c for c in charts if c is not None], _facts(check))
+    return CheckSection(check, weights + step, [c for c in charts if c is not None], _facts(check))
 
 
 def probe_charts(run: Run) -> list[Chart | None]:
     """Curves of `--probe-every`."""
 
-    def of(title: str, measure: str, names: dict[str, str]) -> Chart | None:
-        series = {label: run.metrics.get(f"probe/{measure}/{name}") for name, label in names.items()}
+    def of(title: str, metric: str, names: dict[str, str]) -> Chart | None:
+        series = {label: run.metrics.get(f"probe/{metric}/{name}") for name, label in names.items()}
         return chart(title, series, smooth=False)
 
     levels = {name: f"level {number}" for name, number in _NAMES.items()}

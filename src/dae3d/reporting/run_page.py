@@ -7,7 +7,7 @@ import numpy as np
 
 from dae3d.reporting.curves import Chart, chart
 from dae3d.reporting.html import embedded
-from dae3d.reporting.run import Picture, Run
+from dae3d.reporting.run_folder import Picture, Run
 from dae3d.words import duration, quantity, size
 
 PICTURES_SHOWN = 12

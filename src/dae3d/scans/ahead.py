@@ -1,4 +1,4 @@
-"""A function of many items, called in threads some way ahead of where its results are used."""
+"""A function called for many items in threads, some items ahead of the one whose result is used."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,7 @@ def in_threads(
 ) -> Iterator[tuple[Item, Result]]:
     """Every item with the function's result, in the order of the items.
 
-    Items are taken as threads get free, so that endless ones use no endless memory.
+    Items are taken as threads become free, so memory stays bounded however many there are.
     """
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     pool = ThreadPoolExecutor(workers)

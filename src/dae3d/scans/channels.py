@@ -1,4 +1,4 @@
-"""How a scan of several channels is named: its files joined by commas, as in `t1.nii.gz,flair.nii.gz`."""
+"""Names of scans with several channels: the files joined by commas, as in `t1.nii.gz,flair.nii.gz`."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from pydantic import BeforeValidator
 
 
 def _joined(scan: Any) -> Any:
-    """Paths, and sequences of a scan's channels, as the command line has them."""
+    """Paths, and sequences of a scan's channels, as on the command line."""
     if isinstance(scan, (list, tuple)):
         return ",".join(map(str, scan))
     return str(scan) if isinstance(scan, os.PathLike) else scan

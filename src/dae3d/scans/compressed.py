@@ -1,4 +1,4 @@
-"""Compressed voxels read to the end, where their checksum is, which readers stop short of."""
+"""Compressed voxels, read to the end to check the checksum there, which other readers do not reach."""
 
 import io
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from dae3d.errors import ScanError
 GZIP_SUFFIXES = (".gz", ".mgz")
 
 _MAGIC = b"\x1f\x8b"
-_ISAL_ERROR: Any = IsalError  # a class, which its stub calls an instance
+_ISAL_ERROR: Any = IsalError  # a class, but its stub declares an instance
 _BLOCK = 1 << 20  # bytes
 # Deflated data with a header of gzip's (31), or of zlib's or gzip's (47).
 _GZIP, _ZLIB_OR_GZIP = 31, 47
@@ -23,14 +23,14 @@ _CUT_SHORT = "Compressed file ended before the end-of-stream marker was reached"
 
 
 class GzipContent(io.RawIOBase):
-    """What a gzip file holds: one member or several, one after the other.
+    """The content of a gzip file of one or more members.
 
-    What follows the members and is none, such as zeros, is passed over, as `gzip` does. Reading past the end
-    of a member checks it.
+    Bytes after the last member, such as zeros, are ignored, as `gzip` does. Reading past the end of a member
+    checks it.
 
     Raises:
-        EOFError: where it is cut short.
-        ScanError: where it is damaged.
+        EOFError: if it is cut short.
+        ScanError: if it is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,7 +44,7 @@ class GzipContent(io.RawIOBase):
         self._member: Any = isal_zlib.decompressobj(_GZIP)
 
     def readable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def close(self) -> None:
@@ -53,7 +53,7 @@ class GzipContent(io.RawIOBase):
         super().close()
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, unless the content ends before."""
+        """Fill a buffer, or less of it at the end of the content."""
         view = memoryview(buffer).cast("B")
         filled = 0
         while filled < len(view):
@@ -66,9 +66,9 @@ class GzipContent(io.RawIOBase):
         return filled
 
     def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place counted from the start, by reading all that lies before it."""
+        """Go to a place counted from the start, by reading everything before it."""
         if whence != io.SEEK_SET:
-            raise io.UnsupportedOperation("seek from elsewhere than the start")
+            raise io.UnsupportedOperation("seek that is not from the start")
         if place < self._place:
             self._start()
         while self._place < place and self.read(min(place - self._place, _BLOCK)):
@@ -80,13 +80,13 @@ class GzipContent(io.RawIOBase):
         return self._place
 
     def read_on(self) -> None:
-        """Read what is left, and so check all of it."""
+        """Read the rest, so that all of it is checked."""
         buffer = bytearray(_BLOCK)
         while self.readinto(buffer):
             pass
 
     def _next(self, most: int) -> bytes:
-        """The next bytes, no more than `most`; none at the end."""
+        """The next bytes, at most `most`; empty at the end."""
         while True:
             if self._member.eof and not self._next_member():
                 return b""
@@ -110,10 +110,10 @@ class GzipContent(io.RawIOBase):
 
 @contextmanager
 def voxel_file(holder: FileHolder) -> Iterator[Any]:
-    """Open one of the files of an image that nibabel loaded, decompressed; at the end the rest is read too.
+    """Open a file of an image that nibabel loaded, decompressed; on exit the rest is read too.
 
     Raises:
-        EOFError, ScanError: where it is cut short, or not what was compressed.
+        EOFError, ScanError: if it is cut short or damaged.
     """
     path = Path(str(holder.filename))
     if path.suffix.lower() in GZIP_SUFFIXES:
@@ -134,11 +134,11 @@ def check_deflated(path: Path, start: int, packed: int, size: int) -> None:
     Args:
         path: the file.
         start: where the stream begins.
-        packed: bytes that it may take; 0 for all that follow.
-        size: bytes that it becomes, at least.
+        packed: its length in bytes; 0 for the rest of the file.
+        size: least number of bytes after decompression.
 
     Raises:
-        ScanError: where it is damaged or cut short.
+        ScanError: if it is damaged or cut short.
     """
     stream: Any = isal_zlib.decompressobj(_ZLIB_OR_GZIP)
     total, left = 0, packed or path.stat().st_size

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, for files that were given the wrong extension."""
+"""The format of a file by its first bytes, for files with the wrong extension."""
 
 import bz2
 import gzip
@@ -14,10 +14,10 @@ _HEAD = 348  # bytes of a NIfTI-1 header, whose last four are its magic
 
 
 def suffix_by_content(path: Path) -> str | None:
-    """The suffix that would fit the content of `path`, or None where it is none that readers know.
+    """The suffix that fits the content of `path`, or None if it is not a known format.
 
     Raises:
-        OSError: where the file cannot be opened.
+        OSError: if the file cannot be opened.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD)
@@ -39,7 +39,7 @@ def suffix_by_content(path: Path) -> str | None:
 
 @contextmanager
 def renamed(path: Path, suffix: str) -> Iterator[Path]:
-    """Another name for `path`, with another suffix, as long as the context lasts."""
+    """A link to `path` with another suffix, which exists as long as the context."""
     with tempfile.TemporaryDirectory(prefix="dae3d-") as folder:
         link = Path(folder, f"scan{suffix}")
         link.symlink_to(path.absolute())

@@ -1,4 +1,4 @@
-"""What a file or a DICOM series is, by its header, the user's rules and what lists and layouts say of it."""
+"""Describes a file or a DICOM series, from its header, the user's rules, lists and layouts."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -9,7 +9,7 @@ from typing import Literal
 from dae3d.errors import ScanError, as_scan_error
 from dae3d.scans.dicom.contradiction import contradiction
 from dae3d.scans.dicom.finder import FoundSeries
-from dae3d.scans.header_cache import Facts, Grid, HeaderCache
+from dae3d.scans.header_cache import FileFacts, HeaderCache, VoxelInfo
 from dae3d.scans.index_settings import IndexSettings
 from dae3d.scans.layouts.layout import LAYOUTS
 from dae3d.scans.manifest import LeftOut, Scan, Split
@@ -27,10 +27,10 @@ Teller = Literal["user", "source", "name"]
 
 @dataclass(frozen=True)
 class Described:
-    """A scan that can be used, before its subject is put on a side.
+    """A scan that can be used, before its subject is assigned to a split.
 
-    `given` is the side that a list says, `teller` what told its subject: the user's settings, a list, layout,
-    header or BIDS name, or the names of files alone; `remark` is what a user should know of its header.
+    `given` is the split in a list; `teller` is where its subject comes from: the user's settings, a list,
+    layout, header or BIDS name ("source"), or file names alone; `remark` is a note on its header.
     """
 
     scan: Scan
@@ -40,15 +40,15 @@ class Described:
 
 
 @dataclass(frozen=True)
-class Refused:
-    """What is left out; `rule` would tell its modality, where that is what is wanting."""
+class Undescribed:
+    """A file or series that is left out; `rule` would give its modality, if only that is missing."""
 
     left_out: LeftOut
     rule: str | None = None
 
 
 class Describer:
-    """Tells what files and series are. Threads may share it."""
+    """Describes files and series. Threads may share it."""
 
     def __init__(self, settings: IndexSettings, roots: Collection[Path], headers: HeaderCache) -> None:
         self._settings = settings
@@ -58,8 +58,8 @@ class Describer:
         self._headers = headers
         self._table = SubjectTable(settings.subjects) if settings.subjects else None
 
-    def file(self, candidate: Candidate) -> list[Described] | Refused | None:
-        """The scans of a file, or why it is left out; None where it is a DICOM file under another's name."""
+    def file(self, candidate: Candidate) -> list[Described] | Undescribed | None:
+        """The scans of a file, or why it is left out; None for a DICOM file with another suffix."""
         path = candidate.path
         reason = self._excluded(candidate.shown, candidate.root.name)
         if reason:
@@ -67,36 +67,36 @@ class Describer:
         facts = self._facts(path)
         if facts.dicom:
             listed = candidate.modality or candidate.subject or candidate.split
-            return _refused(path, "DICOM, whatever its name says; index its folder") if listed else None
-        if facts.grid is None:
+            return _refused(path, "DICOM file, despite its name; index its folder") if listed else None
+        if facts.voxels is None:
             return _refused(path, str(facts.reason))
         parts = self._parts(candidate, facts.volumes)
-        reason = self._absent(candidate, facts) or (self._thin(facts.grid.shape) if parts else facts.reason)
+        reason = self._absent(candidate, facts) or (self._thin(facts.voxels.shape) if parts else facts.reason)
         if reason:
             return _refused(path, reason)
         described = []
         for volume, modality in parts:
             if modality is None:
                 said = f": called {candidate.unread!r}" if candidate.unread else ""
-                return Refused(LeftOut(path=path, reason=UNKNOWN + said), rule_for_file(candidate))
+                return Undescribed(LeftOut(path=path, reason=UNKNOWN + said), rule_for_file(candidate))
             subject, teller = self._subject_of(candidate)
-            scan = self._scan(candidate, facts.grid, volume, modality, subject)
+            scan = self._scan(candidate, facts.voxels, volume, modality, subject)
             described.append(Described(scan, candidate.split, teller, facts.remark))
         return described
 
-    def _facts(self, path: Path) -> Facts:
+    def _facts(self, path: Path) -> FileFacts:
         try:
             with as_scan_error():
                 return self._headers.facts(path)
         except ScanError as error:
-            return Facts(reason=str(error))
+            return FileFacts(reason=str(error))
         except FileNotFoundError:
-            return Facts(reason="missing file")
+            return FileFacts(reason="missing file")
         except OSError as error:
-            return Facts(reason=f"unreadable: {error.strerror}")
+            return FileFacts(reason=f"unreadable: {error.strerror}")
 
     def _parts(self, candidate: Candidate, count: int) -> Sequence[tuple[int | None, str | None]]:
-        """Which of a file's volumes are scans, and their modalities; None stands for the file as it is."""
+        """Which of a file's volumes are scans, and their modalities; None is the whole file."""
         modality = self._modality(candidate)
         if count == 1:
             return [(None, modality)]
@@ -107,7 +107,7 @@ class Describer:
         return [(volume, modality) for volume in self._chosen(count)]
 
     def _chosen(self, count: int) -> Sequence[int]:
-        """Which volumes of a series in time are scans."""
+        """Which volumes of a time series are scans."""
         chosen = self._settings.volume
         if isinstance(chosen, int):
             return range(count)[chosen : chosen + 1]
@@ -122,7 +122,7 @@ class Describer:
         )
 
     def _scan(
-        self, candidate: Candidate, grid: Grid, volume: int | None, modality: str, subject: str
+        self, candidate: Candidate, voxels: VoxelInfo, volume: int | None, modality: str, subject: str
     ) -> Scan:
         return Scan(
             path=candidate.path,
@@ -130,12 +130,12 @@ class Describer:
             subject=subject,
             dataset=candidate.dataset,
             split=candidate.split or "train",
-            **grid.model_dump(),
+            **voxels.model_dump(),
             volume=volume,
         )
 
-    def series(self, found: FoundSeries, root: Path) -> Described | Refused:
-        """The scan that a DICOM series under `root` is, or why it is left out."""
+    def series(self, found: FoundSeries, root: Path) -> Described | Undescribed:
+        """The scan of a DICOM series under `root`, or why it is left out."""
         shown = found.folder.relative_to(root).as_posix() + "/" if found.folder != root else ""
         place = (shown, root.name, found.description, found.protocol)
         reason = (
@@ -149,7 +149,7 @@ class Describer:
         modality = label_by_rules(self._rules, *place) or self._settings.modality or found.modality
         if modality is None:
             left_out = LeftOut(path=found.folder, reason=UNKNOWN, files=len(found.files))
-            return Refused(left_out, rule_for_series(shown, root, found.description or found.protocol))
+            return Undescribed(left_out, rule_for_series(shown, root, found.description or found.protocol))
         wrong = None if self._settings.force_modality else contradiction(modality, found.scanner)
         if wrong:
             return _refused(found.folder, wrong, len(found.files))
@@ -160,7 +160,7 @@ class Describer:
             subject=asked or found.subject,
             dataset=self._settings.dataset or self._settings.layout or root.name,
             split="train",
-            **Grid.of(found.header).model_dump(),
+            **VoxelInfo.of(found.header).model_dump(),
             series=found.series,
             study=found.study,
             files=found.files,
@@ -172,18 +172,18 @@ class Describer:
             return None
         return f"4-D: volume {found.volume} of {found.volumes} in a series"
 
-    def _absent(self, candidate: Candidate, facts: Facts) -> str | None:
-        """Why a 4-D file has not the volumes that are asked of it."""
+    def _absent(self, candidate: Candidate, facts: FileFacts) -> str | None:
+        """Why a 4-D file does not have the volumes asked for."""
         count, channels = facts.volumes, self._settings.channels
         asked = self._settings.volume if candidate.volume is None else candidate.volume
         if candidate.volumes is not None and candidate.volumes != count:
-            return f"holds {count} volumes, where the list names {candidate.volumes} channels"
+            return f"has {count} volumes, but the list names {candidate.volumes} channels"
         if count == 1 and candidate.volume is None:
             return None
         if isinstance(asked, int) and asked >= count:
-            return f"no volume {asked}: it holds {count}, from 0 on"
+            return f"no volume {asked}: it has {count}, counted from 0"
         if channels and asked == "none" and count != len(channels):
-            return f"4-D: {count} volumes, where --channels names {len(channels)}"
+            return f"4-D: {count} volumes, but --channels names {len(channels)}"
         return None
 
     def _excluded(self, *place: str) -> str | None:
@@ -201,7 +201,7 @@ class Describer:
         return self._table.unused() if self._table else []
 
     def _subject_of(self, candidate: Candidate) -> tuple[str, Teller]:
-        """The subject of a file's scans, and what told it."""
+        """The subject of a file's scans, and its source."""
         if asked := self._asked(candidate.path, candidate.shown):
             return asked, "user"
         if candidate.subject:
@@ -211,7 +211,7 @@ class Describer:
         return subject_in_path(candidate.case, self._roots), "name"
 
     def _asked(self, path: Path, shown: str) -> str | None:
-        """The subject that the user's table or pattern tells."""
+        """The subject by the user's table or pattern."""
         told = self._table.subject(path, shown) if self._table else None
         if told:
             return told
@@ -219,5 +219,5 @@ class Describer:
         return match[1] if match else None
 
 
-def _refused(path: Path, reason: str, files: int = 1) -> Refused:
-    return Refused(LeftOut(path=path, reason=reason, files=files))
+def _refused(path: Path, reason: str, files: int = 1) -> Undescribed:
+    return Undescribed(LeftOut(path=path, reason=reason, files=files))

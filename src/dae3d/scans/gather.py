@@ -1,4 +1,4 @@
-"""All files that an index looks into: listed, in folders or given singly, each once."""
+"""All files that an index reads: from lists, in folders or given one by one, each once."""
 
 import hashlib
 import os
@@ -16,16 +16,16 @@ from dae3d.scans.index_settings import IndexSettings
 from dae3d.scans.layouts.layout import LAYOUTS, Layout
 from dae3d.scans.lists import read_list
 from dae3d.scans.manifest import LeftOut
-from dae3d.scans.passed_over import PassedOver, is_archive
+from dae3d.scans.other_files import OtherFiles, is_archive
 from dae3d.scans.readers import files_read, suffix
 from dae3d.scans.sources import Candidate, absolute, files_in, scan_given, scan_in_folder
 from dae3d.scans.spool import Spool
 
 
 class Gathered:
-    """What was found, on disk in the folder `scratch`.
+    """The files found, kept on disk in the folder `scratch`.
 
-    `dicom` are the files that series are made of, and `roots` the folders that scans are of.
+    `dicom` are the DICOM files, and `roots` the folders that the scans belong to.
     """
 
     def __init__(self, scratch: Path) -> None:
@@ -35,13 +35,13 @@ class Gathered:
         self.archives = 0
         self._candidates: Spool[Candidate] = Spool(scratch)
         self._unknown: Spool[Path] = Spool(scratch)
-        self._others: Spool[Path] = Spool(scratch)
-        self._passed_over = PassedOver()
+        self._not_dicom: Spool[Path] = Spool(scratch)
+        self._other_files = OtherFiles()
         self._places: dict[bytes, int] = {}
         self._held_out: set[int] = set()
 
     def add(self, item: Candidate | LeftOut) -> None:
-        """Add a candidate, if there is no other of its file; another name for it (a link) is left out.
+        """Add a candidate, unless its file was added before; a second name of a file (a link) is left out.
 
         A file that any list holds out for validation is held out.
         """
@@ -61,7 +61,7 @@ class Gathered:
             self._held_out.add(place)
 
     def add_folder(self, folder: Path, dataset: str | None, visited: set[str]) -> None:
-        """Add the files under a folder: scans by their names, and others in which DICOM may be."""
+        """Add the files under a folder: scans by their names, and others that may be DICOM."""
         self.roots[folder] = None
         for path in tqdm(files_in(folder, visited), "finding files", unit="file", leave=False, delay=1):
             if isinstance(path, LeftOut):
@@ -70,15 +70,15 @@ class Gathered:
                 self.add(scan_in_folder(path, folder, dataset))
             elif is_archive(path):
                 self.archives += 1
-                self._passed_over.add(path)
+                self._other_files.add(path)
             else:
                 self._unknown.add(path)
 
     def add_layout(self, folder: Path, layout: Layout, dataset: str | None, visited: set[str]) -> None:
-        """Add the files under a folder as a public data set has them there.
+        """Add the files under a folder that has the layout of a public data set.
 
         Raises:
-            Dae3dError: where it has other ones.
+            Dae3dError: if it does not.
         """
         if layout.dicom:
             self.add_folder(folder, dataset, visited)
@@ -96,23 +96,23 @@ class Gathered:
             self.dicom.add(path)
 
     def look_for_dicom(self, workers: int) -> None:
-        """See which of the files whose names do not tell are DICOM, and account for the others."""
+        """Find the DICOM files among those of unknown suffix, and count the others as left out."""
         looks = in_threads(is_dicom, self._unknown, workers)
         total = len(self._unknown)
         for path, yes in tqdm(looks, "looking for DICOM", total, unit="file", leave=False, delay=1):
             if yes:
                 self.dicom.add(path)
             else:
-                self._others.add(path)
-        named = self._named_by_headers(workers) if self._others else set()
-        for path in self._others:
+                self._not_dicom.add(path)
+        named = self._named_by_headers(workers) if self._not_dicom else set()
+        for path in self._not_dicom:
             if _digest(path) not in named:
-                self._passed_over.add(path)
-        for kind in self._passed_over:
+                self._other_files.add(path)
+        for kind in self._other_files:
             self.left_out.add(kind)
 
     def _named_by_headers(self, workers: int) -> set[bytes]:
-        """Digests of the files that are read with others, which name them or are called alike."""
+        """Digests of the files that are read together with a header that names them or has the same stem."""
         paths = (candidate.path for _, candidate in self._candidates.items())
         return {_digest(file) for _, files in in_threads(_read_with, paths, workers) for file in files}
 
@@ -125,15 +125,15 @@ class Gathered:
             yield replace(candidate, split="val") if place in self._held_out else candidate
 
     def root_of(self, folder: Path) -> Path:
-        """The first of the roots that holds `folder`; where none does, itself."""
+        """The first root that holds `folder`; else the folder itself."""
         return next((root for root in self.roots if folder.is_relative_to(root)), folder)
 
 
 def gather(settings: IndexSettings, scratch: Path) -> Gathered:
-    """Find all files to look into. Lists come first, because they say more than folders do.
+    """Find all files to read. Lists come first, because they give more information than folders.
 
     Raises:
-        Dae3dError: where something given is missing or holds no scans, or a folder has another layout.
+        Dae3dError: if a source is missing or holds no scans, or a folder does not have the layout.
     """
     sources = [absolute(source) for source in settings.folders]
     for source in sources:
@@ -143,7 +143,7 @@ def gather(settings: IndexSettings, scratch: Path) -> Gathered:
     lists = [source for source in sources if source.suffix.lower() == ".json" and source not in folders]
     layout = LAYOUTS[settings.layout] if settings.layout else None
     if layout and not folders:
-        raise Dae3dError(f"layout: {settings.layout} is one of a folder, and no folder is given")
+        raise Dae3dError(f"layout: {settings.layout} is for folders, and no folder is given")
     found = Gathered(scratch)
     for source in lists:
         for candidate in read_list(source, settings.fold, settings.dataset, settings.root):
@@ -176,7 +176,7 @@ def _digest(path: Path) -> bytes:
 
 
 def _key(candidate: Candidate) -> bytes:
-    """A short name that only candidates for the same scan share."""
+    """A short key that only candidates for the same scan share."""
     path = candidate.path
     real = os.path.realpath(path) if path.is_symlink() else f"{_real_folder(path.parent)}/{path.name}"
     return hashlib.blake2b(os.fsencode(f"{real}#{candidate.volume}"), digest_size=16).digest()

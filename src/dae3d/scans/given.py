@@ -1,4 +1,4 @@
-"""Scans as a user names them: files, one volume of a 4-D file, DICOM series, folders of all these."""
+"""Scans named by a user: files, one volume of a 4-D file, DICOM series, and folders of these."""
 
 import logging
 import re
@@ -17,9 +17,9 @@ from dae3d.scans.dicom.identity import load_salt
 from dae3d.scans.dicom.volume import read_series
 from dae3d.scans.header_cache import read_facts
 from dae3d.scans.index_tables import short
-from dae3d.scans.kinds import conflict
 from dae3d.scans.manifest import LeftOut
 from dae3d.scans.modality import LIST_NAMES, label_by_bids
+from dae3d.scans.modality_conflicts import conflict
 from dae3d.scans.readers import Volume, read_volume, scan_stem, suffix, volume_count
 from dae3d.scans.sources import absolute, files_in
 from dae3d.scans.subjects import sequence_at_end
@@ -32,7 +32,7 @@ SCANS_GIVEN = (
     "order in which the weights were trained (errors name it): t1.nii.gz,flair.nii.gz"
 )
 VOLUME_GIVEN = (
-    "which volume of 4-D files (series in time) is taken, from 0 on (default: such files are refused)"
+    "which volume of 4-D files (time series) to take, counted from 0 (default: such files are refused)"
 )
 
 LABEL_MAP = "label map by its name"
@@ -45,7 +45,7 @@ _SHOWN = 20  # lines of a message
 
 
 class Told(NamedTuple):
-    """What says of which modality an image is, such as "its BIDS name"; `certain` where it is made to."""
+    """A modality label and where it comes from, such as "its BIDS name"; `certain` if that is reliable."""
 
     label: str
     source: str
@@ -59,10 +59,10 @@ class Image:
     Attributes:
         path: its file; of a DICOM series of several files, the folder that they lie in or below.
         volume: which one of a 4-D file, from 0.
-        files: what it is read from: the file, or a series' files in slice order.
-        series: digest that tells a DICOM series from others in the same folder; "" of other files.
+        files: the files to read: the file itself, or a series' files in slice order.
+        series: digest that distinguishes a DICOM series from others in its folder; "" for other files.
         study: digest of a DICOM series' study.
-        header: modality label that a DICOM header tells.
+        header: modality label from the DICOM header.
     """
 
     path: Path
@@ -79,7 +79,7 @@ class Image:
 
     @cached_property
     def told(self) -> Told | None:
-        """Its modality by header or name, where they tell it."""
+        """Its modality by header or name, if they give it."""
         if self.series:
             return Told(self.header, "its DICOM header", certain=True) if self.header else None
         stem = scan_stem(self.path)
@@ -92,14 +92,14 @@ class Image:
         return Told(LIST_NAMES.get(word.lower(), word.lower()), "its name", certain=False)
 
     def left_out(self, reason: str) -> LeftOut:
-        """That it is left out."""
+        """The entry that says it is left out."""
         return LeftOut(path=self.path, reason=reason, files=len(self.files))
 
     def read(self) -> Volume:
         """Its voxels.
 
         Raises:
-            ScanError: where they cannot be read, or it is 4-D and no volume of it is chosen.
+            ScanError: if they cannot be read, or it is 4-D and no volume is chosen.
         """
         if self.series:
             return read_series(self.files)
@@ -107,60 +107,60 @@ class Image:
             count = volume_count(self.path)
             if count > 1:
                 raise ScanError(
-                    f"4-D: {count} volumes; --volume N takes one, from 0 on; channels have to be files of "
-                    "their own"
+                    f"4-D: {count} volumes; --volume N takes one, counted from 0; channels must be "
+                    "separate files"
                 )
         return read_volume(self.path, self.volume)
 
 
 @dataclass(frozen=True)
-class Found:
-    """The images in a folder, and what in it is none that is wanted."""
+class FoundImages:
+    """The images in a folder, and the files left out."""
 
     images: list[Image]
     left_out: list[LeftOut]
 
 
-def images_at(path: Path, volume: int | None, pass_over: Callable[[Path], bool] = lambda _: False) -> Found:
-    """The image that a path names, or those in the folder that it is.
+def images_at(
+    path: Path, volume: int | None, ignored: Callable[[Path], bool] = lambda _: False
+) -> FoundImages:
+    """The image at a path, or the images in a folder.
 
     Args:
-        path: a file, which need not be there before it is read; a DICOM file; or a folder.
-        volume: which one of a 4-D file, or of a DICOM series in time, from 0.
-        pass_over: files of a folder that are not looked at.
+        path: a file, which need not exist before it is read; a DICOM file; or a folder.
+        volume: which one of a 4-D file or DICOM time series, from 0.
+        ignored: whether a file of a folder is ignored.
 
     Raises:
-        Dae3dError: where a folder has no image, or a DICOM file is none.
+        Dae3dError: if a folder has no image, or a DICOM file is not one.
     """
     path = absolute(path)
     if path.is_dir():
-        found = _in_folder(path, volume, pass_over)
+        found = _in_folder(path, volume, ignored)
     elif suffix(path) is None and is_dicom(path) and path.exists():
         found = _series([path], volume)
     else:
-        found = Found([Image.of(path, volume)], [])
+        found = FoundImages([Image.of(path, volume)], [])
     if not found.images:
-        raise Dae3dError(
-            f"{path}: no scan that can be used: {_reasons(found.left_out) or 'no files of scans'}"
-        )
+        raise Dae3dError(f"{path}: no usable scan: {_reasons(found.left_out) or 'no scan files'}")
     return found
 
 
 def say_found(folder: Path, count: int, left_out: Sequence[LeftOut]) -> None:
-    """Say how many scans a folder has, and what in it was passed over and why.
+    """Log how many scans a folder has, and what was left out and why.
 
     Raises:
-        Dae3dError: where it has none.
+        Dae3dError: if it has none.
     """
     if not count:
-        raise Dae3dError(f"{folder}: no scan that can be used; left out: {_reasons(left_out)}")
+        raise Dae3dError(f"{folder}: no usable scan; left out: {_reasons(left_out)}")
     log.info("scans in %s: %d", folder, count)
     if left_out:
         log.warning("%s: left out: %s", folder, _reasons(left_out))
 
 
 def _reasons(left_out: Iterable[LeftOut]) -> str:
-    """How many files are left out for what reason, with an example of each."""
+    """How many files are left out for each reason, with an example."""
     kinds: dict[str, list[LeftOut]] = {}
     for item in left_out:
         kinds.setdefault(item.reason, []).append(item)
@@ -170,8 +170,8 @@ def _reasons(left_out: Iterable[LeftOut]) -> str:
     )
 
 
-def _in_folder(folder: Path, volume: int | None, pass_over: Callable[[Path], bool]) -> Found:
-    """All images under a folder: by their suffix, and DICOM series whatever their files' names."""
+def _in_folder(folder: Path, volume: int | None, ignored: Callable[[Path], bool]) -> FoundImages:
+    """All images under a folder: files by suffix, and DICOM series whatever their file names."""
     images: list[Image] = []
     left_out: list[LeftOut] = []
     others: list[Path] = []
@@ -179,7 +179,7 @@ def _in_folder(folder: Path, volume: int | None, pass_over: Callable[[Path], boo
     for path in files_in(folder, set()):
         if isinstance(path, LeftOut):
             left_out.append(path)
-        elif pass_over(path):
+        elif ignored(path):
             continue
         elif suffix(path) and _LABEL_MAP.fullmatch(scan_stem(path)):
             left_out.append(LeftOut(path=path, reason=LABEL_MAP))
@@ -188,24 +188,24 @@ def _in_folder(folder: Path, volume: int | None, pass_over: Callable[[Path], boo
     for path, facts in in_threads(read_facts, scans, _THREADS):
         if facts.dicom:
             others.append(path)
-        elif facts.grid is None or (facts.volumes > 1 and volume is None):
-            advice = " (--volume N takes one volume, from 0 on)" if facts.volumes > 1 else ""
+        elif facts.voxels is None or (facts.volumes > 1 and volume is None):
+            advice = " (--volume N takes one volume, counted from 0)" if facts.volumes > 1 else ""
             left_out.append(LeftOut(path=path, reason=f"{facts.reason}{advice}"))
         else:
             images.append(Image.of(path, volume if facts.volumes > 1 else None))
     dicom = [path for path, yes in in_threads(is_dicom, others, _THREADS) if yes]
-    series = _series(dicom, volume) if dicom else Found([], [])
-    return Found(images + series.images, left_out + series.left_out)
+    series = _series(dicom, volume) if dicom else FoundImages([], [])
+    return FoundImages(images + series.images, left_out + series.left_out)
 
 
-def _series(files: Sequence[Path], volume: int | None) -> Found:
-    """The DICOM series that files make up."""
-    found = Found([], [])
+def _series(files: Sequence[Path], volume: int | None) -> FoundImages:
+    """The DICOM series in the files."""
+    found = FoundImages([], [])
     for series in find_series(files, load_salt(None), _THREADS):
         if isinstance(series, LeftOut):
             found.left_out.append(series)
         elif series.volumes > 1 and series.volume != volume:
-            reason = f"of {series.volumes} volumes in a series (--volume N takes one, from 0 on)"
+            reason = f"of {series.volumes} volumes in a series (--volume N takes one, counted from 0)"
             found.left_out.append(LeftOut(path=series.folder, reason=reason, files=len(series.files)))
         else:
             paths = tuple(series.folder / name for name in series.files)
@@ -215,16 +215,16 @@ def _series(files: Sequence[Path], volume: int | None) -> Found:
 
 
 def contradictions(images: Iterable[Image], modalities: Iterable[str]) -> Iterator[tuple[Image, str, bool]]:
-    """Which images are told to be of another modality than the one in their place, and what to say of it.
+    """The images whose header or name gives another modality than the one expected.
 
     Yields:
-        The image; a sentence; and whether it is of another machine for certain.
+        The image; a message; and whether it certainly comes from another kind of scanner.
     """
     for image, modality in zip(images, modalities, strict=True):
         told = image.told
         found = conflict(told.label, modality) if told else None
         if told and found:
-            sentence = f"{image.path}: {told.label} by {told.source}, where {modality} is wanted"
+            sentence = f"{image.path}: {told.label} by {told.source}, but {modality} is expected"
             yield image, sentence, found == "machine" and told.certain
 
 
@@ -235,7 +235,7 @@ def listed(lines: Sequence[str]) -> str:
 
 
 def image_names(images: Sequence[Image]) -> list[Path]:
-    """A path for each image to be named after; of series that share a folder, each has its digest."""
+    """A path to name each image's results after; series that share a folder get their digest appended."""
     paths = Counter(image.path for image in images)
     return [
         image.path.with_name(f"{image.path.name}_{image.series[:8]}")

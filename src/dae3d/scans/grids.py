@@ -1,4 +1,4 @@
-"""Where the voxels of a scan lie, and whether two scans lie on the same ones."""
+"""Voxel grids of scans, and whether two of them are the same."""
 
 from itertools import product
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 
-# Share of a voxel by which the same grid may be off in another file: headers round in many ways.
+# Share of a voxel by which the same grid may differ between files: headers are rounded in many ways.
 _SAME_PLACE = 0.1
 
 
@@ -24,9 +24,9 @@ class Grid(NamedTuple):
 
 
 def grid_difference(grid: Grid, reference: Grid) -> str | None:
-    """How `grid` differs from `reference`, with both values; None where it does not.
+    """How `grid` differs from `reference`, with both values; None if it does not.
 
-    Grids of one shape are the same where no voxel is off by more than a tenth of the smallest voxel size.
+    Grids of one shape are the same if no voxel differs by more than a tenth of the smallest voxel size.
     """
     if grid.shape != reference.shape:
         return f"its shape is {_times(grid.shape)}, not {_times(reference.shape)}"

@@ -1,23 +1,23 @@
-"""Which names are one subject's, judged by all the names of a data set together.
+"""Which names belong to one subject, judged by all names of a data set together.
 
-`subjects.subject_in_path` makes one name of the scans of a patient where file names differ by a sequence that
-it knows. Visits, studies and words that it does not know leave several names of one patient. They are brought
-together here, by what names share:
+`subjects.subject_in_path` gives the scans of a patient one name if file names differ by a known sequence
+name. Visits, studies and unknown words leave several names of one patient. They are joined here, by what the
+names share:
 
 1. A name is cut into words and identifiers: `ProstateX/10001/10001_1000001_hbv` has the identifiers 10001 and
    1000001. An identifier holds a digit. Dates (`20040312`), visits (`week-012`, `baseline`) and sequences
-   (`T1`) are none as long as another is there.
-2. The subject is all up to the first identifier after which not too many names follow: there are two
-   such beginnings at least, `MOST_VISITS` names or fewer to each on average, and what follows is not mostly
+   (`T1`) are not identifiers as long as there is another one.
+2. The subject is everything up to the first identifier that not too many names share: there are at least
+   two such prefixes, with `MOST_VISITS` names or fewer to each on average, and what follows is not mostly
    words that occur once, as people's names do. So 10001 above is a patient, while in `01/patient_0001` to
    `01/patient_0300` 01 is a hospital.
-3. Numbers of one length count as two identifiers where the last digits are a few in a row, the same after
-   every beginning: 0100, 0101, 0102, 0200, 0201, ... are visits 00 to 02 of 01, 02, ...
-4. Folders of other names that hold the same identifiers are of the same subjects where each has modalities of
-   its own (`hbv/P001`, `cor/P001`).
+3. Numbers of one length count as two identifiers if the last digits are a few consecutive numbers, the same
+   after every prefix: 0100, 0101, 0102, 0200, 0201, ... are visits 00 to 02 of 01, 02, ...
+4. Folders with different names that hold the same identifiers belong to the same subjects if each has its own
+   modalities (`hbv/P001`, `cor/P001`).
 
-It would rather make one subject of two, which does no harm to a split, than two of one. What remains in doubt
-is said.
+When unsure, it makes one subject of two, which does no harm to a split, rather than two of one. Remaining
+doubts are reported.
 """
 
 import re
@@ -28,22 +28,22 @@ from typing import NamedTuple
 
 from dae3d.scans.subjects import SEQUENCES
 
-# Names of one subject, on average and at most; beginnings that more names share are hospitals and data sets.
+# Names per subject, on average and at most; prefixes that more names share are hospitals and data sets.
 MOST_VISITS = 12
 _MOST_OF_ONE = 36
 
-# So many beginnings without an identifier ("anna_01", "anna_02") there must be before they are subjects, and
-# so many names to each on average.
+# The least number of prefixes without an identifier ("anna_01", "anna_02") for them to be subjects, and of
+# names to each on average.
 _FEWEST_BY_WORD = 8
 _SEVERAL = 1.5
 
-# Marks words of a home that name a hospital or a data set, never a patient.
+# Marks words of a home that name a hospital or a data set, not a patient.
 _PLACE = "@"
 
-# The last digits that may be visits: at most so many different ones, each seen so often on average.
+# Last digits that may be visits: at most so many different ones, each seen at least so often on average.
 _MOST_ENDINGS = 5
 _TIMES_SEEN = 4
-_MOST_DIGITS = 7  # of such a number; a date has more
+_MOST_DIGITS = 7  # of such a number; dates have more
 
 _TOKEN = re.compile(
     r"(?P<uid>\d+(?:\.\d+){3,})"
@@ -59,10 +59,10 @@ _TOKEN = re.compile(
     re.IGNORECASE,
 )
 _KINDS = {"uid": "id", "date": "study"}
-_VISITS = ("visit", "study")  # the second may also be how patients are counted
+_VISITS = ("visit", "study")  # the second may also number patients
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _DIGITS_AT_END = re.compile(r"(.*?)(\d+)")
-# What says nothing of whose scan it is, before an identifier or in place of one.
+# Words that do not identify a subject, before an identifier or in place of one.
 _PASSED_OVER = re.compile(
     rf"{SEQUENCES}|pt|suv|spect|us|mra|tof|angio|asl|dti|mprage|mp2rage|unit1|t1map|t2map|bold"
     r"|baseline|bl|followup|fu|pre|post|preop|postop|prert|midrt|postrt|pretreatment|posttreatment|screening"
@@ -72,10 +72,10 @@ _PASSED_OVER = re.compile(
 
 
 class Grouping(NamedTuple):
-    """Subjects of which several names became one, and what is in doubt.
+    """Subjects whose several names were joined, and doubts.
 
-    `subject_of` has the names that have given way, each with the one that its subject is called by; `doubts`
-    say which names look alike and were kept apart.
+    `subject_of` maps each name that was replaced to its subject's name; `doubts` are messages about similar
+    names that were kept apart.
     """
 
     subject_of: Mapping[str, str]
@@ -83,9 +83,9 @@ class Grouping(NamedTuple):
 
 
 class _Name(NamedTuple):
-    """A name in parts: `home` is the folder given and the words before the first identifier.
+    """The parts of a name: `home` is the folder given and the words before the first identifier.
 
-    `studies` are words with numbers that may be visits, or may count patients.
+    `studies` are words with numbers that may number visits or patients.
     """
 
     home: str
@@ -104,10 +104,10 @@ _Key = tuple[str, ...]
 
 
 def group(names: Mapping[str, Collection[str]]) -> Grouping:
-    """Bring the names of one subject together; `names` has the modalities of the scans of each.
+    """Join the names of each subject; `names` maps each name to the modalities of its scans.
 
-    A subject is called by the shortest of its names, of several the first in the alphabet, so that one that
-    has but one name keeps it.
+    A subject is called by the shortest of its names, the first in the alphabet among several, so a subject
+    with one name keeps it.
     """
     parsed = {name: _parsed(name) for name in names}
     descriptions = _descriptions(parsed.values())
@@ -141,7 +141,7 @@ def _parsed(name: str) -> _Name:
     ids = list(dict.fromkeys(token.text for part in parts for token in part if token.kind == "id"))
     if not ids:
         return _without_ids(root, own, parts)
-    # Of a folder given that is named like what is in it, the names inside are enough.
+    # If the folder given is named like its content, the names inside are enough.
     home = "" if set(own) & set(ids) else root
     seen: set[str] = set()
     words: list[str] = []
@@ -164,7 +164,7 @@ def _parsed(name: str) -> _Name:
 
 
 def _without_ids(root: str, own: Sequence[str], parts: Sequence[Sequence[_Token]]) -> _Name:
-    """A name without identifiers: its folders take their place, and what stands before a visit."""
+    """A name without identifiers: its folders, and what precedes a visit, take their place."""
     ids = [*own]
     words: list[str] = []
     for part in parts:
@@ -195,7 +195,7 @@ def _tokens_in(part: str) -> Iterator[_Token]:
 
 
 def _descriptions(names: Iterable[_Name]) -> Collection[str]:
-    """The studies and words that come with several identifiers, as those of one patient do not."""
+    """The studies and words that occur with several identifiers, and so do not belong to one patient."""
     first: dict[str, tuple[str, tuple[str, ...]]] = {}
     found = set()
     for name in names:
@@ -208,7 +208,7 @@ def _descriptions(names: Iterable[_Name]) -> Collection[str]:
 def _subjects_at(
     home: str, names: Mapping[str, _Name], descriptions: Collection[str]
 ) -> tuple[dict[str, _Key], list[str]]:
-    """What tells the subject of each name of a home, and what is in doubt."""
+    """The subject key of each name of a home, and doubts."""
     split = _numbers_split({parts.ids for parts in names.values()})
     told = {
         name: (
@@ -229,7 +229,7 @@ def _subjects_at(
         beginnings = Counter(found[:depth] for found in set(ids.values()))
         most = max(beginnings.values())
         if len(beginnings) >= 2 and count <= MOST_VISITS * len(beginnings) and most <= _MOST_OF_ONE:
-            # What does not tell a subject is like a folder that many of them are in.
+            # The part before the subject is treated like a folder that holds many of them.
             return {
                 name: (
                     f"{home}{' '.join(found[: depth - 1])}/" if depth > 1 else home,
@@ -240,14 +240,12 @@ def _subjects_at(
         if len(beginnings) >= 2:
             first = min(beginnings)
             some = sorted(name for name, found in ids.items() if found[:depth] == first)
-            doubts.append(
-                f"names that begin alike are taken for different subjects: {some[0]} and {some[-1]}"
-            )
+            doubts.append(f"names that begin alike are taken as different subjects: {some[0]} and {some[-1]}")
     return {name: (home, *found) for name, found in ids.items()}, doubts
 
 
 def _numbers_split(found: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Identifiers whose last number is a subject's and a visit's, with these two apart."""
+    """Identifiers whose last number joins those of subject and visit, with the two separated."""
     matches = {ids: _DIGITS_AT_END.fullmatch(ids[-1]) for ids in found if ids}
     numbers = {ids: (match[1], match[2]) for ids, match in matches.items() if match}
     lengths = {len(digits) for _, digits in numbers.values()}
@@ -270,7 +268,7 @@ def _numbers_split(found: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], 
 
 
 def _join_by_word(keys: dict[str, _Key]) -> None:
-    """Take the words before the identifiers for the subject, where there are many and a few of each."""
+    """Use the words before the identifiers as the subject, if there are many with a few names each."""
     inside: dict[str, dict[str, set[_Key]]] = defaultdict(lambda: defaultdict(set))
     for home, *ids in keys.values():
         root, _, words = home.partition("/")
@@ -283,7 +281,7 @@ def _join_by_word(keys: dict[str, _Key]) -> None:
 
 
 def _join_by_modality(keys: dict[str, _Key], names: Mapping[str, Collection[str]]) -> list[str]:
-    """Join the same identifiers in folders of other names, where each folder has modalities of its own."""
+    """Join the same identifiers in differently named folders, if each folder has its own modalities."""
     same: dict[_Key, set[str]] = defaultdict(set)
     for home, *ids in keys.values():
         root, *folders, words = home.split("/")
@@ -311,4 +309,4 @@ def _join_by_modality(keys: dict[str, _Key], names: Mapping[str, Collection[str]
     if not apart:
         return []
     one, other, *_ = apart.values()
-    return [f"the same names in several folders are taken for different subjects: {one} and {other}"]
+    return [f"the same names in several folders are taken as different subjects: {one} and {other}"]

@@ -1,72 +1,78 @@
-"""What `index` says besides its tables: of headers, of how subjects were told, and of the split."""
+"""The notes below the tables of `index`: on headers, on how subjects were found, and on the split."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
 
 from dae3d.scans.grouping import Grouping
+from dae3d.scans.index_counts import IndexCounts
 from dae3d.scans.index_settings import IndexSettings
 from dae3d.scans.index_tables import short
-from dae3d.scans.index_tally import Tally
 from dae3d.scans.manifest import Split
 from dae3d.scans.splits import Member, straddling
 
-_WAY_OUT = "--subject or --subjects tells them otherwise"
 _DOUBTS_SHOWN = 3
 
-# Of fewer scans it is to be expected that one subject has most.
+# With fewer scans, one subject often has most of them.
 _FEW_SCANS = 10
 
 
 def notes_on(
-    tally: Tally, grouping: Grouping, sides: Mapping[str, Split], archives: int, settings: IndexSettings
+    counts: IndexCounts,
+    grouping: Grouping,
+    sides: Mapping[str, Split],
+    archives: int,
+    settings: IndexSettings,
 ) -> list[str]:
-    """What the reader of the tables ought to know besides."""
+    """The notes to print after the tables."""
     notes = []
     if archives:
         notes.append(f"archives (.zip, .tar.gz) are not read: {archives}; unpack those that hold scans")
-    if "4-D" in tally.left_out:
-        notes.append("of 4-D files --volume takes one volume, or all; --channels LABEL LABEL ... names each")
-    for remark, kind in tally.remarks.items():
+    if "4-D" in counts.left_out:
+        notes.append("4-D files: --volume takes one volume, or all; --channels LABEL LABEL ... labels each")
+    for remark, kind in counts.remarks.items():
         notes.append(f"in {kind.files} of the scans, {remark}; for example {short(kind.example)}")
-    if not tally.members:
+    if not counts.members:
         return notes
     return [
         *notes,
-        *_subject_notes(tally, grouping, settings),
-        *_one_for_all(tally.members),
-        *_split_notes(tally.members, sides, settings.val_fraction),
+        *_subject_notes(counts, grouping, settings),
+        *_one_for_all(counts.members),
+        *_split_notes(counts.members, sides, settings.val_fraction),
     ]
 
 
-def _subject_notes(tally: Tally, grouping: Grouping, settings: IndexSettings) -> list[str]:
+def _subject_notes(counts: IndexCounts, grouping: Grouping, settings: IndexSettings) -> list[str]:
     notes = []
     asked = " and ".join(f"--{name}" for name in ("subject", "subjects") if getattr(settings, name))
-    if asked and tally.not_asked:
-        total = tally.tellers.total()
-        others = total - tally.tellers["user"]
+    if asked and counts.not_asked:
+        total = counts.tellers.total()
+        others = total - counts.tellers["user"]
         notes.append(
-            f"no subject by {asked} for {others} of the {total} scans, such as {short(tally.not_asked)}; "
-            "they are told as without"
+            f"{asked} gives no subject for {others} of the {total} scans, such as "
+            f"{short(counts.not_asked)}; theirs are found as without it"
         )
-    if tally.unused:
-        notes.append(f"paths in {settings.subjects} that belong to no scan: {_some(tally.unused)}")
-    if tally.by_name:
-        notes.append(f"names tell {len(tally.by_name)} subjects of {tally.tellers['name']} scans; {_WAY_OUT}")
+    if counts.unused:
+        notes.append(f"paths in {settings.subjects} that belong to no scan: {_some(counts.unused)}")
+    if counts.by_name:
+        notes.append(
+            f"{len(counts.by_name)} subjects of {counts.tellers['name']} scans are known by names alone; "
+            "if they are wrong, use --subject or --subjects"
+        )
     if grouping.subject_of:
         several = len(set(grouping.subject_of.values()))
         other, one = next(iter(grouping.subject_of.items()))
-        notes.append(f"names that look alike are taken for one subject, {several} times: {one} and {other}")
+        notes.append(f"similar names are taken as one subject, {several} times: {one} and {other}")
     more = len(grouping.doubts) - _DOUBTS_SHOWN
     notes += [
-        f"{doubt}; if they are not, --subject or --subjects" for doubt in grouping.doubts[:_DOUBTS_SHOWN]
+        f"{doubt}; if they are not, use --subject or --subjects" for doubt in grouping.doubts[:_DOUBTS_SHOWN]
     ]
     if more > 0:
-        notes.append(f"and {more} more kinds of names that look alike")
+        notes.append(f"and {more} more groups of similar names")
     return notes
 
 
 def _one_for_all(members: Mapping[Member, int]) -> list[str]:
-    """A subject that has most of the scans, as where all patients of an archive have one name."""
+    """A note if one subject has most of the scans, as when all patients of an archive share a name."""
     scans: Counter[str] = Counter()
     for member, count in members.items():
         scans[member.subject] += count
@@ -74,14 +80,17 @@ def _one_for_all(members: Mapping[Member, int]) -> list[str]:
     total = scans.total()
     if total < _FEW_SCANS or 2 * most <= total:
         return []
-    return [f"one subject has {most} of the {total} scans: {subject}; if these are of several, {_WAY_OUT}"]
+    return [
+        f"one subject has {most} of the {total} scans: {subject}; if they are of several subjects, use "
+        "--subject or --subjects"
+    ]
 
 
 def _split_notes(members: Mapping[Member, int], sides: Mapping[str, Split], val_fraction: float) -> list[str]:
     notes = []
     both = straddling(members.keys())
     if both:
-        notes.append(f"held out whole, because lists put them on both sides: {_some(both)}")
+        notes.append(f"held out, because lists have them in both splits: {_some(both)}")
     there = {(member.modality, sides[member.subject]) for member in members}
     modalities = sorted({modality for modality, _ in there})
     untrained = [modality for modality in modalities if (modality, "train") not in there]
@@ -94,7 +103,7 @@ def _split_notes(members: Mapping[Member, int], sides: Mapping[str, Split], val_
 
 
 def _share_notes(members: Mapping[Member, int], sides: Mapping[str, Split], val_fraction: float) -> list[str]:
-    """Whether far more or fewer scans are held out than was asked for, where no list decides it."""
+    """A note if far more or fewer scans are held out than asked for, and no list decides it."""
     if any(member.given for member in members):
         return []
     scans = sum(members.values())
@@ -104,8 +113,8 @@ def _share_notes(members: Mapping[Member, int], sides: Mapping[str, Split], val_
     if asked / 2 - of_a_subject <= held_out <= 2 * asked + of_a_subject:
         return []
     return [
-        f"held out are {held_out} of {scans} scans, {held_out / scans:.0%}, where {val_fraction:.0%} were "
-        "asked for: subjects are held out whole, drawn by their names; --seed draws others"
+        f"{held_out} of {scans} scans are held out, {held_out / scans:.0%}, but {val_fraction:.0%} were "
+        "asked for: all scans of a subject are held out together, chosen by its name; --seed chooses others"
     ]
 
 

@@ -1,4 +1,4 @@
-"""The settings of the verb `index`."""
+"""The settings of the command `index`."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ _Volumes = Literal["none", "first", "middle", "all"]
 
 
 class IndexSettings(Settings):
-    """What to index and how to tell what the scans are."""
+    """What to index, and how to find out what the scans are."""
 
     folders: Annotated[list[Path], Positional()] = Field(
         min_length=1,
@@ -69,7 +69,7 @@ class IndexSettings(Settings):
     )
     fold: int = Field(0, description="in a list with folds: the fold that is held out for validation")
     val_fraction: float = Field(0.05, ge=0, lt=1, description="share of subjects held out for validation")
-    seed: int = Field(0, description="another seed holds other subjects out")
+    seed: int = Field(0, description="another seed holds out other subjects")
     min_slices: int = Field(
         8, ge=1, description="leave out scans with fewer voxels along any axis (localisers)"
     )
@@ -91,7 +91,7 @@ class IndexSettings(Settings):
         unused = [name for name in root if name not in names]
         if unused:
             raise ValueError(
-                f"{unused[0]!r} is the name of no list given; their names are: {', '.join(names) or 'none'}"
+                f"no list given is called {unused[0]!r}; those given are: {', '.join(names) or 'none'}"
             )
         return root
 
@@ -101,7 +101,7 @@ class IndexSettings(Settings):
         try:
             groups = 1 if subject is None else re.compile(subject).groups
         except re.error as error:
-            raise ValueError(f"no regular expression: {error}") from None
+            raise ValueError(f"not a regular expression: {error}") from None
         if not groups:
             raise ValueError(
                 "the regular expression needs a group around the subject, such as '(case[0-9]+)'"
@@ -119,5 +119,5 @@ class IndexSettings(Settings):
     @classmethod
     def _several(cls, channels: list[str]) -> list[str]:
         if len(channels) == 1:
-            raise ValueError("one label is not a list of channels; --modality is for that")
+            raise ValueError("a single label; use --modality instead of --channels")
         return channels

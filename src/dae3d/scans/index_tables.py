@@ -1,4 +1,4 @@
-"""What `index` shows on screen: what there is, what was left out and why, and how to say what is unknown."""
+"""The tables of `index`: the scans found, what was left out and why, and rules to complete."""
 
 import os
 import shlex
@@ -10,34 +10,34 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dae3d.scans.index_tally import Kind, Tally
+from dae3d.scans.index_counts import CountedFiles, IndexCounts
 from dae3d.scans.manifest import Split
 from dae3d.scans.splits import Member
 
 RULES_SHOWN = 5
 
 
-def print_tables(tally: Tally, sides: Mapping[str, Split], notes: Sequence[str]) -> None:
-    """Print what a manifest holds, with the side of every subject."""
+def print_tables(counts: IndexCounts, sides: Mapping[str, Split], notes: Sequence[str]) -> None:
+    """Print what a manifest holds; `sides` has the split of every subject."""
     console = Console(highlight=False)
-    if tally.members:
-        console.print(_scans_table(tally.members, sides))
-    if tally.left_out:
-        console.print(_left_out_table(tally.left_out))
+    if counts.members:
+        console.print(_scans_table(counts.members, sides))
+    if counts.left_out:
+        console.print(_left_out_table(counts.left_out))
     for note in notes:
         console.print(Text(f"note: {note}", "yellow"), soft_wrap=True)
-    if tally.rules:
-        console.print("A modality is never guessed from a name. Say what these files are by rules:")
-        for rule, count in tally.rules.most_common(RULES_SHOWN):
+    if counts.rules:
+        console.print("Modalities are not guessed from names. Say what these files are with rules:")
+        for rule, count in counts.rules.most_common(RULES_SHOWN):
             # Not wrapped, so that it can be copied.
             console.print(Text(f"  --rule {shlex.quote(rule)}  ({count} of them)"), soft_wrap=True)
-        if len(tally.rules) > RULES_SHOWN:
-            console.print(f"  and {len(tally.rules) - RULES_SHOWN} more rules of this kind,")
-        console.print("or by --modality LABEL where all are the same. Label maps can stay left out.")
+        if len(counts.rules) > RULES_SHOWN:
+            console.print(f"  and {len(counts.rules) - RULES_SHOWN} more rules of this kind,")
+        console.print("or with --modality LABEL if all are the same. Label maps can stay left out.")
 
 
 def short(path: Path) -> str:
-    """The path as it is shortest: absolute, or from the working folder."""
+    """The path, absolute or relative to the working folder, whichever is shorter."""
     return min(str(path), os.path.relpath(path), key=len)
 
 
@@ -67,7 +67,7 @@ def _row(
     return [name, *map(str, (number["train"], number["val"], number.total(), len(subjects)))]
 
 
-def _left_out_table(left_out: Mapping[str, Kind]) -> Table:
+def _left_out_table(left_out: Mapping[str, CountedFiles]) -> Table:
     table = Table(title="left out", title_justify="left")
     table.add_column("reason")
     table.add_column("files", justify="right")

@@ -1,4 +1,4 @@
-"""Reading by libraries that can die of a file, in processes that may."""
+"""Reading files in worker processes, with libraries that may crash on them."""
 
 import threading
 from collections.abc import Callable
@@ -16,13 +16,13 @@ _places = threading.BoundedSemaphore(usable_cores())
 
 
 def isolated(function: Callable[[Path], Result], path: Path, seconds: float) -> Result:
-    """Call a function of a file where its death is survived: here only where this process's is.
+    """Call a function of a file in a worker process, or here if this process may crash itself.
 
-    Processes are kept for the next calls; as many as there are processor cores work at once. What a function
-    returns or raises is sent on, so it must be one of a module.
+    Workers are kept for the next calls; at most one per processor core runs at a time. The function, its
+    result and its errors are pickled.
 
     Raises:
-        ScanError: where the process dies, or takes longer than so many seconds.
+        ScanError: if the process dies, or takes longer than `seconds`.
     """
     if expendable():
         return function(path)
@@ -40,7 +40,7 @@ def isolated(function: Callable[[Path], Result], path: Path, seconds: float) -> 
             _idle.append(worker)
             raise
         except BaseException:
-            worker.kill()  # its answer would be taken for that of the next call
+            worker.kill()  # the next call would take its answer
             raise
         _idle.append(worker)
         return result

@@ -1,6 +1,6 @@
-"""What the text of a NRRD or MetaImage header says that ITK does not pass on.
+"""The parts of NRRD and MetaImage headers that ITK does not pass on.
 
-ITK leaves units of length unread, gives an axis without a size 1 mm, and does not tell which files it reads
+ITK ignores units of length, gives an axis without a size 1 mm, and does not report which files it reads
 voxels from.
 """
 
@@ -19,9 +19,9 @@ _MOST = 100_000  # lines, or files of one scan
 
 
 class Placing(NamedTuple):
-    """How ITK's world (LPS, in the header's own unit) is to be understood.
+    """How to interpret ITK's world coordinates (LPS, in the header's own unit).
 
-    Its three coordinates times `factors` are LPS in mm; `remark` is what a user should know of it, or "".
+    Multiplied by `factors` they are LPS in mm; `remark` is a note for the user, or "".
     """
 
     factors: tuple[float, float, float]
@@ -29,12 +29,12 @@ class Placing(NamedTuple):
 
 
 class ItkHeader(ABC):
-    """The text of a header at `path`: its `fields` by name, and the lines that follow the last one as `more`.
+    """The text of a header at `path`: its `fields` by name, and the lines after the last field as `more`.
 
-    `end` is where the text ends, in bytes: where the voxels begin, if they are in the same file.
+    `end` is the byte where the text ends, and the voxels begin if they are in the same file.
     """
 
-    image_io: ClassVar[str]  # ITK's name for what reads the format
+    image_io: ClassVar[str]  # ITK's name for the reader of the format
 
     def __init__(self, path: Path, fields: dict[str, str], more: list[str], end: int) -> None:
         self.path = path
@@ -44,29 +44,29 @@ class ItkHeader(ABC):
 
     @abstractmethod
     def _names(self) -> Iterable[str]:
-        """The names of the files with the voxels, as the header gives them; none where they follow it."""
+        """The names of the voxel files, as in the header; empty if the voxels follow it."""
 
     @abstractmethod
     def placing(self, affine: np.ndarray) -> Placing:
-        """How to understand the `affine` (4, 4) from voxels to LPS that ITK makes of the header.
+        """How to interpret the `affine` (4, 4) from voxels to LPS that ITK derives from the header.
 
         Raises:
-            ScanError: where the header gives an axis of space no finite size.
+            ScanError: if the header gives a spatial axis no finite size.
         """
 
     def data_files(self) -> list[Path]:
-        """The files with the voxels, whether they are there or not; none where they follow the header.
+        """The voxel files, whether they exist or not; empty if the voxels follow the header.
 
         Raises:
-            ScanError: where the header does not tell which they are.
+            ScanError: if the header does not define them.
         """
         return [self.path.parent / name for name in self._names()]
 
     def check(self, whole: bool) -> None:
-        """Check what ITK says wrongly or not at all of a file, and of its voxels if it is to be read `whole`.
+        """Check what ITK reports wrongly or not at all; if the file is to be read `whole`, its voxels too.
 
         Raises:
-            ScanError: where a file with voxels is missing, or something is damaged or cut short.
+            ScanError: if a voxel file is missing, or something is damaged or cut short.
         """
         missing = [file.name for file in self.data_files() if not file.is_file()]
         if missing:
@@ -77,7 +77,7 @@ def numbered(pattern: str, numbers: list[float]) -> Iterator[str]:
     """The file names of a pattern such as `slice%03d.raw`, from the first number to the last by a step.
 
     Raises:
-        ScanError: where these make no files.
+        ScanError: if they make no valid file names.
     """
     first, last, step = map(int, numbers)
     if step == 0 or (last - first) / step >= _MOST:
@@ -93,7 +93,7 @@ def floats(words: Iterable[str]) -> list[float]:
     """Words as numbers.
 
     Raises:
-        ScanError: where one is none.
+        ScanError: if one is not a number.
     """
     try:
         return [float(word) for word in words]
@@ -102,9 +102,9 @@ def floats(words: Iterable[str]) -> list[float]:
 
 
 def text_lines(path: Path) -> Iterator[tuple[str, int]]:
-    """The lines of a file as long as it is text, without their ends, and the bytes up to each one's end.
+    """The lines of a file as far as it is text, without line ends, and the offset of the end of each.
 
-    Bytes that are not in UTF-8 are kept as Python keeps them in file names.
+    Bytes that are not UTF-8 become surrogate escapes, as in file names.
     """
     end = 0
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""What cannot be a scan, told by numbers before a library is called: what is not a file, or fits nowhere."""
+"""Checks before a library is called: that a scan is a regular file, is complete and fits into memory."""
 
 import math
 import stat
@@ -10,31 +10,43 @@ from rich.filesize import decimal
 from dae3d.errors import ScanError
 from dae3d.memory import free_memory
 
-# Deflate makes no more of a byte (https://zlib.net/zlib_tech.html).
+# The highest compression ratio of deflate (https://zlib.net/zlib_tech.html).
 _DEFLATE_RATIO = 1032
 
 
 def refuse_irregular(path: Path) -> None:
-    """Refuse what would be waited for, for ever.
+    """Refuse what reading could block on for ever.
 
     Raises:
-        ScanError: where `path` is a pipe, a socket or a device.
-        OSError: where it cannot be found.
+        ScanError: if `path` is a pipe, a socket or a device.
+        OSError: if it cannot be found.
     """
     refuse_mode(path.stat().st_mode)
 
 
 def refuse_mode(mode: int) -> None:
-    """As `refuse_irregular`, by a file's mode; raises ScanError."""
+    """`refuse_irregular` for a file's mode; raises ScanError."""
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise ScanError("unreadable: no file: a pipe, socket or device")
+        raise ScanError("unreadable: not a file: a pipe, socket or device")
+
+
+def refuse_no_utf8(path: Path) -> None:
+    """Refuse a path that ITK would crash on, and that JSON cannot hold either.
+
+    Raises:
+        ScanError: if it is not in UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ScanError("its path is not in UTF-8; rename it") from None
 
 
 def refuse_truncated(needed: int, there: int, deflated: bool = False) -> None:
-    """Refuse voxels of `needed` bytes where there are `there` bytes for them, which may be `deflated`.
+    """Refuse voxels of `needed` bytes if the `there` bytes stored, possibly `deflated`, cannot hold them.
 
     Raises:
-        ScanError: where they cannot be in these.
+        ScanError: if they cannot.
     """
     if deflated and needed > there * _DEFLATE_RATIO:
         raise ScanError(f"unreadable: {there} compressed bytes cannot hold {needed} bytes of voxels")
@@ -43,14 +55,14 @@ def refuse_truncated(needed: int, there: int, deflated: bool = False) -> None:
 
 
 def refuse_too_large(shape: Sequence[int], bytes_each: int) -> None:
-    """Refuse a scan whose voxels, of so many bytes each, do not fit into memory.
+    """Refuse a scan whose voxels, of `bytes_each`, do not fit into memory.
 
     Raises:
-        ScanError: where there is less free.
+        ScanError: if less is free.
     """
     needed, free = math.prod(shape) * bytes_each, free_memory()
     if needed > free:
         raise ScanError(
-            f"unreadable: its voxels take {decimal(needed)} of memory, and {decimal(free)} are free; fewer "
-            "workers may leave more"
+            f"unreadable: its voxels need {decimal(needed)} of memory, but only {decimal(free)} is free; use "
+            "fewer workers"
         )

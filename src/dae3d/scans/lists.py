@@ -1,11 +1,11 @@
-"""Lists of scans in the manner of the Medical Segmentation Decathlon.
+"""Lists of scans in the format of the Medical Segmentation Decathlon.
 
     {"modality": {"0": "T1w", "1": "FLAIR"},
      "training": [{"image": ["a_t1.nii.gz", "a_flair.nii.gz"], "label": "a_seg.nii.gz", "fold": 0}, ...],
      "validation": [{"image": "b.nii.gz", "modality": "ct", "subject": "b"}, "c.nii.gz", ...]}
 
-Several images of one entry are its channels: one scan each, of one subject. A `label` never is a scan,
-and `test` is not indexed. `val` and `testing`, among others, are read as `validation` and `test`.
+Several images of one entry are its channels: one scan each, of one subject. A `label` is not a scan, and
+`test` is not indexed. `val` and `testing`, among others, are read as `validation` and `test`.
 """
 
 import logging
@@ -28,7 +28,7 @@ from dae3d.scans.sources import Candidate, absolute
 
 _log = logging.getLogger(__name__)
 
-# What lists call their parts, in lower case.
+# The names of the parts of a list, in lower case.
 _SPELLINGS = {
     "training": ("training", "train"),
     "validation": ("validation", "val", "valid", "validating", "dev"),
@@ -37,9 +37,9 @@ _SPELLINGS = {
 
 
 class Entry(BaseModel):
-    """One entry of a list; further keys are passed over, and so is a `class` that is not a word.
+    """One entry of a list; other keys are ignored, and so is a `class` that is not a string.
 
-    `case_file` is what nnU-Net's lists call a case whose images are those of its channels.
+    `case_file` is the name of a case in nnU-Net's lists, whose images are the files of its channels.
     """
 
     image: str | Annotated[list[str], Field(min_length=1)]
@@ -51,7 +51,7 @@ class Entry(BaseModel):
 
     @property
     def case(self) -> str:
-        """The file whose name and place are those of the case: its first image, unless a list has another."""
+        """The file that names the case: its first image, unless the list has another."""
         return self.case_file or self.images[0]
 
     @property
@@ -61,7 +61,7 @@ class Entry(BaseModel):
 
 
 class ScanList(BaseModel):
-    """A list's content as far as it tells of scans; what else it holds is in `model_extra`."""
+    """The content of a list that concerns scans; the rest is in `model_extra`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -78,7 +78,7 @@ class ScanList(BaseModel):
 
 
 def bare_names(entries: Any) -> Any:
-    """Entries where an image's name alone stands for an entry with that image."""
+    """Entries, where a plain image name becomes an entry with that image."""
     if not isinstance(entries, list):
         return entries
     return [{"image": entry} if isinstance(entry, str) else entry for entry in entries]
@@ -90,24 +90,24 @@ AnyList = TypeVar("AnyList", bound=ScanList)
 def read_list(
     path: Path, fold: int, dataset: str | None, roots: Mapping[str, Path] | None = None
 ) -> list[Candidate]:
-    """The scans that the list at `path` (absolute) names.
+    """The scans named in the list at `path` (absolute).
 
-    Relative names start at the folder that `roots` has under the list's file stem or, for a published list
-    (`published_lists`), its set's name; otherwise at the list's folder. Files elsewhere have as `root` the
-    innermost folder that holds all of them.
-    Where entries of `training` have a `fold`, those of number `fold` are held out for validation, as are
-    those of `validation`. The split of a list that holds nothing out is left open.
+    Relative names start at the folder that `roots` has for the list's file stem or, for a published list
+    (`published_lists`), its data set's name; otherwise at the list's folder. Files elsewhere have as `root`
+    the innermost folder that holds all of them.
+    If entries of `training` have a `fold`, those of number `fold` are held out for validation, as are those
+    of `validation`. A list that holds nothing out leaves the split open.
 
     Raises:
-        Dae3dError: naming the list and the entry, where it is not such a list or lacks the fold, and where
-            nothing of a published list is where its names start.
+        Dae3dError: if it is not such a list, lacks the fold, or no scan of a published list exists; names the
+            list and the entry.
     """
     root = _root(path, PUBLISHED.get(path.name), roots or {})
     content = load_list(path, ScanList, root)
     if content.test:
         _log.info("%s: the %d entries of `test` are left out", path, len(content.test))
     if not content.training and not content.validation:
-        raise Dae3dError(f"{path}: no list of scans: neither `training` nor `validation` has entries")
+        raise Dae3dError(f"{path}: not a list of scans: neither `training` nor `validation` has entries")
     folds = {entry.fold for entry in content.training if entry.fold is not None}
     if folds and fold not in folds:
         raise Dae3dError(f"{path}: no entry has fold {fold}; there are: {', '.join(map(str, sorted(folds)))}")
@@ -122,8 +122,8 @@ def read_list(
         scans = [_as_published(published, scan) for scan in scans]
         if not any(scan.path.exists() for scan in scans):
             raise Dae3dError(
-                f"{path}: none of the {len(scans)} scans it names is there, as {scans[0].path}; "
-                f"say where its names start: --root {published}=FOLDER"
+                f"{path}: none of the {len(scans)} scans it names exists, for example "
+                f"{scans[0].path}; give the folder that its names start from: --root {published}=FOLDER"
             )
     elsewhere = home_elsewhere(root, [scan.path for scan in scans])
     return [scan if scan.path.is_relative_to(root) else replace(scan, root=elsewhere) for scan in scans]
@@ -151,19 +151,19 @@ def _as_published(published: str, scan: Candidate) -> Candidate:
 
 
 def home_elsewhere(folder: Path, files: Iterable[Path]) -> Path:
-    """The innermost folder that holds all `files` outside `folder`; where there are none, `folder`."""
+    """The innermost folder that holds all `files` outside `folder`; without any, `folder`."""
     outside = [file.parent for file in files if not file.is_relative_to(folder)]
     return Path(os.path.commonpath(outside)) if outside else folder
 
 
 def load_list(path: Path, model: type[AnyList], home: Path | None = None) -> AnyList:
-    """Read a list as far as `model` wants to know it.
+    """Read a list as a `model`.
 
-    Names start from `home`, where none is given from the list's folder: a list of nnU-Net's is known by the
-    files that are there. Keys that are none of the known ones and hold scans are warned about.
+    Names start from `home`, by default the list's folder; nnU-Net's lists are recognised by the files there.
+    Unknown keys that hold scans are warned about.
 
     Raises:
-        Dae3dError: naming the list and the entry, where it does not fit.
+        Dae3dError: if it does not fit the model; names the list and the entry.
     """
     try:
         content = from_json(path.read_bytes())
@@ -175,13 +175,15 @@ def load_list(path: Path, model: type[AnyList], home: Path | None = None) -> Any
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise Dae3dError(f"{path}: no list of scans: {f'{place}: ' if place else ''}{first['msg']}") from None
+        raise Dae3dError(
+            f"{path}: not a list of scans: {f'{place}: ' if place else ''}{first['msg']}"
+        ) from None
     except ValueError as error:
-        raise Dae3dError(f"{path}: no list of scans: Invalid JSON: {error}") from None
+        raise Dae3dError(f"{path}: not a list of scans: Invalid JSON: {error}") from None
     for key, value in (found.model_extra or {}).items():
         if _holds_scans(value):
             _log.warning(
-                "%s: `%s` holds %d scans and is not read; known are %s",
+                "%s: `%s` holds %d scans but is not read; the known keys are %s",
                 path,
                 key,
                 len(value),
@@ -191,10 +193,10 @@ def load_list(path: Path, model: type[AnyList], home: Path | None = None) -> Any
 
 
 def _with_known_keys(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with its parts under the names that the models have for them.
+    """The content with its parts under the names used in the models.
 
     Raises:
-        Dae3dError: where two spellings of one both have entries.
+        Dae3dError: if two spellings of one part both have entries.
     """
     renamed: dict[str, Any] = {}
     spelt: dict[str, str] = {}
@@ -203,7 +205,7 @@ def _with_known_keys(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
         name = part if isinstance(value, list) else key
         if renamed.get(name) and value:
             raise Dae3dError(
-                f"{path}: `{spelt[name]}` and `{key}` are one part, and both have entries; keep one"
+                f"{path}: `{spelt[name]}` and `{key}` mean the same, and both have entries; keep one"
             )
         if not renamed.get(name):
             renamed[name], spelt[name] = value, key
@@ -246,7 +248,7 @@ def _scans(
 
 
 def read_label(text: str) -> tuple[str | None, str | None]:
-    """The label for what a list calls a modality, or, where it is none, what it calls it."""
+    """The label of a modality named in a list, or, if it is not valid, the list's own word."""
     try:
         return label_in_list(text), None
     except ValueError:
@@ -254,10 +256,10 @@ def read_label(text: str) -> tuple[str | None, str | None]:
 
 
 def modalities_of(content: ScanList, entry: Entry) -> list[str | None]:
-    """What the entry, or else the list, calls the modality of each of the entry's images.
+    """The modality of each of the entry's images, as the entry, or else the list, calls it.
 
     Raises:
-        ValueError: where the entry names another number of modalities than of images.
+        ValueError: if the numbers of modalities and images in the entry differ.
     """
     count = len(entry.images)
     own = entry.modality or (entry.class_ if isinstance(entry.class_, str) else None)
@@ -269,6 +271,6 @@ def modalities_of(content: ScanList, entry: Entry) -> list[str | None]:
         return [*own]
     if isinstance(content.modality, str):
         return [content.modality] * count
-    # With more channels than files, each file holds several: no one label is right.
+    # With more channels than files, a file holds several channels, so no single label is right.
     channels = content.modality if len(content.modality) <= count else {}
     return [channels.get(str(number)) for number in range(count)]

@@ -1,7 +1,7 @@
-"""The manifest: which scans there are, what each one is, and what was left out and why.
+"""The manifest: the scans found, what each one is, and what was left out and why.
 
-A file of JSON lines: what it is, then a line for each scan, then one for each file that was left out. A line
-is read when it is asked for, so that a manifest of any length can be used.
+A file of JSON lines: a header, then a line for each scan, then one for each file that was left out. Lines are
+parsed on demand, so a manifest may have any length.
 """
 
 import os
@@ -22,22 +22,22 @@ Split = Literal["train", "val"]
 
 
 def _usable(label: str) -> str:
-    # Pictures of a run lie in folders that are called like its modalities.
+    # Pictures of a run are in folders named after its modalities.
     if not label or label.startswith(".") or not label.isprintable() or any(c in label for c in "/\\"):
         raise ValueError(f"{label!r} is not a modality label: one word such as ct, t1, flair")
     return label
 
 
-# As a manifest or a store's index has it; `modality.Label` is what a user may write.
+# As in a manifest or a store's index; `modality.Label` is for what a user writes.
 Modality = Annotated[str, AfterValidator(_usable)]
 
 
 class Scan(BaseModel):
     """One scan. `shape`, `spacing` (mm) and `orientation` are those of the stored axes.
 
-    `path` is its file; of a DICOM series, the folder in or below which its `files` lie. `volume` says which
-    volume of a 4-D file it is, from 0. `subject` and, for DICOM, `series` and `study` are salted hashes where
-    they stand for identifiers in a header.
+    `path` is its file, or the folder that holds the `files` of a DICOM series. `volume` is the index of the
+    volume in a 4-D file, from 0. `subject` and, for DICOM, `series` and `study` are salted hashes if they
+    stand for identifiers in a header.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,17 +55,17 @@ class Scan(BaseModel):
     series: str | None = None
     study: str | None = None
     files: tuple[str, ...] = ()
-    digest: str | None = None  # sha256 of the content, known once it has been read whole
+    digest: str | None = None  # sha256 of the content, known once all of it has been read
 
     @property
     def name(self) -> str:
-        """The path, and which part of it the scan is; no other scan has this name."""
+        """A unique name: the path, and which part of it the scan is."""
         part = f"#{self.volume}" if self.volume is not None else f"#{self.series}" if self.series else ""
         return f"{self.path}{part}"
 
 
 class LeftOut(BaseModel):
-    """A file that is not in the manifest, or `files` of a DICOM series or of one kind, the first named."""
+    """A file that was left out, or the first of several `files` of a DICOM series or of one kind."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -75,11 +75,11 @@ class LeftOut(BaseModel):
 
     @field_serializer("path", when_used="json")
     def _written(self, path: Path) -> str:
-        """Bytes that are not in UTF-8, which JSON cannot hold, as `\\xff`."""
+        """The path for JSON, with bytes that are not UTF-8 as `\\xff`."""
         return os.fsencode(path).decode(errors="backslashreplace")
 
 
-class Header(BaseModel):
+class ManifestHeader(BaseModel):
     """The first line of a manifest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -96,7 +96,7 @@ class Manifest:
         self.left_out = left_out
 
     def save(self, path: Path) -> None:
-        """Write the manifest, whole or not at all."""
+        """Write the manifest atomically."""
         write_manifest(path, len(self.scans), self.scans, self.left_out)
 
     @classmethod
@@ -104,11 +104,11 @@ class Manifest:
         """Open a manifest.
 
         Raises:
-            Dae3dError: where `path` is missing or is not a manifest.
+            Dae3dError: if `path` is missing or is not a manifest.
         """
         try:
             lines = Lines(path)
-            header = Header.model_validate_json(lines[0] if len(lines) else b"")
+            header = ManifestHeader.model_validate_json(lines[0] if len(lines) else b"")
         except FileNotFoundError:
             raise Dae3dError(
                 f"{path}: no such manifest; make one with `dae3d index FOLDER --out {path}`"
@@ -137,8 +137,8 @@ def is_manifest(path: Path) -> bool:
 
 
 def write_manifest(path: Path, count: int, scans: Iterable[Scan], left_out: Iterable[LeftOut]) -> None:
-    """Write a manifest of `count` scans as they come, whole or not at all."""
+    """Write a manifest of `count` scans atomically, without holding them in memory."""
     with whole_file(path) as temporary, temporary.open("w") as file:
-        file.write(Header(scans=count).model_dump_json() + "\n")
+        file.write(ManifestHeader(scans=count).model_dump_json() + "\n")
         for entry in chain(scans, left_out):
             file.write(entry.model_dump_json(exclude_defaults=True) + "\n")

@@ -1,6 +1,6 @@
-"""MetaImage headers: voxel sizes, units, orientation, data files, and whether the voxels are all there.
+"""MetaImage headers: voxel sizes, units, orientation, data files, and whether the voxels are complete.
 
-ITK calls whatever it cannot parse "no such file", and takes a stream that does not decompress for voxels.
+ITK reports whatever it cannot parse as "no such file", and does not notice if decompression fails.
 Format: https://itk.org/Wiki/ITK/MetaIO/Documentation
 """
 
@@ -19,7 +19,7 @@ from dae3d.scans.lengths import units_as_mm
 
 _FIELD = re.compile(r"\s*([^=:]*?)\s*[=:]\s*(.*?)\s*$")
 _DATA = "ElementDataFile"
-_NO_FIELD = ""  # name for a line without one, which ITK joins to the next
+_NO_FIELD = ""  # the name of a line without a field, which ITK joins to the next
 _MATRICES = ("TransformMatrix", "Rotation", "Orientation")
 _SAME = 0.01  # relative, of sizes
 _OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "I": "S", "S": "I"}
@@ -29,7 +29,7 @@ _TYPE = re.compile(rf"MET_U?({'|'.join(_BYTES)})(?:_ARRAY)?")
 
 
 class MetaHeader(ItkHeader):
-    """The text of a MetaImage header. Names of fields are as written, for case counts."""
+    """The text of a MetaImage header. Field names are as written, because case matters."""
 
     image_io = "MetaImageIO"
 
@@ -38,7 +38,7 @@ class MetaHeader(ItkHeader):
         """Read the header of a MetaImage file.
 
         Raises:
-            OSError: where it cannot be opened.
+            OSError: if it cannot be opened.
         """
         fields: dict[str, str] = {}
         more: list[str] = []
@@ -67,7 +67,7 @@ class MetaHeader(ItkHeader):
         return [value]
 
     def placing(self, affine: np.ndarray) -> Placing:
-        """See `ItkHeader.placing`: by the units, and whether size and orientation are said, and once."""
+        """See `ItkHeader.placing`; with remarks on missing or contradictory sizes and orientations."""
         (mm,), converted = units_as_mm([self.fields.get("DistanceUnits", "")])
         remarks = [*self._on_size(), *self._on_orientation(affine), converted]
         return Placing((mm, mm, mm), "; ".join(filter(None, remarks)))
@@ -77,37 +77,37 @@ class MetaHeader(ItkHeader):
         if not (spacing or size):
             yield "no voxel size: read as 1 mm"
         elif spacing and size and not np.allclose(np.abs(spacing), np.abs(size), rtol=_SAME):
-            yield "ElementSpacing and ElementSize disagree: ElementSpacing counts"
+            yield "ElementSpacing and ElementSize disagree: ElementSpacing is used"
 
     def _on_orientation(self, affine: np.ndarray) -> Iterator[str]:
         axes = "".join(axis or "?" for axis in aff2axcodes(np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine))
         letters = self.fields.get("AnatomicalOrientation", "").upper()
         told = len(letters) == 3 and set(letters) <= set(_OPPOSITE)
-        # Some write where axes run to, ITK where they come from.
+        # Some writers give the direction that axes point to, ITK the one they come from.
         agrees = letters in (axes, "".join(_OPPOSITE.get(axis, "?") for axis in axes))
         matrix = next((self._numbers(name) for name in _MATRICES if name in self.fields), None)
         if matrix is None:
             if not told:
                 yield "no orientation (no TransformMatrix): read as LPS"
             elif not agrees:
-                yield f"AnatomicalOrientation ({letters}) does not count without TransformMatrix: read as LPS"
+                yield f"AnatomicalOrientation ({letters}) is ignored without TransformMatrix: read as LPS"
             return
         if told and not agrees:
-            yield f"AnatomicalOrientation ({letters}) and TransformMatrix ({axes}) disagree: that counts"
+            yield f"AnatomicalOrientation ({letters}) and TransformMatrix ({axes}) disagree: that is used"
         lengths = np.linalg.norm(np.reshape(matrix, (self._dimensions, -1)), axis=1)
         if not np.allclose(lengths, 1, rtol=_SAME):
             shown = " x ".join(f"{length:.4g}" for length in lengths)
             yield f"TransformMatrix is not a rotation ({shown}): it scales the voxel size"
 
     def check(self, whole: bool) -> None:
-        """See `ItkHeader.check`. For what does not decompress, ITK gives what was in memory before."""
+        """See `ItkHeader.check`. If decompression fails, ITK returns uninitialised memory."""
         lacking = [name for name in ("NDims", "DimSize", "ElementType", _DATA) if name not in self.fields]
         if lacking:
             raise ScanError(f"unreadable: its header has no {lacking[0]}; is it cut short?")
         if _NO_FIELD in self.fields:
             raise ScanError("unreadable: its header is damaged: it has a line that is not a field")
         if self._number("NDims", 0) != self._dimensions:
-            raise ScanError(f"unreadable: DimSize has {self._dimensions} numbers, and NDims is another")
+            raise ScanError(f"unreadable: DimSize has {self._dimensions} numbers, but NDims is different")
         counts = dict.fromkeys(("ElementSpacing", "ElementSize", "Offset"), self._dimensions)
         for name, count in (counts | dict.fromkeys(_MATRICES, self._dimensions**2)).items():
             if name in self.fields and len(self._numbers(name)) != count:
@@ -120,7 +120,7 @@ class MetaHeader(ItkHeader):
         if not whole:
             return
         if compressed:
-            # Of voxels in several files ITK reads none that are compressed.
+            # ITK does not read compressed voxels from several files.
             path, start = self._parts()[0]
             check_deflated(path, start, packed, self._bytes)
         elif not self._is("BinaryData", default=True):
@@ -132,7 +132,7 @@ class MetaHeader(ItkHeader):
                 raise ScanError("unreadable: ASCII voxels without a blank or line end after the last one")
 
     def _parts(self) -> list[tuple[Path, int]]:
-        """The files with the voxels, and the byte at which these begin."""
+        """The voxel files, and the byte where the voxels begin in each."""
         skipped = max(0, int(self._number("HeaderSize", 0)))
         return [(path, skipped) for path in self.data_files()] or [(self.path, self.end)]
 
@@ -146,7 +146,7 @@ class MetaHeader(ItkHeader):
 
     @property
     def _bytes(self) -> int:
-        """The bytes of the voxels, 0 where their type is unknown."""
+        """The bytes of the voxels, 0 if their type is unknown."""
         match = _TYPE.fullmatch(self.fields.get("ElementType", ""))
         return self._values * _BYTES[match[1]] if match else 0
 

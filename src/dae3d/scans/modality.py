@@ -1,7 +1,7 @@
 """Modality labels: open, lower-case words such as "ct", "t1", "t1ce", "t2", "flair", "adc".
 
-A label comes from the user, from a list that says it, or from a BIDS suffix. It is never guessed from a
-part of a path: `dataset1/scan.nii.gz` is not T1, and neither is `patient03_T1.nii.gz` unless a rule says so.
+A label comes from the user, a list, or a BIDS suffix. It is never guessed from a part of a path:
+`dataset1/scan.nii.gz` is not T1, and neither is `patient03_T1.nii.gz` unless a rule says so.
 """
 
 import re
@@ -34,7 +34,7 @@ BIDS_SUFFIXES = {
     "pet": "pet",
 }
 
-# What data sets' lists call them (Medical Segmentation Decathlon, BraTS, OpenMind).
+# Names in the lists of data sets (Medical Segmentation Decathlon, BraTS, OpenMind).
 LIST_NAMES = BIDS_SUFFIXES | {
     "t1n": "t1",
     "t1c": "t1ce",
@@ -48,7 +48,7 @@ LIST_NAMES = BIDS_SUFFIXES | {
 _BIDS_NAME = re.compile(r"sub-[^_]+(?P<entities>(?:_[A-Za-z0-9]+-[^_]+)*)_(?P<suffix>[A-Za-z0-9]+)")
 _LABEL = re.compile(r"[a-z0-9][a-z0-9_+.-]*")
 
-# Begins a glob that is for the description of a DICOM series.
+# Prefix of a glob for the description of a DICOM series.
 DESCRIPTION = "description:"
 
 
@@ -63,7 +63,7 @@ def parse_label(text: str) -> str:
     """A label in lower case.
 
     Raises:
-        ValueError: where `text` is not one word of letters, digits, `_`, `+`, `.` and `-`.
+        ValueError: if `text` is not one word of letters, digits, `_`, `+`, `.` and `-`.
     """
     label = text.strip().lower()
     if not _LABEL.fullmatch(label):
@@ -75,7 +75,7 @@ def parse_rule(text: str) -> Rule:
     """Read `GLOB=LABEL`, split at the last "=".
 
     Raises:
-        ValueError: where it has no "=", no glob, or no proper label.
+        ValueError: if it has no "=", no glob, or no valid label.
     """
     glob, _, label = text.rpartition("=")
     if not glob:
@@ -96,10 +96,10 @@ RuleText = Annotated[str, AfterValidator(_checked_rule)]
 def matches(glob: str, path: str, folder: str, *descriptions: str) -> bool:
     """Whether `glob` matches a file's name, or its `path` from the folder given.
 
-    Case counts, and `*` also crosses "/". The name of the `folder` given is not part of the path, so that
-    `*t1*` does not take all of `dataset1`; yet a glob may begin with it and "/", to mean that folder alone.
-    A glob `description:GLOB` is for the `descriptions` of a DICOM series instead, and case does not count.
-    The path of a series is its folder's and ends in "/", which a glob may leave out.
+    It is case-sensitive, and `*` also matches "/". The name of the `folder` given is not part of the path, so
+    `*t1*` does not match all of `dataset1`; but a glob may begin with it and "/", to match in that folder
+    alone. A glob `description:GLOB` matches the `descriptions` of a DICOM series instead, ignoring case.
+    The path of a series is its folder's and ends in "/", which a glob may omit.
     """
     if glob.startswith(DESCRIPTION):
         wanted = glob.removeprefix(DESCRIPTION).casefold()
@@ -116,7 +116,7 @@ def label_by_rules(rules: Sequence[Rule], path: str, folder: str, *descriptions:
 
 
 def label_in_list(text: str) -> str:
-    """The label for what a data set's list calls a modality: "T1w" -> "t1", "MRI" -> "mr".
+    """The label of a modality named in a data set's list: "T1w" -> "t1", "MRI" -> "mr".
 
     Raises:
         ValueError: as `parse_label`.
@@ -126,7 +126,7 @@ def label_in_list(text: str) -> str:
 
 
 def label_by_bids(stem: str) -> str | None:
-    """The label of a file by its name in BIDS form, `sub-<label>[_key-value...]_<suffix>`, without extension.
+    """The label of a file by its BIDS name, `sub-<label>[_key-value...]_<suffix>`, without extension.
 
     A T1-weighted image with a `ce-` entity (contrast agent) is "t1ce". Phase, real and imaginary parts
     are not images of their contrast, so they have no label.

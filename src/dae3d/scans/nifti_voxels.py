@@ -1,4 +1,4 @@
-"""Where a NIfTI file says its voxels begin and how they are scaled, when it says it wrongly."""
+"""Checks of where a NIfTI file's voxels begin and how they are scaled."""
 
 import math
 from typing import Any
@@ -8,18 +8,17 @@ import numpy as np
 
 from dae3d.errors import ScanError
 
-_FLAG = 4  # bytes between header and extensions, the first of which says whether there are any
-_EXTENSION = 16  # what the size of an extension is a multiple of
-_LAST_CODE = 100  # kinds of extensions are even numbers, and those that are registered less
+_FLAG = 4  # bytes between header and extensions; the first is a flag that there are extensions
+_EXTENSION = 16  # the size of an extension is a multiple of this
+_LAST_CODE = 100  # codes of extensions are even, and registered ones are below this
 
 
 def check_voxels(image: Any) -> str:
-    """Check what a NIfTI header says of its voxels, and give a remark on it or "".
+    """Check the voxel offset and scaling of a NIfTI header; returns a remark or "".
 
     Raises:
-        ScanError: where `vox_offset` of a single file lies within its header or the extensions of that, whose
-            bytes nibabel would take for voxels. What was meant cannot be told: readers that put it right
-            differ by 4 bytes.
+        ScanError: if `vox_offset` of a single file lies within its header or extensions, whose bytes nibabel
+            would read as voxels. It cannot be corrected: readers that try differ by 4 bytes.
     """
     if not isinstance(image, nibabel.Nifti1Pair):
         return ""
@@ -34,7 +33,7 @@ def check_voxels(image: Any) -> str:
 
 
 def _extensions(image: Any, start: int) -> int:
-    """How many bytes of extensions there are from `start` on; some files have the flag for them, and none."""
+    """The size of the extensions from `start` on; some files have their flag, but none of them."""
     total = 0
     with image.file_map["image"].get_prepare_fileobj("rb") as file:
         file.seek(start - _FLAG)
@@ -49,12 +48,12 @@ def _extensions(image: Any, start: int) -> int:
 
 
 def _on_scaling(image: Any) -> str:
-    """A remark where an intercept is given without a slope: then, by the standard, neither counts."""
+    """A remark on an intercept without a slope; by the standard, neither applies then."""
     header = type(image.header)
     with image.file_map.get("header", image.file_map["image"]).get_prepare_fileobj("rb") as file:
-        # The image's own header has lost them.
+        # nibabel's header of the image no longer has them.
         stored = header(file.read(header.template_dtype.itemsize), image.header.endianness, check=False)
     slope, intercept = float(stored["scl_slope"]), float(stored["scl_inter"])
     if (slope and math.isfinite(slope)) or not (intercept and math.isfinite(intercept)):
         return ""
-    return f"scl_inter ({intercept:g}) does not count, for scl_slope is {slope:g}"
+    return f"scl_inter ({intercept:g}) is ignored because scl_slope is {slope:g}"

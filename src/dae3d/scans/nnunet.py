@@ -14,21 +14,21 @@ from dae3d.scans.readers import scan_stem, suffix
 
 _PARTS = ("training", "validation", "test")
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
-_LOOKED_AT = 20  # entries that tell whether a list is one of nnU-Net's
+_LOOKED_AT = 20  # entries checked to recognise nnU-Net's lists
 
 
 def channel_of(file: Path) -> tuple[str, int] | None:
-    """The case that a file's name tells, and the number of its channel: `a_0001.nii.gz` -> ("a", 1)."""
+    """The case in a file's name, and the number of its channel: `a_0001.nii.gz` -> ("a", 1)."""
     match = _CHANNEL.fullmatch(scan_stem(file))
     return (match["case"], int(match["number"])) if match else None
 
 
 def with_channels(home: Path, content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A list of nnU-Net's with the files of all channels for each case; other lists as they are.
+    """A list of nnU-Net's with the files of all channels for each case; other lists unchanged.
 
-    Names start from the folder `home`. An entry's `case_file` is what version 1 lists the case as. The cases
-    of version 2 are those of its folders. Each has all channels that the list names, whether they are there
-    or not.
+    Names start from the folder `home`. An entry's `case_file` is the name of the case in a list of version 1.
+    The cases of version 2 are those in its folders. Each has all channels that the list names, whether their
+    files exist or not.
     """
     channels = content.get("modality") or content.get("channel_names")
     if not isinstance(channels, dict):
@@ -36,7 +36,7 @@ def with_channels(home: Path, content: Mapping[str, Any]) -> Mapping[str, Any]:
     entries = [entry for part in _PARTS for entry in _list(content.get(part))]
     if not entries:
         return {**content, **_cases(home, content.get("dataset"), len(channels))}
-    # At both ends: a machine that predicts may have those to test on alone.
+    # From both ends: for prediction there may be only the test cases.
     images = list(filter(None, map(_single_image, [*entries[:_LOOKED_AT], *entries[-_LOOKED_AT:]])))
     if not any(not (home / image).exists() and (home / _channel_file(image, 0)).exists() for image in images):
         return content
@@ -96,5 +96,5 @@ def _cases_in(home: Path, images: str, labels: str, channels: int) -> Iterator[d
     for case, ending in sorted(cases.items()):
         entry = _expanded({"image": f"{images}/{case}{ending}"}, channels)
         label = f"{labels}/{case}{ending}"
-        # Of cases to train on a label that is missing is an error; those to test on need none.
+        # A training case without a label is an error; test cases need none.
         yield entry | ({"label": label} if images == "imagesTr" or (home / label).exists() else {})

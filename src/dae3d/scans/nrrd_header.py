@@ -13,8 +13,8 @@ from dae3d.errors import ScanError
 from dae3d.scans.itk_header import ItkHeader, Placing, floats, numbered, text_lines
 from dae3d.scans.lengths import units_as_mm
 
-# Spaces of anatomical directions, and the signs that their coordinates still need after ITK, which takes
-# those with time for LPS.
+# Anatomical spaces, and the signs that their coordinates still need after ITK, which reads those with time as
+# LPS.
 _ITKS_OWN = (1.0, 1.0, 1.0)
 _SPACES = {
     "left-posterior-superior": _ITKS_OWN,
@@ -32,7 +32,7 @@ _QUOTED = re.compile(r'"([^"]*)"')
 
 
 class NrrdHeader(ItkHeader):
-    """The text of a NRRD header. Names of fields are in lower case, without blanks."""
+    """The text of a NRRD header. Field names are in lower case, without blanks."""
 
     image_io = "NrrdImageIO"
 
@@ -41,7 +41,7 @@ class NrrdHeader(ItkHeader):
         """Read the header of a NRRD file.
 
         Raises:
-            OSError: where it cannot be opened.
+            OSError: if it cannot be opened.
         """
         fields: dict[str, str] = {}
         more: list[str] = []
@@ -69,7 +69,7 @@ class NrrdHeader(ItkHeader):
         return [value] if value else []
 
     def placing(self, affine: np.ndarray) -> Placing:
-        """See `ItkHeader.placing`: by directions in a space, else by spacings alone, else by nothing."""
+        """See `ItkHeader.placing`. Voxel sizes are those of the directions, else the spacings, else 1 mm."""
         axes = self._axes()
         directions = [_vector(match) for match in _VECTOR.finditer(self.fields.get("spacedirections", ""))]
         spacings = floats(self.fields.get("spacings", "").split())
@@ -86,19 +86,19 @@ class NrrdHeader(ItkHeader):
         else:
             remark = ""
         words = _QUOTED.findall(self.fields.get("spaceunits" if directions else "units", ""))
-        # Without directions the world's coordinates are the axes'.
+        # Without directions, world coordinates run along the axes.
         chosen = range(3) if directions else axes
         units, converted = units_as_mm([words[k] if k < len(words) else "" for k in chosen])
         x, y, z = (s * mm for s, mm in zip(_SPACES.get(space, _ITKS_OWN), units, strict=True))
         return Placing((x, y, z), "; ".join(filter(None, [remark, converted])))
 
     def _axes(self) -> list[int]:
-        """The numbers of the three axes that ITK takes for those of space."""
+        """The numbers of the three axes that ITK uses as spatial axes."""
         count = len(self.fields.get("sizes", "").split())
         kinds = self.fields.get("kinds", "").lower().split() or ["space"] * count
         return [axis for axis, kind in enumerate(kinds) if kind in _DOMAIN][:3]
 
 
 def _vector(match: re.Match[str]) -> list[float]:
-    """The direction of an axis; not finite where it has none."""
+    """The direction of an axis; not finite if it has none."""
     return floats(match[1].split(",")) if match[1] else [float("nan")]

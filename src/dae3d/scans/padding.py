@@ -1,4 +1,4 @@
-"""Voxels that were never imaged: the filling outside a round field of view, often -2000, -3024 or -32768."""
+"""Padding: the filling outside a round field of view, often -2000, -3024 or -32768."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,25 +12,25 @@ from dae3d.scans.readers import Volume
 HOUNSFIELD = frozenset({"ct", "ct-phantom", "cbct"})
 _AIR = -1024.0  # HU, the lowest value of a 12-bit scanner
 BELOW_AIR = -1500.0  # HU, which the noise of air does not reach
-# Elsewhere, a filling is at least this low, and, but for a few strays, nothing lies between it and its half,
-# nor as near to it as half of what the scan spans. It may be a few voxels that cropping has left: they would
-# spoil any mean.
+# In other modalities, padding is at least this low, and except for a few strays no intensity is above it by
+# less than half of its size, or half of the range of the scan. It may be a few voxels left by cropping: they
+# would distort any mean.
 _FILLING = -1000.0
 _STRAYS = 0.001  # of the other voxels
 _HALF = 0.5
 
 
 def planes(volume: Volume) -> Iterator[np.ndarray]:
-    """The intensities of one (Y, Z) plane after the other, float32, so that a whole copy is never made."""
+    """The intensities of each (Y, Z) plane, float32, without a copy of the whole volume."""
     for plane in volume.array:
         yield replace(volume, array=plane).intensities()
 
 
 def find_padding(volume: Volume, modality: str) -> float | None:
-    """The intensity at and below which voxels of a scan are padding, or None where it has none.
+    """The intensity at and below which voxels of a scan are padding, or None if it has none.
 
-    In Hounsfield units, all that is below the noise of air; elsewhere the lowest intensity, where it is far
-    below zero and next to nothing is near it.
+    In Hounsfield units, everything below the noise of air; otherwise the lowest intensity, if it is far below
+    zero and almost nothing is near it.
 
     Raises:
         ScanError: where, not in Hounsfield units, there is nothing else.
@@ -51,7 +51,7 @@ def find_padding(volume: Volume, modality: str) -> float | None:
 
 
 def background(modality: str) -> float:
-    """What padding is taken for, in acquired units."""
+    """The intensity that replaces padding, in acquired units."""
     return _AIR if modality in HOUNSFIELD else 0.0
 
 
@@ -70,16 +70,16 @@ def imaged_planes(volume: Volume, padding: float | None) -> Iterator[np.ndarray]
 
 
 def imaged(volume: Volume, padding: float | None) -> np.ndarray:
-    """The voxels that are not padding, as stored, in any shape; a copy of them where there is padding.
+    """The stored values of voxels that are not padding, in any shape; a copy if there is padding.
 
     Raises:
-        ScanError: where there are none.
+        ScanError: if there are none.
     """
     if padding is None:
         return volume.array
     count = sum(np.count_nonzero(plane > padding) for plane in planes(volume))
     if not count:
-        raise ScanError(f"no voxel is above {padding:g}, which is outside the field of view")
+        raise ScanError(f"no voxel is above {padding:g}, the padding outside the field of view")
     kept = np.empty(count, volume.array.dtype)
     end = 0
     for stored, plane in zip(volume.array, planes(volume), strict=True):

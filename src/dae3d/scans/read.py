@@ -1,4 +1,4 @@
-"""Scans of a manifest, whatever they lie in: which files they are, and their voxels."""
+"""Scans of a manifest, in any format: their files and their voxels."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from dae3d.scans.readers import Volume, files_read, read_volume
 
 
 def read_scan(scan: Scan) -> Volume:
-    """Read a scan whole: a DICOM series, or one volume of a file.
+    """Read all of a scan: a DICOM series, or one volume of a file.
 
     Raises:
-        ScanError: where it cannot be read.
-        OSError: where its files cannot be found.
+        ScanError: if it cannot be read.
+        OSError: if its files cannot be found.
     """
     with as_scan_error():
         if scan.series is not None:
@@ -22,5 +22,5 @@ def read_scan(scan: Scan) -> Volume:
 
 
 def source_files(scan: Scan) -> list[Path]:
-    """The files that a scan is in."""
+    """The files of a scan."""
     return [scan.path / name for name in scan.files] if scan.files else files_read(scan.path)

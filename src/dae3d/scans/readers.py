@@ -1,12 +1,11 @@
 """Read scans: headers alone for indexing, whole volumes for preparing.
 
-NIfTI, Analyze and MGH are read by nibabel, NRRD and MetaImage by SimpleITK. A file is what its suffix says,
-and where it cannot be read as that, what its content says.
+NIfTI, Analyze and MGH are read by nibabel, NRRD and MetaImage by SimpleITK. The format is that of the suffix,
+or, if it cannot be read as that, that of the content.
 """
 
 import logging
 import math
-import re
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -29,12 +28,10 @@ from dae3d.errors import ScanError
 from dae3d.scans.compressed import GZIP_SUFFIXES, GzipContent, voxel_file
 from dae3d.scans.content import renamed, suffix_by_content
 from dae3d.scans.isolated import isolated
-from dae3d.scans.itk_header import ItkHeader
-from dae3d.scans.limits import refuse_irregular, refuse_too_large, refuse_truncated
-from dae3d.scans.meta_header import MetaHeader
+from dae3d.scans.itk_reader import itk_affine, itk_text, open_itk, without_preamble
+from dae3d.scans.limits import refuse_irregular, refuse_no_utf8, refuse_too_large, refuse_truncated
 from dae3d.scans.nifti_affine import affine_of
 from dae3d.scans.nifti_voxels import check_voxels
-from dae3d.scans.nrrd_header import NrrdHeader
 from dae3d.scans.text_header import TextHeader, read_text_header
 
 NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".nii.bz2", ".hdr", ".hdr.gz", ".hdr.bz2", ".mgz", ".mgh")
@@ -43,38 +40,28 @@ SUFFIXES = NIBABEL_SUFFIXES + ITK_SUFFIXES
 
 Result = TypeVar("Result")
 
-# Headers whose voxels lie in files of their own.
+# Headers whose voxels are in separate files.
 _DETACHED = (".mhd", ".nhdr")
 _PAIRS = {".hdr": ".img", ".hdr.gz": ".img.gz", ".hdr.bz2": ".img.bz2"}
 
-# Warnings of these libraries name no file, and go to the screen. What matters of them is in `Header.remark`,
-# or in the reason why a file is left out.
+# Warnings of nibabel name no file, and go to the screen. What matters of them is in `Header.remark`, or in
+# the reason why a file is left out.
 nibabel.imageglobals.logger.setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module="nibabel")
-sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
-# Seconds, for a header and for a scan: tapes may have to be wound.
+# Seconds, for a header and for a scan; files may have to be fetched from tape.
 _HEADER_PATIENCE, _PATIENCE = 600.0, 3600.0
 
-# ITK's world is LPS (+x to the patient's left), ours and NIfTI's is RAS.
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-# Source file, line, object address and chain of calls, which say nothing to a user; and what the system said
-# last, which MetaIO gives for a reason.
-_ITK_PREAMBLE = re.compile(
-    r"^Exception thrown in SimpleITK .*(?:ITK |s?itk::)ERROR: (?:\w+\(0x[0-9a-f]+\): )?"
-    r"(?:.*\[nrrd\] (?:\w+: )?)?"
-    r"| Reason: .*$"
-)
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its scan, without its voxels.
+    """The header of a scan file.
 
     `shape` is as stored, trailing axes of length 1 removed; `spacing` is in mm along the stored axes;
-    `orientation` names the direction each stored axis points to, such as "LPS"; `remark` is what a user
-    should know of how the header was understood, or "".
+    `orientation` names the direction each stored axis points to, such as "LPS"; `remark` is a note for the
+    user on how the header was interpreted, or "".
     """
 
     shape: tuple[int, int, int]
@@ -111,7 +98,7 @@ class Volume:
 
 
 def suffix(path: Path) -> str | None:
-    """The suffix by which `path` is read, or None where no reader takes it."""
+    """The suffix by which `path` is read, or None if it is not known."""
     name = path.name.lower()
     return next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(s)), None)
 
@@ -122,11 +109,11 @@ def scan_stem(path: Path) -> str:
 
 
 def files_read(path: Path) -> list[Path]:
-    """The file itself, and those that its header (Analyze, MetaImage, NRRD) stands for or names, if there.
+    """The file itself, and the existing files that belong to it or that it names (Analyze, MetaImage, NRRD).
 
     Raises:
-        ScanError: where one of them is a pipe, a socket or a device.
-        OSError: where there is no such file.
+        ScanError: if one of them is a pipe, a socket or a device.
+        OSError: if there is no such file.
     """
     refuse_irregular(path)
     ending = suffix(path)
@@ -136,8 +123,8 @@ def files_read(path: Path) -> list[Path]:
         endings = (_PAIRS[ending], _PAIRS[ending].upper(), ".mat")
         data = [path.with_name(scan_stem(path) + end) for end in endings]
     elif ending in ITK_SUFFIXES:
-        header = _itk_text(path)
-        with suppress(ScanError):  # whoever reads it says why
+        header = itk_text(path)
+        with suppress(ScanError):  # reading it later reports why
             data = header.data_files() if header else []
     there = [file for file in data if file.exists()]
     for file in there:
@@ -146,10 +133,10 @@ def files_read(path: Path) -> list[Path]:
 
 
 def volume_count(path: Path) -> int:
-    """How many volumes lie along the fourth axis of `path`: 1 where it is 3-D.
+    """The number of volumes along the fourth axis of `path`: 1 if it is 3-D.
 
     Raises:
-        ScanError: where it cannot be read, or is neither 3-D nor 4-D.
+        ScanError: if it cannot be read, or is neither 3-D nor 4-D.
     """
     shape = _squeezed(_read(path, _itk_shape, _nibabel_shape, _HEADER_PATIENCE))
     if len(shape) > 4:
@@ -158,14 +145,14 @@ def volume_count(path: Path) -> int:
 
 
 def read_header(path: Path, volume: int | None = None) -> Header:
-    """Read what `path` says of its scan, and none of its voxels.
+    """Read the header of `path`, without its voxels.
 
     Args:
         path: file with one of `SUFFIXES`.
-        volume: which of a 4-D file's volumes the scan is, from 0 on.
+        volume: the index of the scan in a 4-D file, from 0.
 
     Raises:
-        ScanError: with the reason, where it cannot be read, is not a plain 3-D scan (4-D without `volume`,
+        ScanError: with the reason, if it cannot be read, is not a plain 3-D scan (4-D without `volume`,
             2-D, RGB, complex), or has zero or non-finite spacing.
     """
     by_itk, by_nibabel = partial(_itk_header, volume=volume), partial(_nibabel_header, volume=volume)
@@ -173,11 +160,11 @@ def read_header(path: Path, volume: int | None = None) -> Header:
 
 
 def read_volume(path: Path, volume: int | None = None) -> Volume:
-    """Read a whole scan; of a 4-D file, no more than the `volume` asked for, numbered from 0.
+    """Read a whole scan; of a 4-D file, only the `volume` asked for, numbered from 0.
 
     Raises:
-        ScanError: as `read_header`, where the voxels cannot be read or are not what was compressed, by its
-            checksum, and where they do not fit into memory.
+        ScanError: as `read_header`; if the voxels cannot be read or their checksum is wrong; or if they do
+            not fit into memory.
     """
     header = read_header(path, volume)
     refuse_too_large(header.shape, np.dtype(header.dtype).itemsize)
@@ -186,31 +173,31 @@ def read_volume(path: Path, volume: int | None = None) -> Volume:
 
 
 def load_nifti(path: Path) -> Any:
-    """What nibabel makes of a NIfTI, Analyze or MGH file, whatever its name says, or None for other formats.
+    """The nibabel image of a NIfTI, Analyze or MGH file, whatever its suffix; None for other formats.
 
     Raises:
-        ScanError: where it cannot be read.
+        ScanError: if it cannot be read.
     """
     return None if suffix(path) in ITK_SUFFIXES else _read(path, _nothing, nibabel.load, _HEADER_PATIENCE)
 
 
 def _nothing(path: Path) -> None:
-    """What nibabel makes of a file that is not for it."""
+    """The result for files that nibabel does not read."""
 
 
 def _read(
     path: Path, by_itk: Callable[[Path], Result], by_nibabel: Callable[[Path], Result], seconds: float
 ) -> Result:
-    """Read `path` as what its suffix says it is, else as what its content says.
+    """Read `path` in the format of its suffix, else in that of its content.
 
-    ITK, which can die of a file, does it in a process apart.
+    ITK runs in a separate process, because some files crash it.
     """
     refuse_no_utf8(path)
     try:
         files = files_read(path)
         if suffix(path) not in ITK_SUFFIXES:
             return by_nibabel(path)
-        header, text = read_text_header(path), _itk_text(path)
+        header, text = read_text_header(path), itk_text(path)
         if header is not None and text is not None:
             text.check(whole=False)
             _refuse_absent_voxels(header, files)
@@ -226,7 +213,7 @@ def _read(
 
 
 def _refuse_absent_voxels(header: TextHeader, files: Sequence[Path]) -> None:
-    """Refuse voxels that their files have no room for; where they lie in none that is known, ITK says so."""
+    """Refuse voxels that need more bytes than their files have; if these are unknown, ITK reports it."""
     header_file, *data = files
     if header.compression == "other" or not (data or suffix(header_file) not in _DETACHED):
         return
@@ -241,20 +228,8 @@ def _suffix_by_content(path: Path) -> str | None:
         return None
 
 
-def refuse_no_utf8(path: Path) -> None:
-    """Refuse a path that ITK would end the process at, and that cannot be written down either.
-
-    Raises:
-        ScanError: where it is not in UTF-8.
-    """
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise ScanError("its path is not in UTF-8; rename it") from None
-
-
 def _load(path: Path) -> Any:
-    """The image that nibabel makes of a file, whose voxels are there by their number."""
+    """The nibabel image of a file, with enough bytes for its voxels."""
     with np.errstate(over="ignore"):
         image: Any = nibabel.load(path)
     proxy, data = image.dataobj, Path(image.file_map["image"].filename)
@@ -297,59 +272,21 @@ def _nibabel_volume(path: Path, volume: int | None) -> Volume:
     return Volume(native.reshape(_squeezed(native.shape)), affine_of(image)[0], slope, intercept)
 
 
-def _itk_text(path: Path) -> ItkHeader | None:
-    """The text of a NRRD or MetaImage header; None where it is neither.
-
-    Raises:
-        OSError: where the file cannot be opened.
-    """
-    with path.open("rb") as file:
-        if file.read(4) == b"NRRD":
-            return NrrdHeader.read(path)
-    header = MetaHeader.read(path)
-    return header if header.fields.keys() & {"ObjectType", "NDims"} else None
-
-
-def _itk_reader(path: Path, whole: bool = False) -> tuple[sitk.ImageFileReader, ItkHeader]:
-    header = _itk_text(path)
-    if header is None:
-        raise RuntimeError("neither NRRD nor MetaImage")
-    header.check(whole)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(header.image_io)
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    if reader.GetNumberOfComponents() != 1:
-        raise ScanError(f"RGB or vector: {reader.GetNumberOfComponents()} values per voxel")
-    return reader, header
-
-
-def _itk_affine(reader: sitk.ImageFileReader, header: ItkHeader) -> tuple[np.ndarray, str]:
-    """The affine (4, 4) from voxels to RAS+ mm, and a remark on it or ""."""
-    dimensions = reader.GetDimension()
-    direction = np.array(reader.GetDirection()).reshape(dimensions, dimensions)[:3, :3]
-    affine = np.eye(4)
-    affine[:3, :3] = direction * np.array(reader.GetSpacing())[:3]
-    affine[:3, 3] = reader.GetOrigin()[:3]
-    factors, remark = header.placing(affine)
-    return _LPS_TO_RAS @ np.diag([*factors, 1.0]) @ affine, remark
-
-
 def _itk_shape(path: Path) -> tuple[int, ...]:
-    return _itk_reader(path)[0].GetSize()
+    return open_itk(path)[0].GetSize()
 
 
 def _itk_header(path: Path, volume: int | None) -> Header:
-    reader, text = _itk_reader(path)
+    reader, text = open_itk(path)
     shape = _shape_of(reader.GetSize(), volume)
     dtype = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).dtype
     _refuse_non_scalar(dtype)
-    return _header(shape, dtype, *_itk_affine(reader, text))
+    return _header(shape, dtype, *itk_affine(reader, text))
 
 
 def _itk_volume(path: Path, volume: int | None) -> Volume:
-    reader, text = _itk_reader(path, whole=True)
-    affine, _ = _itk_affine(reader, text)
+    reader, text = open_itk(path, whole=True)
+    affine, _ = itk_affine(reader, text)
     if volume is not None and reader.GetDimension() == 4:
         reader.SetExtractIndex([0, 0, 0, volume])
         reader.SetExtractSize([*reader.GetSize()[:3], 0])
@@ -359,11 +296,11 @@ def _itk_volume(path: Path, volume: int | None) -> Volume:
 
 
 def _shape_of(stored: Sequence[int], volume: int | None) -> tuple[int, int, int]:
-    """The shape of a file's one volume, or of the one chosen."""
+    """The shape of the only volume of a file, or of the one chosen."""
     shape = _squeezed(stored)
     if len(shape) == 4 and volume is not None:
         if not 0 <= volume < shape[3]:
-            raise ScanError(f"no volume {volume}: it holds {shape[3]}, from 0 on")
+            raise ScanError(f"no volume {volume}: it has {shape[3]}, counted from 0")
         shape = shape[:3]
     if len(shape) != 3:
         raise ScanError(f"{len(shape)}-D: shape {_times(shape)}")
@@ -373,7 +310,7 @@ def _shape_of(stored: Sequence[int], volume: int | None) -> tuple[int, int, int]
 
 
 def _header(shape: tuple[int, int, int], dtype: np.dtype, affine: np.ndarray, remark: str = "") -> Header:
-    # Of a negative spacing, the affine has the sign: that axis runs the other way.
+    # A negative spacing reverses its axis in the affine.
     x, y, z = (float(size) for size in voxel_sizes(affine))
     if not (np.isfinite(affine).all() and min(x, y, z) > 0):
         raise ScanError(f"zero or non-finite spacing: {(x, y, z)}")
@@ -409,7 +346,7 @@ def _times(shape: Sequence[int]) -> str:
 
 
 def _why(path: Path, error: Exception) -> str:
-    """The gist of a reader's error, in one line and the same every time."""
+    """A reader's error in one short line that is the same every time."""
     try:
         with path.open("rb") as file:
             head = file.read(len(_LFS_POINTER))
@@ -417,6 +354,6 @@ def _why(path: Path, error: Exception) -> str:
         return str(refused.strerror)
     if head == _LFS_POINTER:
         return "a Git LFS pointer in place of the file; `git lfs pull` fetches it"
-    text = _ITK_PREAMBLE.sub("", " ".join(str(error).split())).replace(str(path), path.name)
+    text = without_preamble(" ".join(str(error).split())).replace(str(path), path.name)
     kind = "" if isinstance(error, RuntimeError | zlib.error) else f"{type(error).__name__}: "
     return f"{kind}{text}"[:300]

@@ -1,4 +1,4 @@
-"""Rules that would tell the modality of what has none, for the user to complete."""
+"""Suggested rules for files without a modality, for the user to complete."""
 
 import glob
 from pathlib import Path
@@ -10,7 +10,7 @@ from dae3d.scans.subjects import sequence_at_end
 
 
 def rule_for_file(candidate: Candidate) -> str:
-    """A rule that names a file and its sisters; LABEL is for the user to fill in."""
+    """A rule that matches a file and similar ones; LABEL is for the user to fill in."""
     stem = scan_stem(candidate.path)
     ending = candidate.path.name[len(stem) :]
     sequence = sequence_at_end(stem)
@@ -22,7 +22,7 @@ def rule_for_file(candidate: Candidate) -> str:
 
 
 def rule_for_series(shown: str, root: Path, description: str) -> str:
-    """A rule that names a DICOM series by its description, or where it has none by its folder."""
+    """A rule that matches a DICOM series by its description, else by its folder."""
     if description:
         # Line breaks and what commands a terminal: "?" is any character.
         shown_safely = "".join(c if c.isprintable() else "?" for c in glob.escape(description))

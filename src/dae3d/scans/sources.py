@@ -1,4 +1,4 @@
-"""The files that may be scans: those in folders, those given singly, and those that lists name."""
+"""The files that may be scans: in folders, given one by one, or named in lists."""
 
 import os
 import stat
@@ -14,13 +14,13 @@ from dae3d.scans.readers import SUFFIXES, suffix
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file that may be a scan, and what is said of it apart from its header.
+    """A file that may be a scan, and what is known of it apart from its header.
 
-    `path` is absolute; `shown` is the path relative to `root`, the folder given, or as a list writes it;
-    `case` is the file whose place tells the subject: itself, or the first channel of a list's entry.
-    `modality`, `subject` and `split` are what a list or a layout says, `unread` its word for a modality where
-    that is not a label; `by_name` is set where the subject is but the file's name; `volume` is which one is
-    meant of a 4-D file, from 0, and `volumes` how many it is said to have.
+    `path` is absolute; `shown` is the path relative to `root`, the folder given, or as written in a list;
+    `case` is the file whose path gives the subject: itself, or the first channel of a list's entry.
+    `modality`, `subject` and `split` come from a list or a layout, `unread` is its word for a modality if
+    that is not a label; `by_name` is set if the subject is only the file's name; `volume` is the index of a
+    volume in a 4-D file, from 0, and `volumes` the number of volumes expected.
     """
 
     path: Path
@@ -38,15 +38,15 @@ class Candidate:
 
 
 def absolute(path: Path) -> Path:
-    """The path without `..`, links kept."""
+    """The absolute path without `..`; links are not resolved."""
     return Path(os.path.abspath(path))
 
 
 def files_in(folder: Path, visited: set[str]) -> Iterator[Path | LeftOut]:
-    """Every file under `folder`, in sorted order; links are followed, hidden files and folders are not read.
+    """Every file under `folder`, sorted; links are followed, hidden files and folders ignored.
 
-    No folder of those `visited` (real paths) is entered again. One that cannot be listed is left out, and so
-    is what is not a file: a pipe would be waited for, for ever.
+    Folders in `visited` (real paths) are not entered again. A folder that cannot be listed is left out, and
+    so is a pipe, socket or device, which reading could block on for ever.
     """
     failed: list[OSError] = []
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=failed.append):
@@ -63,9 +63,9 @@ def files_in(folder: Path, visited: set[str]) -> Iterator[Path | LeftOut]:
 
 
 def _checked(path: Path) -> Path | LeftOut:
-    with suppress(OSError):  # whoever reads it says why
+    with suppress(OSError):  # reading it later reports why
         if not stat.S_ISREG(path.stat().st_mode):
-            return LeftOut(path=path, reason="no file: a pipe, socket or device")
+            return LeftOut(path=path, reason="not a file: a pipe, socket or device")
     return path
 
 
@@ -82,16 +82,16 @@ def scan_given(path: Path, dataset: str | None) -> Candidate:
     """The single scan `path`.
 
     Raises:
-        Dae3dError: where no reader takes a file of that name.
+        Dae3dError: if its suffix is not known.
     """
     if not suffix(path):
         raise Dae3dError(
-            f"{path}: neither a folder, nor a .json list, nor a scan by its suffix ({readable_suffixes()}) "
-            "or as DICOM"
+            f"{path}: not a folder, a .json list, a DICOM file or a file with a suffix that can be read "
+            f"({readable_suffixes()})"
         )
     return Candidate(path, path.name, path.parent, dataset or path.parent.name, path)
 
 
 def readable_suffixes(suffixes: Sequence[str] = SUFFIXES) -> str:
-    """The suffixes of the files that are read, as a sentence lists them."""
+    """The suffixes of the files that are read, for a message."""
     return ", ".join(suffixes[:-1]) + f" and {suffixes[-1]}"

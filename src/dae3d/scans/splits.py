@@ -1,4 +1,4 @@
-"""Which subjects are held out for validation. A subject is on one side whole."""
+"""Which subjects are held out for validation. All scans of a subject are in one split."""
 
 import hashlib
 from collections import defaultdict
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from dae3d.scans.manifest import Split
 
-# Sets that many subjects share.
+# Shared by many subjects, to save memory.
 _SAID: dict[Split | None, frozenset[Split | None]] = {
     None: frozenset([None]),
     "train": frozenset(["train"]),
@@ -16,7 +16,7 @@ _SAID: dict[Split | None, frozenset[Split | None]] = {
 
 
 class Member(NamedTuple):
-    """One scan, as far as splitting needs it; `given` is the side that a list puts it on."""
+    """What splitting needs of a scan; `given` is the split that a list assigns."""
 
     subject: str
     modality: str
@@ -24,21 +24,21 @@ class Member(NamedTuple):
 
 
 def hash01(seed: int, subject: str) -> float:
-    """A number in [0, 1) that depends on `seed` and `subject` alone."""
+    """A number in [0, 1) that depends only on `seed` and `subject`."""
     digest = hashlib.sha256(f"{seed}:{subject}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def split_subjects(members: Collection[Member], val_fraction: float, seed: int) -> dict[str, Split]:
-    """The side of every subject.
+    """The split of every subject.
 
-    1. A subject with a side given by a list keeps it; one on both sides is held out whole.
+    1. A subject whose split a list gives keeps it; one in both splits is held out.
     2. Of the others, those whose `hash01` is below `val_fraction` are held out. This depends on no other
        subject, so adding scans moves nobody.
-    3. Where that leaves a modality nothing to train on, its subject of largest hash is trained on.
-    4. Modalities that then have nothing held out give their subject of smallest hash, those of most subjects
-       first, until the share that was asked for is reached, one subject at least; but only where that leaves
-       every modality something to train on. The subjects of 3 and 4 alone may change when scans are added.
+    3. If that leaves a modality nothing to train on, its subject with the largest hash is trained on.
+    4. Modalities that then have nothing held out give up their subject with the smallest hash, those with
+       most subjects first, until the share asked for is reached, but at least one subject; and only if every
+       modality keeps something to train on. Only subjects of 3 and 4 may change when scans are added.
     """
     given = _given(members)
     subjects_of: dict[str, set[str]] = defaultdict(set)
@@ -61,12 +61,12 @@ def split_subjects(members: Collection[Member], val_fraction: float, seed: int) 
 
 
 def straddling(members: Collection[Member]) -> list[str]:
-    """The subjects that lists put on both sides, sorted."""
+    """The subjects that lists have in both splits, sorted."""
     return sorted(subject for subject, marks in _given(members).items() if marks >= {"train", "val"})
 
 
 def _given(members: Iterable[Member]) -> dict[str, frozenset[Split | None]]:
-    """What lists say of every subject."""
+    """The splits that lists give each subject."""
     given: dict[str, frozenset[Split | None]] = {}
     for member in members:
         said = _SAID[member.given]
@@ -84,10 +84,10 @@ def _train_on_one(subjects: set[str], free: set[str], sides: dict[str, Split], s
 def _hold_one_out(
     subjects_of: Mapping[str, set[str]], modality: str, free: set[str], sides: dict[str, Split], seed: int
 ) -> list[str]:
-    """Hold out a subject of a modality that has none held out; returns it, if one can be spared."""
+    """Hold out a subject of a modality that has none held out, if one can be spared; returns it."""
     if any(sides[subject] == "val" for subject in subjects_of[modality]):
         return []
-    # The last to train on of a modality stay; every subject of this one is trained on so far.
+    # The last training subject of any modality stays.
     scarce = [subjects for subjects in subjects_of.values() if _few_train(subjects, sides)]
     last = set().union(*scarce)
     candidates = (subjects_of[modality] & free) - last

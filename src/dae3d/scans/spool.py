@@ -1,4 +1,4 @@
-"""Long sequences kept on disk while they are made, so that memory does not grow with them."""
+"""Long sequences kept in a temporary file, so that memory does not grow with them."""
 
 import os
 import pickle
@@ -13,10 +13,10 @@ Item = TypeVar("Item")
 
 
 class Spool(Generic[Item]):
-    """Items in the order in which they were added, in a file of `folder` that nobody else sees.
+    """Items in the order in which they were added, in an unnamed temporary file in `folder`.
 
     Raises:
-        Dae3dError: where it cannot be written.
+        Dae3dError: if it cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:

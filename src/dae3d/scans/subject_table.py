@@ -1,4 +1,4 @@
-"""A table that says whose scans files are: columns `path` and `subject`, as .csv or .tsv."""
+"""A table of the subjects of files: columns `path` and `subject`, as .csv or .tsv."""
 
 import csv
 import os
@@ -11,12 +11,12 @@ from dae3d.errors import Dae3dError
 class SubjectTable:
     """The subjects of scans by their paths.
 
-    A path is that of a scan, of a DICOM series' folder or of any folder above them: absolute, or from the
-    folder that is indexed. The longest that fits counts. Threads may share it.
+    A path is that of a scan, of a DICOM series' folder or of any folder above them: absolute, or relative to
+    the folder that is indexed. The longest that matches is used. Threads may share it.
 
     Raises:
-        Dae3dError: naming the file and the line, where it cannot be read, lacks a column or a value, or has
-            a path twice with different subjects.
+        Dae3dError: if it cannot be read, lacks a column or a value, or has a path twice with different
+            subjects; names the file and the line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -25,10 +25,10 @@ class SubjectTable:
         self._used: set[str] = set()
         for line, name, subject in _rows(path):
             if self._subjects.setdefault(name, subject) != subject:
-                raise Dae3dError(f"{path}: line {line}: {name} has another subject above")
+                raise Dae3dError(f"{path}: line {line}: {name} has another subject in an earlier line")
 
     def subject(self, path: Path, shown: str) -> str | None:
-        """The subject of a scan at `path` (absolute), which is `shown` from the folder that is indexed."""
+        """The subject of a scan at `path` (absolute), `shown` relative to the folder that is indexed."""
         for place in (PurePosixPath(shown), PurePosixPath(path)):
             for name in map(str, (place, *place.parents)):
                 if name in self._subjects:
@@ -37,7 +37,7 @@ class SubjectTable:
         return None
 
     def unused(self) -> list[str]:
-        """The paths that no scan was asked for."""
+        """The paths that matched no scan."""
         return [name for name in self._subjects if name not in self._used]
 
 
@@ -49,9 +49,9 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
             lacking = [name for name in ("path", "subject") if name not in (table.fieldnames or ())]
             if lacking:
                 raise Dae3dError(
-                    f"{path}: no table of subjects: its first line must name the columns path and subject, "
-                    f"and lacks {' and '.join(lacking)} ({'tabs' if tabs else 'commas'} "
-                    "between them)"
+                    f"{path}: not a table of subjects: its first line must name the columns path and "
+                    f"subject, and lacks {' and '.join(lacking)} ({'tabs' if tabs else 'commas'} between "
+                    "them)"
                 )
             for row in table:
                 name, subject = ((row[column] or "").strip() for column in ("path", "subject"))

@@ -1,18 +1,17 @@
-"""Whose scan a file is by its path alone, so that no subject is on both sides of a split.
+"""The subject of a scan by its path alone, so that no subject is in both splits.
 
-Where neither the user nor a list says it, the subject is read from the path, in this order:
+If neither the user nor a list gives it, the subject is read from the path, in this order:
 
-1. BIDS: the first `sub-<label>` of the path within the folder given; the same subject all over that folder.
-2. Otherwise the file's path without its suffix, where every folder name and the file name lose one trailing
-   sequence name (`_t1`, `-FLAIR`, `.ct`, or the whole of it). The scans of `BraTS_01/BraTS_01_t1.nii.gz`,
-   `patient07/T1POST.nii.gz` or `IXI-T1/IXI002-T1.nii.gz` thus join those of their sister sequences, while
-   `case1` in two folders of other names stays two subjects. nnU-Net's channel numbers `_0000` to `_0009`
-   count as sequence names where the file of channel `_0000` is there.
+1. BIDS: the first `sub-<label>` of the path within the folder given; the same subject everywhere in it.
+2. Otherwise the file's path without its suffix, and without one trailing sequence name (`_t1`, `-FLAIR`,
+   `.ct`, or the whole name) in every folder name and the file name. The scans of
+   `BraTS_01/BraTS_01_t1.nii.gz`, `patient07/T1POST.nii.gz` or `IXI-T1/IXI002-T1.nii.gz` thus have the subject
+   of the other sequences, while `case1` in two differently named folders stays two subjects. nnU-Net's
+   channel numbers `_0000` to `_0009` count as sequence names if the file of channel `_0000` exists.
 
-Both begin with the name of the folder given, not with where it lies, so that moving a data set moves
-nobody to the other side. Names may make one of two subjects, which does no harm to a split. Where they
-make two of one, as of visits named outside BIDS (`patient03_study2`), `grouping` brings them together by all
-the names of a data set.
+Both begin with the name of the folder given, not its location, so that moving a data set does not change the
+split. Names may make one of two subjects, which does no harm to a split. If they make two of one, as with
+visits named outside BIDS (`patient03_study2`), `grouping` joins them by all the names of a data set.
 """
 
 import re
@@ -30,7 +29,7 @@ _BIDS_SUBJECT = re.compile(r"(sub-[^_]+)(?:_.*)?")
 def subject_in_path(path: Path, roots: Collection[Path]) -> str:
     """The subject of the scan at `path` (absolute) by its place in the folders given.
 
-    Of the `roots` (absolute folders) the outermost that holds the scan counts.
+    The outermost of the `roots` (absolute folders) that holds the scan is used.
     """
     bids = subject_by_bids(path, roots)
     if bids is not None:
@@ -42,7 +41,7 @@ def subject_in_path(path: Path, roots: Collection[Path]) -> str:
 
 
 def subject_by_bids(path: Path, roots: Collection[Path]) -> str | None:
-    """The subject of the scan at `path` (absolute), where its name or a folder's is one of BIDS."""
+    """The subject of the scan at `path` (absolute), if its name or a folder's follows BIDS."""
     root, folders, stem = _place(path, roots)
     bids = next((match[1] for part in (*folders, stem) if (match := _BIDS_SUBJECT.fullmatch(part))), None)
     if bids is None:
@@ -52,7 +51,7 @@ def subject_by_bids(path: Path, roots: Collection[Path]) -> str | None:
 
 
 def _place(path: Path, roots: Collection[Path]) -> tuple[Path, tuple[str, ...], str]:
-    """The folder given that a file is in, the folders from there, and the file's name without suffix."""
+    """The root that a file is in, the folders below it, and the file's name without suffix."""
     root = next((parent for parent in reversed(path.parents) if parent in roots), path.parent)
     return root, path.relative_to(root).parts[:-1], scan_stem(path)
 

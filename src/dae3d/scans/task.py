@@ -1,4 +1,4 @@
-"""Labelled cases in the manner of the Medical Segmentation Decathlon: what a network is fine-tuned on.
+"""Labelled cases for fine-tuning, in the format of the Medical Segmentation Decathlon.
 
     {"name": "MS lesions",
      "modality": {"0": "T1w", "1": "FLAIR"},
@@ -7,11 +7,10 @@
      "validation": [{"image": [...], "label": "b_seg.nii.gz", "subject": "b"}],
      "test": [{"image": ["c_t1.nii.gz", "c_flair.nii.gz"]}, ...]}
 
-Names are relative to the list. `labels` maps values to names, or names to values as nnU-Net writes it, or is
-the list of the names of the values 0, 1, ...; the value 0 is the background, named or not. Images of an entry
-are its channels. Entries of `test` may be an image's name alone, and need no label. `val` and `testing`,
-among others, are read as `validation` and `test`, and nnU-Net's `dataset.json` as a list of the cases in its
-folders.
+Names are relative to the list. `labels` maps values to names, or names to values as in nnU-Net, or lists the
+names of the values 0, 1, ...; the value 0 is the background, named or not. The images of an entry are its
+channels. Entries of `test` may be just an image's name, and need no label. `val` and `testing`, among others,
+are read as `validation` and `test`, and nnU-Net's `dataset.json` as a list of the cases in its folders.
 """
 
 import logging
@@ -36,7 +35,7 @@ from dae3d.scans.task_list import SPLITS, TaskEntry, TaskList, TaskSplit
 # Class indices are stored as uint8.
 MOST_CLASSES = 256
 
-# Share of the subjects that validate, where a list has no validation cases.
+# Share of the subjects held out if a list has no validation cases.
 _HELD_OUT = 0.2
 
 _EXAMPLE = '"labels": {"0": "background", "1": "spleen"}'
@@ -46,9 +45,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TaskCase:
-    """One case: a file for each channel, and the file of its label where it has one.
+    """One case: a file for each channel, and the file of its label if it has one.
 
-    `name` is unique within its task, and that of its prediction's file; `subject` says whose case it is.
+    `name` is unique within its task, and names its prediction's file.
     """
 
     name: str
@@ -60,9 +59,9 @@ class TaskCase:
 
 @dataclass(frozen=True)
 class Task:
-    """What there is to segment in which cases; `labels` maps values in label files to names, ascending.
+    """The classes and cases of a segmentation task; `labels` maps values in label files to names, ascending.
 
-    `modalities` has one label a channel.
+    `modalities` has one label per channel.
     """
 
     path: Path
@@ -74,13 +73,12 @@ class Task:
     test: tuple[TaskCase, ...]
 
     def split(self, name: TaskSplit, fold: int | None = None, labelled: bool = True) -> tuple[TaskCase, ...]:
-        """The cases to train on, to validate on, or to test on, as `sides` has them.
+        """The cases to train on, to validate on (see `sides`), or to test on.
 
-        Their files are there; whether those of their labels are is not asked where not `labelled`.
+        Their files exist; label files are checked only if `labelled`.
 
         Raises:
-            Dae3dError: as `sides`, where there are none, and naming the entry and the file where one is
-                missing.
+            Dae3dError: as `sides`; if there are no cases; or if a file is missing, with its name and entry.
         """
         cases = self.test if name == "test" else self.sides(fold)[name == "validation"]
         if not cases:
@@ -102,18 +100,18 @@ class Task:
             raise Dae3dError(f"{self.path}: {self._entry(case)}: {file}: no such file{more}")
 
     def _entry(self, case: TaskCase) -> str:
-        """Where the list has a case: "training[3]"."""
+        """The place of a case in the list: "training[3]"."""
         split = next(split for split in SPLITS if case in getattr(self, split))
         return f"{split}[{getattr(self, split).index(case)}]"
 
     def sides(self, fold: int | None = None) -> tuple[tuple[TaskCase, ...], tuple[TaskCase, ...]]:
         """The cases to train on, and those to validate on.
 
-        By fold, where one is given; else as the list says; and where it has nothing under `validation`,
-        about a fifth of the subjects is held out, the same ones every time. No file is looked for.
+        By fold, if one is given; else as in the list; if it has nothing under `validation`, about a fifth of
+        the subjects is held out, always the same ones. Files are not checked.
 
         Raises:
-            Dae3dError: where the list has folds and none is given, or there is only one subject.
+            Dae3dError: if the list has folds and none is given, or there is only one subject.
         """
         if fold is not None:
             return self.fold(fold)
@@ -129,7 +127,7 @@ class Task:
         rest = tuple(case for case in self.training if held_out[case.subject] == "val")
         if not train or not rest:
             raise Dae3dError(
-                f"{self.path}: needs training cases of two subjects at least, to validate on one"
+                f"{self.path}: needs training cases of at least two subjects, one of them to validate on"
             )
         return train, rest
 
@@ -137,7 +135,7 @@ class Task:
         """The cases to train on and those held out: fold `number` of `training`, and all of `validation`.
 
         Raises:
-            Dae3dError: where there is no such fold, or it leaves nothing to train on.
+            Dae3dError: if there is no such fold, or it leaves nothing to train on.
         """
         folds = sorted({case.fold for case in self.training if case.fold is not None})
         if number not in folds:
@@ -153,24 +151,24 @@ class Task:
 def read_task(path: Path, modality: Sequence[str] | None = None, order: Sequence[str] | None = None) -> Task:
     """Read a task's list.
 
-    No file is looked for before `Task.split`: a machine that predicts needs none of those to train on.
+    Files are not checked before `Task.split`: prediction needs none of the training files.
 
     Args:
-        path: of the list.
-        modality: a label for each channel, which goes before the list's own.
-        order: labels of the channels that weights take. Images are put into that order where the list, or
-            `modality`, tells what each is; else they are taken to be in it.
+        path: the list.
+        modality: a label for each channel, which overrides the list's own.
+        order: labels of the channels that the weights take. Images are put into that order if the list, or
+            `modality`, gives the modality of each; else they are assumed to be in it.
 
     Raises:
-        Dae3dError: naming the list, and the entry and the file, where it is not such a list, a file is not a
-            scan by its suffix or named twice, an entry that needs a label has none, classes or modalities are
-            not told, or a channel is of another machine than the one in its place in `order`.
+        Dae3dError: if it is not such a list, a file is not a scan by its suffix or named twice, an entry that
+            needs a label has none, classes or modalities are missing, or a channel is from another kind of
+            scanner than the one in its place in `order`; names the list, the entry and the file.
     """
     path = absolute(path)
     content = load_list(path, TaskList)
     if not any(content.entries()):
         raise Dae3dError(
-            f"{path}: no task: none of {', '.join(f'`{split}`' for split in SPLITS)} has entries"
+            f"{path}: not a task: none of {', '.join(f'`{split}`' for split in SPLITS)} has entries"
         )
     try:
         labels = parse_labels(content.labels)
@@ -193,7 +191,7 @@ def read_task(path: Path, modality: Sequence[str] | None = None, order: Sequence
 
 
 def say_contradictions(task: Task, cases: Sequence[TaskCase]) -> None:
-    """Say which images of a list have names that speak against the modality the list gives them."""
+    """Warn about images whose names contradict the modality in the list."""
     said = [
         sentence
         for case in cases
@@ -204,10 +202,10 @@ def say_contradictions(task: Task, cases: Sequence[TaskCase]) -> None:
 
 
 def parse_labels(labels: Any) -> dict[int, str]:
-    """The names of label values, ascending, from any of the ways in which lists have them.
+    """The names of label values, ascending, from any of the forms in lists.
 
     Raises:
-        ValueError: saying what is wrong, or what to write where there is nothing.
+        ValueError: if they are missing or wrong.
     """
     if not labels:
         raise ValueError(f"is missing: name the values in the label files, such as {_EXAMPLE}")
@@ -222,7 +220,7 @@ def parse_labels(labels: Any) -> dict[int, str]:
         raise ValueError("has one value twice")
     for value, name in named.items():
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"calls the value {value} {name!r}; a name is wanted")
+            raise ValueError(f"must give the value {value} a name, not {name!r}")
         if name == "ignore":
             raise ValueError("has voxels to ignore, which is not supported: give them the value of a class")
     named.setdefault(0, "background")
@@ -230,9 +228,11 @@ def parse_labels(labels: Any) -> dict[int, str]:
     if repeated:
         raise ValueError(f"gives the name {repeated[0]!r} to several values")
     if len(named) < 2:
-        raise ValueError(f"names nothing but the background; write such as {_EXAMPLE}")
+        raise ValueError(f"names only the background; write for example {_EXAMPLE}")
     if len(named) > MOST_CLASSES:
-        raise ValueError(f"has {len(named)} classes, background included; there may be {MOST_CLASSES}")
+        raise ValueError(
+            f"has {len(named)} classes, background included; at most {MOST_CLASSES} are supported"
+        )
     return dict(sorted(named.items()))
 
 
@@ -245,7 +245,7 @@ def _reversed(labels: dict[str, Any]) -> dict[Any, str]:
         if isinstance(value, list):
             raise ValueError(f"has the region {name!r} of several values; name each value once instead")
         if not _is_value(value):
-            raise ValueError(f"has {name!r}: {value!r}, of which neither is a whole number from 0 on")
+            raise ValueError(f"has {name!r}: {value!r}, and neither is a whole number of 0 or more")
     reverse = {int(value): name for name, value in labels.items()}
     if len(reverse) < len(labels):
         raise ValueError("gives one value to several names")
@@ -253,7 +253,7 @@ def _reversed(labels: dict[str, Any]) -> dict[Any, str]:
 
 
 def _check_entries(path: Path, content: TaskList) -> None:
-    """Refuse entries without a label, files that no reader takes, and images that two entries have."""
+    """Refuse entries without a label, files that cannot be read, and images in two entries."""
     owners: dict[Path, str] = {}
     for split, number, entry in content.entries():
         where = f"{split}[{number}]"
@@ -294,7 +294,7 @@ def _cases(path: Path, content: TaskList, places: Sequence[int]) -> dict[TaskSpl
 def _subjects(
     path: Path, entries: Sequence[tuple[TaskSplit, int, TaskEntry]], files: Sequence[Path]
 ) -> list[str]:
-    """The subject of each entry: its own, or that of its first image's name among all names."""
+    """The subject of each entry: its own, or the one in its first image's name, judged by all names."""
     roots = {path.parent, home_elsewhere(path.parent, files)}
     told = [
         subject_by_bids(file, roots) if entry.subject is None else str(entry.subject)
@@ -307,8 +307,8 @@ def _subjects(
     for other, one in list(grouping.subject_of.items())[:1]:
         several = len(set(grouping.subject_of.values()))
         _log.info(
-            "%s: names that look alike are taken for one subject, %d times: %s and %s; "
-            "`subject` in the entries tells it otherwise",
+            "%s: similar names are taken as one subject, %d times: %s and %s; "
+            "if they are not, add `subject` to the entries",
             path,
             several,
             one,
@@ -323,14 +323,14 @@ def _subjects(
 
 
 def case_names(files: Sequence[Path]) -> list[str]:
-    """A name for each file: its stem, after as many of its folders as it takes to tell all files apart."""
+    """A name for each file: its stem, preceded by as many folders as make all names unique."""
     names: list[str] = []
     for depth in range(1, max(len(file.parts) for file in files) + 1):
         names = ["_".join([*file.parts[-depth:-1], scan_stem(file)]).strip(os.sep) for file in files]
         if len(set(names)) == len(names):
             return names
     repeated = Counter(names).most_common(1)[0][0]
-    raise Dae3dError(f"files that differ by nothing but their suffix or underscores: {repeated}")
+    raise Dae3dError(f"files whose names differ only in suffix or underscores: {repeated}")
 
 
 def _warn_of_shared_subjects(task: Task) -> None:
@@ -343,7 +343,7 @@ def _warn_of_shared_subjects(task: Task) -> None:
     ):
         if subjects:
             _log.warning(
-                "%s: subjects %s, whose results will flatter: %s%s",
+                "%s: subjects %s, so results will be too good: %s%s",
                 task.path,
                 where,
                 ", ".join(subjects[:3]),

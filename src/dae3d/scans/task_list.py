@@ -1,4 +1,4 @@
-"""A task's list as it is written."""
+"""The format of a task's list."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
@@ -18,7 +18,7 @@ class TaskEntry(Entry):
 
 
 class TaskList(ScanList):
-    """A task's list as it is written."""
+    """A task's list."""
 
     labels: Any = None
     training: Sequence[TaskEntry] = ()
@@ -31,7 +31,7 @@ class TaskList(ScanList):
         return bare_names(entries)
 
     def entries(self) -> Iterator[tuple[TaskSplit, int, TaskEntry]]:
-        """All entries with their split and their number in it, from 0."""
+        """All entries with their split and their index in it, from 0."""
         splits: dict[TaskSplit, Sequence[TaskEntry]] = {
             "training": self.training,
             "validation": self.validation,

@@ -1,7 +1,7 @@
-"""What NRRD and MetaImage headers, which are text, say of the bytes of their voxels.
+"""The voxel data in NRRD and MetaImage files by their headers, which are text.
 
-SimpleITK reads these files. It is told here, before it is called, whether it could die of a header, and
-whether there are as many bytes as the voxels need.
+SimpleITK reads these files. This checks before it is called whether a header could crash it, and how many
+bytes the voxels need.
 """
 
 import math
@@ -12,10 +12,10 @@ from typing import BinaryIO, Literal
 
 from dae3d.errors import ScanError
 
-# Bytes. Teem writes its message on a long line of a field past the end of its buffer.
+# Bytes. On a longer line, Teem writes its error message past the end of its buffer.
 _MOST_LINE = 4096
 _MOST_HEADER = 1 << 24
-# MetaIO has room for so many axes, and writes past it.
+# MetaIO has space for this many axes, and writes past it.
 _MOST_AXES = 10
 
 # Lines of a NRRD header that may be long: comments, pairs of key and value, and the free text `content`.
@@ -32,10 +32,10 @@ Compression = Literal["", "deflate", "other"]
 
 @dataclass(frozen=True)
 class TextHeader:
-    """What a header says of its voxels.
+    """The voxel data of a header.
 
-    `voxels` is their size in bytes, 0 where it does not say it; `compression` is "" where there is none.
-    Voxels that are in the header's own file begin at byte `end`.
+    `voxels` is their size in bytes, 0 if it is not known; `compression` is "" without compression. Voxels in
+    the same file begin at byte `end`.
     """
 
     voxels: int
@@ -44,11 +44,11 @@ class TextHeader:
 
 
 def read_text_header(path: Path) -> TextHeader | None:
-    """What the NRRD or MetaImage header of a file says of its voxels; None where it is neither.
+    """The voxel data by the NRRD or MetaImage header of a file; None for other files.
 
     Raises:
-        ScanError: where a reader could die of it.
-        OSError: where the file cannot be read.
+        ScanError: if it could crash a reader.
+        OSError: if the file cannot be read.
     """
     with path.open("rb") as file:
         start = file.read(4)
@@ -67,7 +67,7 @@ def _nrrd(file: BinaryIO) -> TextHeader:
         name, _, value = line.partition(b":")
         fields[_text(name).lower()] = _text(value)
         if file.tell() > _MOST_HEADER:
-            raise ScanError("unreadable: a header without an end")
+            raise ScanError("unreadable: its header does not end")
     encoding = fields.get("encoding", "").lower()
     kind = _NRRD_TYPE.fullmatch(fields.get("type", "").lower())
     each = 0
@@ -108,13 +108,13 @@ def _refuse_long(line: bytes) -> None:
 
 
 def _product(sizes: str) -> int:
-    """The product of whole numbers; 0 where they are none."""
+    """The product of whole numbers; 0 if they are not."""
     try:
         numbers = [int(word) for word in sizes.split()]
     except ValueError:
         return 0
     if min(numbers, default=1) < 0:
-        raise ScanError(f"unreadable: a size below 0: {sizes[:80]}")
+        raise ScanError(f"unreadable: a negative size: {sizes[:80]}")
     return math.prod(numbers) if numbers else 0
 
 

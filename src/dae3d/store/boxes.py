@@ -12,8 +12,8 @@ Triple = tuple[int, int, int]
 Read = Callable[[Triple, Triple], np.ndarray]
 
 
-def read_box(path: Path, size_on_disk: int | None, verb: str, start: Triple, stop: Triple) -> np.ndarray:
-    """The box [start, stop) of a stored file, as stored; `verb` is the command that writes such files.
+def read_box(path: Path, size_on_disk: int | None, command: str, start: Triple, stop: Triple) -> np.ndarray:
+    """The box [start, stop) of a stored file, as stored; `command` is the command that writes such files.
 
     Raises:
         Dae3dError: where the file is missing, damaged or not of the size that is on record.
@@ -25,11 +25,13 @@ def read_box(path: Path, size_on_disk: int | None, verb: str, start: Triple, sto
     except MemoryError:
         raise
     except OSError as error:
-        raise Dae3dError(f"{path}: {error.strerror or error}; run `dae3d {verb}` again") from error
+        raise Dae3dError(f"{path}: {error.strerror or error}; run `dae3d {command}` again") from error
     except Exception as error:  # whatever the decoder makes of damaged bytes
         words = str(error).splitlines() or [type(error).__name__]
-        raise Dae3dError(f"{path}: damaged ({words[0]}); delete it and run `dae3d {verb}` again") from error
-    raise Dae3dError(f"{path}: not the file that the index describes; run `dae3d {verb}` again")
+        raise Dae3dError(
+            f"{path}: damaged ({words[0]}); delete it and run `dae3d {command}` again"
+        ) from error
+    raise Dae3dError(f"{path}: not the file that the index describes; run `dae3d {command}` again")
 
 
 def padded(read: Read, shape: Triple, start: Triple, size: Triple, dtype: type) -> np.ndarray:

@@ -25,16 +25,16 @@ from dae3d.scans.task import TaskCase
 from dae3d.store.conform_case import ConformedCase, conform_case, cut_away, labels_at, upright_label
 from dae3d.store.positions import draw_positions
 from dae3d.store.recipe import CaseGeometry, CaseRecipe
-from dae3d.store.scan import PARTIAL, PlainName, Row, write_array
+from dae3d.store.scan import PARTIAL, AffineRow, PlainName, write_array
 from dae3d.store.source import Stamp, digest
 from dae3d.store.statistics import Box, Statistics
 
 # The folder of cases in a store, and the store's list of them.
 CASES, CASE_INDEX = "cases", "cases.jsonl"
-LABEL, POSITIONS, METADATA = "label.b2nd", "positions.npy", "case.json"
+LABEL, POSITIONS, CASE_JSON = "label.b2nd", "positions.npy", "case.json"
 
 
-class Source(BaseModel):
+class SourceFile(BaseModel):
     """A file that a case was made of, as it was then."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,10 +71,10 @@ class StoredCase(BaseModel):
     subject: str
     fold: int | None
     folder: PlainName
-    sources: tuple[Source, ...]
+    sources: tuple[SourceFile, ...]
     geometry: CaseGeometry
     shape: tuple[int, int, int]
-    affine: tuple[Row, Row, Row, Row]
+    affine: tuple[AffineRow, AffineRow, AffineRow, AffineRow]
     foreground: Box
     channels: tuple[StoredChannel, ...]
     label_bytes: int
@@ -122,7 +122,7 @@ def store_case(case: TaskCase, recipe: CaseRecipe, store: Path) -> CaseOutcome:
         stored = _whole(case, recipe, store)
         if stored is not None and _digests(stored.sources) == _digests(sources):
             stored = stored.model_copy(update={"sources": sources})
-            write_text(store / CASES / stored.folder / METADATA, stored.model_dump_json(indent=1))
+            write_text(store / CASES / stored.folder / CASE_JSON, stored.model_dump_json(indent=1))
         else:
             with as_scan_error():
                 stored = _convert(case, recipe, store, sources)
@@ -150,16 +150,16 @@ def _whole(case: TaskCase, recipe: CaseRecipe, store: Path) -> StoredCase | None
     """What the store has of a case, under the name it has now, if all its files are there."""
     folder = store / CASES / folder_name(case, recipe.geometry)
     try:
-        stored = StoredCase.model_validate_json((folder / METADATA).read_bytes())
+        stored = StoredCase.model_validate_json((folder / CASE_JSON).read_bytes())
     except OSError:
         return None
     except ValidationError as error:
         if error.errors()[0]["loc"] == ("folder",):
-            raise Dae3dError(f"{folder / METADATA}: {first_problem(error)}") from None
+            raise Dae3dError(f"{folder / CASE_JSON}: {first_problem(error)}") from None
         return None
     if stored.folder != folder.name:
         raise Dae3dError(
-            f"{folder / METADATA}: folder: must be the name of the folder that it lies in, not "
+            f"{folder / CASE_JSON}: folder: must be the name of the folder that it lies in, not "
             f"{stored.folder!r}; if it is a copy of another case, delete {folder}"
         )
     try:
@@ -175,7 +175,7 @@ def _whole(case: TaskCase, recipe: CaseRecipe, store: Path) -> StoredCase | None
     return stored.model_copy(update=told) if whole else None
 
 
-def _digests(sources: Sequence[Source]) -> list[str]:
+def _digests(sources: Sequence[SourceFile]) -> list[str]:
     return [source.digest for source in sources]
 
 
@@ -193,7 +193,7 @@ def read_case(images: Sequence[Path], recipe: CaseRecipe) -> ConformedCase:
         raise ScanError(f"{', '.join(map(str, images))}: {error}") from None
 
 
-def _convert(case: TaskCase, recipe: CaseRecipe, store: Path, sources: tuple[Source, ...]) -> StoredCase:
+def _convert(case: TaskCase, recipe: CaseRecipe, store: Path, sources: tuple[SourceFile, ...]) -> StoredCase:
     if case.label is None:
         raise ScanError("has no label")
     conformed = read_case(case.images, recipe)
@@ -234,7 +234,7 @@ def _convert(case: TaskCase, recipe: CaseRecipe, store: Path, sources: tuple[Sou
             drawn=tuple(map(len, drawn)),
             cut_away=cut_away(upright, conformed.grid) if recipe.crop_foreground else 0,
         )
-        (temporary / METADATA).write_text(stored.model_dump_json(indent=1))
+        (temporary / CASE_JSON).write_text(stored.model_dump_json(indent=1))
         shutil.rmtree(final, ignore_errors=True)
         temporary.replace(final)
     except (OSError, RuntimeError) as error:
@@ -262,9 +262,9 @@ def _write_channel(path: Path, volume: Volume, statistics: Statistics) -> Stored
     )
 
 
-def _source(path: Path) -> Source:
+def _source(path: Path) -> SourceFile:
     try:
         files = files_read(path)
-        return Source(path=path, stamp=Stamp.of(files), digest=digest(files))
+        return SourceFile(path=path, stamp=Stamp.of(files), digest=digest(files))
     except OSError as error:
         raise ScanError(f"{path}: unreadable: {error.strerror}") from None

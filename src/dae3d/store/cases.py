@@ -35,7 +35,7 @@ from dae3d.store.writer import only_writer
 _log = logging.getLogger(__name__)
 
 
-class _Header(BaseModel):
+class _IndexHeader(BaseModel):
     """The first line of the index; one line a case follows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,7 +61,7 @@ class CaseStore:
         self.path = Path(path)
         try:
             first, *lines = (self.path / CASE_INDEX).read_text().splitlines()
-            header = _Header.model_validate_json(first)
+            header = _IndexHeader.model_validate_json(first)
             self.recipe = header.recipe
             self.cases: Sequence[StoredCase] = tuple(map(StoredCase.model_validate_json, lines))
             if len(self.cases) != header.cases:
@@ -161,7 +161,7 @@ def prepare_cases(
         if unusable:
             raise Dae3dError(_explain(cases, unusable))
         ordered = [stored[case.name] for case in cases]
-        header = _Header(recipe=recipe, cases=len(ordered))
+        header = _IndexHeader(recipe=recipe, cases=len(ordered))
         lines = [model.model_dump_json() for model in (header, *ordered)]
         write_text(folder / CASE_INDEX, "\n".join(lines) + "\n")
         _warn_of_cut_labels(ordered)

@@ -31,7 +31,7 @@ def to_ras(volume: Volume) -> Volume:
     return replace(volume, array=apply_orientation(volume.array, orientation), affine=affine)
 
 
-def scaled(volume: Volume) -> Volume:
+def apply_scale_factors(volume: Volume) -> Volume:
     """Apply the scale factors of floating-point voxels, which save nothing and would round once more."""
     if volume.array.dtype.kind != "f" or (volume.slope, volume.intercept) == (1.0, 0.0):
         return volume

@@ -9,8 +9,8 @@ import numpy as np
 from dae3d.errors import ScanError
 from dae3d.scans.grids import Grid, grid_difference
 from dae3d.scans.readers import Volume
-from dae3d.store.conform import crop, foreground_box, narrowed, resample, scaled, to_ras, union
-from dae3d.store.hounsfield import refuse_no_hounsfield
+from dae3d.store.conform import apply_scale_factors, crop, foreground_box, narrowed, resample, to_ras, union
+from dae3d.store.ct_units import refuse_non_hounsfield
 from dae3d.store.intensity import normalise
 from dae3d.store.recipe import CaseRecipe
 from dae3d.store.statistics import Box, Statistics, measure, refuse_non_finite
@@ -83,7 +83,7 @@ def conform_case(volumes: Sequence[Volume], recipe: CaseRecipe) -> ConformedCase
             raise ScanError(f"{names[0]} is on another grid than {names[1]}: {difference}")
         with _naming(channel, recipe):
             refuse_non_finite(volume)
-            upright.append(scaled(to_ras(replace(volume, affine=native.affine))))
+            upright.append(apply_scale_factors(to_ras(replace(volume, affine=native.affine))))
     ras = grid_of(upright[0])
     conformed = upright
     if recipe.spacing is not None:
@@ -98,7 +98,7 @@ def conform_case(volumes: Sequence[Volume], recipe: CaseRecipe) -> ConformedCase
     for channel, (volume, modality) in enumerate(zip(conformed, recipe.modalities, strict=True), 1):
         with _naming(channel, recipe):
             found = measure(volume, modality)
-            refuse_no_hounsfield(volume, found, modality)
+            refuse_non_hounsfield(volume, found, modality)
             statistics.append(found)
     return ConformedCase(volumes=tuple(conformed), statistics=tuple(statistics), native=native)
 

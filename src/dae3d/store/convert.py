@@ -12,9 +12,9 @@ from dae3d.scans.read import read_scan, source_files
 from dae3d.scans.readers import Volume
 from dae3d.store.examine import examine
 from dae3d.store.fingerprint import voxel_digest
+from dae3d.store.integrity import read_intact
 from dae3d.store.scan import PARTIAL, SCANS, Preparation, StoredScan, file_name, read_metadata, write_scan
 from dae3d.store.source import Stamp, digest
-from dae3d.store.whole import read_whole
 
 _SAME_SPACING = 1e-3  # relative
 
@@ -104,7 +104,7 @@ def _converted(scan: Scan, stamp: Stamp, content: str, preparation: Preparation)
 
 def _is_whole(path: Path) -> bool:
     try:
-        read_whole(path)
+        read_intact(path)
     except (OSError, MemoryError, ScanError, ValueError):
         return False
     return True

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from dae3d.errors import Dae3dError
 from dae3d.scans.manifest import Split
-from dae3d.store.index import INDEX, OtherVersion, read_header, readable
+from dae3d.store.index import INDEX, OtherVersion, read_index_header, readable
 from dae3d.store.place import stored_files
 from dae3d.store.scan import Preparation, StoredScan
-from dae3d.store.tally import Tally, content_key
+from dae3d.store.tally import StoreTally, content_key
 from dae3d.store.wanted import Wanted, file_key
 
 _log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Earlier:
         must be said that the store is to hold `only` what is wanted.
         """
         try:
-            there = read_header(self._store / INDEX).preparation
+            there = read_index_header(self._store / INDEX).preparation
             if there == preparation:
                 return
             how = f"with {_words(there)}, not with {_words(preparation)}"
@@ -118,12 +118,12 @@ class Earlier:
                     "what the manifest lists and nothing else"
                 )
 
-    def added(self, tally: Tally) -> int:
+    def added(self, tally: StoreTally) -> int:
         """How many of the scans that a run has counted so far the store did not list."""
         listed = np.array(self._keys, np.uint64)
         return int(np.count_nonzero(~np.isin(np.array(tally.files, np.uint64), listed)))
 
-    def keep(self, tally: Tally, preparation: Preparation) -> None:
+    def keep(self, tally: StoreTally, preparation: Preparation) -> None:
         """Count the others too, but for those whose file is gone while its content is among the wanted.
 
         In an index whose first line is damaged, some may be of another preparation; these are lost.

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from dae3d.errors import ScanError
 from dae3d.scans.readers import Volume
-from dae3d.store.conform import crop_to_foreground, narrowed, resample, scaled, to_ras
-from dae3d.store.hounsfield import refuse_no_hounsfield
+from dae3d.store.conform import apply_scale_factors, crop_to_foreground, narrowed, resample, to_ras
+from dae3d.store.ct_units import refuse_non_hounsfield
 from dae3d.store.scan import Preparation
 from dae3d.store.statistics import Statistics, measure, refuse_non_finite
 
@@ -24,7 +24,7 @@ def examine(volume: Volume, preparation: Preparation, modality: str) -> tuple[Vo
     """
     conformed = conform(volume, preparation, modality)
     statistics = measure(conformed, modality)
-    refuse_no_hounsfield(conformed, statistics, modality)
+    refuse_non_hounsfield(conformed, statistics, modality)
     return conformed, statistics
 
 
@@ -36,7 +36,7 @@ def conform(volume: Volume, preparation: Preparation, modality: str = "") -> Vol
             large.
     """
     refuse_non_finite(volume)
-    volume = scaled(to_ras(volume))
+    volume = apply_scale_factors(to_ras(volume))
     if preparation.spacing is not None:
         _refuse_too_large(volume, preparation.spacing)
         volume = resample(volume, preparation.spacing, modality)

@@ -17,14 +17,14 @@ from dae3d.files import whole_file
 from dae3d.lines import Lines, Model, Parsed
 from dae3d.scans.manifest import Modality, Split
 from dae3d.store.scan import Preparation, StoredScan
-from dae3d.store.shards import Shard, in_words, unfinished
+from dae3d.store.shards import Shard, shard_list, unfinished
 
 INDEX = "index.jsonl"
 _REMEDY = "run `dae3d prepare` again"
 _FILE = re.compile(rb'"file":"([^"/]+)"')
 
 
-class Header(BaseModel):
+class IndexHeader(BaseModel):
     """The first line of the index, or of a shard's part of it.
 
     `manifest` is, in a part, the sha256 of the manifest it was made from.
@@ -96,7 +96,7 @@ def read_index(store: Path, name: str = INDEX) -> Index:
         raise Dae3dError(_damaged(store / name, error)) from None
 
 
-def read_header(path: Path) -> Header:
+def read_index_header(path: Path) -> IndexHeader:
     """The first line of an index.
 
     Raises:
@@ -140,7 +140,7 @@ def readable(path: Path, model: type[Model]) -> Iterator[Model | str]:
                     yield name[1].decode(errors="replace")
 
 
-def write_index(path: Path, header: Header, scans: Iterable[StoredScan | str]) -> None:
+def write_index(path: Path, header: IndexHeader, scans: Iterable[StoredScan | str]) -> None:
     """Write an index of `header.scans` scans, or their lines, as they come, whole or not at all."""
     with whole_file(path) as temporary, temporary.open("w") as file:
         file.write(header.model_dump_json() + "\n")
@@ -164,9 +164,9 @@ def _opened(path: Path) -> BinaryIO:
         raise Dae3dError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _header(line: bytes, path: Path) -> Header:
+def _header(line: bytes, path: Path) -> IndexHeader:
     try:
-        return Header.model_validate_json(line)
+        return IndexHeader.model_validate_json(line)
     except ValidationError as error:
         if _of_another_version(line):
             raise OtherVersion(
@@ -181,12 +181,12 @@ def _of_another_version(line: bytes) -> bool:
         told = _AnyHeader.model_validate_json(line)
     except ValidationError:
         return False
-    ours = (Header.model_fields["version"].default, Preparation.model_fields["version"].default)
+    ours = (IndexHeader.model_fields["version"].default, Preparation.model_fields["version"].default)
     return (told.version, told.preparation.version) != ours
 
 
 def _waits_for(store: Path, missing: list[Shard]) -> str:
-    return f"{store}: not whole yet: waits for {in_words(missing)} (`dae3d prepare --shard`)"
+    return f"{store}: not whole yet: waits for {shard_list(missing)} (`dae3d prepare --shard`)"
 
 
 def _why_none(store: Path) -> str:

@@ -10,12 +10,12 @@ from pydantic import AfterValidator
 
 from dae3d.scans.modality import Label
 from dae3d.scans.padding import background
-from dae3d.store.statistics import LARGEST, PERCENTILES, SMALLEST_RANGE, Statistics, told_apart
+from dae3d.store.statistics import LARGEST, PERCENTILES, SMALLEST_RANGE, Statistics, distinguishable
 
 _LEAST_DEVIATION = 1e-12  # of the range
 
 
-class Figures(NamedTuple):
+class Normalisation(NamedTuple):
     """What scales a scan: `(intensity - shift) / scale`, clipped to [0, 1], or with zeros that stay zeros."""
 
     shift: float
@@ -24,7 +24,7 @@ class Figures(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Window:
+class IntensityWindow:
     """Fixed bounds in acquired units, clipped and scaled to [0, 1]: for intensities with a physical unit.
 
     As MONAI's `ScaleIntensityRange(low, high, 0, 1, clip=True)`.
@@ -33,9 +33,9 @@ class Window:
     low: float
     high: float
 
-    def figures(self, statistics: Statistics) -> Figures:
+    def normalisation(self, statistics: Statistics) -> Normalisation:
         """From bound to bound."""
-        return Figures(self.low, self.high - self.low, clips=True)
+        return Normalisation(self.low, self.high - self.low, clips=True)
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class ZScore:
 
     over_foreground: bool = False
 
-    def figures(self, statistics: Statistics) -> Figures:
+    def normalisation(self, statistics: Statistics) -> Normalisation:
         """Mean and standard deviation."""
         mean, std = statistics.mean, statistics.std
         if self.over_foreground:
             mean, std = statistics.foreground_mean, statistics.foreground_std
         # A mask has no deviation but what rounding leaves.
         std = max(std, (statistics.maximum - statistics.minimum) * _LEAST_DEVIATION)
-        return Figures(mean, std, clips=False)
+        return Normalisation(mean, std, clips=False)
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class PercentileRange:
     low: float = 0.5
     high: float = 99.5
 
-    def figures(self, statistics: Statistics) -> Figures:
+    def normalisation(self, statistics: Statistics) -> Normalisation:
         """From percentile to percentile."""
         low, high = statistics.percentile(self.low), statistics.percentile(self.high)
-        if not told_apart(low, high):
+        if not distinguishable(low, high):
             # A map that is empty nearly everywhere has no range between its percentiles.
             low, high = statistics.minimum, statistics.maximum
-        return Figures(low, high - low, clips=True)
+        return Normalisation(low, high - low, clips=True)
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,15 @@ class UptakeRatio:
 
     high: float = 10.0
 
-    def figures(self, statistics: Statistics) -> Figures:
+    def normalisation(self, statistics: Statistics) -> Normalisation:
         """From 0 to a multiple of the body's mean."""
         # Maps of differences may be below zero nearly everywhere.
-        return Figures(0.0, self.high * max(statistics.body_mean, SMALLEST_RANGE), clips=True)
+        return Normalisation(0.0, self.high * max(statistics.body_mean, SMALLEST_RANGE), clips=True)
 
 
-Scaling = Window | ZScore | PercentileRange | UptakeRatio
+Scaling = IntensityWindow | ZScore | PercentileRange | UptakeRatio
 
-_HOUNSFIELD = Window(-1000.0, 1000.0)
+_HOUNSFIELD = IntensityWindow(-1000.0, 1000.0)
 SCALINGS: dict[str, Scaling] = {
     "ct": _HOUNSFIELD,
     "ct-phantom": _HOUNSFIELD,
@@ -131,10 +131,10 @@ def parse_scaling(text: str) -> Scaling:
         low, high = map(float, words if len(words) == 2 else ["0", *words])
     except ValueError:
         raise ValueError(f"{text!r}: the bounds must be numbers, such as 'window:-175:250'") from None
-    if not (abs(low) <= LARGEST and abs(high) <= LARGEST and told_apart(low, high)):
+    if not (abs(low) <= LARGEST and abs(high) <= LARGEST and distinguishable(low, high)):
         raise ValueError(f"{text!r}: the lower bound must be below the upper one, and both finite")
     if kind == "window":
-        return Window(low, high)
+        return IntensityWindow(low, high)
     if kind == "suv":
         return UptakeRatio(high)
     if {low, high} - set(PERCENTILES):
@@ -168,7 +168,7 @@ def normalise(
     """
     if statistics.padding is not None:
         crop = np.where(crop <= statistics.padding, np.float32(background(modality)), crop)
-    shift, scale, clips = scaling(modality, rules).figures(statistics)
+    shift, scale, clips = scaling(modality, rules).normalisation(statistics)
     scaled = np.subtract(crop, shift, dtype=np.float32)
     with np.errstate(over="ignore"):  # where it is clipped just below
         scaled /= np.float32(scale)
@@ -185,7 +185,7 @@ def denormalise(
 
     What was clipped stays at the bounds. Where zeros stayed zeros, an intensity equal to the mean becomes 0.
     """
-    shift, scale, clips = scaling(modality, rules).figures(statistics)
+    shift, scale, clips = scaling(modality, rules).normalisation(statistics)
     acquired = np.multiply(crop, scale, dtype=np.float32)
     acquired += np.float32(shift)
     if not clips:

@@ -7,7 +7,6 @@ import re
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from secrets import token_hex
 from typing import Annotated, Literal
 
 import blosc2
@@ -15,6 +14,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from dae3d.errors import Dae3dError
+from dae3d.files import whole_file
 from dae3d.scans.manifest import Scan, Split
 from dae3d.store.source import Stamp
 from dae3d.store.statistics import Statistics
@@ -39,7 +39,7 @@ def _plain_name(name: str) -> str:
 
 # What a store says itself of where its files lie must not lead out of it.
 PlainName = Annotated[str, AfterValidator(_plain_name)]
-Row = tuple[float, float, float, float]
+AffineRow = tuple[float, float, float, float]
 
 
 class Preparation(BaseModel):
@@ -70,7 +70,7 @@ class StoredScan(BaseModel):
     preparation: Preparation
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
-    affine: tuple[Row, Row, Row, Row]
+    affine: tuple[AffineRow, AffineRow, AffineRow, AffineRow]
     dtype: str
     slope: float
     intercept: float
@@ -136,27 +136,23 @@ def write_array(path: Path, array: np.ndarray) -> blosc2.NDArray:
 
 
 def write_scan(store: Path, array: np.ndarray, scan: StoredScan, partial: str = PARTIAL) -> StoredScan:
-    """Write one scan into a store, whole or not at all; returns its metadata, complete.
+    """Write one scan into a store atomically; returns its metadata with the stamp of the stored file.
 
     `partial` is the store's folder for files that are being written.
 
     Raises:
-        Dae3dError: where it cannot be written (a full disk).
+        Dae3dError: if it cannot be written (a full disk).
     """
     final = store / SCANS / scan.file
-    # A machine that was given up as lost may still be writing the scan that another has taken over.
-    temporary = store / partial / f"{token_hex(4)}-{scan.file}"
+    metadata = scan.model_dump_json(exclude={"stored_stamp"})
     try:
-        stored = write_array(temporary, array)
-        metadata = scan.model_dump_json(exclude={"stored_stamp"})
-        stored.schunk.vlmeta[METADATA] = metadata
-        stored.schunk.vlmeta[CHECKSUM] = checksum(array, metadata)
-        del stored
-        temporary.replace(final)
-    except (OSError, RuntimeError) as error:
+        with whole_file(final, store / partial) as temporary:
+            stored = write_array(temporary, array)
+            stored.schunk.vlmeta[METADATA] = metadata
+            stored.schunk.vlmeta[CHECKSUM] = checksum(array, metadata)
+            del stored  # closes the file
+    except RuntimeError as error:  # from Blosc2
         raise Dae3dError(f"{final}: cannot be written ({error}); is the disk full?") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return scan.model_copy(update={"stored_stamp": Stamp.of([final])})
 
 

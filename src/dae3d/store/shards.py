@@ -63,7 +63,7 @@ def unfinished(store: Path) -> list[Shard]:
     return [s for s in all_shards(int(name[1])) if not (store / s.index).is_file()] if name else []
 
 
-def in_words(shards: Sequence[Shard]) -> str:
+def shard_list(shards: Sequence[Shard]) -> str:
     """`shard 2 of 8`, or `shards 2, 5 of 8`."""
     numbers = ", ".join(str(shard.number) for shard in shards)
     return f"{'shard' if len(shards) == 1 else 'shards'} {numbers} of {shards[0].of}"

@@ -73,7 +73,7 @@ def measure(volume: Volume, modality: str = "") -> Statistics:
     percentiles = sorted(float(v) * slope + intercept for v in ranked)
     mean, std = _non_zero_mean_and_std(volume, padding)
     # A map that is empty nearly everywhere has no range between its percentiles.
-    if told_apart(percentiles[0], percentiles[-1]):
+    if distinguishable(percentiles[0], percentiles[-1]):
         low, high = percentiles[0], percentiles[-1]
     histogram = _Histogram(volume, padding, low, high)
     threshold = histogram.otsu_threshold()
@@ -109,11 +109,11 @@ def _extremes(volume: Volume) -> tuple[float, float]:
 
 
 def _refuse_constant(minimum: float, maximum: float) -> None:
-    if not told_apart(minimum, maximum):
+    if not distinguishable(minimum, maximum):
         raise ScanError(f"constant: every voxel is {minimum:g}")
 
 
-def told_apart(low: float, high: float) -> bool:
+def distinguishable(low: float, high: float) -> bool:
     """Whether two intensities can be told apart in float32."""
     return high - low >= SMALLEST_RANGE and bool(np.float32(low) < np.float32(high))
 

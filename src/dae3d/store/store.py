@@ -9,8 +9,8 @@ from dae3d.scans.readers import Volume
 from dae3d.store.boxes import Triple, overlap, padded, read_box
 from dae3d.store.index import INDEX, read_index
 from dae3d.store.intensity import normalise, scaling
-from dae3d.store.native import NativeCrop, unscaled
 from dae3d.store.scan import SCANS, StoredScan
+from dae3d.store.stored_crop import StoredCrop, pending_scaling
 
 __all__ = ["Store", "StoredScan"]
 
@@ -71,9 +71,9 @@ class Store:
 
         return padded(scaled, scan.shape, start, size, np.float32)
 
-    def read_native(
+    def read_unscaled(
         self, number: int, start: Triple, size: Triple, intensity: Mapping[str, str] | None = None
-    ) -> NativeCrop:
+    ) -> StoredCrop:
         """What `read_padded` reads, with scaling and padding left to do where that saves bytes.
 
         Raises:
@@ -82,11 +82,11 @@ class Store:
         scan = self.scans[number]
         first, last = overlap(scan.shape, start, size)
         voxels = self._voxels(scan, first, last) if first != last else np.zeros((0, 0, 0), scan.dtype)
-        rest = unscaled(scan, scaling(scan.modality, intensity).figures(scan.statistics))
+        rest = pending_scaling(scan, scaling(scan.modality, intensity).normalisation(scan.statistics))
         if rest is None:
             voxels = self._scaled(scan, voxels, intensity)
         x, y, z = (a - s for a, s in zip(first, start, strict=True))
-        return NativeCrop(voxels, (x, y, z), rest)
+        return StoredCrop(voxels, (x, y, z), rest)
 
     def _scaled(
         self, scan: StoredScan, voxels: np.ndarray, intensity: Mapping[str, str] | None

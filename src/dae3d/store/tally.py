@@ -11,12 +11,12 @@ from dae3d.errors import Dae3dError
 from dae3d.files import whole_file, writing
 from dae3d.scans.spool import Spool
 from dae3d.store.convert import Outcome
-from dae3d.store.index import Header, iterate, write_index
+from dae3d.store.index import IndexHeader, iterate, write_index
 from dae3d.store.scan import StoredScan
 from dae3d.store.wanted import file_key
 
 
-class Ordered:
+class SortedTexts:
     """Texts kept in a file of `folder` that nobody else sees, given back in the order of their names."""
 
     def __init__(self, folder: Path) -> None:
@@ -37,12 +37,12 @@ class Ordered:
         return ((name, self._texts.at(place)) for name, place in self._places)
 
 
-class Tally:
+class StoreTally:
     """The index's lines, the rejected scans, and the totals for the screen."""
 
     def __init__(self, folder: Path) -> None:
-        self._lines = Ordered(folder)
-        self._rejected = Ordered(folder)
+        self._lines = SortedTexts(folder)
+        self._rejected = SortedTexts(folder)
         # What 64 bits say of the scans: which stored files they are, and of which content.
         self.files, self.contents = array("Q"), array("Q")
         self.prepared = self.unseen = self.kept = self.bytes_stored = self.bytes_raw = 0
@@ -98,7 +98,7 @@ class Tally:
         """Names and reasons of the first rejected scans."""
         return list(islice(self._rejected, number))
 
-    def write_index(self, path: Path, header: Header) -> None:
+    def write_index(self, path: Path, header: IndexHeader) -> None:
         """Write the index, ordered by the name of the source."""
         whole = header.model_copy(update={"scans": self.scans})
         write_index(path, whole, (line for _, line in self._lines))

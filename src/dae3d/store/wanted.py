@@ -12,7 +12,7 @@ from dae3d.errors import Dae3dError, ScanError
 from dae3d.scans.manifest import Manifest, Scan, Split
 from dae3d.scans.read import source_files
 from dae3d.store.convert import Outcome, described, measured_alike
-from dae3d.store.index import iterate, read_header
+from dae3d.store.index import iterate, read_index_header
 from dae3d.store.scan import SCANS, Preparation, StoredScan, file_name
 from dae3d.store.shards import Shard
 from dae3d.store.source import Stamp
@@ -102,7 +102,7 @@ class Wanted:
         """Scans still to be done, with what the indexes say of those whose stored file is as it says."""
         for index in indexes:
             try:
-                header = read_header(index)
+                header = read_index_header(index)
                 if header.preparation != preparation:
                     continue
                 listed = iterate(index)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from dae3d.store.boxes import Triple
-from dae3d.store.native import NativeCrop, Unscaled
+from dae3d.store.stored_crop import PendingScaling, StoredCrop
 from dae3d.training.slots import Slot, Slots
 
 Sample = dict[str, Tensor]
@@ -32,13 +32,13 @@ class Part(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: Triple
-    unscaled: Unscaled | None
+    pending: PendingScaling | None
 
 
 class NumberedCrop(NamedTuple):
     """A crop with the number of its modality and of its sample, and where in the scan it begins."""
 
-    crop: NativeCrop
+    crop: StoredCrop
     modality: int
     sample: int
     origin: Triple = (0, 0, 0)
@@ -95,8 +95,8 @@ class Packed:
             box = tuple(slice(s, s + n) for s, n in zip(part.start, part.shape, strict=True))
             voxels = crop[0][box]
             voxels.copy_(self.voxels[part.first_byte : part.last_byte].view(part.dtype).view(part.shape))
-            if part.unscaled is not None:
-                _scale(voxels, part.unscaled)
+            if part.pending is not None:
+                _scale(voxels, part.pending)
             covered[0][box] = True
         self._leave_slot()
         modality, sample, origin = self.numbers[:, 0], self.numbers[:, 1], self.numbers[:, 2:]
@@ -125,7 +125,7 @@ def pack(crops: Sequence[NumberedCrop], slots: Slots | None = None) -> Packed:
         last = first + array.nbytes
         voxels[first:last].view(source.dtype).view(source.shape).copy_(source)
         crop = numbered.crop
-        part = Part(first, last, source.dtype, tuple(source.shape), crop.start, crop.unscaled)
+        part = Part(first, last, source.dtype, tuple(source.shape), crop.start, crop.pending)
         parts.append(part)
     numbers = torch.tensor([[crop.modality, crop.sample, *crop.origin] for crop in crops])
     return Packed(voxels, parts, numbers, slot)
@@ -147,12 +147,12 @@ def aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
-def _scale(image: Tensor, unscaled: Unscaled) -> None:
+def _scale(image: Tensor, pending: PendingScaling) -> None:
     """Scale in place, to the bit as `dae3d.store.intensity.normalise` does."""
-    shift, scale, clips = unscaled.figures
-    image += unscaled.intercept
-    if unscaled.padding is not None:
-        image.masked_fill_(image <= unscaled.padding, unscaled.background)
+    shift, scale, clips = pending.normalisation
+    image += pending.intercept
+    if pending.padding is not None:
+        image.masked_fill_(image <= pending.padding, pending.background)
     zeros = None if clips else image == 0
     image -= shift
     # By a number from the CPU, CUDA would not divide but multiply by its reciprocal, which rounds twice.

@@ -9,7 +9,7 @@ from dae3d.models.loading import load_into
 from dae3d.models.provenance import entry_of, seen
 from dae3d.models.swin_unetr import Architecture, Segmenter
 from dae3d.models.weights import Contents, read_weights
-from dae3d.scans.kinds import strange
+from dae3d.scans.modality_conflicts import strange
 from dae3d.store.recipe import CaseRecipe
 from dae3d.training.cases import LabelledData
 from dae3d.training.finetune_settings import FinetuneSettings

@@ -21,6 +21,7 @@ from dae3d.models.weights import save_weights
 from dae3d.training.background import Background, Snapshots, on_cpu
 from dae3d.training.record import RunRecord, versions
 from dae3d.training.run_settings import RunSettings
+from dae3d.training.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class Saver(lightning.Callback):
 
     Args:
         settings: of the run.
+        schedule: of the run.
         about: what `run.json` and the weights say of the data.
         snapshots: the trainer's way to save a checkpoint.
         trained_on: what the weights say of the very scans, as of `dae3d.models.provenance.entry`.
@@ -121,13 +123,14 @@ class Saver(lightning.Callback):
     def __init__(
         self,
         settings: RunSettings,
+        schedule: Schedule,
         about: dict[str, Any],
         snapshots: Snapshots,
         trained_on: list[dict[str, Any]],
     ) -> None:
         self.checkpoints, self.weights = settings.out / "checkpoints", settings.out / "weights"
-        self.settings, self.about, self.snapshots = settings, about, snapshots
-        self.trained_on = trained_on
+        self.settings, self.schedule = settings, schedule
+        self.about, self.snapshots, self.trained_on = about, snapshots, trained_on
         self.best: dict[str, Any] = {"step": None, "loss": sys.float_info.max}
         self.interrupted = False
         self._previous: dict[int, Any] = {}
@@ -144,7 +147,7 @@ class Saver(lightning.Callback):
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         """Listen for Ctrl-C, and for the SIGTERM of a launcher or a queue."""
-        self.record = RunRecord(self.settings, self.about, trainer, module.network)
+        self.record = RunRecord(self.settings, self.schedule.max_steps, self.about, trainer, module.network)
         if trainer.is_global_zero:
             self.record.write(trainer.global_step, finished=False)
         self._previous = {number: signal.signal(number, self._interrupt) for number in _ENDS}
@@ -164,8 +167,8 @@ class Saver(lightning.Callback):
         elif step % self.settings.log_every == 0:
             trainer.should_stop |= trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
         # A run that stops is validated first.
-        validates = trainer.should_stop or step % int(self.settings.val_every) == 0
-        if step % int(self.settings.save_every) == 0 and not validates:
+        validates = trainer.should_stop or step % self.schedule.val_every == 0
+        if step % self.schedule.save_every == 0 and not validates:
             self._save(trainer, module, best=False, checkpoint=True)
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
@@ -175,7 +178,7 @@ class Saver(lightning.Callback):
         better = module.val_loss < self.best["loss"]
         if better:
             self.best = {"step": trainer.global_step, "loss": module.val_loss}
-        due = trainer.should_stop or trainer.global_step % int(self.settings.save_every) == 0
+        due = trainer.should_stop or trainer.global_step % self.schedule.save_every == 0
         if better or due:
             self._save(trainer, module, better, due)
 
@@ -249,7 +252,7 @@ class Saver(lightning.Callback):
         info: WeightsInfo = {"step": trainer.global_step, "best_validation": self.best}
         info.update(module.header())
         rest: WeightsInfo = {
-            "settings": self.settings.model_copy(update={"resume": False}).model_dump(mode="json"),
+            "settings": self.settings.recorded(self.schedule).model_dump(mode="json"),
             "versions": versions(),
             "data": self.about["data"]["rows"],
             "trained_on": self.trained_on,
@@ -261,10 +264,10 @@ class Saver(lightning.Callback):
 class Progress(TQDMProgressBar):
     """Lightning's bar, over all steps of the run, with the latest row of metrics."""
 
-    def __init__(self, settings: RunSettings, what: str) -> None:
+    def __init__(self, settings: RunSettings, schedule: Schedule, what: str) -> None:
         super().__init__(refresh_rate=settings.log_every * settings.accumulate)
         self.what, self.accumulate = what, settings.accumulate
-        self.batches = int(settings.max_steps) * settings.accumulate
+        self.batches = schedule.max_steps * settings.accumulate
 
     @property
     def total_train_batches(self) -> int:

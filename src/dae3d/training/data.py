@@ -50,7 +50,7 @@ class CropDataset(Dataset[NumberedCrop]):
 
     def __getitem__(self, index: int) -> NumberedCrop:
         crop = self.crops[index]
-        voxels = self.store.read_native(crop.scan, crop.start, (self.roi,) * 3, self.intensity)
+        voxels = self.store.read_unscaled(crop.scan, crop.start, (self.roi,) * 3, self.intensity)
         sample = index if self.last is None else self.last - index
         return NumberedCrop(voxels, crop.modality, sample, crop.start)
 

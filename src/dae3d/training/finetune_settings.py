@@ -12,7 +12,8 @@ from dae3d.scans.sides import AXES, AXES_SHOWN, Axis
 from dae3d.settings import Group
 from dae3d.store.intensity import ScalingRules
 from dae3d.store.recipe import Spacing
-from dae3d.training.run_settings import DATA, NETWORK, OPTIMISATION, RECORD, Duration, RunSettings
+from dae3d.training.run_settings import DATA, NETWORK, OPTIMISATION, RECORD, RunSettings
+from dae3d.training.schedule import Duration, is_zero
 
 TRANSFER = Group("what is taken over")
 PREPARATION = Group("preparation of the cases")
@@ -25,7 +26,6 @@ class FinetuneSettings(RunSettings):
     """Everything that decides a fine-tuning run."""
 
     configs: ClassVar[str] = "finetune"
-    durations: ClassVar[tuple[str, ...]] = (*RunSettings.durations, "freeze_steps")
     earlier: ClassVar[dict[str, Any]] = {
         **RunSettings.earlier,
         "flip_axes": list(AXES),
@@ -149,7 +149,6 @@ class FinetuneSettings(RunSettings):
     )
     shift_prob: Annotated[Probability, AUGMENTATION] = Field(0.1, description="of that")
 
-    batch_size: Annotated[int, DATA] = Field(4, ge=1, description="crops a device and step")
     lr: Annotated[float, OPTIMISATION] = Field(8e-4, gt=0, description="highest learning rate (AdamW)")
     min_lr: Annotated[float, OPTIMISATION] = Field(0.0, ge=0, description="learning rate at the end")
     warmup_lr: Annotated[float, OPTIMISATION] = Field(0.0, ge=0, description="learning rate at the start")
@@ -180,7 +179,7 @@ class FinetuneSettings(RunSettings):
             raise ValueError("monai_merging: needs --init")
         if self.freeze == "encoder" and (self.init is None or self.transfer not in (None, "both", "encoder")):
             raise ValueError("freeze: an encoder that nothing was learned by must learn; give --init")
-        if self.freeze_steps not in (0, "0 epochs") and self.freeze == "none":
+        if not is_zero(self.freeze_steps) and self.freeze == "none":
             raise ValueError("freeze_steps: needs --freeze encoder")
         return self
 
@@ -201,6 +200,6 @@ class FinetuneSettings(RunSettings):
             **{name: getattr(self, name) for name in names},
             "deep_supervision": self.deep_supervision,
             "freeze": self.freeze,
-            "freeze_steps": self.freeze_steps in (0, "0 epochs"),
+            "freeze_steps": is_zero(self.freeze_steps),
             "layer_decay": self.layer_decay == 1,  # whether every stage has a rate of its own
         }

@@ -20,6 +20,7 @@ from dae3d.files import inside
 from dae3d.models.network import WeightsInfo
 from dae3d.training.optimiser import keep_settings, learning_rate, parameter_groups
 from dae3d.training.run_settings import RunSettings
+from dae3d.training.schedule import Schedule
 from dae3d.training.sums import MetricSums
 
 
@@ -27,7 +28,8 @@ class TrainingModule(lightning.LightningModule, ABC):
     """A network in training.
 
     Args:
-        settings: with every duration in steps.
+        settings: of the run.
+        schedule: of the run.
         network: to be trained.
         pictures: folder for `<name>/<step>.png`.
         sums: what `training_step` adds the losses of a batch to.
@@ -35,9 +37,16 @@ class TrainingModule(lightning.LightningModule, ABC):
 
     validates_first: ClassVar[bool]  # whether there is a validation before the first step
 
-    def __init__(self, settings: RunSettings, network: nn.Module, pictures: Path, sums: MetricSums) -> None:
+    def __init__(
+        self,
+        settings: RunSettings,
+        schedule: Schedule,
+        network: nn.Module,
+        pictures: Path,
+        sums: MetricSums,
+    ) -> None:
         super().__init__()
-        self.run_settings, self.pictures, self.sums = settings, pictures, sums
+        self.run_settings, self.schedule, self.pictures, self.sums = settings, schedule, pictures, sums
         self.network: Any = network
         self.average = None
         if settings.ema_decay is not None:
@@ -85,7 +94,7 @@ class TrainingModule(lightning.LightningModule, ABC):
     def set_rates(self) -> None:
         """Give the optimiser the learning rate of the next step."""
         highest = self.run_settings.lr
-        rate = learning_rate(self.global_step, self.run_settings)
+        rate = learning_rate(self.global_step, self.run_settings, self.schedule)
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = highest * (group["scale"] * rate / highest)
@@ -123,7 +132,7 @@ class TrainingModule(lightning.LightningModule, ABC):
         losses, by_kind, samples = self.sums.row(values)
         row = {f"train/{name}": value for name, value in losses.items()}
         row |= {f"train/l1/{kind}": value for kind, value in by_kind.items()}
-        row["train/lr"] = learning_rate(self.global_step - 1, self.run_settings)
+        row["train/lr"] = learning_rate(self.global_step - 1, self.run_settings, self.schedule)
         row["train/grad_norm"] = float(self.grad_norm if self.grad_norm is not None else math.nan)
         row["train/samples_per_second"] = samples / seconds
         self.record(row)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dae3d.training.run_settings import RunSettings
+from dae3d.training.schedule import Schedule
 
 _SPARED = re.compile(r"\.bias$|norm\d*\.weight$|relative_position_bias_table$|mask_token$")
 _DECODER = 5  # the depth of the decoder: after the patch embedding (0) and four stages
@@ -53,13 +54,13 @@ def keep_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]
     return {**state, "param_groups": [{**own, "params": saved["params"]} for own, saved in pairs]}
 
 
-def learning_rate(step: int, settings: RunSettings) -> float:
+def learning_rate(step: int, settings: RunSettings, schedule: Schedule) -> float:
     """Linear warm-up, then half a cosine that ends with the run.
 
     The cosine counts from the end of the warm-up, or with `cosine_from` "start" from step 0, as in the
     published pre-training: then it begins below `lr`.
     """
-    warmup, total = int(settings.warmup_steps), int(settings.max_steps)
+    warmup, total = schedule.warmup_steps, schedule.max_steps
     if step < warmup:
         return settings.warmup_lr + step * (settings.lr - settings.warmup_lr) / warmup
     first = warmup if settings.cosine_from == "warmup" else 0

@@ -17,11 +17,12 @@ from dae3d.evaluation.image_metrics import validated
 from dae3d.evaluation.quality import image_quality
 from dae3d.models.network import WeightsInfo
 from dae3d.models.swin_unetr import SwinUNETR
-from dae3d.objectives import Repair
+from dae3d.objectives import PretrainStep
 from dae3d.objectives.contrastive import contrastive_loss, pooled
 from dae3d.store.scan import Preparation
 from dae3d.training.batch import Sample
 from dae3d.training.module import TrainingModule
+from dae3d.training.schedule import Schedule
 from dae3d.training.settings import PretrainSettings
 from dae3d.training.sums import MetricSums
 
@@ -30,7 +31,8 @@ class Pretraining(TrainingModule):
     """Disruptive autoencoding with a cross-modal contrastive loss (Valanarasu et al., arXiv 2307.16896).
 
     Args:
-        settings: with every duration in steps.
+        settings: of the run.
+        schedule: of the run.
         modalities: labels, by modality number.
         preparation: of the store's scans.
         pictures: folder for reconstructions of validation crops, `<modality>/<step>.png`.
@@ -42,6 +44,7 @@ class Pretraining(TrainingModule):
     def __init__(
         self,
         settings: PretrainSettings,
+        schedule: Schedule,
         modalities: list[str],
         preparation: Preparation,
         pictures: Path,
@@ -54,7 +57,8 @@ class Pretraining(TrainingModule):
         self.objectives = settings.objectives()
         sums = MetricSums(["loss", "l1", *self.objectives], modalities)
         # 3^3 convolutions are up to twice as fast with the channels innermost.
-        super().__init__(settings, network.to(memory_format=torch.channels_last_3d), pictures, sums)
+        network = network.to(memory_format=torch.channels_last_3d)
+        super().__init__(settings, schedule, network, pictures, sums)
         self.settings, self.modalities, self.preparation = settings, modalities, preparation
         self.spacing = spacing
         self.repair_loss = settings.repair_loss()
@@ -87,7 +91,7 @@ class Pretraining(TrainingModule):
         features = network.decoder.features(disrupted.image, drop_skips(hidden, disrupted.keys, s.skip_drop))
         repaired = network.images(disrupted.image, features, disrupted.token_mask)
         each, finest = self.repair_loss.total(repaired, clean, batch["inside"], disrupted)
-        step = Repair(
+        step = PretrainStep(
             network=network,
             teacher=self.evaluated,
             clean=clean,
@@ -140,7 +144,7 @@ class Pretraining(TrainingModule):
     def end_step(self) -> None:
         """Probe when it is time, before anything of this step is saved."""
         super().end_step()
-        every = int(self.settings.probe_every)
+        every = self.schedule.probe_every
         if every and self.global_step % every == 0:
             self._probe()
 

@@ -73,7 +73,9 @@ class RunRecord:
     `about` is what is particular to pre-training or to fine-tuning: the data, the validation.
     """
 
-    def __init__(self, settings: RunSettings, about: dict[str, Any], trainer: Any, network: Any) -> None:
+    def __init__(
+        self, settings: RunSettings, max_steps: int, about: dict[str, Any], trainer: Any, network: Any
+    ) -> None:
         self.path = settings.out / "run.json"
         self.metrics = settings.out / "metrics.csv"
         self.gpu = trainer.strategy.root_device.type == "cuda"
@@ -87,7 +89,7 @@ class RunRecord:
             "precision": trainer.precision,
             "world_size": trainer.world_size,
             "parameters": sum(p.numel() for p in network.parameters()),
-            "max_steps": settings.max_steps,
+            "max_steps": max_steps,
             **about,
         }
 

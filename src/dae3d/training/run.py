@@ -36,6 +36,7 @@ from dae3d.training.module import TrainingModule
 from dae3d.training.record import MetricsFile, log_to
 from dae3d.training.resume import refuse_other_network
 from dae3d.training.run_settings import RunSettings
+from dae3d.training.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +59,13 @@ def train(
     Nothing is written before it is sure that the run can go on from the checkpoint, on these devices.
 
     Args:
-        settings: with every duration in steps.
+        settings: of the run.
         module: what is trained.
         loaders: of this run.
         checkpoint: to go on from.
         about: what `run.json` and the weights say of the data.
         scans_of: the files in the global batch that a sample is of.
-        what: the verb, for the progress bar.
+        what: the command, for the progress bar.
         trained_on: what the weights say of the very scans, as of `dae3d.models.provenance.entry`.
         announce: says what is trained, once it is sure that it is.
 
@@ -75,18 +76,18 @@ def train(
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     resumed_at = None if checkpoint is None else step_of(checkpoint)
-    snapshots = Snapshots()
+    schedule, snapshots = module.schedule, Snapshots()
     # The order matters: a bad step is found before anything of it is recorded or saved.
     callbacks: list[lightning.Callback] = [
         StopAtNonFiniteLoss(scans_of, settings.out),
         Rows(),
-        Progress(settings, what),
-        Saver(settings, about, snapshots, trained_on),
+        Progress(settings, schedule, what),
+        Saver(settings, schedule, about, snapshots, trained_on),
     ]
     if settings.compile == "on":
         callbacks.append(CompiledBlocks())
     try:
-        trainer = _trainer(settings, callbacks, snapshots, resumed_at, module.validates_first)
+        trainer = _trainer(settings, schedule, callbacks, snapshots, resumed_at, module.validates_first)
     except MisconfigurationException as error:
         raise Dae3dError(f"accelerator, devices, nodes or strategy: {error}") from error
     # Before every step Lightning asks rank 0 whether to end, and waits for the device to answer. `Saver` asks
@@ -100,12 +101,12 @@ def train(
         refuse_other_network(module, checkpoint)
     make_folder(settings.out)
     with log_to(settings.out / "log.txt"):
-        _write_settings(settings)
+        _write_settings(settings, schedule)
         _remove_unfinished(settings.out)
         announce()
         _announce(settings, resumed_at, trainer, module.network)
         _fit(trainer, module, loaders, checkpoint, settings.out)
-        if trainer.global_step < int(settings.max_steps):
+        if trainer.global_step < schedule.max_steps:
             raise KeyboardInterrupt(_how_to_go_on(settings.out))
         if trainer.is_global_zero:
             log.info("done: weights in %s", settings.out / "weights")
@@ -133,6 +134,7 @@ def _how_to_go_on(out: Path) -> str:
 
 def _trainer(
     settings: RunSettings,
+    schedule: Schedule,
     callbacks: list[lightning.Callback],
     snapshots: Snapshots,
     resumed_at: int | None,
@@ -154,11 +156,11 @@ def _trainer(
         num_nodes=nodes,
         strategy=_strategy(settings, devices * nodes),
         precision=_precision(settings),
-        max_steps=int(settings.max_steps),
+        max_steps=schedule.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.clip_grad,
-        val_check_interval=int(settings.val_every) * settings.accumulate,
+        val_check_interval=schedule.val_every * settings.accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=-1 if validate_first else 0,
         log_every_n_steps=settings.log_every,
@@ -212,9 +214,9 @@ def _precision(settings: RunSettings) -> Literal["32-true", "bf16-mixed", "16-mi
 
 
 @rank_zero_only
-def _write_settings(settings: RunSettings) -> None:
+def _write_settings(settings: RunSettings, schedule: Schedule) -> None:
     saved = settings.out / "settings.yaml"
-    text = settings.model_copy(update={"resume": False}).with_absolute_paths().to_yaml()
+    text = settings.recorded(schedule).with_absolute_paths().to_yaml()
     if saved.is_file() and saved.read_text() != text:
         before, now = yaml.safe_load(saved.read_text()), yaml.safe_load(text)
         changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]

@@ -3,16 +3,18 @@
 import logging
 import math
 import os
-import re
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+from pydantic import Field, model_validator
 
 from dae3d.cores import THREADS
+from dae3d.errors import SettingsError
 from dae3d.settings import Group, Settings
+from dae3d.training.schedule import Duration, Schedule, in_steps, is_zero
 
 log = logging.getLogger(__name__)
 
@@ -26,29 +28,6 @@ WINDOW_EDGES = (
     "exact: any two tokens get the bias of their own offset, and padding is not attended to; reference: as "
     "published, where grids smaller than a window take other biases and padding is attended to"
 )
-
-
-def _duration(value: int | str) -> int | str:
-    """A number of steps, or a number of epochs as "4 epochs"."""
-    if isinstance(value, int):
-        if value < 0:
-            raise ValueError("must be 0 or more")
-        return value
-    match = re.fullmatch(r"\s*(\d+)\s*(steps?|epochs?)?\s*", value)
-    if not match:
-        raise ValueError('must be a number of steps, such as 1000, or of epochs, such as "4 epochs"')
-    count, unit = int(match[1]), match[2] or "steps"
-    return count if unit.startswith("step") else f"{count} epochs"
-
-
-Duration = Annotated[int | str, AfterValidator(_duration)]
-
-
-def in_steps(duration: int | str, steps_per_epoch: int) -> int:
-    """A duration in optimiser steps."""
-    if isinstance(duration, int):
-        return duration
-    return int(duration.split()[0]) * steps_per_epoch
 
 
 def _found(path: Path, was: Path, out: Path) -> Path:
@@ -65,8 +44,6 @@ class RunSettings(Settings):
     # What a settings.yaml from before a setting was there means.
     earlier: ClassVar[dict[str, Any]] = {"cosine_from": "start"}
 
-    durations: ClassVar[tuple[str, ...]] = ("max_steps", "warmup_steps", "val_every", "save_every")
-
     data: Path = Field(description="what to train on")
     out: Path = Field(description="run folder to write")
     resume: bool = Field(
@@ -76,7 +53,7 @@ class RunSettings(Settings):
     seed: int = Field(0, ge=0, lt=2**31, description="decides the weights at the start and every sample")
 
     roi: Annotated[int, DATA] = Field(96, ge=32, description="side of the crops in voxels, a multiple of 32")
-    batch_size: Annotated[int, DATA] = Field(2, ge=1, description="crops a device and step")
+    batch_size: Annotated[int, DATA] = Field(4, ge=1, description="crops a device and step")
     workers: Annotated[int | None, DATA] = Field(
         None, ge=0, description="loader processes a device (default: 1 on a CPU, up to 8 for a GPU)"
     )
@@ -135,12 +112,9 @@ class RunSettings(Settings):
         10, ge=1, description="steps between rows of metrics.csv, each the mean over those steps"
     )
 
-    @model_validator(mode="before")
     @classmethod
-    def _completed(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        """A resumed run keeps its settings, but for those given again; no rate is above the highest."""
-        # The user's own words, in distinction to those of a config, or of the run resumed.
-        chosen = set((info.context or {}).get("chosen", given))
+    def completed(cls, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
+        """A resumed run keeps its settings, except those given again; no rate is above the highest."""
         if given.get("resume") in (True, "true") and "out" in given:
             out = Path(given["out"])
             given = {**cls._moved(_saved(cls, out, begins="data" in given), out), **given}
@@ -170,7 +144,7 @@ class RunSettings(Settings):
             if getattr(self, name) > self.lr:
                 raise ValueError(f"{name}: must be at most lr {self.lr:g}, not {getattr(self, name):g}")
         for name in ("max_steps", "val_every", "save_every"):
-            if getattr(self, name) in (0, "0 epochs"):
+            if is_zero(getattr(self, name)):
                 raise ValueError(f"{name}: must be 1 or more, not 0")
         if self.roi % 32:
             raise ValueError(f"roi: must be a multiple of 32, not {self.roi}")
@@ -182,13 +156,14 @@ class RunSettings(Settings):
             )
         return self
 
-    def for_epochs_of(self, steps_per_epoch: int) -> Self:
-        """These settings with every duration in steps.
+    def schedule(self, steps_per_epoch: int) -> Schedule:
+        """Every duration in steps.
 
         save_every is rounded up to whole log_every. The usual warm-up, where it is as long as the run or
         longer, is a tenth of the run; one that was given stays as it is. Both are said.
         """
-        steps = {name: in_steps(getattr(self, name), steps_per_epoch) for name in self.durations}
+        names = [field.name for field in fields(Schedule) if field.name in type(self).model_fields]
+        steps = {name: in_steps(getattr(self, name), steps_per_epoch) for name in names}
         steps["save_every"] = -(-steps["save_every"] // self.log_every) * self.log_every
         warmup, total = steps["warmup_steps"], steps["max_steps"]
         if warmup >= total and "warmup_steps" in self.model_fields_set:
@@ -200,7 +175,12 @@ class RunSettings(Settings):
         elif warmup >= total:
             steps["warmup_steps"] = total // 10
             _say(f"warmup_steps: {total // 10} instead of {warmup}, for the run has {total} steps")
-        return self.model_copy(update=steps)
+        return Schedule(**steps)
+
+    def recorded(self, schedule: Schedule) -> Self:
+        """The settings as a run's files have them: durations in steps, and not of a run that is resumed."""
+        steps = {name: count for name, count in asdict(schedule).items() if name in type(self).model_fields}
+        return self.model_copy(update={**steps, "resume": False})
 
     def kept(self) -> dict[str, Any]:
         """What decides the network, its parameters and which of them learn, by setting.
@@ -215,17 +195,19 @@ def _saved(model: type[RunSettings], out: Path, begins: bool) -> dict[str, Any]:
     path = out / "settings.yaml"
     if not path.is_file():
         if not begins:
-            raise ValueError(f"resume: {out} holds no settings.yaml of a run; to begin one there, give data")
+            raise SettingsError(
+                f"resume: {out} holds no settings.yaml of a run; to begin one there, give data"
+            )
         return {}
     try:
         saved = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"resume: {path} is not YAML: {' '.join(str(error).split())}") from None
+        raise SettingsError(f"resume: {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(saved, dict):
-        raise ValueError(f"resume: {path} holds no settings")
+        raise SettingsError(f"resume: {path} holds no settings")
     strangers = ", ".join(sorted(saved.keys() - model.model_fields.keys()))
     if strangers:
-        raise ValueError(f"resume: {path} is of another verb, or of a newer version: it has {strangers}")
+        raise SettingsError(f"resume: {path} is of another command or a newer version: it has {strangers}")
     return {**model.earlier, **saved}
 
 

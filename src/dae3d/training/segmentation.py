@@ -19,6 +19,7 @@ from dae3d.training.cases import LabelledData
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.module import TrainingModule
 from dae3d.training.optimiser import parameter_groups
+from dae3d.training.schedule import Schedule
 from dae3d.training.sums import MetricSums
 
 
@@ -26,7 +27,8 @@ class Segmentation(TrainingModule):
     """Supervised training of a `Segmenter`.
 
     Args:
-        settings: with every duration in steps.
+        settings: of the run.
+        schedule: of the run.
         network: a `Segmenter`.
         data: cases of this run.
         pictures: folder for segmentations of the first validation case.
@@ -35,14 +37,20 @@ class Segmentation(TrainingModule):
     validates_first = False
 
     def __init__(
-        self, settings: FinetuneSettings, network: nn.Module, data: LabelledData, pictures: Path
+        self,
+        settings: FinetuneSettings,
+        schedule: Schedule,
+        network: nn.Module,
+        data: LabelledData,
+        pictures: Path,
     ) -> None:
         model: Any = network
         sums = MetricSums(["loss", "dice_loss", "cross_entropy"])
-        super().__init__(settings, model.to(memory_format=torch.channels_last_3d), pictures, sums)
+        model = model.to(memory_format=torch.channels_last_3d)
+        super().__init__(settings, schedule, model, pictures, sums)
         self.settings, self.data = settings, data
         self.dice_loss = DiceLoss(to_onehot_y=True, softmax=True)
-        if settings.freeze == "encoder" and int(settings.freeze_steps) == 0:
+        if settings.freeze == "encoder" and schedule.freeze_steps == 0:
             self.network.encoder.requires_grad_(False)
         self._scores = torch.zeros(0)
 
@@ -52,7 +60,7 @@ class Segmentation(TrainingModule):
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         """Forget the gradients of an encoder that is still frozen: nothing of it moves, or is clipped."""
-        if self.settings.freeze == "encoder" and self.global_step < int(self.settings.freeze_steps):
+        if self.settings.freeze == "encoder" and self.global_step < self.schedule.freeze_steps:
             for parameter in self.network.encoder.parameters():
                 parameter.grad = None
         super().configure_gradient_clipping(*args, **kwargs)

@@ -17,10 +17,10 @@ from dae3d.training.run_settings import (
     NETWORK,
     RECORD,
     WINDOW_EDGES,
-    Duration,
     RunSettings,
     check_heads,
 )
+from dae3d.training.schedule import Duration, is_zero
 
 PROBE_EVERY = 0
 
@@ -30,7 +30,6 @@ class PretrainSettings(RunSettings, ObjectiveSettings, DisruptionSettings):  # t
     """Everything that decides a pre-training run."""
 
     configs: ClassVar[str] = "pretrain"
-    durations: ClassVar[tuple[str, ...]] = (*RunSettings.durations, "probe_every")
     # The published recipe has the same.
     earlier: ClassVar[dict[str, Any]] = {
         **RunSettings.earlier,
@@ -157,7 +156,7 @@ class PretrainSettings(RunSettings, ObjectiveSettings, DisruptionSettings):  # t
         return self
 
     def _check_probe(self) -> None:
-        probes = self.probe_every not in (0, "0 epochs")
+        probes = not is_zero(self.probe_every)
         if probes and self.strategy == "fsdp":
             raise ValueError("probe_every: not with strategy fsdp, of which no process has the whole network")
         if self.probe_task is not None and not probes:

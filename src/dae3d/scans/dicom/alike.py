@@ -1,4 +1,4 @@
-"""Values that differ in rounding or spelling alone: numbers, positions, texts of headers."""
+"""Values that differ only in rounding or spelling: numbers, positions, texts of headers."""
 
 import math
 import re
@@ -6,16 +6,16 @@ from collections.abc import Collection
 
 import numpy as np
 
-# Numbers below are compared by their difference, those above by their ratio.
+# Numbers below this are compared by difference, those above by ratio.
 _SMALL = 0.1
 
 
 def leaders(vectors: np.ndarray, within: float) -> list[int]:
-    """For each row the index of one nearly equal to it, by no more than `within` in any number."""
-    # Takes a third of a second to import.
+    """For each row the index of one nearly equal to it: no number differs by more than `within`."""
+    # Its import takes a third of a second.
     from scipy.spatial import cKDTree
 
-    # Equal ones count once, or memory would grow with their square.
+    # Duplicates are removed, or memory would grow with the square of their number.
     _, firsts, numbers = np.unique(vectors.round(6), axis=0, return_index=True, return_inverse=True)
     distinct = vectors[firsts]
     found = np.full(len(distinct), -1)
@@ -26,9 +26,9 @@ def leaders(vectors: np.ndarray, within: float) -> list[int]:
 
 
 def alike_texts(texts: Collection[str], share: float = 0.0) -> dict[str, str]:
-    """For each text the first of those like it: with the same words, in upper or lower case, and numbers.
+    """For each text the first one like it: with the same words, ignoring case, and the same numbers.
 
-    Numbers are the same that differ by no more than a `share` of themselves: "85" and "85.0" always are.
+    Numbers are the same if they differ by at most a `share` of themselves: "85" and "85.0" always are.
     """
     distinct = sorted(set(texts))
     by_words: dict[tuple[str | None, ...], list[tuple[str, list[float]]]] = {}

@@ -1,13 +1,13 @@
-"""DICOM without preamble, as before the standard had files (PS3.10): data elements from the first byte on."""
+"""DICOM files without preamble, from before PS3.10: data elements from the first byte on."""
 
 import struct
 
 from pydicom.valuerep import VR
 
-# The groups that such files begin with: file meta information, and what identifies the image.
+# The groups that such files begin with: file meta information, and identification of the image.
 _GROUPS = (0x0002, 0x0008)
-_ELEMENTS = 3  # in a row; no other format's first bytes come to as many by chance
-# Value representations with four bytes of length after two that are kept free, and those with two.
+_ELEMENTS = 3  # in a row; other formats do not begin with as many by chance
+# Value representations with two reserved bytes and a 4-byte length, and all of them.
 _LONG = (b"OB", b"OF", b"OW", b"SQ", b"UN", b"UT")
 _VRS = tuple(member.value.encode() for member in VR if len(member.value) == 2)
 _LONGEST = 256  # bytes of the first elements, which are names, dates and codes
@@ -16,8 +16,8 @@ _LONGEST = 256  # bytes of the first elements, which are names, dates and codes
 def begins_with_elements(head: bytes) -> bool:
     """Whether the first bytes of a file are data elements of the standard's first groups.
 
-    Little or big endian, implicit or explicit VR: each element's tag is above the one before, and its length
-    leads to the next.
+    They may be little or big endian, with implicit or explicit VR. Tags must ascend, and each length must
+    lead to the next element.
     """
     return any(_elements(head, order, explicit) for order in "<>" for explicit in (False, True))
 

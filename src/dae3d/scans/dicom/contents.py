@@ -1,4 +1,4 @@
-"""Which DICOM objects can be volumes, and in words what the others are."""
+"""Which DICOM objects can be volumes, and descriptions of the others."""
 
 import re
 
@@ -20,7 +20,7 @@ _VOLUMES = {
     "1.2.840.10008.5.1.4.1.1.13.1.1",
     "1.2.840.10008.5.1.4.1.1.13.1.2",
 }
-# The modality of some, by how their SOP class begins.
+# The modality of some SOP classes, by prefix.
 _SCANNERS = {
     "1.2.840.10008.5.1.4.1.1.2.": "CT",
     "1.2.840.10008.5.1.4.1.1.4.": "MR",
@@ -28,7 +28,7 @@ _SCANNERS = {
     "1.2.840.10008.5.1.4.1.1.130.": "PT",
 }
 
-# What is found in the name that PS3.6 gives an object (`UID.name`), and what it is called here.
+# Parts of the names of objects in PS3.6 (`UID.name`), and what they are called here.
 _KINDS = (
     ("Secondary Capture", "secondary capture"),
     ("Dose SR", "dose report"),
@@ -48,7 +48,7 @@ _KINDS = (
     ("Nuclear Medicine", "nuclear medicine image"),
 )
 
-# Parts of Image Type. A volume that was computed from another (DERIVED, SECONDARY) is still a volume.
+# Values of Image Type. A volume computed from another (DERIVED, SECONDARY) is still a volume.
 _TYPES = {
     "LOCALIZER": "localiser",
     "SCOUT": "localiser",
@@ -65,7 +65,7 @@ _TYPES = {
 _LOCALISER_WORDS = re.compile(
     r"(?<![a-z])(loc|localizers?|localisers?|scouts?|survey|topograms?|surview)(?![a-z])", re.IGNORECASE
 )
-# Slices: a "bone survey" of more is a scan.
+# A localiser has fewer slices: a "bone survey" with more is a scan.
 _LOCALISER_SLICES = 16
 
 _GREY = ("", "MONOCHROME1", "MONOCHROME2")
@@ -76,15 +76,15 @@ _COLOURS = (
 
 
 def refusal(one: Slice) -> str | None:
-    """Why a file is not a slice of a volume, or None where it may be one.
+    """Why a file is not a slice of a volume, or None if it may be one.
 
-    Of what the header says, only what is in the standard's own lists is quoted.
+    From the header, only values in the standard's own lists are quoted.
     """
     facts = one.facts
     if facts.sop_class not in _VOLUMES:
         name = UID(facts.sop_class).name
         if name == facts.sop_class:
-            return "not an image volume: no SOP class of the standard"
+            return "not an image volume: not a standard SOP class"
         kind = next((said for part, said in _KINDS if part in name), "not an image volume")
         return f"{kind}: {name}"
     parts = {part.strip().upper().replace("_", " ") for part in facts.image_type}
@@ -95,10 +95,10 @@ def refusal(one: Slice) -> str | None:
 
 
 def scanner_by_class(sop_class: str) -> str:
-    """The Modality (PS3.3 C.7.3.1.1.1) of an image of this SOP class; "" where it is not certain."""
+    """The Modality (PS3.3 C.7.3.1.1.1) of an image of this SOP class; "" if it is not certain."""
     return next((scanner for start, scanner in _SCANNERS.items() if f"{sop_class}.".startswith(start)), "")
 
 
 def is_localiser(description: str, slices: int) -> bool:
-    """Whether a stack of so many slices is a localiser by what it is called."""
+    """Whether a stack of so many slices is a localiser by its description."""
     return slices < _LOCALISER_SLICES and bool(_LOCALISER_WORDS.search(description))

@@ -1,10 +1,10 @@
-"""A label that the header contradicts: a CT that is called t1, an MR that is called ct."""
+"""Labels that contradict the header: a CT labelled t1, an MR labelled ct."""
 
 import re
 
-# By the header's Modality (PS3.3 C.7.3.1.1.1): what it is in words, and the labels that are of it. A label
-# may go on after its first word ("ct-phantom"). Those of no scanner alone ("angio", "perf", any of the user's
-# own) contradict nothing.
+# By the header's Modality (PS3.3 C.7.3.1.1.1): its name, and its labels, which may have more after the first
+# word ("ct-phantom"). Labels of no particular scanner ("angio", "perf", any of the user's own) contradict
+# nothing.
 _SCANNERS = {
     "CT": ("CT", ("ct", "cbct")),
     "MR": (
@@ -50,7 +50,7 @@ _SCANNERS = {
 
 
 def contradiction(label: str, scanner: str) -> str | None:
-    """Why a series whose header has the Modality `scanner` is not what `label` says; None where it may be."""
+    """How `label` contradicts the Modality `scanner` in a series' header; None if it does not."""
     if scanner not in _SCANNERS:
         return None
     word = re.split(r"[-_.+]", label)[0]
@@ -58,4 +58,4 @@ def contradiction(label: str, scanner: str) -> str | None:
     others = {other for key, (_, labels) in _SCANNERS.items() if key != scanner for other in labels}
     if word in own or word not in others:
         return None
-    return f"header contradicts the label: {said}, not {label} (--force-modality takes the label)"
+    return f"header contradicts the label: {said}, not {label} (--force-modality keeps the label)"

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-# A word stands between anything but letters and digits: "t1" is in "T1_mprage", not in "dataset1".
+# A word has no letters or digits next to it: "t1" is in "T1_mprage", not in "dataset1".
 _START, _END = r"(?<![a-z0-9])", r"(?![a-z0-9])"
 
 
@@ -32,7 +32,7 @@ DERIVED_PICTURES = (
 )
 # Maps of perfusion, of any modality.
 PERFUSION_MAPS = r"perfusion|r?cbf|r?cbv|r?mtt|r?ttp|tmax|ktrans|kep|i?auc|permeability"
-# Not images of a contrast: planning, phase, maps, projections, series in time, parts of Dixon.
+# Not images of a contrast: planning, phase, maps, projections, time series, parts of Dixon.
 _NO_CONTRAST = _word(
     rf"{DERIVED_PICTURES}|{PERFUSION_MAPS}|subs?|parcellation|overlay|perf|wash ?(?:in|out)"
     r"|(?:aah)?scout|loc(?:ali[sz]er)?|survey|calib(?:ration)?|shim|report|fusion|synthetic|prescan"
@@ -44,7 +44,7 @@ _NO_CONTRAST = _word(
     r"|inv ?[12]|dir|psir|t1 ?rho|(?:fat|fett|graisse)(?! ?(?:sat|sup))|(?:pd)?ff|m?dixon(?: [^ ]+)* f"
     r"|opp|opposed phase|out ?(?:of )?phase"
 )
-# "Phase" is said of phase images, but also of the time since an agent was given, of Dixon and of encoding.
+# "Phase" can mean phase images, but also the time after a contrast agent, Dixon or encoding.
 _PHASE = _word(r"pha|phases?")
 _NAMED_PHASE = (
     r"arter\w*|art|ven\w*|portal|pv|late|early|mid|delay\w*|equilibrium|hepat\w*|hb|nephro\w*|cortico\w*"
@@ -60,7 +60,7 @@ _AGENT = (
     r"(?:iv |i v )?(?:contrast[eo]?|kontrast\w*|gd|gado?|gadolinium|gadovist|dotarem|magnevist|prohance|ce|km"
     r"|inj|inject\w*)"
 )
-# "Pre" and "post" are also said of other events, and "post fossa" of a place.
+# "Pre" and "post" can refer to other events, and "post fossa" is a place.
 _ELSE = r"(?! ?(?:op|operative|surg\w*|fossa|rt|rtx|radi\w*|chemo\w*|treat\w*|therapy|tx|biopsy|resect\w*)\b)"
 # In English, German, French, Spanish, Italian, Portuguese, Dutch, Swedish, Danish, Norwegian and Polish.
 _BEFORE = r"before|vor|avant|antes(?: de)?|prima(?: di)?|voor|innan|fore|for|foer|przed"
@@ -70,24 +70,24 @@ _BEFORE_AGENT = _word(
     rf"|(?:{_WITHOUT}) (?:{_AGENT}|c)|(?:without|wo|w o|ohne|sans)$"
     rf"|{_AGENT} (?:no|none|nein|non|neg|negative)"
 )
-# "Gd-", "C(-)": the sign would be lost among what stands between words.
+# "Gd-", "C(-)": the sign would be lost as a separator.
 _MINUS = re.compile(rf"{_START}(gd|km|ce|c|gado\w*|contrast|kontrast)(?:-|\s*\(-\))(?=[\s_)]|$)")
 _AFTER_AGENT = re.compile(
     rf"{_START}(?:post(?: ?contrast)?{_ELSE}|{_AGENT}){_END}|{_START}c ?\+|\+ ?(?:c|gd){_END}"
 )
 
-# What a word or an acquisition of one kind may turn out to be, once the other tells more.
+# More specific labels that either source may refine a label to.
 _FINER = {"t2": ("flair", "stir", "t2star"), "t2star": ("swi",)}
-# Where a description has several words, these say more than "t1" or "t2".
+# In a description with several words, these are more specific than "t1" or "t2".
 _TELLING = ("adc", "dwi", "swi", "angio", "unit1", "stir", "t2star")
 
-# Letters that Unicode does not take apart.
+# Letters that Unicode does not decompose.
 _LETTERS = str.maketrans({"ø": "o", "æ": "ae", "ł": "l", "ß": "ss"})
 
 
 @dataclass(frozen=True)
 class Acquisition:
-    """How a series was acquired; times in ms, None where the header does not say."""
+    """How a series was acquired; times in ms, None if the header does not say."""
 
     spin_echo: bool
     gradient_echo: bool
@@ -107,7 +107,7 @@ def words(text: str) -> str:
 
 
 def names_no_contrast(text: str) -> bool:
-    """Whether `words` tell of a localiser, a map, a phase image, a projection or a series in time."""
+    """Whether `words` describe a localiser, a map, a phase image, a projection or a time series."""
     return bool(_NO_CONTRAST.search(text) or _PHASE.search(_OTHER_PHASE.sub(" ", text)))
 
 
@@ -117,7 +117,7 @@ def contrasts_in_words(text: str) -> set[str]:
 
 
 def contrast_agent_in_words(text: str) -> set[bool]:
-    """Whether `words` say that a contrast agent was given: empty where they are silent, or both."""
+    """Whether `words` say that a contrast agent was given: possibly both, or empty if unknown."""
     rest, before = _BEFORE_AGENT.subn(" ", text)
     return ({False} if before else set()) | ({True} if _AFTER_AGENT.search(rest) else set())
 
@@ -125,7 +125,7 @@ def contrast_agent_in_words(text: str) -> set[bool]:
 def contrast_of_acquisition(acquisition: Acquisition) -> str | None:
     """The label that the echo, repetition and inversion times give for certain.
 
-    The ranges (ms) leave out what lies between two contrasts. A spoiled gradient echo without inversion may
+    The ranges (ms) leave gaps between contrasts. A spoiled gradient echo without inversion may
     be T1, angiography or a localiser, and an echo-planar one may be BOLD: no label.
     """
     if acquisition.diffusion:
@@ -165,15 +165,15 @@ def _contrast_of_gradient_echo(acquisition: Acquisition, echo: float) -> str | N
 
 
 def agreed(named: set[str], acquired: str | None) -> str | None:
-    """The one label that words and acquisition agree on.
+    """The label that words and acquisition agree on; None if they contradict each other.
 
-    Either may be silent, and either may say it more closely ("t2" in words, an inversion of 2,500 ms in the
-    acquisition: "flair"). None where they contradict each other.
+    Either may be missing, and either may be more specific ("t2" in words, an inversion of 2,500 ms in the
+    acquisition: "flair").
     """
     spoken = _one_of(named, acquired)
     if spoken is None or acquired is None or spoken == acquired:
         return spoken if named else acquired
-    if spoken in ("adc", "swi", "angio", "unit1", "dwi"):  # no times tell these
+    if spoken in ("adc", "swi", "angio", "unit1", "dwi"):  # times do not show these
         return spoken
     if spoken in _FINER.get(acquired, ()):
         return spoken
@@ -181,7 +181,7 @@ def agreed(named: set[str], acquired: str | None) -> str | None:
 
 
 def _one_of(named: set[str], acquired: str | None) -> str | None:
-    """The label meant by several: "T2 FLAIR" is flair, "T1 FLAIR" is t1, "PD+T2" what the echo time says."""
+    """The label meant by several: "T2 FLAIR" is flair, "T1 FLAIR" is t1, "PD+T2" depends on the echo time."""
     for label in _TELLING:
         if label in named:
             return label

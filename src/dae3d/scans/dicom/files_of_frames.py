@@ -1,6 +1,6 @@
-"""Files of many frames: each is a volume, or a part of one that lies in several files (a concatenation).
+"""Multi-frame files: each is a volume, or a part of one in several files (a concatenation).
 
-A file is read whole or not at all, so that frames of one file cannot be taken apart.
+A file is read whole or not at all, so its frames cannot be separated.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,21 +14,21 @@ from dae3d.scans.dicom.header import Slice
 from dae3d.scans.dicom.stack_keys import STACK_KEYS
 from dae3d.scans.dicom.stacks import MIXED, PLACE, Stack, in_order, numbered, repeats, stacks
 
-# Volumes in time lie at one place but for what the scanner follows the head by: mm, direction cosines.
+# Volumes of a time series may differ this much, if the scanner follows the head: mm, direction cosines.
 _MOVED, _TURNED = 10.0, 0.1
 
-Refused = tuple[list[Slice], str]
+LeftOutSlices = tuple[list[Slice], str]
 
 
 def is_whole(one: Slice) -> bool:
-    """Whether a slice is in a file of many frames, or in a part of a concatenation."""
+    """Whether a slice is in a multi-frame file, or in a part of a concatenation."""
     return one.frames > 1 or bool(one.facts.concatenation)
 
 
-def volumes_in_files(slices: Sequence[Slice]) -> Iterator[Stack | Refused]:
-    """The volumes of a series in files of many frames, and what of it is none, with the reason.
+def volumes_in_files(slices: Sequence[Slice]) -> Iterator[Stack | LeftOutSlices]:
+    """The volumes of a series in multi-frame files, and slices that are left out, with the reason.
 
-    Those of one place that do not differ in contrast are the volumes of one 4-D series, in the order of time.
+    Volumes at one place that do not differ in contrast are the volumes of one 4-D series, ordered by time.
     """
     found = []
     for frames in _by_volume(slices):
@@ -53,7 +53,7 @@ def _refusal(frames: list[Slice]) -> str | None:
     there = {facts.part for facts in files.values()}
     wanted = max(facts.parts for facts in files.values()) or max(there)
     if there - {0} and len(there) < wanted:
-        return f"missing files: {len(there)} of the {wanted} that one volume is in"
+        return f"missing files: {len(there)} of the {wanted} files of one volume"
     if repeats(frames):
         place = "one file" if len(files) == 1 else f"{len(files)} files"
         return f"several volumes in {place}: {len(frames)} frames"
@@ -62,7 +62,7 @@ def _refusal(frames: list[Slice]) -> str | None:
 
 
 def _series(volumes: list[list[Slice]]) -> list[Stack]:
-    """The volumes as stacks, numbered where they differ in time or diffusion direction alone."""
+    """The volumes as stacks, numbered if they differ only in time or diffusion direction."""
     if not volumes:
         return []
     volumes = sorted(volumes, key=_in_time)
@@ -76,7 +76,7 @@ def _series(volumes: list[list[Slice]]) -> list[Stack]:
 
 
 def _in_time(frames: list[Slice]) -> tuple[object, ...]:
-    """What volumes are sorted by: their times, then their numbers and names."""
+    """The sort key of volumes: times, then numbers and names."""
     first = frames[0]
     times = (
         min(in_order(one.stack[i]) for one in frames)
@@ -87,7 +87,7 @@ def _in_time(frames: list[Slice]) -> tuple[object, ...]:
 
 
 def _places(volumes: list[list[Slice]]) -> list[int]:
-    """For each volume the number of one that lies where it does."""
+    """For each volume the index of one at the same place."""
     rows = []
     for frames in volumes:
         facts, ends = frames[0].facts, [one.position or (0.0, 0.0, 0.0) for one in frames]

@@ -1,10 +1,8 @@
-"""Find the DICOM series among files of any names and nesting."""
+"""Find DICOM series among files with any names and folders."""
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -13,10 +11,11 @@ from nibabel.orientations import aff2axcodes
 from pydicom import Dataset
 
 from dae3d.errors import ScanError, as_scan_error
+from dae3d.scans.ahead import in_threads
 from dae3d.scans.dicom.contents import is_localiser, refusal, scanner_by_class
 from dae3d.scans.dicom.files_of_frames import is_whole, volumes_in_files
 from dae3d.scans.dicom.geometry import SAME_POSITION, geometry
-from dae3d.scans.dicom.header import Facts, Slice, read_header, read_slices, reading
+from dae3d.scans.dicom.header import Slice, SliceFacts, read_header, read_slices, reading
 from dae3d.scans.dicom.identity import salted
 from dae3d.scans.dicom.modality import label_by_header, read_tags
 from dae3d.scans.dicom.polarity import TURNED_OVER, UNTOLD
@@ -25,7 +24,6 @@ from dae3d.scans.manifest import LeftOut
 from dae3d.scans.readers import Header
 
 DUPLICATE = "duplicate slice"
-_LOOK_AHEAD = 32  # files a thread
 _SERIES_TAGS = [
     *read_tags,
     *("SOPInstanceUID", "SeriesDescription", "ProtocolName", "BitsAllocated", "PixelRepresentation"),
@@ -36,11 +34,11 @@ _SERIES_TAGS = [
 class FoundSeries:
     """A series, or one of its stacks, that can be read as a volume.
 
-    `files` are relative to `folder`, the innermost that holds them all, in slice order; `modality` is None
-    where the header leaves it uncertain; `subject`, `study` and `series` are salted hashes. `scanner`, the
-    header's Modality or what its SOP class says, is to be compared only, `description` and `protocol` are
-    free text for rules and the screen: none of them is to be written down. Of `volumes` stacks that differ in
-    time or diffusion direction alone it is number `volume`, from 0.
+    `files` are relative to `folder`, the innermost that holds them all, in slice order; `modality` is None if
+    the header leaves it uncertain; `subject`, `study` and `series` are salted hashes. `scanner` is the
+    header's Modality or that of its SOP class, and is only for comparison; `description` and `protocol` are
+    free text for rules and the screen. None of the three may be saved. It is number `volume`, from 0, of
+    `volumes` stacks that differ only in time or diffusion direction.
     """
 
     folder: Path
@@ -58,31 +56,31 @@ class FoundSeries:
 
 
 def find_series(files: Iterable[Path], salt: bytes, workers: int = 1) -> Iterator[FoundSeries | LeftOut]:
-    """Every series that the DICOM `files` make up, and what of them is left out.
+    """Every series in the DICOM `files`, and the files that are left out.
 
-    Files are taken up as they are read, by `workers` threads, so `files` can carry a progress bar; what
-    cannot be read is yielded at once, series when all files have been read. Of copies of a file the first
-    counts. The order of what is yielded follows that of `files`.
+    `workers` threads read the files and take them from `files` one by one, so it can be a progress bar.
+    Unreadable files are yielded at once, series when all files have been read. The first of several copies of
+    a file is used. The order of results follows that of `files`.
     """
     series: dict[tuple[str, ...], list[Slice]] = {}
     shared = _Shared()
-    for path, answer in _read_all(files, workers):
+    for path, answer in in_threads(_read, files, workers):
         if isinstance(answer, ScanError):
             yield LeftOut(path=path, reason=str(answer))
             continue
         for one in map(shared.slice, answer):
             series.setdefault(_series_key(one), []).append(one)
     for key in list(series):
-        # Given up one by one, so that what is yielded takes the place of what it was made from.
+        # Removed one by one, so that memory is freed for the results.
         yield from _decided(series.pop(key), salt)
 
 
 class _Shared:
-    """Lets slices hold the same objects where they hold equal ones, so that a file takes little memory."""
+    """Makes slices share equal objects, to save memory."""
 
     def __init__(self) -> None:
         self._folders: dict[Path, Path] = {}
-        self._facts: dict[Facts, Facts] = {}
+        self._facts: dict[SliceFacts, SliceFacts] = {}
         self._stacks: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def slice(self, one: Slice) -> Slice:
@@ -95,23 +93,6 @@ class _Shared:
         )
 
 
-def _read_all(files: Iterable[Path], workers: int) -> Iterator[tuple[Path, list[Slice] | ScanError]]:
-    """Read headers by threads, in order, a bounded number of files ahead."""
-    pending: deque[tuple[Path, Future[list[Slice] | ScanError]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for path in files:
-                if len(pending) == _LOOK_AHEAD * workers:
-                    first, future = pending.popleft()
-                    yield first, future.result()
-                pending.append((path, pool.submit(_read, path)))
-            while pending:
-                first, future = pending.popleft()
-                yield first, future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
 def _read(path: Path) -> list[Slice] | ScanError:
     try:
         return read_slices(path)
@@ -120,12 +101,12 @@ def _read(path: Path) -> list[Slice] | ScanError:
 
 
 def _series_key(one: Slice) -> tuple[str, ...]:
-    """What slices of one series have in common."""
+    """The identifiers that slices of one series share."""
     return (one.facts.study, one.facts.series, one.facts.patient)
 
 
 def _decide(slices: list[Slice], salt: bytes) -> Iterator[FoundSeries | LeftOut]:
-    """What becomes of all slices with one series UID."""
+    """The volumes in the slices with one series UID, and what is left out."""
     kept: list[Slice] = []
     for reason, refused in groupby(sorted(slices, key=_refusal), _refusal):
         if reason:
@@ -147,7 +128,7 @@ def _decide(slices: list[Slice], salt: bytes) -> Iterator[FoundSeries | LeftOut]
 
 
 def _decided(slices: list[Slice], salt: bytes) -> list[FoundSeries | LeftOut]:
-    """As `_decide`; a series whose headers nobody foresaw is left out."""
+    """As `_decide`; a series that raises an unexpected error is left out."""
     try:
         with as_scan_error():
             return list(_decide(slices, salt))
@@ -160,9 +141,9 @@ def _refusal(one: Slice) -> str:
 
 
 def _once_each(slices: list[Slice]) -> tuple[list[Slice], list[Slice]]:
-    """The slices without those of files that are copies, and those of the copies.
+    """The slices of files that are not copies of others, and those of the copies.
 
-    The SOP Instance UID alone does not tell: some anonymisers give the same one to all slices.
+    The SOP Instance UID alone is not enough: some anonymisers give the same one to all slices.
     """
     files: dict[Path, list[Slice]] = {}
     for one in slices:
@@ -179,7 +160,7 @@ def _once_each(slices: list[Slice]) -> tuple[list[Slice], list[Slice]]:
 
 
 def _copies(paths: Sequence[Path]) -> Iterator[Path]:
-    """Which of an object's files, all at one place, repeat another: equal pixels, or compressed again."""
+    """The files of an object that repeat another one: equal pixels, or another compression."""
     digests: dict[str, set[str]] = {}
     for path in paths:
         try:
@@ -192,9 +173,9 @@ def _copies(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _apart(slices: list[Slice]) -> list[list[Slice]]:
-    """Slices by folder where they share a SOP Instance UID.
+    """The slices, grouped by folder if any share a SOP Instance UID.
 
-    It is an anonymiser who gives one UID to several slices; then those of the series tell no more.
+    Then an anonymiser has replaced UIDs, and those of the series cannot be relied on either.
     """
     if len({one.instance for one in slices}) < len(slices):
         folders: dict[Path, list[Slice]] = {}
@@ -220,7 +201,7 @@ def _found(stack: Stack, slices: list[Slice], salt: bytes) -> FoundSeries:
     """A stack as a series of its own.
 
     Raises:
-        ScanError: with the reason, where it is none.
+        ScanError: with the reason, if it is not one.
     """
     facts = slices[0].facts
     with reading():
@@ -271,7 +252,7 @@ def _without_equal_pixels(slices: Sequence[Slice]) -> tuple[list[Slice], list[Sl
     """The first slice at each place, and its copies.
 
     Raises:
-        ScanError: where two at one place have different pixels.
+        ScanError: if two at one place have different pixels.
     """
     there: dict[int, list[Slice]] = {}
     for number, one in zip(places(slices), slices, strict=True):
@@ -283,7 +264,7 @@ def _without_equal_pixels(slices: Sequence[Slice]) -> tuple[list[Slice], list[Sl
 
 
 def _pixels(path: Path) -> tuple[str, str]:
-    """The transfer syntax of a file, and a digest of its pixels as they are stored and of their rescaling."""
+    """The transfer syntax of a file, and a digest of its stored pixels and rescaling."""
     with reading():
         header = read_header(path, ["RescaleSlope", "RescaleIntercept", "PixelData"], pixels=True)
         scale = f"{header.get('RescaleSlope')} {header.get('RescaleIntercept')} "

@@ -1,8 +1,8 @@
-"""Where the slices of a stack lie.
+"""The geometry of a stack of slices.
 
-A stack is regular where its slices lie at even distances along their normal. CT is also taken where the
-gantry was tilted, or where slice distances vary (thin slices through the skull base, thick ones above): both
-are mended when the series is read. Anything else fits no grid without inventing what was not scanned.
+A stack is regular if its slices are evenly spaced along their normal. CT is also accepted with a tilted
+gantry or varying slice distances (thin slices through the skull base, thick ones above): both are resampled
+when the series is read. Anything else fits no grid without inventing data.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ from dae3d.scans.dicom.header import Slice
 
 SAME_POSITION = "same position twice with different content"
 
-# Degrees. Rounded direction cosines reach a tenth; gantries are set in halves.
+# Degrees. Rounding of direction cosines reaches 0.1; gantries are set in steps of 0.5.
 _TILT = 0.2
-# Of the slice distance: how far from its place on an even grid a slice may lie.
+# Share of the slice distance by which a slice may deviate from an even grid.
 _UNEVEN = 0.1
-# mm: positions written to a tenth may be off by a half of it, and so may the ends that the grid hangs on. Of
-# the slice distance at most so much, or a grid could pass over a missing slice.
+# mm: positions rounded to tenths may be off by half of that, and so may the ends that define the grid. At
+# most this share of the slice distance, or a missing slice could go unnoticed.
 _WRITTEN, _WRITTEN_AT_MOST = 0.1, 0.3
-# Of the usual slice distance: where slices are missing between two, and where two are at one position.
+# Shares of the usual slice distance: above it slices are missing; below it two are at one position.
 _MISSING = 1.5
 _SAME = 0.01
-# Direction cosines (0.06 degrees) and pixel sizes (mm) that differ by more are different.
+# The largest difference of equal direction cosines (0.06 degrees) and pixel sizes (mm).
 ALIKE = 1e-3
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -40,7 +40,7 @@ class Geometry:
 
     `shape` is (columns, rows, slices), `spacing` in mm (uneven stacks: the mean slice distance), `affine`
     (4, 4) maps voxel indices to RAS+ mm and is sheared where the gantry was tilted by `tilt` degrees; `order`
-    holds the indices of the slices given, sorted along their normal. An uneven stack can be tilted, too.
+    holds the indices of the slices given, sorted along their normal. An uneven stack can be tilted too.
     """
 
     kind: Literal["regular", "tilted", "uneven"]
@@ -52,11 +52,11 @@ class Geometry:
 
 
 def geometry(slices: Sequence[Slice]) -> Geometry:
-    """The grid of the slices given in any order.
+    """The grid of slices in any order.
 
     Raises:
-        ScanError: with the reason where they make no stack: a single slice, no or differing orientations,
-            positions or pixel sizes, two slices at one position, slices that are missing or not in one row,
+        ScanError: with the reason if they are not a stack: a single slice, missing or differing orientations,
+            positions or pixel sizes, two slices at one position, slices that are missing or not in line,
             uneven distances in anything but CT.
     """
     if len(slices) == 1:
@@ -97,7 +97,7 @@ def _stacked(
     pixel: float,
     modality: str,
 ) -> tuple[Literal["regular", "tilted", "uneven"], np.ndarray, float]:
-    """How slices lie that are sorted along their normal: kind, mean step (LPS, mm) and tilt in degrees."""
+    """Kind, mean step (LPS, mm) and tilt (degrees) of slices sorted along their normal."""
     along = positions @ normal
     distances = np.diff(along)
     step = (positions[-1] - positions[0]) / (len(positions) - 1)
@@ -105,7 +105,7 @@ def _stacked(
     places = positions[0] + np.outer((along - along[0]) / (step @ normal), step)
     aside = float(np.linalg.norm(positions - places, axis=1).max())
     if aside > pixel / 2:
-        raise ScanError(f"slices not in one row: up to {aside:.3g} mm aside")
+        raise ScanError(f"slices not in line: up to {aside:.3g} mm off")
     tilt = float(np.degrees(np.arctan2(np.linalg.norm(np.cross(step, normal)), step @ normal)))
     even = along[0] + np.arange(len(along)) * (step @ normal)
     if np.abs(along - even).max() <= _slack(positions, float(step @ normal)):
@@ -117,7 +117,7 @@ def _stacked(
 
 
 def _slack(positions: np.ndarray, distance: float) -> float:
-    """How far (mm) from its place on an even grid a slice may lie."""
+    """How far (mm) a slice may be from its place on an even grid."""
     written_to_tenths = np.allclose(positions, positions.round(1), rtol=0, atol=1e-6)
     rounded = min(_WRITTEN, _WRITTEN_AT_MOST * distance) if written_to_tenths else 0.0
     return max(_UNEVEN * distance, rounded)
@@ -129,7 +129,7 @@ def _refuse_same_position(distances: np.ndarray) -> None:
 
 
 def _refuse_missing(distances: np.ndarray, thicknesses: Sequence[float | None]) -> None:
-    """Compare each gap with what is usual among slices as thick: thicker slices lie further apart."""
+    """Compare each gap with the usual one for slices of that thickness; thicker slices are further apart."""
     ends = list(pairwise(thicknesses))
     usual = {
         thickness: median_low(
@@ -140,9 +140,7 @@ def _refuse_missing(distances: np.ndarray, thicknesses: Sequence[float | None]) 
     for gap, pair in zip(distances, ends, strict=True):
         expected = max((usual[one] for one in pair if one in usual), default=median_low(distances))
         if gap > _MISSING * expected:
-            raise ScanError(
-                f"missing slices: {gap:.3g} mm without any where they lie {expected:.3g} mm apart"
-            )
+            raise ScanError(f"missing slices: a gap of {gap:.3g} mm where slices are {expected:.3g} mm apart")
 
 
 def _close(ones: tuple[float, ...] | None, others: tuple[float, ...] | None) -> bool:
@@ -162,7 +160,7 @@ def _directions(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray]:
     row, column = np.array(cosines[:3]), np.array(cosines[3:])
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if not np.allclose([*lengths, 1 + row @ column], 1, atol=0.01):
-        raise ScanError("no orientation: direction cosines at no right angle")
+        raise ScanError("no orientation: direction cosines not at right angles")
     return row / lengths[0], column / lengths[1]
 
 

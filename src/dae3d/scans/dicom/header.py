@@ -1,4 +1,4 @@
-"""What the header of a DICOM file says of its slices; no pixels are read.
+"""The slices of a DICOM file by its header; no pixels are read.
 
 An enhanced multi-frame file holds many slices, any other file one. Tags are those of DICOM PS3.6.
 """
@@ -30,32 +30,31 @@ from dae3d.scans.dicom.stack_keys import (
     stack_texts,
     texts,
 )
-from dae3d.scans.limits import refuse_irregular
-from dae3d.scans.readers import refuse_no_utf8
+from dae3d.scans.limits import refuse_irregular, refuse_no_utf8
 
 Vector = tuple[float, float, float]
 
-# Headers in archives break the rules of their value types by the thousand, which users need not hear; the
-# warnings quote what headers hold.
+# Many headers in archives break the rules of their value types, which users need not know; and the warnings
+# quote header content.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="pydicom")
 
-# Names that say DICOM, for the files that lack its preamble ("IMA" is Siemens').
+# Suffixes of DICOM, for files without its preamble ("IMA" is Siemens').
 _SUFFIXES = (".dcm", ".ima", ".dicom")
 _MAGIC_AT = 128
-_HEAD = 512  # bytes that are looked at
+_HEAD = 512  # bytes that are read to recognise a file
 
-# Bytes: what DICOM can hold uncompressed.
+# Bytes: the largest uncompressed pixel data in DICOM.
 _LARGEST = 1 << 32
-# A compressed file has at least one byte for so many of its pixels: an empty slice takes some 100 bytes.
+# A compressed file has at least one byte for this many bytes of pixels: an empty slice takes about 100.
 _COMPRESSION = 10_000
-# Sequences within each other. Real ones are about ten deep; pydicom gives up at 150, GDCM dies of thousands.
+# Depth of nested sequences. Real ones are about ten deep; pydicom fails at 150, GDCM crashes at thousands.
 _NESTED = 100
-# Begin of an item with its length, and end of one whose length is not said.
+# Start of an item with its length, and end of one of undefined length.
 _ITEM = re.compile(rb"\xfe\xff(?:\x00\xe0(....)|\x0d\xe0)", re.DOTALL)
 _UNSAID = 0xFFFFFFFF
-_TOO_DEEP = "unreadable: more than a hundred sequences within each other"
+_TOO_DEEP = "unreadable: sequences nested more than a hundred deep"
 
 _TAGS = [
     Tag(tag)
@@ -91,14 +90,14 @@ _TAGS = [
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What the slices of a series mostly have in common.
+class SliceFacts:
+    """The header values that slices of a series mostly share.
 
-    UIDs and the patient's identifier are as read, "" where missing. `orientation` holds the directions
+    UIDs and the patient's identifier are as read, "" if missing. `orientation` holds the directions
     (LPS) along a row and down a column, `pixel_spacing` the distances in mm between rows and between
-    columns, `distance` that between slices as the header says it. Of a volume in several files (a
-    `concatenation`) a file is number `part`, from 1, of `parts`; 0 where the header does not say.
-    `rows_reversed` is None where it cannot be told.
+    columns, `distance` that between slices in the header. In a volume of several files (a
+    `concatenation`) a file is number `part`, from 1, of `parts`; 0 if not in the header.
+    `rows_reversed` is None if it cannot be told.
     """
 
     sop_class: str
@@ -126,9 +125,9 @@ class Facts:
 class Slice:
     """One slice: a file, or one of its `frames`, `frame` counting from 0.
 
-    `position` is the centre of the first voxel in mm, LPS; `instance` a hash of the SOP Instance UID, by
-    which copies of a file are told; `stack` holds a text for each of the `STACK_KEYS`; `number` is
-    the Instance Number of a file of many frames, 0 where there is none.
+    `position` is the centre of the first voxel in mm, LPS; `instance` a hash of the SOP Instance UID, which
+    identifies copies of a file; `stack` holds a text for each of the `STACK_KEYS`; `number` is the Instance
+    Number of a multi-frame file, 0 if missing.
     """
 
     folder: Path
@@ -137,7 +136,7 @@ class Slice:
     frame: int
     frames: int
     position: Vector | None
-    facts: Facts
+    facts: SliceFacts
     stack: tuple[str, ...]
     number: int = 0
 
@@ -156,7 +155,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def has_preamble(path: Path) -> bool:
-    """Whether a file begins as DICOM files do; False where it is none, or cannot be opened."""
+    """Whether a file has the preamble of DICOM; False if it cannot be opened."""
     return _head(path)[_MAGIC_AT : _MAGIC_AT + 4] == b"DICM"
 
 
@@ -171,10 +170,10 @@ def _head(path: Path) -> bytes:
 
 
 def read_slices(path: Path) -> list[Slice]:
-    """The slices of one file: one, or as many as it has frames.
+    """The slices of one file: one for each frame.
 
     Raises:
-        ScanError: where it is not DICOM, cut short, its values are malformed, or its path is not in UTF-8.
+        ScanError: if it is not DICOM, is cut short or malformed, or its path is not in UTF-8.
     """
     refuse_no_utf8(path)
     with _opened(path) as file:
@@ -189,10 +188,10 @@ def read_slices(path: Path) -> list[Slice]:
 
 
 def read_header(path: Path, tags: Sequence[BaseTag | str], pixels: bool = False) -> Dataset:
-    """The tags given of a file's header, and of its pixels where these are among them.
+    """The given tags of a file's header; its pixels only if they are among them.
 
     Raises:
-        ScanError: where it cannot be read.
+        ScanError: if it cannot be read.
     """
     with _opened(path) as file:
         return _read(file, tags, pixels)
@@ -210,18 +209,18 @@ def _read(file: BinaryIO, tags: Sequence[BaseTag | str], pixels: bool = False) -
     wanted: list[Any] = ["SOPClassUID", *tags]
     header = pydicom.dcmread(file, stop_before_pixels=not pixels, specific_tags=wanted, force=True)
     if "SOPClassUID" not in header and "MediaStorageSOPClassUID" not in header.file_meta:
-        raise ScanError("not DICOM, whatever its name says")
+        raise ScanError("not DICOM, despite its name")
     return header
 
 
 @contextmanager
 def reading(keyword: str = "") -> Iterator[None]:
-    """Say that a file, or what it has under `keyword`, is malformed in the place of any error of pydicom's.
+    """Turn any error of pydicom's into one that a file, or its value of `keyword`, is malformed.
 
-    Errors' own words are not passed on: they quote what the header holds.
+    The original messages are dropped, because they quote the header.
 
     Raises:
-        ScanError: in the place of any error.
+        ScanError: instead of any error.
     """
     try:
         yield
@@ -241,7 +240,7 @@ def _slices(path: Path, header: Dataset) -> list[Slice]:
     shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * frames
     if len(per_frame) != frames:
-        raise ScanError(f"unreadable: {len(per_frame)} frames described of {frames}")
+        raise ScanError(f"unreadable: its header describes {len(per_frame)} of {frames} frames")
     facts, common = _facts(header), elements([shared], header)
     instance = hash(header.get("SOPInstanceUID") or path)
     number = _whole(header, "InstanceNumber") if frames > 1 else 0
@@ -254,9 +253,9 @@ def _slices(path: Path, header: Dataset) -> list[Slice]:
     return slices
 
 
-def _facts(header: Dataset) -> Facts:
-    """What is said of a file as a whole."""
-    return Facts(
+def _facts(header: Dataset) -> SliceFacts:
+    """The values of a file as a whole."""
+    return SliceFacts(
         sop_class=str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or ""),
         modality=str(header.get("Modality") or ""),
         patient=str(header.get("PatientID") or "").strip(),
@@ -278,8 +277,8 @@ def _facts(header: Dataset) -> Facts:
     )
 
 
-def _placed(facts: Facts, header: Dataset, groups: list[Dataset]) -> tuple[Vector | None, Facts]:
-    """Where a frame lies, and the facts with its orientation and size."""
+def _placed(facts: SliceFacts, header: Dataset, groups: list[Dataset]) -> tuple[Vector | None, SliceFacts]:
+    """The position of a frame, and the facts with its orientation and size."""
     position = _floats(header, groups, "PlanePositionSequence", "ImagePositionPatient")
     orientation = _floats(header, groups, "PlaneOrientationSequence", "ImageOrientationPatient")
     spacing = _floats(header, groups, "PixelMeasuresSequence", "PixelSpacing")
@@ -297,14 +296,14 @@ def _placed(facts: Facts, header: Dataset, groups: list[Dataset]) -> tuple[Vecto
 
 
 def _measure(header: Dataset, groups: list[Dataset], keyword: str) -> float | None:
-    """A number that can be done without, None where it is missing or malformed."""
+    """An optional number, None if it is missing or malformed."""
     with suppress(ScanError):
         return next(iter(_floats(header, groups, "PixelMeasuresSequence", keyword)), None)
     return None
 
 
 def _floats(header: Dataset, groups: list[Dataset], sequence: str, keyword: str) -> tuple[float, ...]:
-    """Numbers of the frame's functional group, else of the group that all frames share, else of the file."""
+    """Numbers of the frame's functional group, else of the shared group, else of the file."""
     items = [group[sequence][0] for group in groups if group.get(sequence)]
     with reading(keyword):
         value = next((item[keyword].value for item in [*items, header] if keyword in item), None)
@@ -317,14 +316,14 @@ def _count(header: Dataset, keyword: str) -> int:
 
 
 def _whole(header: Dataset, keyword: str) -> int:
-    """A whole number that can be done without, 0 where it is missing or malformed."""
+    """An optional whole number, 0 if it is missing or malformed."""
     with suppress(ScanError):
         return _count(header, keyword)
     return 0
 
 
 def _refuse_cut_short(header: Dataset, syntax: UID | None, there: int) -> None:
-    """Refuse a file that cannot hold the pixels that its header names, before anything is made for them."""
+    """Refuse a file that is too short for the pixels in its header, before memory is allocated for them."""
     frames = _count(header, "NumberOfFrames")
     needed = _count(header, "Rows") * _count(header, "Columns") * max(1, frames)
     needed *= (_count(header, "SamplesPerPixel") or 1) * _count(header, "BitsAllocated")
@@ -339,7 +338,7 @@ def _refuse_cut_short(header: Dataset, syntax: UID | None, there: int) -> None:
 
 
 def _refuse_nested(file: BinaryIO, length: int) -> None:
-    """Refuse a header, the first `length` bytes, in which more than `_NESTED` sequences lie in each other."""
+    """Refuse a header (the first `length` bytes) with sequences nested deeper than `_NESTED`."""
     file.seek(0)
     header = file.read(length)
     if header.count(b"\xfe\xff\x00\xe0") <= _NESTED:

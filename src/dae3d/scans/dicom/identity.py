@@ -1,7 +1,7 @@
-"""Names for patients, studies and series that tell them apart and tell nothing else.
+"""Pseudonyms for patients, studies and series.
 
-A plain hash of an identifier is undone by trying all identifiers that a hospital can give. So it is keyed by
-a salt that stays with whoever indexes: the same salt gives the same names in the next manifest.
+A plain hash of an identifier can be reversed by trying all identifiers of a hospital. So the hash is keyed
+with a salt that stays with the user: the same salt gives the same names in the next manifest.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ def salted(salt: bytes, *texts: str) -> str:
 
 
 def load_salt(path: Path | None) -> bytes:
-    """The salt in the file given; without one the user's own, made at random the first time.
+    """The salt in the file given; by default the user's own, created at random the first time.
 
-    The user's own lies in `$XDG_CONFIG_HOME/dae3d/salt`, or else `~/.config/dae3d/salt`, readable by the
-    user alone.
+    The user's own is in `$XDG_CONFIG_HOME/dae3d/salt` or `~/.config/dae3d/salt`, readable by the user
+    alone.
 
     Raises:
-        Dae3dError: where it is missing, cannot be read or made, or is shorter than 16 bytes.
+        Dae3dError: if it is missing, cannot be read or created, or is shorter than 16 bytes.
     """
     place = path or _own_salt()
     if path is None and not place.exists():
@@ -45,10 +45,8 @@ def load_salt(path: Path | None) -> bytes:
     except OSError as error:
         raise Dae3dError(f"salt: {place}: cannot be read: {error.strerror}") from None
     if len(content) < _LEAST_BYTES:
-        raise Dae3dError(
-            f"salt: {place}: {len(content)} bytes are too few to hide anything, {_LEAST_BYTES} needed"
-        )
-    return content.removesuffix(b"\n")  # an editor's
+        raise Dae3dError(f"salt: {place}: only {len(content)} bytes; at least {_LEAST_BYTES} are needed")
+    return content.removesuffix(b"\n")  # editors add it
 
 
 def _own_salt() -> Path:
@@ -57,7 +55,7 @@ def _own_salt() -> Path:
 
 
 def _make(place: Path) -> None:
-    """Write a new salt whole; where another process was first, keep that one's."""
+    """Write a new salt atomically; if another process was first, keep its salt."""
     make_folder(place.parent)
     temporary = unfinished_name(place)
     with writing(place):

@@ -1,7 +1,7 @@
 """Modality labels from DICOM headers.
 
-What a header says for certain becomes a label; anything else is None, and the user tells it by a rule. An MR
-contrast is told by the words of the description or by the sequence's parameters, and not where they conflict.
+Only a certain modality becomes a label; otherwise it is None, and the user gives it by a rule. An MR contrast
+comes from the words of the description or the sequence's parameters, unless they conflict.
 """
 
 import re
@@ -24,7 +24,7 @@ from dae3d.scans.dicom.contrast import (
     words,
 )
 
-# Every keyword that `label_by_header` looks at: a reader needs to parse no others.
+# Every keyword that `label_by_header` uses; others need not be parsed.
 read_tags: list[str] = [
     "AcquisitionContrast",
     "ContrastBolusAgent",
@@ -63,8 +63,8 @@ _ENHANCED_CONTRASTS = {
     "T2_STAR": "t2star",
     "TOF": "angio",
 }
-# Values of an MR Image Type that name no image of a contrast: phase, real and imaginary part, maps,
-# projections, series in time, parts of Dixon.
+# Values of an MR Image Type that are not images of a contrast: phase, real and imaginary part, maps,
+# projections, time series, parts of Dixon.
 _NO_CONTRAST = {
     *("P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY", "R_IR", "I_IR", "P_IR", "VELOCITY"),
     *("MAP", "T1 MAP", "T2 MAP", "T2_STAR MAP", "QMAP", "QSM", "FIELD_MAP", "B0", "B1", "LOCALIZER"),
@@ -92,7 +92,7 @@ _CONE_BEAM_CLASSES = ("1.2.840.10008.5.1.4.1.1.13.1.1", "1.2.840.10008.5.1.4.1.1
 _CONE_BEAM = re.compile(
     r"\b(?:cbct|cone ?beam|on board imager|obi|xvi|i cat|newtom|accuitomo|veraview\w*|galileos|orthophos)\b"
 )
-# Words that stand in Contrast/Bolus Agent where none was given; "non-ionic" is one that was.
+# Words in Contrast/Bolus Agent that mean none was given; "non-ionic" is an agent.
 _NO_AGENT = re.compile(
     r"$|[n0]$|(?:no|non(?! ?ionic)|none|not|nil|na|n a|native?|w o|without|ohne|keine?s?|nein|sans|aucun|sin"
     r"|ningun\w*|senza|nessuno|sem|nenhum|utan|ing[ae]n|inget|uden|uten|zonder|geen|bez|brak)\b"
@@ -100,9 +100,9 @@ _NO_AGENT = re.compile(
 
 
 def label_by_header(header: Dataset) -> str | None:
-    """The modality label of a series by the header of one of its files, or None where it is not certain.
+    """The modality label of a series by the header of one of its files, or None if it is not certain.
 
-    Of an enhanced file, the functional groups shared by all frames and those of its first frame are read too.
+    In an enhanced file, the shared functional groups and those of the first frame are read too.
     """
     if _text(header, "SOPClassUID") in _CONE_BEAM_CLASSES:
         return "cbct"
@@ -180,7 +180,7 @@ def _is_enhanced(header: Dataset) -> bool:
 
 
 def _description(header: Dataset) -> str:
-    """The words of the series; without any those of the protocol, which GE names after the whole visit."""
+    """The words of the series description, else of the protocol, which GE names after the whole visit."""
     return words(_text(header, "SeriesDescription") or _text(header, "ProtocolName"))
 
 
@@ -219,11 +219,11 @@ def _text(header: Dataset, keyword: str) -> str:
 
 
 def _value(group: Dataset, key: str | BaseTag) -> Any:
-    """The value of an element, None where there is none.
+    """The value of an element, None if it is missing or malformed.
 
-    A malformed one is as good as none: a typing error in an echo time ought not to cost the series.
+    A typing error in an echo time should not lose the series.
     """
     try:
         return group[key].value if key in group else None
-    except Exception:  # pydicom raises many
+    except Exception:  # pydicom raises many kinds
         return None

@@ -1,7 +1,7 @@
-"""GE's research sequence epi_pepolar: it stores the rows of some volumes in reverse, against its own header.
+"""GE's research sequence epi_pepolar, which stores the rows of some volumes in reverse, unlike its header.
 
-Its volumes are taken with the phase encoding forward and backward in turn; the backward ones lie upside down,
-whatever Image Orientation says. Tags and modes are those that dcm2niix goes by (its issue 532).
+Its volumes alternate between forward and backward phase encoding; the backward ones are upside down, whatever
+Image Orientation says. Tags and modes are those that dcm2niix uses (its issue 532).
 """
 
 from pydicom import Dataset
@@ -12,12 +12,12 @@ _SEQUENCE, _MODE = (0x0019, 0x109C), (0x0019, 0x10B3)
 _VOLUME = "TemporalPositionIdentifier"
 POLARITY_TAGS = (_SEQUENCE, _MODE, _VOLUME)
 
-TURNED_OVER = "rows were reversed, which GE's epi_pepolar stores upside down"
+TURNED_OVER = "rows were reversed, because GE's epi_pepolar stores them upside down"
 UNTOLD = "no TemporalPositionIdentifier to tell which volumes GE's epi_pepolar stores upside down"
 
 
 def rows_are_reversed(header: Dataset) -> bool | None:
-    """Whether a file's rows are stored in reverse; None where it cannot be told."""
+    """Whether a file's rows are stored in reverse; None if it cannot be told."""
     if "epi_pepolar" not in "".join(optional_texts(header, _SEQUENCE)):
         return False
     mode, volume = _whole(header, _MODE), _whole(header, _VOLUME)
@@ -30,7 +30,7 @@ def rows_are_reversed(header: Dataset) -> bool | None:
 
 
 def _whole(header: Dataset, tag: str | tuple[int, int]) -> int | None:
-    """A whole number, None where there is none or it is malformed."""
+    """A whole number, None if it is missing or malformed."""
     try:
         return round(float(optional_texts(header, tag)[0]))
     except (IndexError, ValueError):

@@ -1,4 +1,4 @@
-"""What tells the images of one series apart, slice by slice, and how it may vary along one image."""
+"""Header values that distinguish the images of one series, and how each may vary within an image."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,24 +10,24 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag, Tag
 
-# GE's b-value; what follows it in the element is none.
+# GE's b-value: the first value of the element.
 _GE_B_VALUE = (0x0043, 0x1039)
-# Without them the types of private elements are not known where a file does not say them (implicit VR).
+# Without them the types of private elements are unknown in files with implicit VR.
 PRIVATE_CREATORS = tuple((group, 0x0010) for group in (0x0019, 0x0043, 0x2001, 0x2005))
-# What Image Type says of how an image came about.
+# Values of Image Type about the origin of an image.
 _ORIGIN = ("ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY")
-# Within the functional group of diffusion.
+# In the functional group of diffusion.
 _DIRECTION = Tag("DiffusionGradientDirectionSequence")
 
 
 @dataclass(frozen=True)
 class StackKey:
-    """Something that headers say of every slice, under `tags`.
+    """A value in the header of every slice, under `tags`.
 
-    Along one image it may vary `never`, in `blocks` (each value in one block of slices, or at regular steps),
-    or `freely`. Numbers that differ by no more than a `share` of themselves are one value. Images that
-    differ in what is `repeated` alone are the volumes of one 4-D series. `passes` of one image, each of which
-    takes every n-th slice, may differ in it.
+    Within one image it may vary `never`, in `blocks` (each value in one block of slices, or at regular
+    steps), or `freely`. Numbers that differ by at most a `share` of themselves are one value. Images that
+    differ only in `repeated` keys are the volumes of one 4-D series. With `passes`, it may differ between
+    passes of one image, each of which takes every n-th slice.
     """
 
     name: str
@@ -38,13 +38,13 @@ class StackKey:
     passes: bool = False
 
     def contrast(self, text: str) -> str:
-        """What of a slice's text makes a contrast: not how an image came about, in Image Type."""
+        """A slice's text without the values of Image Type that do not concern contrast."""
         return " ".join(word for word in re.split(r"[ \\\\]+", text.upper()) if word not in _ORIGIN)
 
 
 # In the order they are tried. Tags are those of classic files and of the functional groups of enhanced ones;
-# those in numbers are private: what part of a complex image it is (GE), b-value and direction (Siemens, GE,
-# Philips). Under gating the repetition time follows heart or breath: less than twice as long is alike.
+# numeric ones are private: the part of a complex image (GE), b-value and direction (Siemens, GE, Philips).
+# Under gating the repetition time follows heart or breath, so less than twice as long is the same.
 STACK_KEYS: tuple[StackKey, ...] = (
     StackKey("image type", ("ImageType", "FrameType", "ComplexImageComponent", (0x0043, 0x102F)), "never"),
     StackKey("kernel", ("ConvolutionKernel",), "never"),
@@ -94,10 +94,10 @@ _TAGS = [[Tag(tag) for tag in key.tags] for key in STACK_KEYS]
 
 
 def stack_texts(places: Mapping[BaseTag, Dataset], modality: str) -> list[str]:
-    """What is said of a slice, a text for each of the `STACK_KEYS`, "" where nothing is.
+    """The texts of a slice for each of the `STACK_KEYS`, "" if missing.
 
-    `places` are those where `elements` are found. Private ones count in MR alone: elsewhere they mean
-    something else.
+    `places` comes from `elements`. Private elements are used only in MR: elsewhere they mean something
+    else.
     """
     said = []
     for tags in _TAGS:
@@ -108,7 +108,7 @@ def stack_texts(places: Mapping[BaseTag, Dataset], modality: str) -> list[str]:
 
 
 def elements(groups: Sequence[Dataset], header: Dataset | None = None) -> dict[BaseTag, Dataset]:
-    """Where the elements of functional groups are found, and those of the header that no group has."""
+    """The data set that holds each element: one of the functional groups, else the header."""
     places: dict[BaseTag, Dataset] = {} if header is None else dict.fromkeys(header.keys(), header)
     for group in groups:
         for tag in list(group.keys()):
@@ -118,10 +118,10 @@ def elements(groups: Sequence[Dataset], header: Dataset | None = None) -> dict[B
 
 
 def _inner(dataset: Dataset, tag: BaseTag) -> Iterator[Dataset]:
-    """The first item of a sequence, and before it what it holds of the direction of diffusion."""
+    """The first item of a sequence, preceded by the diffusion direction in it."""
     try:
         value = dataset[tag].value
-    except Exception:  # pydicom raises many
+    except Exception:  # pydicom raises many kinds
         return
     if isinstance(value, Items) and value:
         if _DIRECTION in value[0]:
@@ -137,9 +137,9 @@ def texts(value: Any) -> list[str]:
 
 
 def optional_texts(header: Dataset, tag: Any) -> list[str]:
-    """The values of an element that can be done without: none where it is missing or malformed."""
+    """The values of an optional element: empty if it is missing or malformed."""
     try:
         found = texts(header[tag].value) if tag in header else []
-    except Exception:  # pydicom raises many
+    except Exception:  # pydicom raises many kinds
         return []
     return found[:1] if tag == _GE_B_VALUE else found

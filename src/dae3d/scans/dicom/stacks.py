@@ -1,6 +1,6 @@
-"""Split a series into stacks: sets of slices of which no two are at one place.
+"""Split a series into stacks: sets of slices with no two at one place.
 
-Echoes, b-values, phases and parts of complex images come in one series as often as in several.
+Echoes, b-values, phases and parts of complex images are often stored in one series.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from dae3d.errors import ScanError
 from dae3d.scans.dicom.alike import alike_texts, leaders
 from dae3d.scans.dicom.geometry import ALIKE, Geometry, geometry
-from dae3d.scans.dicom.header import Facts, Slice
+from dae3d.scans.dicom.header import Slice, SliceFacts
 from dae3d.scans.dicom.stack_keys import STACK_KEYS, StackKey
 
 PLACE = ("frame of reference", "plane")
@@ -21,13 +21,13 @@ MIXED = "slices of several images mixed"
 
 _NUMBER = {key: number for number, key in enumerate(STACK_KEYS)}
 _REPEATED = {key.name for key in STACK_KEYS if key.repeated}
-# Where slices at one place differ by less than the share that is alike, that tells them apart after all.
+# If slices at one place differ by less than the share, even that separates them.
 _TRIES = [*((key, key.share) for key in STACK_KEYS), *((key, 0.0) for key in STACK_KEYS if key.share)]
-# Of a slice's thickness, and at most in mm: positions that differ by less are the same.
+# Share of a slice's thickness, and at most mm: positions that differ by less are the same.
 _SAME, _SAME_AT_MOST = 0.02, 0.1
-# mm: where the header says none.
+# mm: if not in the header.
 _THICKNESS = 0.5
-# Slices that stacks have on average, at least: a value of its own for nearly each slice is not a key.
+# Least number of slices per stack, on average: a value that differs for nearly every slice is not a key.
 _LEAST = 3
 
 
@@ -35,9 +35,9 @@ _LEAST = 3
 class Stack:
     """Slices of a series that may be one volume.
 
-    `key` says which of the series' stacks it is, empty where it has one only. Of `volumes` stacks that
-    differ in time or diffusion direction alone it is number `volume`, from 0. `mixed` says that
-    slices are missing, in whose places there are others that differ in what it names.
+    `key` identifies the stack within the series, empty if it is the only one. It is number `volume`, from 0,
+    of `volumes` stacks that differ only in time or diffusion direction. `mixed` names a key: some slices are
+    missing, and others that differ in this key are in their places.
     """
 
     slices: list[Slice]
@@ -48,10 +48,10 @@ class Stack:
 
 
 def stacks(slices: Sequence[Slice]) -> list[Stack]:
-    """Split slices by frame of reference and plane, and by `STACK_KEYS` where these hold several images.
+    """Split slices by frame of reference and plane, and by `STACK_KEYS` if they hold several images.
 
-    That is as long as two of a stack are at one place, where slices of one value lie evenly between those of
-    another, and where something varies that does not along one image.
+    They do if two slices of a stack are at one place, if slices of one value are evenly between those of
+    another, or if a key varies that does not vary within one image.
     """
     found = [Stack(list(slices))]
     for name, tell in zip(PLACE, (_frames_of_reference, _planes), strict=True):
@@ -67,12 +67,12 @@ def _told_apart(stack: Stack, name: str, texts: Sequence[str]) -> list[Stack]:
 
 
 def repeats(slices: Sequence[Slice]) -> int:
-    """How many slices are at a place where another one is."""
+    """The number of slices at a place of another one."""
     return len(slices) - len(set(places(slices)))
 
 
 def places(slices: Sequence[Slice]) -> list[int]:
-    """For each slice a number, equal for those at one place; a slice without a position is at no other's."""
+    """For each slice a number, equal for those at one place; slices without a position get their own."""
     numbers = list(range(len(slices)))
     placed = [i for i, one in enumerate(slices) if one.position and np.isfinite(one.position).all()]
     if len(placed) > 1:
@@ -89,19 +89,19 @@ def _frames_of_reference(slices: Sequence[Slice]) -> list[str]:
 
 
 def _planes(slices: Sequence[Slice]) -> list[str]:
-    """For each slice a text of its size and orientation, the same for those that are nearly alike."""
+    """For each slice a text of its size and orientation, the same for nearly equal ones."""
     kinds = sorted({one.facts for one in slices}, key=_plane)  # the same texts whatever the order of files
     first = leaders(np.array([_plane(facts) for facts in kinds]), ALIKE)
     texts = {facts: _plane_text(kinds[leader]) for facts, leader in zip(kinds, first, strict=True)}
     return [texts[one.facts] for one in slices]
 
 
-def _plane(facts: Facts) -> list[float]:
+def _plane(facts: SliceFacts) -> list[float]:
     spacing, cosines = facts.pixel_spacing or (-1.0, -1.0), facts.orientation or [-2.0] * 6
     return [facts.rows, facts.columns, *np.nan_to_num([*spacing, *cosines], nan=-3.0)]
 
 
-def _plane_text(facts: Facts) -> str:
+def _plane_text(facts: SliceFacts) -> str:
     # Without a negative zero.
     numbers = [round(x, 4) + 0 for x in (*(facts.pixel_spacing or ()), *(facts.orientation or ()))]
     return f"{facts.rows}x{facts.columns} {numbers}"
@@ -120,7 +120,7 @@ def _split(stack: Stack, first_try: int) -> list[Stack]:
 
 
 def _of_one_image(stack: Stack) -> list[Stack]:
-    """Part the images that the slices of a stack, each at a place of its own, are of."""
+    """Separate the images in a stack whose slices are at different places."""
     slices = stack.slices
     for key in STACK_KEYS:
         parts = _by_key(slices, key, key.share)
@@ -140,22 +140,22 @@ def _of_one_image(stack: Stack) -> list[Stack]:
 
 
 def _lie_between(key: StackKey, slices: list[Slice], parts: dict[str, list[Slice]]) -> bool:
-    """Whether slices of several values are whole images, whose slices lie between each other's."""
+    """Whether the slices of each value are a complete image, interleaved with the others."""
     if len(parts) * _LEAST > len(slices):
         return False
     if not (all(map(_is_even, parts.values())) and _overlap(list(parts.values()))):
         return False
-    # Those of passes of one image do as well; together they are even.
+    # So are passes of one image; together they are even.
     return not (key.passes and _is_even(slices)) or _are_complete(slices, parts)
 
 
 def _are_mixed(key: StackKey, slices: list[Slice], parts: dict[str, list[Slice]]) -> bool:
-    """Whether slices that look like one image are of several, because a value does not vary so along one."""
+    """Whether slices that look like one image are of several, because the key does not vary so in one."""
     if _grid(slices) is None or len({key.contrast(text) for text in parts}) == 1:
         return False
-    # A CT may change its technique between skull base and vertex; it is in HU all along.
+    # A CT may change its technique between skull base and vertex; it is in HU throughout.
     if key.varies == "never" and slices[0].facts.modality != "CT":
-        # A value for every slice is a count of slices.
+        # A value per slice is a slice counter.
         return not (key.repeated and len(parts) == len(slices))
     if key.varies == "freely" or len(parts) * _LEAST > len(slices):
         return False
@@ -163,15 +163,15 @@ def _are_mixed(key: StackKey, slices: list[Slice], parts: dict[str, list[Slice]]
 
 
 def _are_complete(slices: list[Slice], parts: dict[str, list[Slice]]) -> bool:
-    """Whether slices of one value lie as far apart as the header says, and not all slices together."""
+    """Whether the slice distance in the header fits the slices of one value, rather than all slices."""
     said = median_low([one.facts.distance or one.facts.thickness or 0.0 for one in slices])
     together = geometry(slices).spacing[2]
     apart = min(geometry(part).spacing[2] for part in parts.values())
-    return said**2 > together * apart  # nearer to the one than to the other
+    return said**2 > together * apart  # nearer to `apart`
 
 
 def _steps(slices: list[Slice], parts: dict[str, list[Slice]]) -> dict[str, set[int]]:
-    """How many slices on from one slice of a value to the next: 1 in a block."""
+    """The steps, in slices, from one slice of a value to the next: 1 in a block."""
     ranks = {id(slices[i]): rank for rank, i in enumerate(geometry(slices).order)}
     return {
         text: set(np.diff(sorted(ranks[id(one)] for one in part)).tolist()) for text, part in parts.items()
@@ -196,7 +196,7 @@ def _parts(slices: Sequence[Slice], texts: Sequence[str]) -> dict[str, list[Slic
 
 
 def in_order(text: str) -> tuple[float, str]:
-    """What texts are sorted by: as numbers, if they are any."""
+    """The sort key of texts: as numbers, if they are numbers."""
     try:
         return float(text), text
     except ValueError:
@@ -216,7 +216,7 @@ def _is_even(slices: list[Slice]) -> bool:
 
 
 def _overlap(parts: list[list[Slice]]) -> bool:
-    """Whether stacks of one orientation lie within each other's reach."""
+    """Whether the extents of stacks of one orientation overlap."""
     cosines = np.array(parts[0][0].facts.orientation)
     normal = np.cross(cosines[:3], cosines[3:])
     along = [np.array([one.position for one in part]) @ normal for part in parts]
@@ -225,7 +225,7 @@ def _overlap(parts: list[list[Slice]]) -> bool:
 
 
 def numbered(found: list[Stack]) -> list[Stack]:
-    """Number the stacks that are the volumes of one 4-D series."""
+    """Number the stacks that are volumes of one 4-D series."""
     series: dict[tuple[tuple[str, str], ...], list[Stack]] = {}
     for stack in found:
         series.setdefault(tuple(pair for pair in stack.key if pair[0] not in _REPEATED), []).append(stack)

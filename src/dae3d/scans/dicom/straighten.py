@@ -1,4 +1,4 @@
-"""Stacks with a tilted gantry or uneven slice distances, resampled linearly onto an even, upright grid."""
+"""Linear resampling of stacks with a tilted gantry or uneven slice distances onto a regular grid."""
 
 from collections.abc import Sequence
 
@@ -8,22 +8,22 @@ from dae3d.scans.dicom.header import Slice
 from dae3d.scans.padding import BELOW_AIR
 from dae3d.scans.readers import Volume
 
-# HU. Below air, as scanners fill the corners outside their field of view: nothing was imaged there.
+# HU. Below air, like the filling of scanners outside their field of view: nothing was imaged there.
 PADDING = -2000.0
-# Voxels: positions are rounded in headers, and a shift so near to a whole one needs no interpolation.
+# Voxels: headers round positions, so a shift this close to a whole voxel needs no interpolation.
 _SHIFT = 0.01
-# Of the slice distance: a slice as near is taken as it is, as in any even stack.
+# Share of the slice distance: a slice this close is not interpolated, as in any even stack.
 _NEAR = 0.1
 
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 
 def straightened(volume: Volume, slices: Sequence[Slice]) -> Volume:
-    """Resample slices at their true places onto a grid that spans them all.
+    """Resample slices at their true positions onto a grid that spans them all.
 
-    `slices` stand in the order of the volume's last axis. Pixel size and number of slices stay; slice
-    distances become even, and rows and columns are added where slices lie aside of each other. CT becomes
-    int16 HU, any other modality float32; voxels that no slice covers are `PADDING` and 0.
+    `slices` are in the order of the volume's last axis. Pixel size and number of slices stay; slice distances
+    become even, and rows and columns are added for slices that are shifted sideways. CT becomes int16 HU, any
+    other modality float32; voxels that no slice covers are `PADDING` in CT, else 0.
     """
     is_ct = slices[0].facts.modality == "CT"
     row, column = (volume.affine[:3, axis] / volume.spacing[axis] for axis in (0, 1))
@@ -59,17 +59,17 @@ def straightened(volume: Volume, slices: Sequence[Slice]) -> Volume:
 
 
 def _plane(volume: Volume, k: int, is_ct: bool) -> np.ndarray:
-    """Slice `k` in acquired units, (columns, rows), not a number where nothing was imaged."""
+    """Slice `k` in acquired units, (columns, rows), NaN where nothing was imaged."""
     plane = (volume.array[:, :, k] * np.float64(volume.slope) + volume.intercept).astype(np.float32)
     return np.where(plane <= BELOW_AIR, np.float32(np.nan), plane) if is_ct else plane
 
 
 def _shifted(plane: np.ndarray, shift: np.ndarray, extra: np.ndarray) -> np.ndarray:
-    """The plane moved by `shift` >= 0 voxels, linearly, in a plane larger by `extra`."""
+    """The plane shifted by `shift` >= 0 voxels, with linear interpolation, and enlarged by `extra`."""
     for axis in (0, 1):
         whole, part = divmod(float(shift[axis]), 1)
         if part:
-            # Voxel i takes of voxels i and i - 1; the first and last lack one of them.
+            # Voxel i is a mean of voxels i and i - 1; the first and last lack one of them.
             edge = np.full_like(plane.take([0], axis), np.nan)
             ahead, behind = np.concatenate([plane, edge], axis), np.concatenate([edge, plane], axis)
             plane = (1 - part) * ahead + part * behind

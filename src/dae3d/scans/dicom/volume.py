@@ -1,7 +1,7 @@
 """A DICOM series as a volume.
 
-GDCM (in SimpleITK) decodes the pixels, in any compression; where they lie is told by the positions of the
-slices alone. Stacks that are not an even, upright grid are resampled onto one.
+GDCM (in SimpleITK) decodes the pixels, in any compression; the geometry comes only from the positions of the
+slices. Stacks that are not on a regular grid are resampled onto one.
 """
 
 from collections.abc import Sequence
@@ -13,23 +13,23 @@ import SimpleITK as sitk
 from dae3d.errors import ScanError
 from dae3d.scans.dicom.geometry import geometry
 from dae3d.scans.dicom.header import Slice, read_slices, reading
-from dae3d.scans.dicom.hounsfield import Rescale, Storage, check_hounsfield, check_stored, read_storage
+from dae3d.scans.dicom.rescale import Rescale, Storage, check_hounsfield, check_stored, read_storage
 from dae3d.scans.dicom.straighten import PADDING, straightened
 from dae3d.scans.limits import refuse_too_large
 from dae3d.scans.readers import Volume
 
-_BYTES = 2  # of a voxel, as most are stored
+_BYTES = 2  # of a voxel, in most files
 
 
 def read_series(files: Sequence[Path]) -> Volume:
     """The volume of one stack of slices, whatever the order of its files.
 
     Axes run along a row, down a column and from slice to slice. Values are stored ones with a common slope
-    and intercept, or float32 intensities where slices are rescaled differently or hold padding above all
-    else; see `straightened` for stacks that have to be resampled.
+    and intercept, or float32 intensities if slices are rescaled differently or have padding above all other
+    values; see `straightened` for stacks that are resampled.
 
     Raises:
-        ScanError: where a file cannot be read or decoded, the slices make no stack (see `geometry`) or do not
+        ScanError: if a file cannot be read or decoded, the slices are not a stack (see `geometry`) or do not
             fit into memory, or a CT is not in HU.
     """
     slices = [one for path in files for one in read_slices(path)]
@@ -43,7 +43,7 @@ def read_series(files: Sequence[Path]) -> Volume:
 
 
 def _decoded(slices: Sequence[Slice]) -> tuple[np.ndarray, float, float]:
-    """Values (X, Y, Z) of slices in their order, with the slope and intercept they have in common."""
+    """Values (X, Y, Z) of ordered slices, with their common slope and intercept."""
     planes, storages = _planes(slices)
     rescales = [storage.rescales[one.frame] for one, storage in zip(slices, storages, strict=True)]
     for k in {rescale: k for k, rescale in enumerate(rescales)}.values():
@@ -70,10 +70,10 @@ def _decoded(slices: Sequence[Slice]) -> tuple[np.ndarray, float, float]:
 
 
 def _padding_above(planes: Sequence[np.ndarray], storages: Sequence[Storage]) -> int | None:
-    """The stored value from which on nothing was imaged: declared padding that is above all else.
+    """The lowest stored value of declared padding above all other values, or None.
 
-    Padding below all else stays, known by its intensity like any (see `dae3d.scans.padding`). A value amid
-    others is none, whatever the header says: some declare 0, and have it for water.
+    Padding below all others stays, and is found by its intensity (see `dae3d.scans.padding`). A value between
+    others is not padding, whatever the header says: some declare 0, which is water.
     """
     declared = {storage.padding for storage in storages}
     padding = declared.pop()
@@ -112,9 +112,9 @@ def _stored(path: Path, storage: Storage) -> np.ndarray:
     values = sitk.GetArrayFromImage(image)
     first: Rescale = storage.rescales[0]
     if (first.slope, first.intercept) != (1.0, 0.0):
-        # GDCM has rescaled all frames as the first one says,
+        # GDCM has rescaled all frames with the values of the first one,
         values = np.rint((values - first.intercept) / first.slope).astype(storage.dtype)
     if storage.inverted:
-        # and made MONOCHROME2 of MONOCHROME1, for which it turns the bits over.
+        # and has converted MONOCHROME1 to MONOCHROME2 by inverting the bits.
         values = (-1 if storage.dtype.kind == "i" else (1 << storage.bits) - 1) - values
     return values

@@ -1,1 +1,1 @@
-"""Public data sets: what lies where in them, and what each file is."""
+"""Layouts of public data sets: where their scans are, and what each file is."""

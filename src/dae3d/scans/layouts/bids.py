@@ -9,7 +9,7 @@ from dae3d.scans.modality import label_by_bids
 from dae3d.scans.readers import scan_stem, suffix
 from dae3d.scans.sources import Candidate, files_in
 
-# Data types whose images are not one picture of anatomy.
+# Data types whose images are not a single anatomical image.
 _OTHER_TYPES = {"func": "functional series", "fmap": "field map", "perf": "perfusion series"}
 _MASK = re.compile(r".*_(mask|defacemask|dseg|probseg|roi)")
 
@@ -17,7 +17,7 @@ _MASK = re.compile(r".*_(mask|defacemask|dseg|probseg|roi)")
 def candidates_in_bids(root: Path, dataset: str | None) -> Iterator[Candidate | LeftOut]:
     """The anatomical, diffusion and PET images of the BIDS data set `root`, or of all those in `root`.
 
-    A subject is one within its data set. An image whose contrast its name does not tell is left to the rules.
+    Subjects are per data set. An image whose name does not give its contrast is left to the rules.
     """
     visited: set[str] = set()
     for home in _data_sets(root):
@@ -41,7 +41,7 @@ def _is_data_set(folder: Path) -> bool:
 def _candidate(file: Path, home: Path, root: Path, dataset: str) -> Candidate | LeftOut:
     parts = file.relative_to(home).parts
     if not parts[0].startswith("sub-") or len(parts) < 2:
-        return LeftOut(path=file, reason=f"no raw BIDS image: in {parts[0] if parts[1:] else home.name}")
+        return LeftOut(path=file, reason=f"not a raw BIDS image: in {parts[0] if parts[1:] else home.name}")
     if file.parent.name in _OTHER_TYPES:
         return LeftOut(path=file, reason=_OTHER_TYPES[file.parent.name])
     stem = scan_stem(file)

@@ -1,6 +1,6 @@
 """Medical Segmentation Decathlon (http://medicaldecathlon.com): `dataset.json` and image folders.
 
-Or a raw data set of nnU-Net, which has a file for each channel, see `scans.nnunet`.
+Also raw data sets of nnU-Net, which have a file for each channel (see `scans.nnunet`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ _IMAGES = ("imagesTr", "imagesTs")
 _LABELS = ("labelsTr", "labelsTs")
 
 
-class Task(ScanList):
+class DecathlonTask(ScanList):
     """A task's `dataset.json`."""
 
     test: Sequence[Entry] = ()
@@ -29,15 +29,15 @@ class Task(ScanList):
 
 
 def candidates_in_decathlon(root: Path, dataset: str | None) -> Iterator[Candidate | LeftOut]:
-    """The images of the task `root`, or of all tasks in `root`, those without labels too.
+    """The images of the task `root`, or of all tasks in `root`, including those without labels.
 
-    Each volume of a 4-D image is a scan of its own, of the same subject; so is each channel's file.
+    Each volume of a 4-D image is a separate scan of the same subject; so is each channel's file.
 
     Raises:
-        Dae3dError: where a `dataset.json` is none of a task.
+        Dae3dError: if a `dataset.json` is not that of a task.
     """
     for home in _tasks(root):
-        task = load_list(home / "dataset.json", Task)
+        task = load_list(home / "dataset.json", DecathlonTask)
         labels = _channel_labels(home, task)
         name = dataset or home.name
         entries = [*task.training, *task.test]
@@ -50,7 +50,7 @@ def candidates_in_decathlon(root: Path, dataset: str | None) -> Iterator[Candida
                 present.add(file)
                 yield from _scans(file, labels, home, root, name, by_file)
             elif suffix(file):
-                reason = "segmentation" if file.parent.name in _LABELS else f"no image of {home.name}"
+                reason = "segmentation" if file.parent.name in _LABELS else f"not an image of {home.name}"
                 yield LeftOut(path=file, reason=reason)
         listed = [home / image for entry in entries for image in entry.images]
         yield from (
@@ -64,9 +64,9 @@ def _tasks(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob("*/dataset.json"))
 
 
-def _channel_labels(home: Path, task: Task) -> list[str]:
+def _channel_labels(home: Path, task: DecathlonTask) -> list[str]:
     if not isinstance(task.modality, dict) or not task.modality:
-        raise Dae3dError(f"{home / 'dataset.json'}: names no `modality` of its channels")
+        raise Dae3dError(f"{home / 'dataset.json'}: has no `modality` for its channels")
     try:
         return [label_in_list(task.modality[number]) for number in sorted(task.modality, key=int)]
     except ValueError as error:
@@ -76,7 +76,7 @@ def _channel_labels(home: Path, task: Task) -> list[str]:
 def _scans(
     file: Path, labels: list[str], home: Path, root: Path, dataset: str, by_file: bool
 ) -> Iterator[Candidate | LeftOut]:
-    """The channels in a file, or, `by_file`, the one that its number says."""
+    """The channels in a file, or, if `by_file`, the one of its number."""
     case, channels = scan_stem(file), list(enumerate(labels))
     single = by_file or len(labels) == 1
     if by_file:
@@ -84,7 +84,7 @@ def _scans(
         channels = channels[number : number + 1] if number is not None else []
         if not channels:
             yield LeftOut(
-                path=file, reason=f"no channel of {home.name} by its number: 0000 to {len(labels) - 1:04d}"
+                path=file, reason=f"not a channel of {home.name}: numbers are 0000 to {len(labels) - 1:04d}"
             )
     for number, label in channels:
         yield Candidate(

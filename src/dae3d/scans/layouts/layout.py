@@ -1,4 +1,4 @@
-"""The layouts of public data sets, by name: what lies where, and what each file is."""
+"""The layouts of public data sets, by name: where the scans are, and what each file is."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,15 +29,15 @@ LayoutName = Literal[
     "openmind",
 ]
 
-_LISTED = 12  # names of a folder that an error shows
+_LISTED = 12  # names in a folder that an error shows
 
 
 @dataclass(frozen=True)
 class Layout:
     """A public data set as it is released.
 
-    `expected` is a sketch of its folders. `find` finds the scans under a root; a set without is released as
-    DICOM series, of which those of `modality` belong to it.
+    `expected` is a sketch of its folders. `find` finds the scans under a root; a set without it is released
+    as DICOM series, of which only those of `modality` belong to it.
     """
 
     title: str
@@ -51,12 +51,12 @@ class Layout:
         return self.find is None
 
     def candidates(self, root: Path, dataset: str | None) -> Iterator[Candidate | LeftOut]:
-        """The scans under `root` (absolute), and what is none of them; nothing for a set of DICOM series.
+        """The scans under `root` (absolute), and what is left out; nothing for a set of DICOM series.
 
-        `dataset` takes the place of the set's own name.
+        `dataset` replaces the set's own name.
 
         Raises:
-            Dae3dError: where none of its scans is there, with what was expected and what was found.
+            Dae3dError: if none of its scans is found, with what was expected and what is there.
         """
         if self.find is None:
             return
@@ -68,20 +68,20 @@ class Layout:
             raise self.mismatch(root)
 
     def refuses(self, label: str | None, scanner: str) -> str | None:
-        """Why a DICOM series is left out, or None where it belongs here.
+        """Why a DICOM series is left out, or None if it belongs here.
 
-        `label` is its modality label, None where that is uncertain; then its header's Modality counts.
+        `label` is its modality label, None if that is uncertain; then its header's Modality is used.
         """
         if self.modality is None or label == self.modality:
             return None
         if label is None and scanner == self.modality.upper():
             return None
-        return f"{label or 'unknown modality'}: of {self.title} the {self.modality} series are taken"
+        return f"{label or 'unknown modality'}: of {self.title}, only {self.modality} series are taken"
 
     def mismatch(self, root: Path) -> Dae3dError:
-        """The error for a folder in which nothing of the set was found."""
+        """The error for a folder without any scan of the set."""
         return Dae3dError(
-            f"{root}: no scan of {self.title} is there\nexpected:\n{_indented(self.expected)}\n"
+            f"{root}: no scan of {self.title} was found\nexpected:\n{_indented(self.expected)}\n"
             f"found:\n{_indented(_listing(root))}"
         )
 

@@ -1,4 +1,4 @@
-"""Layouts of public data sets whose file names tell what each file is."""
+"""Layouts of public data sets by their file names."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,11 @@ from dae3d.scans.sources import Candidate, files_in
 NIFTI = r"\.nii(\.gz)?$"
 
 
-class Kind(NamedTuple):
+class FileKind(NamedTuple):
     """Files of one kind, by a regular expression that is searched for in their path.
 
-    Its group `subject` is the scan's subject, its group `modality`, if there is one, what the file name calls
-    the modality. Files that are not scans have a `reason` instead.
+    Its group `subject` is the scan's subject, its optional group `modality` the modality in the file name.
+    Files that are not scans have a `reason` instead.
     """
 
     pattern: str
@@ -27,35 +27,35 @@ class Kind(NamedTuple):
 
 # By the names in LAYOUTS. The names `images/img_<n>` and `Image_LIDC/<patient>_<n>` are those that the
 # published lists give to converted series; the releases themselves are DICOM.
-KINDS: dict[str, Sequence[Kind]] = {
+KINDS: dict[str, Sequence[FileKind]] = {
     "luna16": (
-        Kind(r"/seg-lungs-LUNA16/", reason="lung segmentation of LUNA16"),
-        Kind(r"/subset_?\d/(?P<subject>1\.3\.6\.1\.4\.1\.14519\.[\d.]+\d)\.(mhd|mha|nii|nii\.gz)$", "ct"),
+        FileKind(r"/seg-lungs-LUNA16/", reason="lung segmentation of LUNA16"),
+        FileKind(r"/subset_?\d/(?P<subject>1\.3\.6\.1\.4\.1\.14519\.[\d.]+\d)\.(mhd|mha|nii|nii\.gz)$", "ct"),
     ),
     "covid19": (
-        Kind(r"/volume-covid19-A-\d{4}\w*_(seg|mask)" + NIFTI, reason="segmentation"),
-        Kind(r"/volume-covid19-(?P<subject>A-\d{4})(_day\d+|_\d+|_ct)*" + NIFTI, "ct"),
+        FileKind(r"/volume-covid19-A-\d{4}\w*_(seg|mask)" + NIFTI, reason="segmentation"),
+        FileKind(r"/volume-covid19-(?P<subject>A-\d{4})(_day\d+|_\d+|_ct)*" + NIFTI, "ct"),
     ),
     "brats21": (
-        Kind(r"/BraTS2021_\d{5}_seg" + NIFTI, reason="tumour segmentation"),
-        Kind(r"/(?P<subject>BraTS2021_\d{5})_(?P<modality>t1ce|t1|t2|flair)" + NIFTI),
+        FileKind(r"/BraTS2021_\d{5}_seg" + NIFTI, reason="tumour segmentation"),
+        FileKind(r"/(?P<subject>BraTS2021_\d{5})_(?P<modality>t1ce|t1|t2|flair)" + NIFTI),
     ),
     "btcv": (
-        Kind(r"/label\d{4}(_avg)?" + NIFTI, reason="organ segmentation"),
-        Kind(r"/(img|imagesTr|imagesTs)/(?P<subject>img\d{4})" + NIFTI, "ct"),
+        FileKind(r"/label\d{4}(_avg)?" + NIFTI, reason="organ segmentation"),
+        FileKind(r"/(img|imagesTr|imagesTs)/(?P<subject>img\d{4})" + NIFTI, "ct"),
     ),
     "feta": (
-        Kind(r"/sub-\w+_rec-\w+_dseg" + NIFTI, reason="tissue segmentation"),
-        Kind(r"/(?P<subject>sub-[A-Za-z0-9]+)_rec-[A-Za-z0-9]+_T2w" + NIFTI, "t2"),
+        FileKind(r"/sub-\w+_rec-\w+_dseg" + NIFTI, reason="tissue segmentation"),
+        FileKind(r"/(?P<subject>sub-[A-Za-z0-9]+)_rec-[A-Za-z0-9]+_T2w" + NIFTI, "t2"),
     ),
-    "hnscc": (Kind(r"/images/(?P<subject>img_\d+)" + NIFTI, "ct"),),
-    "ct-colonography": (Kind(r"/images/(?P<subject>img_\d+)" + NIFTI, "ct"),),
-    "lidc-idri": (Kind(r"/(?P<subject>LIDC-IDRI-\d{4})_\d+" + NIFTI, "ct"),),
+    "hnscc": (FileKind(r"/images/(?P<subject>img_\d+)" + NIFTI, "ct"),),
+    "ct-colonography": (FileKind(r"/images/(?P<subject>img_\d+)" + NIFTI, "ct"),),
+    "lidc-idri": (FileKind(r"/(?P<subject>LIDC-IDRI-\d{4})_\d+" + NIFTI, "ct"),),
 }
 
 
 def candidates_by_name(name: str, root: Path, dataset: str | None) -> Iterator[Candidate | LeftOut]:
-    """The scans of the set `name` under `root`, and the files that are none; `dataset` renames the set."""
+    """The scans of the set `name` under `root`, and the files left out; `dataset` renames the set."""
     for file in files_in(root, set()):
         if isinstance(file, LeftOut):
             yield file
@@ -74,11 +74,11 @@ def _candidate(name: str, file: Path, root: Path, dataset: str) -> Candidate | L
 
 
 def told_by_name(name: str, shown: str) -> tuple[str, str] | str:
-    """The modality and the subject of the scan of set `name` at the path `shown`, or why it is none."""
+    """The modality and subject of the scan of set `name` at the path `shown`, or why it is left out."""
     for kind in KINDS[name]:
         match = re.search(kind.pattern, f"/{shown}")
         if match and kind.reason:
             return kind.reason
         if match:
             return label_in_list(kind.modality or match["modality"]), f"{name}/{match['subject']}"
-    return f"no scan of {name} by its name"
+    return f"not a scan of {name}, by its name"

@@ -1,7 +1,7 @@
 """OpenMind (https://huggingface.co/datasets/AnonRes/OpenMind): 3D head MR pooled from OpenNeuro.
 
-The release is a table `openneuro_metadata.csv` beside a folder `OpenMind` that its paths start from. nnssl,
-the code published with it, makes `pretrain_data.json` of that table, and of other collections too.
+The release is a table `openneuro_metadata.csv` beside a folder `OpenMind`, which its paths start from. nnssl,
+the code published with it, converts that table and other collections to `pretrain_data.json`.
 """
 
 import csv
@@ -49,7 +49,7 @@ class _Collection(BaseModel):
 
 
 class _Row(NamedTuple):
-    """One image, of the OpenNeuro data set `dataset`, and its masks; names as they are written."""
+    """One image of the OpenNeuro data set `dataset`, and its masks; names as written."""
 
     dataset: str
     subject: str
@@ -62,10 +62,10 @@ class _Row(NamedTuple):
 def candidates_in_openmind(root: Path, dataset: str | None) -> Iterator[Candidate | LeftOut]:
     """The images that `pretrain_data.json` in `root` lists, or else `openneuro_metadata.csv`.
 
-    Masks, of which several images may share one, are left out by their number.
+    Masks, which several images may share, are counted as left out.
 
     Raises:
-        Dae3dError: where the list found is not of this form.
+        Dae3dError: if the list found does not have this format.
     """
     home = root / "OpenMind" if (root / "OpenMind").is_dir() else root
     masks: dict[str, set[str]] = {"anonymisation mask": set(), "anatomy mask": set()}
@@ -95,7 +95,7 @@ def _rows_of_collection(path: Path) -> Iterator[_Row]:
     except ValidationError as error:
         first = error.errors()[0]
         place = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
-        raise Dae3dError(f"{path}: no collection of nnssl: {place}{first['msg']}") from None
+        raise Dae3dError(f"{path}: not a collection of nnssl: {place}{first['msg']}") from None
     for dataset, content in collection.datasets.items():
         for subject, sessions in content.subjects.items():
             for image in (image for session in sessions.sessions.values() for image in session.images):
@@ -115,9 +115,9 @@ def _rows_of_table(path: Path) -> Iterator[_Row]:
         table = csv.DictReader(file)
         lacking = {"image_path", "modality"} - set(table.fieldnames or ())
         if lacking:
-            raise Dae3dError(f"{path}: no table of OpenMind: no column {', '.join(sorted(lacking))}")
+            raise Dae3dError(f"{path}: not a table of OpenMind: no column {', '.join(sorted(lacking))}")
         for row in table:
-            image = row["image_path"] or ""  # none in a line cut short
+            image = row["image_path"] or ""  # None in a line cut short
             dataset, subject = (*image.split("/"), "")[:2]
             masks = row.get("anon_mask_path"), row.get("anat_mask_path")
             yield _Row(dataset, subject, image, row["modality"] or "", *masks)
@@ -139,7 +139,7 @@ def _candidate(row: _Row, home: Path, root: Path, dataset: str) -> Candidate:
 
 
 def _place(row: _Row, home: Path) -> Path:
-    """Where an image lies: as written, or, where the list comes from elsewhere, by its data set's folder."""
+    """The path of an image: as written, or, if that does not exist, in its data set's folder."""
     written = Path(os.path.expandvars(row.image))
     if written.is_absolute() and written.exists():
         return written

@@ -1,7 +1,7 @@
-"""The lists of scans published with the reference implementation: they name files, and nothing of modality.
+"""The lists of scans published with the reference implementation, which name files but no modalities.
 
-They are known by their file names. Which set each is of tells the modality and the subjects by the names of
-its scans, see `names`.
+They are recognised by their file names, which give the data set. Modality and subject then follow from the
+names of the scans, see `names`.
 """
 
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 from dae3d.scans.layouts.names import told_by_name
 from dae3d.scans.readers import SUFFIXES, scan_stem
 
-# The files that github.com/Project-MONAI/research-contributions names, and the layouts' names for their sets.
+# The lists at github.com/Project-MONAI/research-contributions, and the names of their sets' layouts.
 PUBLISHED = {
     "dataset_LUNA16_0.json": "luna16",
     "dataset_TCIAcovid19_0.json": "covid19",
@@ -24,15 +24,15 @@ _SUBSET = re.compile(r"subset_(\d)")
 
 
 def told_by_published(name: str, scan: str) -> tuple[str | None, str | None]:
-    """The modality and the subject of a `scan` as a list of the set `name` writes it, where they are told."""
+    """The modality and subject of a `scan` named in a list of the set `name`, if known."""
     told = told_by_name(name, scan)
     return (None, None) if isinstance(told, str) else told
 
 
 def published_file(listed: Path) -> Path:
-    """The file that a list means by `listed`: itself, or the same scan as the set's release has it.
+    """The file that a list means by `listed`: itself, or the same scan in the data set's release.
 
-    That may have another suffix (`.mhd` for `.nii.gz`), and LUNA16's folder `subset_0` is there `subset0`.
+    That may have another suffix (`.mhd` for `.nii.gz`), and LUNA16's folder `subset_0` is called `subset0`.
     """
     folders = [listed.parent]
     if subset := _SUBSET.fullmatch(listed.parent.name):

@@ -1,4 +1,4 @@
-"""What an index counts, as it comes."""
+"""The counts that `index` reports."""
 
 import re
 import sys
@@ -16,20 +16,20 @@ _DETAIL = re.compile(r" \([^)]*\)")
 
 
 @dataclass
-class Kind:
-    """Files of which the same is to be said, and the first of them."""
+class CountedFiles:
+    """The number of files that share a reason or remark, and the first of them."""
 
     files: int
     example: Path
     detail: str
 
 
-class Tally:
-    """What the tables count, as it comes.
+class IndexCounts:
+    """The counts shown in the tables, updated file by file.
 
-    `tellers` counts the scans by what told their subject, `by_name` has the subjects that names alone tell,
-    `not_asked` is the first scan of which the user's settings tell none, and `unused` what a table of
-    subjects has besides.
+    `tellers` counts the scans by the source of their subject, `by_name` holds the subjects known by names
+    alone, `not_asked` is the first scan without a subject by the user's settings, and `unused` the paths in a
+    table of subjects that match no scan.
     """
 
     def __init__(self) -> None:
@@ -38,13 +38,13 @@ class Tally:
         self.by_name: set[str] = set()
         self.not_asked: Path | None = None
         self.unused: Sequence[str] = ()
-        self.left_out: dict[str, Kind] = {}
-        self.remarks: dict[str, Kind] = {}
+        self.left_out: dict[str, CountedFiles] = {}
+        self.remarks: dict[str, CountedFiles] = {}
         self.rules: Counter[str] = Counter()
 
     def add(self, item: Described) -> None:
         """Count a scan that can be used."""
-        # Equal words are kept once.
+        # Equal strings are kept in memory once.
         subject, modality = sys.intern(item.scan.subject), sys.intern(item.scan.modality)
         self.members[Member(subject, modality, item.given)] += 1
         self.tellers[item.teller] += 1
@@ -56,7 +56,7 @@ class Tally:
             self.add_remark(item.scan.path, item.remark)
 
     def named(self) -> dict[str, frozenset[str]]:
-        """The modalities of each subject that names alone tell."""
+        """The modalities of each subject known by names alone."""
         found: dict[str, frozenset[str]] = {}
         for member in self.members:
             if member.subject in self.by_name:
@@ -64,19 +64,19 @@ class Tally:
         return found
 
     def rename(self, subject_of: Mapping[str, str]) -> None:
-        """Count the scans of the subjects that have another name under that."""
+        """Move the counts of subjects to their new names."""
         for member in [member for member in self.members if member.subject in subject_of]:
             self.members[member._replace(subject=subject_of[member.subject])] += self.members.pop(member)
         self.by_name -= subject_of.keys()
 
     def add_left_out(self, item: LeftOut) -> None:
-        """Count a file, or the files of a series, under what its reason begins with."""
+        """Count a file, or the files of a series, under the first part of its reason."""
         kind, _, detail = item.reason.partition(": ")
-        self.left_out.setdefault(kind, Kind(0, item.path, detail)).files += item.files
+        self.left_out.setdefault(kind, CountedFiles(0, item.path, detail)).files += item.files
 
     def add_remark(self, path: Path, remark: str) -> None:
-        """Count what a user should know of a scan's header."""
-        self.remarks.setdefault(_DETAIL.sub("", remark), Kind(0, path, "")).files += 1
+        """Count a note on a scan's header."""
+        self.remarks.setdefault(_DETAIL.sub("", remark), CountedFiles(0, path, "")).files += 1
 
 
 _NONE: frozenset[str] = frozenset()
@@ -84,5 +84,5 @@ _NONE: frozenset[str] = frozenset()
 
 @cache
 def _with(modalities: frozenset[str], modality: str) -> frozenset[str]:
-    """A set with one more; equal sets are kept once."""
+    """A set with one more element; equal sets are kept in memory once."""
     return modalities | {modality}

@@ -1,37 +1,35 @@
-"""A run in words: what it did, how it went, what its folder lacks."""
+"""Sentences about a run: what was trained, the result, and what the run folder lacks."""
 
 from collections.abc import Sequence
 
 from dae3d.evaluation.image_metrics import IMAGE_METRICS
 from dae3d.reporting.comparison import Comparison
-from dae3d.reporting.run import Run
+from dae3d.reporting.run_folder import Run
 from dae3d.words import duration, listing, plural, quantity
 
 
 def summary(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
-    """What was trained on what, how long, and with which result: sentences."""
+    """Sentences about network, data, duration and result."""
     return [_training(run), *legs(run), *_result(run, comparisons)]
 
 
 def legs(run: Run) -> list[str]:
-    """From which steps on a run that was resumed was trained on other data."""
+    """Sentences about changes of the training data when the run was resumed."""
     sentences = []
     for leg in run.record.legs[1:]:
         scans = [f"{plural(row.train, 'scan')} of {row.modality} ({row.dataset})" for row in leg.data.rows]
-        sentences.append(
-            f"From step {leg.start} on it was trained on other data than before: {', '.join(scans)}."
-        )
+        sentences.append(f"From step {leg.start} on, training continued on other data: {', '.join(scans)}.")
     return sentences
 
 
 def missing(run: Run) -> list[str]:
-    """What a finished run has and this one has not."""
+    """Sentences about what a complete run would have and this one lacks."""
     record, metrics = run.record, run.metrics
     absent = []
     if not record.finished:
         absent.append(f"The run is not finished: {progress(run)}.")
     if run.settings is None:
-        absent.append("There is no settings.yaml.")
+        absent.append("settings.yaml is missing.")
     if not record.data.rows:
         absent.append("run.json does not say what was trained on.")
     if not any(name.startswith("train/") for name in metrics):
@@ -40,13 +38,13 @@ def missing(run: Run) -> list[str]:
         absent.append(f"{plural(run.unreadable_rows, 'row')} of metrics.csv could not be read.")
     unmeasured = [m for m in run.modalities if f"val/psnr/{m}" not in metrics]
     if unmeasured:
-        absent.append(f"There is no validation of {listing(unmeasured)}.")
+        absent.append(f"No validation results for {listing(unmeasured)}.")
     unpaired = [m for m in run.modalities if f"baseline/psnr/disrupted/{m}" not in metrics]
     if unpaired:
-        absent.append(f"There is nothing to compare the repair of {listing(unpaired)} with.")
+        absent.append(f"No baselines for {listing(unpaired)}.")
     undrawn = [m for m in run.modalities if m not in run.pictures]
     if undrawn:
-        absent.append(f"There are no pictures of {listing(undrawn)}.")
+        absent.append(f"No pictures of {listing(undrawn)}.")
     return absent
 
 
@@ -73,32 +71,33 @@ def _training(run: Run) -> str:
     )
     length = f", for {progress(run)}" if record.step is not None else ""
     time = f" in {duration(record.seconds)}" if record.seconds is not None else ""
-    return f"{network} learned {task}{data}{length}{time}."
+    return f"{network} was trained {task}{data}{length}{time}."
 
 
 def _result(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
     compared = [c for c in comparisons if not c.untouched]
     if comparisons and not compared:
         return [
-            "The disruption leaves the voxels as they are, so there is no disrupted image to compare with."
+            "The disruption does not change the voxels, so the repaired image is not compared with a "
+            "disrupted one."
         ]
     if not compared:
-        return ["The repair has not been compared with the disrupted image yet."]
+        return ["No comparison with the disrupted images yet."]
     steps = sorted({c.step for c in compared})
-    when = f"At step {steps[0]}" if len(steps) == 1 else "At their last validation"
+    when = f"At step {steps[0]}" if len(steps) == 1 else "At the last validation of each modality"
     if steps == [0]:
         when = "Before training (step 0)"
-    measures = list(compared[0].rows[0].values)
-    better = listing([_tally(compared, measure, "beats_disrupted") for measure in measures])
+    metrics = list(compared[0].rows[0].values)
+    better = listing([_tally(compared, metric, "beats_disrupted") for metric in metrics])
     sentences = [f"{when}, the repaired validation crops are better than the disrupted ones {better}."]
     if all(c.baselines for c in compared):
-        beaten = listing([_tally(compared, measure, "beats_baselines") for measure in measures])
-        sentences.append(f"They beat the best baseline {beaten}.")
+        beaten = listing([_tally(compared, metric, "beats_baselines") for metric in metrics])
+        sentences.append(f"They are better than all baselines {beaten}.")
     return sentences
 
 
-def _tally(comparisons: Sequence[Comparison], measure: str, test: str) -> str:
-    won = [c.modality for c in comparisons if getattr(c, test)(measure)]
+def _tally(comparisons: Sequence[Comparison], metric: str, test: str) -> str:
+    won = [c.modality for c in comparisons if getattr(c, test)(metric)]
     of = plural(len(comparisons), "modality")
     which = f" ({', '.join(won)})" if 0 < len(won) < len(comparisons) else ""
-    return f"in {IMAGE_METRICS[measure].title} on {len(won) or 'none'} of {of}{which}"
+    return f"in {IMAGE_METRICS[metric].title} on {len(won) or 'none'} of {of}{which}"

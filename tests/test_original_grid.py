@@ -13,8 +13,8 @@ from scipy.ndimage import map_coordinates
 
 from conftest import smooth_volume
 from dae3d.errors import Dae3dError
-from dae3d.inference.native import interpolate_slabs, is_part_of, nearest_classes
 from dae3d.inference.nifti import write_nifti
+from dae3d.inference.original_grid import interpolate_slabs, is_part_of, nearest_classes
 from dae3d.inference.sliding import Slab
 from dae3d.scans.grids import Grid
 from dae3d.scans.readers import Volume, read_volume
@@ -36,10 +36,10 @@ def slabs_of(probabilities, axis, cuts):
         yield Slab(axis, start, stop, whole.narrow(axis + 1, start, stop - start))
 
 
-def back(probabilities, grid, native, axis=0, cuts=()):
-    classes = np.zeros(native.shape, np.uint8)
-    values = np.full((len(probabilities), *native.shape), np.nan, np.float32)
-    interpolate_slabs(slabs_of(probabilities, axis, cuts), grid, native, classes, values)
+def back(probabilities, grid, original, axis=0, cuts=()):
+    classes = np.zeros(original.shape, np.uint8)
+    values = np.full((len(probabilities), *original.shape), np.nan, np.float32)
+    interpolate_slabs(slabs_of(probabilities, axis, cuts), grid, original, classes, values)
     return classes, values
 
 
@@ -90,7 +90,7 @@ def test_a_linear_function_of_place_comes_back_exactly(order, tilt, spacing, axi
     scan = Volume(np.zeros((13, 17, 9), np.float32), affine_of(order, (1.3, 0.9, 2.2), tilt))
     scan.array[3:5] = 1
     resampled = resample(to_ras(scan), spacing)
-    grid, native = grid_of(resampled), grid_of(scan)
+    grid, original = grid_of(resampled), grid_of(scan)
     slope = np.array([0.004, -0.007, 0.003])
 
     def ramp(where):
@@ -98,12 +98,12 @@ def test_a_linear_function_of_place_comes_back_exactly(order, tilt, spacing, axi
         value = 0.5 + apply_affine(where.affine, indices) @ slope
         return np.stack([1 - value, value])
 
-    classes, values = back(ramp(grid), grid, native, axis, cuts)
-    places = np.moveaxis(np.indices(native.shape), 0, -1)
-    in_grid = apply_affine(np.linalg.inv(grid.affine) @ native.affine, places)
+    classes, values = back(ramp(grid), grid, original, axis, cuts)
+    places = np.moveaxis(np.indices(original.shape), 0, -1)
+    in_grid = apply_affine(np.linalg.inv(grid.affine) @ original.affine, places)
     between = ((in_grid > 1e-6) & (in_grid < np.array(grid.shape) - 1 - 1e-6)).all(axis=-1)
     assert between.sum() > 100
-    expected = ramp(native)
+    expected = ramp(original)
     np.testing.assert_allclose(values[:, between], expected[:, between], atol=2e-6)
     clear = between & (np.abs(expected[1] - 0.5) > 1e-4)
     assert np.array_equal(classes[clear], expected[1][clear] > 0.5)
@@ -114,15 +114,15 @@ def test_a_linear_function_of_place_comes_back_exactly(order, tilt, spacing, axi
 def test_slabs_give_what_the_whole_gives(axis):
     """Compared with SciPy, beyond the outermost centres too."""
     scan = Volume(smooth_volume(1, (24, 20, 15)), affine_of("PIR", (1.0, 1.2, 2.5), 0.2))
-    grid, native = (
+    grid, original = (
         grid_of(crop(resample(to_ras(scan), (1.7, 1.9, 1.5)), ((2, 0, 1), (9, 8, 15)))),
         grid_of(scan),
     )
     classes_on_grid = np.random.default_rng(0).dirichlet(np.ones(4), grid.shape)
     probabilities = np.moveaxis(classes_on_grid, -1, 0).astype(np.float32)
-    classes, values = back(probabilities, grid, native, axis, cuts=range(1, 40, 3))
+    classes, values = back(probabilities, grid, original, axis, cuts=range(1, 40, 3))
     coordinates = apply_affine(
-        np.linalg.inv(grid.affine) @ native.affine, np.moveaxis(np.indices(native.shape), 0, -1)
+        np.linalg.inv(grid.affine) @ original.affine, np.moveaxis(np.indices(original.shape), 0, -1)
     )
     inside = ~np.isnan(values[0])
     expected = np.stack(
@@ -140,12 +140,12 @@ def test_nearest_takes_the_class_of_the_closest_centre():
     scan = Volume(np.zeros((6, 7, 5), np.float32), affine_of("LSP", (1.0, 1.3, 2.9), 0.3))
     scan.array[2] = 1
     resampled = resample(to_ras(scan), (2.3, 1.7, 1.1))
-    grid, native = grid_of(resampled), grid_of(scan)
+    grid, original = grid_of(resampled), grid_of(scan)
     labels = random.integers(1, 9, grid.shape, dtype=np.uint8)
-    found = nearest_classes(labels, grid, native)
+    found = nearest_classes(labels, grid, original)
     centres = apply_affine(grid.affine, np.indices(grid.shape).reshape(3, -1).T)
-    for voxel in np.ndindex(*native.shape):
-        distance = np.linalg.norm(centres - apply_affine(native.affine, voxel), axis=1)
+    for voxel in np.ndindex(*original.shape):
+        distance = np.linalg.norm(centres - apply_affine(original.affine, voxel), axis=1)
         first, second = np.sort(distance)[:2]
         if second - first > 1e-6:
             assert found[voxel] == labels.ravel()[distance.argmin()]

@@ -7,13 +7,13 @@ import numpy as np
 
 from dae3d.scans.padding import background
 from dae3d.store.boxes import Triple
-from dae3d.store.intensity import Figures
+from dae3d.store.intensity import Normalisation
 from dae3d.store.scan import StoredScan
 
 _NATIVE = ("int8", "uint8", "int16")
 
 
-class Unscaled(NamedTuple):
+class PendingScaling(NamedTuple):
     """What is left to do to stored voxels, in this order, in float32.
 
     Add the intercept; replace what is at or below `padding` by `background`; subtract `shift`; divide by
@@ -23,24 +23,24 @@ class Unscaled(NamedTuple):
     intercept: float
     padding: float | None
     background: float
-    figures: Figures
+    normalisation: Normalisation
 
 
 @dataclass(frozen=True)
-class NativeCrop:
+class StoredCrop:
     """The voxels of a crop that are inside its scan, of any real type, from voxel `start` of the crop on.
 
-    What lies beyond is 0. `unscaled` is None where voxels are scaled already.
+    What lies beyond is 0. `pending` is None where voxels are scaled already.
     """
 
     voxels: np.ndarray
     start: Triple
-    unscaled: Unscaled | None
+    pending: PendingScaling | None
 
 
-def unscaled(scan: StoredScan, figures: Figures) -> Unscaled | None:
+def pending_scaling(scan: StoredScan, normalisation: Normalisation) -> PendingScaling | None:
     """How the voxels of a scan are scaled elsewhere; None where that would not be exact, or save no bytes."""
     exact = scan.slope == 1 and scan.intercept.is_integer() and abs(scan.intercept) < np.iinfo(np.int16).max
     if scan.dtype not in _NATIVE or not exact:
         return None
-    return Unscaled(scan.intercept, scan.statistics.padding, background(scan.modality), figures)
+    return PendingScaling(scan.intercept, scan.statistics.padding, background(scan.modality), normalisation)

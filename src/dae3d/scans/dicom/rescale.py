@@ -1,4 +1,4 @@
-"""From stored values to intensities: the rescaling of every slice, checked by a second decoder."""
+"""From stored values to intensities: the rescaling of each slice, checked with a second decoder."""
 
 import math
 from dataclasses import dataclass
@@ -26,17 +26,17 @@ _TAGS = [
     "RescaleType",
     "SharedFunctionalGroupsSequence",
 ]
-# A CT with air in it has values below; stored values that still await their intercept have not.
+# A CT that shows air has values below this; stored values without their intercept do not.
 _AIR = -500.0
-# Rescale Types other than HU (PS3.3 C.11.1.1.2), the only ones that a reason may quote: it is free text.
+# Rescale Types other than HU (PS3.3 C.11.1.1.2). Others are free text and must not be quoted.
 _UNITS = ("OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT")
-# What pydicom decodes by itself, a frame at a time.
+# Transfer syntaxes that pydicom decodes by itself, frame by frame.
 _COMPARED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless)
 
 
 @dataclass(frozen=True)
 class Rescale:
-    """Intensity = stored value * `slope` + `intercept`; `given` where the header says so."""
+    """Intensity = stored value * `slope` + `intercept`; `given` if it is in the header."""
 
     slope: float = 1.0
     intercept: float = 0.0
@@ -46,10 +46,10 @@ class Rescale:
 
 @dataclass(frozen=True)
 class Storage:
-    """How the pixels of a file are stored: in which compression and type, and rescaled how in each frame.
+    """How the pixels of a file are stored: compression, type, and the rescaling of each frame.
 
-    `bits` of each value are used. `inverted` says that the least is shown white (MONOCHROME1). `padding` is
-    the least and greatest stored value that stand for "not imaged", by Pixel Padding Value.
+    `bits` of each value are used. `inverted` means that the lowest value is white (MONOCHROME1). `padding` is
+    the range of stored values that mean "not imaged", by Pixel Padding Value.
     """
 
     syntax: UID | None
@@ -64,7 +64,7 @@ def read_storage(path: Path) -> Storage:
     """How the pixels of a DICOM file are stored.
 
     Raises:
-        ScanError: where its header does not say it.
+        ScanError: if its header lacks it.
     """
     header = read_header(path, _TAGS)
     if header.get("PixelRepresentation") not in (0, 1):
@@ -86,7 +86,7 @@ def read_storage(path: Path) -> Storage:
 
 def _padding(header: Dataset, dtype: np.dtype) -> tuple[int, int] | None:
     values = [header.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
-    # Often written as 63536 in place of -2000, or the other way round.
+    # Often written as 63536 instead of -2000, or the other way round.
     ends = [int(np.int64(value).astype(dtype)) for value in values if isinstance(value, int)]
     return (min(ends), max(ends)) if ends else None
 
@@ -97,7 +97,7 @@ def _rescale(frame: Dataset, shared: Dataset, header: Dataset) -> Rescale:
     for item in [*(group[0] for group in groups if group), header]:
         slope, intercept = _number(item, "RescaleSlope"), _number(item, "RescaleIntercept")
         if slope is not None or intercept is not None:
-            # Zero would leave nothing of the image; some writers put it for "none".
+            # Zero would erase the image; some writers use it for "none".
             units = str(item.get("RescaleType") or "").strip().upper()
             return Rescale(slope or 1.0, intercept or 0.0, units, given=True)
     return Rescale()
@@ -113,12 +113,12 @@ def _number(item: Dataset, keyword: str) -> float | None:
 
 
 def check_stored(one: Slice, plane: np.ndarray, storage: Storage) -> None:
-    """Compare a slice as decoded by GDCM, (rows, columns) of stored values, with what pydicom decodes.
+    """Compare stored values (rows, columns) decoded by GDCM with those that pydicom decodes.
 
     Slices in a compression that pydicom alone cannot read are not compared.
 
     Raises:
-        ScanError: where they differ, so that neither can be trusted.
+        ScanError: if they differ.
     """
     if storage.syntax not in _COMPARED:
         return
@@ -128,14 +128,14 @@ def check_stored(one: Slice, plane: np.ndarray, storage: Storage) -> None:
     if storage.dtype.kind == "i":
         expected -= (expected >> (storage.bits - 1)) << storage.bits
     if not np.array_equal(plane, expected):
-        raise ScanError(f"{one.name}: its pixels come out differently from two decoders")
+        raise ScanError(f"{one.name}: two decoders give different pixels")
 
 
 def check_hounsfield(rescales: set[Rescale], least: float) -> None:
     """Check that a CT whose `least` intensity is given is in HU.
 
     Raises:
-        ScanError: where its header names other units, or says nothing and its values cannot be HU.
+        ScanError: if its header names other units, or has none and the values cannot be HU.
     """
     for rescale in rescales:
         if rescale.units not in ("", "HU", "US"):  # "US": unspecified

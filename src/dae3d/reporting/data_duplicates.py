@@ -1,4 +1,4 @@
-"""Scans that are there more than once: the same file, or the same voxels under another header."""
+"""Duplicate scans: the same file, or the same voxels with a different header."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ GROUPS_SHOWN, MEMBERS_SHOWN = 100, 8
 
 
 @dataclass(frozen=True)
-class Twins:
-    """Scans with the same voxels, the first of them; `leak`: some are trained on, others validated on."""
+class DuplicateGroup:
+    """`count` scans with the same voxels, of which `scans` are shown; `leak`: in both sides of the split."""
 
     leak: bool
     what: str
@@ -23,16 +23,16 @@ class Twins:
 
 
 @dataclass(frozen=True)
-class Repeats:
-    """All groups of twins: how many there are, in all and across the split, and the worst of them."""
+class Duplicates:
+    """The number of groups of duplicates, of those across the split (`leaks`), and the first groups."""
 
     groups: int
     leaks: int
-    shown: list[Twins]
+    shown: list[DuplicateGroup]
 
 
-def repeats(survey: Survey, look: Callable[[int], Surveyed]) -> Repeats:
-    """Find scans of the same voxels; those on both sides of the split come first."""
+def find_duplicates(survey: Survey, look: Callable[[int], Surveyed]) -> Duplicates:
+    """Find scans with the same voxels; groups in both training and validation come first."""
     rows = survey.rows
     order = np.argsort(rows["voxels"], kind="stable")
     _, starts, counts = np.unique(rows["voxels"][order], return_index=True, return_counts=True)
@@ -40,16 +40,18 @@ def repeats(survey: Survey, look: Callable[[int], Surveyed]) -> Repeats:
     groups = [order[s : s + n] for s, n in zip(starts[several], counts[several], strict=True)]
     leaks = [bool(np.ptp(rows["val"][group].astype(np.int8))) for group in groups]
     ranked = sorted(zip(leaks, groups, strict=True), key=lambda one: (not one[0], one[1][0]))
-    return Repeats(
+    return Duplicates(
         groups=len(groups),
         leaks=sum(leaks),
-        shown=[_twins(rows, group, leak, look) for leak, group in ranked[:GROUPS_SHOWN]],
+        shown=[_group(rows, group, leak, look) for leak, group in ranked[:GROUPS_SHOWN]],
     )
 
 
-def _twins(rows: np.ndarray, group: np.ndarray, leak: bool, look: Callable[[int], Surveyed]) -> Twins:
+def _group(
+    rows: np.ndarray, group: np.ndarray, leak: bool, look: Callable[[int], Surveyed]
+) -> DuplicateGroup:
     same_file = len(np.unique(rows["content"][group])) == 1
-    # Of many, some from either side.
+    # Show some from each side of the split.
     first = group[np.argsort(rows["val"][group], kind="stable")]
     chosen = first[np.linspace(0, len(first) - 1, min(len(first), MEMBERS_SHOWN)).round().astype(int)]
     different = [
@@ -59,4 +61,4 @@ def _twins(rows: np.ndarray, group: np.ndarray, leak: bool, look: Callable[[int]
     what = "the same file" if same_file else "the same voxels in different files"
     if different:
         what += f", listed under different {listing(different)}"
-    return Twins(leak, what, [look(int(number)).scan for number in chosen], len(group))
+    return DuplicateGroup(leak, what, [look(int(number)).scan for number in chosen], len(group))

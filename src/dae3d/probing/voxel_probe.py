@@ -10,9 +10,9 @@ from torch import Tensor
 
 from dae3d.errors import Dae3dError
 from dae3d.inference.corners import window_corners
-from dae3d.probing.figures import Labelled
 from dae3d.probing.levels import ALL, LEVELS
-from dae3d.probing.voxels import Ridge, at_voxels, fit_ridge, look_up, mean_dice, overlaps
+from dae3d.probing.metrics import ProbeTask
+from dae3d.probing.ridge import Ridge, at_voxels, fit_ridge, look_up, mean_dice, overlaps
 from dae3d.scans.task import read_task
 from dae3d.settings import resolve
 from dae3d.store.recipe import CaseRecipe
@@ -35,7 +35,7 @@ Corner = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Window:
+class LabelledWindow:
     """A window of a case: `image` (1, C, roi, roi, roi), `label` (roi, roi, roi) int64."""
 
     image: Tensor
@@ -70,7 +70,7 @@ class VoxelProbe:
         self.classes = len(data.recipe.labels)
         self.training = [n for n in data.training if sum(data.store.cases[n].voxels[1:])]
         self.tested = [n for n in data.validation if sum(data.store.cases[n].voxels[1:])]
-        self.about = Labelled(
+        self.about = ProbeTask(
             task=str(task),
             classes=tuple(data.recipe.class_names),
             fitted=tuple(data.store.cases[n].name for n in self.training),
@@ -130,12 +130,12 @@ class VoxelProbe:
                     found[level].append(look_up(feature[0], where, window.label.shape).cpu())
         return _Fitted([torch.cat(parts) for parts in found], label, (often / of_drawn)[label])
 
-    def _windows(self, number: int) -> Iterator[Window]:
+    def _windows(self, number: int) -> Iterator[LabelledWindow]:
         store, size = self.data.store, (self.roi,) * 3
         for corner in case_windows(store.cases[number].shape, self._labelled(number), self.roi):
             image = store.image(number, corner, size, self.data.recipe.intensity)
             label = store.label(number, corner, size)
-            yield Window(torch.from_numpy(image)[None], torch.from_numpy(label).long())
+            yield LabelledWindow(torch.from_numpy(image)[None], torch.from_numpy(label).long())
 
     def _labelled(self, number: int) -> np.ndarray:
         return np.concatenate(self.data.store.positions(number)[1:])

@@ -1,4 +1,4 @@
-"""How far apart two modality labels are: another machine, another contrast, or maybe the same."""
+"""Whether two modality labels conflict: another machine, another contrast, or possibly the same."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -7,7 +7,7 @@ from dae3d.scans.modality import LIST_NAMES
 
 Conflict = Literal["machine", "contrast"]
 
-# Labels that say no contrast, and so may be any of their machine.
+# Labels without a contrast, which may be any of their machine.
 _GENERAL = {"mr"}
 _MACHINES = {
     **dict.fromkeys({*LIST_NAMES.values(), "stir"} - {"ct", "pet"}, "mr"),
@@ -18,12 +18,12 @@ _MACHINES = {
 
 
 def machine(label: str) -> str | None:
-    """The kind of machine whose images have a label: "mr", "ct", "pet" or "us"; None of other labels."""
+    """The kind of scanner of a label: "mr", "ct", "pet" or "us"; None for other labels."""
     return _MACHINES.get(label)
 
 
 def conflict(label: str, other: str) -> Conflict | None:
-    """What keeps two labels from being of the same images; nothing, where a label is not known."""
+    """Why two labels cannot be of the same images; None if they can, or a label is not known."""
     machines = {machine(label), machine(other)}
     if label == other or None in machines:
         return None
@@ -33,5 +33,5 @@ def conflict(label: str, other: str) -> Conflict | None:
 
 
 def strange(label: str, known: Iterable[str]) -> bool:
-    """Whether no image of the labels that are known can be one of this label."""
+    """Whether a label conflicts with all known labels."""
     return all(label != one and (machine(label) is None or conflict(label, one)) for one in known)

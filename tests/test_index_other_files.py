@@ -1,4 +1,4 @@
-"""The verb `index` on what is not a scan by its name: read where it is one by content, else counted."""
+"""The command `index` on what is not a scan by its name: read where it is one by content, else counted."""
 
 import bz2
 import gzip

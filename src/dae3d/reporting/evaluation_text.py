@@ -1,29 +1,29 @@
-"""Results of a segmentation in words: how good it is, and where it fails."""
+"""Sentences about the results of an evaluation: a summary, and the main errors."""
 
 import math
 
 from dae3d.evaluation.results import Mean, Results
 from dae3d.words import listing, plural, some
 
-_NAMED = 5  # classes in a sentence that names cases of each
+_NAMED = 5  # classes named in a sentence with their cases
 
 
 def summary(results: Results, task: str, split: str) -> str:
-    """How good it is, in one or two sentences."""
+    """The overall result in two sentences."""
     count = plural(len(results.cases), "case")
     what = "Mean Dice" if len(results.classes) == 1 else f"Mean Dice of the {len(results.classes)} classes"
     dice, distance = results.mean["dice"], results.mean["hd95_mm"]
     return (
         f"{count} of “{task}” ({split}). {what}: {with_interval(dice, 3)}; "
-        f"95th percentile of surface distances: {with_interval(distance, 1)} mm."
+        f"95th percentile of surface distances (HD95): {with_interval(distance, 1)} mm."
     )
 
 
 def findings(results: Results) -> list[str]:
-    """Where it fails: sentences, the gravest first; none where everything is found and nothing is biased."""
+    """The main errors as sentences, most serious first."""
     return [
-        *_wholly(results, "missed", "Not found at all, though it is there"),
-        *_wholly(results, "spurious", "Found, though it is not there"),
+        *_wholly(results, "missed", "Missed completely"),
+        *_wholly(results, "spurious", "Predicted, but not in the reference"),
         *_weakest_class(results),
         *_worst_cases(results),
         *_biased(results),
@@ -42,7 +42,7 @@ def with_interval(mean: Mean, digits: int, sign: str = "") -> str:
 
 
 def _wholly(results: Results, kind: str, text: str) -> list[str]:
-    """Cases in which a whole class is only in the reference, or only in the prediction; the most first."""
+    """Cases with a class only in the reference, or only in the prediction; most frequent class first."""
     wanted, predicted = results.metric("reference_ml") > 0, results.metric("predicted_ml") > 0
     failed = wanted & ~predicted if kind == "missed" else predicted & ~wanted
     found = {
@@ -83,12 +83,12 @@ def _worst_cases(results: Results) -> list[str]:
 
 
 def _biased(results: Results) -> list[str]:
-    """Classes whose mean volume error is one-sided, its interval without 0."""
+    """Classes whose mean volume error differs from 0, by its confidence interval."""
     means = {name: results.summaries[name].means["volume_error_percent"] for name in results.classes}
     small = [f"{name} ({m.value:+.0f} %)" for name, m in means.items() if m.high < 0]
     large = [f"{name} ({m.value:+.0f} %)" for name, m in means.items() if m.low > 0]
     parts = [f"too {size}: {some(names)}" for size, names in (("small", small), ("large", large)) if names]
-    return [f"Volumes that are off to one side: {'; '.join(parts)}."] if parts else []
+    return [f"Systematic volume errors: {'; '.join(parts)}."] if parts else []
 
 
 def _furthest(results: Results) -> list[str]:
@@ -103,4 +103,4 @@ def _furthest(results: Results) -> list[str]:
         return []
     distance, case, name = max(found)
     of = f" of {name}" if len(results.classes) > 1 else ""
-    return [f"Surfaces furthest apart: {distance:.1f} mm (HD95){of} in {case}."]
+    return [f"Largest surface distance: {distance:.1f} mm (HD95){of} in {case}."]

@@ -11,12 +11,12 @@ from dae3d.drawing.case_view import view_case
 from dae3d.drawing.overlay import draw_case
 from dae3d.drawing.pictures import save_picture
 from dae3d.errors import ScanError
-from dae3d.evaluation.cases import Pair, read_classes
 from dae3d.evaluation.held_out import HeldOut
+from dae3d.evaluation.pairs import Pair, read_classes
 from dae3d.evaluation.results import ClassSummary, Mean, Results
-from dae3d.evaluation.segmentation import tabled
+from dae3d.evaluation.segmentation_metrics import tabled
 from dae3d.reporting import strips
-from dae3d.reporting.findings import findings, summary, with_interval
+from dae3d.reporting.evaluation_text import findings, summary, with_interval
 from dae3d.reporting.html import embedded, fill, write_page
 from dae3d.scans.readers import read_volume
 from dae3d.store.recipe import CaseRecipe
@@ -48,7 +48,7 @@ class DrawnCase:
 
 
 @dataclass(frozen=True)
-class Row:
+class ClassRow:
     """A line of the table by class; `flag` is "weak" for the class with the lowest mean Dice."""
 
     name: str
@@ -58,7 +58,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Cell:
+class DiceCell:
     """A Dice in the table by case: its text, and how bad it is from 0 to 1."""
 
     text: str
@@ -104,7 +104,7 @@ def render(results: Results, context: Context, drawn: Sequence[DrawnCase]) -> st
     start = strips.lowest_tick(dice.ravel().tolist())
     absent = [name for name, s in results.summaries.items() if not s.means["dice"].cases]
     return fill(
-        "segmentation.html",
+        "evaluation.html",
         {},
         context=context,
         summary=summary(results, context.task, context.split),
@@ -156,7 +156,7 @@ def _draw(
     return DrawnCase(rank, pair.name, value, pictures)
 
 
-def _rows(results: Results) -> list[Row]:
+def _rows(results: Results) -> list[ClassRow]:
     """Classes and their mean, regions and theirs."""
     dice = {name: results.summaries[name].means["dice"].value for name in results.classes}
     known = [name for name in dice if not math.isnan(dice[name])]
@@ -168,12 +168,12 @@ def _rows(results: Results) -> list[Row]:
     ):
         summaries = [results.summaries[name] for name in names]
         rows += [
-            Row(name, _cells(s.means), _counts([s]), "weak" if name == weakest else "")
+            ClassRow(name, _cells(s.means), _counts([s]), "weak" if name == weakest else "")
             for name, s in zip(names, summaries, strict=True)
             if s.means["dice"].cases
         ]
         if len(names) > 1:
-            rows.append(Row(title, _cells(means), [*_counts(summaries)[:2], ""], "total"))
+            rows.append(ClassRow(title, _cells(means), [*_counts(summaries)[:2], ""], "total"))
     return rows
 
 
@@ -186,16 +186,16 @@ def _counts(summaries: Sequence[ClassSummary]) -> list[str]:
     return [str(sum(getattr(s, kind) for s in summaries)) for kind in ("missed", "spurious", "present")]
 
 
-def _case_table(results: Results) -> list[tuple[str, Cell, list[Cell]]]:
+def _case_table(results: Results) -> list[tuple[str, DiceCell, list[DiceCell]]]:
     """Name, mean Dice and Dice by class of the worst cases, the worst first."""
     dice = results.metric("dice")
     wanted, predicted = results.metric("reference_ml") > 0, results.metric("predicted_ml") > 0
     rows = []
     for i in results.ranked[:CASES_SHOWN]:
         cells = [
-            Cell("missed", 1.0)
+            DiceCell("missed", 1.0)
             if wanted[i, j] and not predicted[i, j]
-            else Cell("spurious", 1.0)
+            else DiceCell("spurious", 1.0)
             if predicted[i, j] and not wanted[i, j]
             else _shaded(dice[i, j])
             for j in range(len(results.names))
@@ -204,6 +204,8 @@ def _case_table(results: Results) -> list[tuple[str, Cell, list[Cell]]]:
     return rows
 
 
-def _shaded(dice: float) -> Cell:
-    """A Dice of 0.5 or less is as dark as it gets."""
-    return Cell("", 0.0) if math.isnan(dice) else Cell(f"{dice:.3f}", round(min(1.0, 2 * (1 - dice)), 2))
+def _shaded(dice: float) -> DiceCell:
+    """A Dice of 0.5 or less gets the darkest shade."""
+    return (
+        DiceCell("", 0.0) if math.isnan(dice) else DiceCell(f"{dice:.3f}", round(min(1.0, 2 * (1 - dice)), 2))
+    )

@@ -13,11 +13,11 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lzma", ".z")
 _SCANS = (*SUFFIXES, ".img", ".dcm", ".ima", ".dicom")
 _IMAGES = (".img", ".img.gz", ".img.bz2")
 _ENDING = re.compile(r"\.[A-Za-z]\w{0,7}$")
-_KINDS = 100  # of endings told apart
+_KINDS = 100  # of endings that are counted separately
 
 
-class PassedOver:
-    """Counts of files that are passed over, by the reason why, with the first of each."""
+class OtherFiles:
+    """Counts of files that are left out because they are not scans, by reason, with the first of each."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, LeftOut] = {}
@@ -31,12 +31,12 @@ class PassedOver:
         self._kinds[reason] = first.model_copy(update={"files": first.files + 1})
 
     def __iter__(self) -> Iterator[LeftOut]:
-        """An entry for each kind, in the order they were met."""
+        """An entry for each kind, in the order of their first files."""
         return iter(self._kinds.values())
 
 
 def reason_by_name(path: Path) -> str:
-    """Why a file is passed over, by its name: of files of one kind, the same."""
+    """Why a file is left out, by its name; files of one kind have the same reason."""
     name = path.name.lower()
     archive = next((ending for ending in _ARCHIVES if name.endswith(ending)), None)
     if archive:

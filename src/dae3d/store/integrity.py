@@ -46,7 +46,7 @@ def check_file(entry: tuple[str, StoredScan | None], store: Path) -> Checked:
     """Check the file of that name, which the index lists as the scan given with it, or does not list."""
     file, listed = entry
     try:
-        scan = read_whole(store / SCANS / file)
+        scan = read_intact(store / SCANS / file)
     except FileNotFoundError:
         return Checked(file, listed, "missing", why="missing")
     except OSError as error:
@@ -63,7 +63,7 @@ def check_file(entry: tuple[str, StoredScan | None], store: Path) -> Checked:
     return Checked(file, listed, "other" if difference else "whole", scan, difference)
 
 
-def read_whole(path: Path) -> StoredScan:
+def read_intact(path: Path) -> StoredScan:
     """What a stored file says of its scan, once all of it has been read and is as it was written.
 
     Raises:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from dae3d.disrupt import Disrupted, clipped, disrupt
 from dae3d.objectives.contrastive import pooled, standardised
-from dae3d.probing.cases import CASES, VoxelProbe, voxel_probe
 from dae3d.probing.crops import SWAPPED, ProbeCrops, probe_crops
 from dae3d.probing.features import Covariance, cosines, mean_cosines, nearest_modality
-from dae3d.probing.figures import Figures
 from dae3d.probing.levels import LEVELS, NOTHING, partners, shares, swap_errors
+from dae3d.probing.metrics import ProbeMetrics
+from dae3d.probing.voxel_probe import CASES, VoxelProbe, voxel_probe
 from dae3d.training.data import TrainingData
+from dae3d.training.schedule import is_zero
 from dae3d.training.settings import PretrainSettings
 
 Computing = Callable[[], AbstractContextManager[Any]]
@@ -37,14 +38,14 @@ class Probe:
     crops: ProbeCrops
     voxels: VoxelProbe | None = None
 
-    def measure(self, network: Any, device: torch.device, computing: Computing = nullcontext) -> Figures:
+    def measure(self, network: Any, device: torch.device, computing: Computing = nullcontext) -> ProbeMetrics:
         """All figures of a `SwinUNETR` that is on the device; its own work is done within `computing()`."""
         with at_rest(network), torch.no_grad():
             given = _Network(network, computing)
             found = self._crops(given, device)
             if self.voxels is not None:
                 found["dice"] = self.voxels.dice(given.encode, device)
-        return Figures.model_validate(found)
+        return ProbeMetrics.model_validate(found)
 
     def rows(
         self, network: Any, device: torch.device, computing: Computing = nullcontext
@@ -196,7 +197,7 @@ def probe_of_run(settings: PretrainSettings, data: TrainingData) -> Callable[...
     Raises:
         Dae3dError: where these cannot be used.
     """
-    if int(settings.probe_every) == 0:
+    if is_zero(settings.probe_every):
         return None
     return make_probe(settings, data, settings.probe_task, settings.out / CASES, settings.seed).rows
 

@@ -17,8 +17,8 @@ def _measured(values: Any) -> Any:
     return {name: v for name, v in values.items() if not (isinstance(v, float) and not math.isfinite(v))}
 
 
-class Figures(_Record):
-    """Figures of one network.
+class ProbeMetrics(_Record):
+    """ProbeMetrics of one network.
 
     Attributes:
         l1: of the repairs of the crops that were swapped.
@@ -66,7 +66,7 @@ class Figures(_Record):
         return found if self.nearest is None else found | {"probe/nearest": self.nearest}
 
 
-class Labelled(_Record):
+class ProbeTask(_Record):
     """What the voxel probe was fitted and tested on."""
 
     task: str
@@ -83,8 +83,8 @@ class Check(_Record):
     step: int | None = None
     sound: bool = True
     verdict: tuple[str, ...] = ()
-    figures: Figures = Figures()
+    figures: ProbeMetrics = ProbeMetrics()
     random: dict[str, float] = {}
-    labelled: Labelled | None = None
+    labelled: ProbeTask | None = None
     seconds: float | None = None
     settings: dict[str, Any] = {}

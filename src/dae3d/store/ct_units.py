@@ -3,7 +3,7 @@
 import numpy as np
 
 from dae3d.errors import ScanError
-from dae3d.scans.kinds import machine
+from dae3d.scans.modality_conflicts import machine
 from dae3d.scans.padding import BELOW_AIR, HOUNSFIELD, planes
 from dae3d.scans.readers import Volume
 from dae3d.store.statistics import Statistics
@@ -39,7 +39,7 @@ _TWICE_AIR = (-2150, -1750)
 _FAR_BELOW = (-_RANGE, -4096)  # what is lower than any 12 bits can be
 
 
-def refuse_no_hounsfield(volume: Volume, statistics: Statistics, modality: str) -> None:
+def refuse_non_hounsfield(volume: Volume, statistics: Statistics, modality: str) -> None:
     """Raise ScanError where a scan labelled as CT has lost its rescale intercept, or was never in HU.
 
     The intercept is lost where nothing is below 0 and the foreground is denser than bone, or where, filling

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dae3d.errors import Dae3dError, ScanError, as_scan_error
-from dae3d.evaluation.segmentation import METRICS, Scores, compare
+from dae3d.evaluation.segmentation_metrics import METRICS, Scores, compare
 from dae3d.journal import Journal, sources_in
 from dae3d.scans.grids import Grid, grid_difference
 from dae3d.scans.readers import read_header, read_volume

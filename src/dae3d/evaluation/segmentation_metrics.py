@@ -11,7 +11,7 @@ from scipy.ndimage import find_objects
 
 from dae3d.evaluation.surfaces import surface_distances
 
-Box = tuple[slice, slice, slice]
+Slices = tuple[slice, slice, slice]
 
 # One class of one case: values by the names of `METRICS`.
 Scores = dict[str, float]
@@ -164,7 +164,7 @@ def _mask(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
     return labels == values[0] if len(values) == 1 else np.isin(labels, list(values))
 
 
-def _union(boxes: Sequence[Box]) -> Box:
+def _union(boxes: Sequence[Slices]) -> Slices:
     """The smallest box that holds all of `boxes`."""
     x, y, z = (
         slice(min(side.start for side in sides), max(side.stop for side in sides))

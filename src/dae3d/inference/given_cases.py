@@ -1,4 +1,4 @@
-"""The scans that fine-tuned weights are to look at: found, their channels put in order, and checked."""
+"""Input scans for fine-tuned weights: find them, group and order their channels, check modalities."""
 
 import logging
 import re
@@ -10,12 +10,12 @@ from pathlib import Path
 from dae3d.errors import Dae3dError, ScanError
 from dae3d.scans.channels import channel_files
 from dae3d.scans.given import Image, contradictions, image_names, images_at, listed, say_found
-from dae3d.scans.kinds import Conflict, conflict
+from dae3d.scans.modality_conflicts import Conflict, conflict
 from dae3d.scans.readers import scan_stem
 from dae3d.scans.subjects import sequence_at_end
 from dae3d.scans.task import case_names
 from dae3d.store.conform_case import ConformedCase, conform_case
-from dae3d.store.hounsfield import strange_values
+from dae3d.store.ct_units import strange_values
 from dae3d.store.recipe import CaseRecipe
 
 log = logging.getLogger(__name__)
@@ -26,9 +26,9 @@ _BIDS_CASE = re.compile(r"(?P<case>(?P<subject>sub-[^_]+)(?:_ses-[^_]+)?)_.+")
 
 @dataclass(frozen=True)
 class ScanCase:
-    """A scan: its images, one a channel in the weights' order, and the file of its label, if any.
+    """A scan: one image per channel in the order of the weights, and its label file, if any.
 
-    `name` tells it from the others, `given` is how it was named, or its paths where a folder was.
+    `name` is unique; `given` is the text by which the user named it, or its paths if a folder was given.
     """
 
     name: str
@@ -38,14 +38,14 @@ class ScanCase:
 
     @property
     def files(self) -> list[Path]:
-        """What its images are read from."""
+        """The files of all images."""
         return [file for image in self.images for file in image.files]
 
     def read(self, recipe: CaseRecipe) -> ConformedCase:
-        """Read its images and bring them onto the network's grid.
+        """Read the images and resample them to the grid of the network.
 
         Raises:
-            ScanError: naming the image or images, where one cannot be read or they do not fit.
+            ScanError: naming the images, if one cannot be read or they are on different grids.
         """
         volumes = []
         for image in self.images:
@@ -60,7 +60,7 @@ class ScanCase:
 
 
 def in_words(modalities: Sequence[str]) -> str:
-    """The channels that weights take: "1 channel (ct)", "2 channels in this order: t1, flair"."""
+    """The channels that weights expect: "1 channel (ct)", "2 channels in this order: t1, flair"."""
     if len(modalities) == 1:
         return f"1 channel ({modalities[0]})"
     return f"{len(modalities)} channels in this order: {', '.join(modalities)}"
@@ -74,24 +74,26 @@ def given_cases(
     pass_over: Callable[[Path], bool] = lambda _: False,
     refuses: bool = True,
 ) -> list[ScanCase]:
-    """The scans that a user names, each once, for weights that take channels of `modalities`.
+    """The scans named by a user, without duplicates, for weights with channels of `modalities`.
 
-    A folder stands for every scan in it. Of one channel, those are left out whose header or name says that
-    they are of another modality; of several, images are put together by subject and session of BIDS
-    names, the study of DICOM series, or a common name before the sequence's (`p1_t1`, `p1_flair`) or
-    nnU-Net's channel number (`p1_0000`, `p1_0001`).
+    A folder stands for all scans in it. For weights with one channel, images of another modality by header or
+    name are left out. For several channels, images are grouped by subject and session of BIDS names, by the
+    study of DICOM series, or by a common name before the sequence name (`p1_t1`, `p1_flair`) or the channel
+    number of nnU-Net (`p1_0000`, `p1_0001`).
 
     Args:
-        scans: files, DICOM series and folders; the channels of one scan joined by commas.
-        modalities: one a channel, in the weights' order.
-        labels: what the channels of every scan are, in their order; None asks their headers and names.
-        volume: which one of 4-D files and of DICOM series in time, from 0.
-        pass_over: files of a folder that are not looked at.
-        refuses: images that are of another machine by their header or BIDS name; else they are named.
+        scans: files, DICOM series and folders; channels of one scan are joined by commas.
+        modalities: one per channel, in the order of the weights.
+        labels: modalities of the channels of every scan, in their order; None reads them from headers and
+            names.
+        volume: index of the volume in 4-D files and DICOM time series, from 0.
+        pass_over: files in a folder to ignore.
+        refuses: raise an error, instead of a warning, for images of another kind of scanner by header or BIDS
+            name.
 
     Raises:
-        Dae3dError: where something is missing, channels are too few or too many or cannot be put together, or
-            an image is refused.
+        Dae3dError: if a file is missing, the number of channels is wrong, images cannot be grouped, or an
+            image is refused.
     """
     refuse_other_labels(labels, modalities)
     found: dict[tuple[Image, ...], str] = {}
@@ -112,17 +114,17 @@ def given_cases(
 
 
 def refuse_other_labels(labels: Sequence[str] | None, modalities: Sequence[str]) -> None:
-    """Raise Dae3dError where labels that a user gives are not those of the weights' channels."""
+    """Raise Dae3dError if the labels given by the user do not match the channels of the weights."""
     if labels is not None and Counter(labels) != Counter(modalities):
-        raise Dae3dError(f"modality: {', '.join(labels)}: the weights take {in_words(modalities)}")
+        raise Dae3dError(f"modality: {', '.join(labels)}: the weights expect {in_words(modalities)}")
 
 
 def say_strange_values(case: ScanCase, conformed: ConformedCase, recipe: CaseRecipe) -> None:
-    """Say which images of a case have values that their modality has not."""
+    """Warn about images with values that are implausible for their modality."""
     for image, statistics, modality in zip(case.images, conformed.statistics, recipe.modalities, strict=True):
         said = strange_values(statistics, modality)
         if said:
-            log.warning("%s: taken as %s, but %s", image.path, modality, said)
+            log.warning("%s: used as %s, but %s", image.path, modality, said)
 
 
 def _of_files(
@@ -132,9 +134,9 @@ def _of_files(
     labels: Sequence[str] | None,
     volume: int | None,
 ) -> tuple[Image, ...]:
-    """The channels of one scan, in the weights' order."""
+    """The channels of one scan, in the order of the weights."""
     if len(files) != len(modalities):
-        raise Dae3dError(f"{scan}: {len(files)} files, where the weights take {in_words(modalities)}")
+        raise Dae3dError(f"{scan}: {len(files)} files, but the weights expect {in_words(modalities)}")
     images = tuple(_one(path, volume) for path in files)
     told = list(labels or [image.told.label if image.told else "" for image in images])
     distinct = len(set(modalities)) == len(modalities)
@@ -143,8 +145,8 @@ def _of_files(
     ordered = tuple(images[told.index(modality)] for modality in modalities)
     if labels is None:
         log.warning(
-            "%s: told to be %s by headers and names; taken in the weights' order, %s (--modality says what "
-            "each is)",
+            "%s: %s by headers and names; reordered to the order of the weights, %s (set --modality to "
+            "override)",
             *(scan, ", ".join(told), ", ".join(modalities)),
         )
     return ordered
@@ -153,7 +155,7 @@ def _of_files(
 def _one(path: Path, volume: int | None) -> Image:
     found = images_at(path, volume)
     if len(found.images) > 1:
-        raise Dae3dError(f"{path}: {len(found.images)} scans in it, where one channel is wanted")
+        raise Dae3dError(f"{path}: contains {len(found.images)} scans, but one channel is expected")
     return found.images[0]
 
 
@@ -168,7 +170,7 @@ def _in_folder(
     found = images_at(folder, volume, pass_over)
     if len(modalities) > 1:
         if labels is not None:
-            raise Dae3dError(f"modality: is for scans named file by file, and not for the folder {folder}")
+            raise Dae3dError(f"modality: applies to scans given as files, not to the folder {folder}")
         cases, others = _together(found.images, modalities, folder)
     elif labels is None:
         cases = [(image,) for image in found.images if not _conflict(image, modalities[0])]
@@ -185,13 +187,13 @@ def _conflict(image: Image, modality: str) -> Conflict | None:
 
 
 def _saying(image: Image) -> str:
-    return f"{image.told.label} by {image.told.source}" if image.told else "of a modality that nothing tells"
+    return f"{image.told.label} by {image.told.source}" if image.told else "of unknown modality"
 
 
 def _together(
     images: Sequence[Image], modalities: Sequence[str], folder: Path
 ) -> tuple[list[tuple[Image, ...]], list[Image]]:
-    """Images put together to scans of several channels, and those that are of no channel."""
+    """Images grouped to scans with several channels, and images that match no channel."""
     groups: dict[tuple[str, str], dict[str, list[Image]]] = {}
     others = []
     for image in images:
@@ -202,25 +204,25 @@ def _together(
             others.append(image)
     problems = list(_problems(groups.values(), modalities))
     if len(set(modalities)) < len(modalities):
-        problems = ["of channels of the same modality, names do not tell which is which"]
+        problems = ["several channels have the same modality, so names do not identify the channel"]
     if problems or not groups:
         raise Dae3dError(
-            f"{folder}: its images cannot be put together to scans of {in_words(modalities)}:\n  "
-            f"{listed(problems or ['no image is of any of them'])}\n"
+            f"{folder}: its images cannot be grouped to scans of {in_words(modalities)}:\n  "
+            f"{listed(problems or ['no image has any of these modalities'])}\n"
             "Give each scan as its files joined by commas in that order, or a list of cases with --data."
         )
     return [tuple(group[modality][0] for modality in modalities) for group in groups.values()], others
 
 
 def _place(image: Image, modalities: Sequence[str]) -> tuple[tuple[str, str], str | None]:
-    """What the images of one scan have in common, and which modality this one is."""
+    """A key common to the images of one scan, and the modality of this image."""
     label = image.told.label if image.told else None
     if image.study:
         return ("", image.study), label
     stem, home = scan_stem(image.path), str(image.path.parent)
     bids = _BIDS_CASE.fullmatch(stem)
     if bids:
-        # Images of one visit lie in folders of their own: anat, dwi.
+        # Images of one session are in separate folders: anat, dwi.
         place = next((parent.parent for parent in image.path.parents if parent.name == bids["subject"]), "")
         return (str(place or home), bids["case"]), label
     numbered = _CHANNEL.fullmatch(stem)
@@ -230,27 +232,25 @@ def _place(image: Image, modalities: Sequence[str]) -> tuple[tuple[str, str], st
 
 
 def _problems(groups: Iterable[dict[str, list[Image]]], modalities: Sequence[str]) -> Iterator[str]:
-    """What keeps groups of images from being scans of all channels."""
+    """Why groups of images are not complete scans: missing or duplicate channels."""
     for group in groups:
         first = next(iter(group.values()))[0].path
         lacking = [modality for modality in modalities if modality not in group]
         if lacking:
-            yield f"{first}: there is no {' and no '.join(lacking)} to it"
+            yield f"{first}: no {' and no '.join(lacking)} image of the same scan"
         for modality, several in group.items():
             if len(several) > 1:
                 yield f"{several[0].path} and {several[1].path}: both {modality}, of the same scan"
 
 
 def _check(cases: Iterable[tuple[Image, ...]], modalities: Sequence[str], refuses: bool) -> None:
-    """Refuse images that are of another machine for certain, and say which may be of another modality."""
+    """Refuse images that are certainly of another kind of scanner; warn about doubtful modalities."""
     wrong: list[str] = []
     odd: list[str] = []
     for images in cases:
         for _, sentence, certain in contradictions(images, modalities):
             (wrong if refuses and certain else odd).append(sentence)
     if wrong:
-        raise Dae3dError(
-            f"{listed(wrong)}\n--modality {' '.join(modalities)} takes scans as these whatever they say."
-        )
+        raise Dae3dError(f"{listed(wrong)}\nTo use them anyway, set --modality {' '.join(modalities)}.")
     if odd:
         log.warning("%s", listed(odd))
