@@ -30,7 +30,7 @@ from dae3d.benchmarking.communication import Collectives, step_traffic
 from dae3d.settings import resolve
 from dae3d.store.store import Store
 from dae3d.training.callbacks import Rows
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.pretrain_settings import PretrainSettings
 
 WARM_UP = 3  # steps that are not counted
 ROW = 5  # steps

@@ -16,7 +16,7 @@ import torch
 from dae3d.benchmarking.communication import step_traffic
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.settings import resolve
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.pretrain_settings import PretrainSettings
 
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes, DDP's defaults
 BACKWARD = 2 / 3  # of a step's own work

@@ -19,7 +19,7 @@ from dae3d.store.statistics import measure
 from dae3d.store.store import Store
 from dae3d.training.batch import NumberedCrop, pack
 from dae3d.training.data import CropLoaders, training_data
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.pretrain_settings import PretrainSettings
 
 ROI = 20
 RULES = ["window:-900:1100", "zscore", "zscore:foreground", "percentiles:0.5:99.5", "suv:7"]

@@ -21,7 +21,7 @@ from dae3d.reporting.bars import bar_chart
 from dae3d.reporting.curves import BOTTOM, LEFT, RIGHT, TOP
 from dae3d.reporting.run_folder import load_run
 from dae3d.training.data import training_data
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.pretrain_settings import PretrainSettings
 
 pytestmark = pytest.mark.slow
 

@@ -20,9 +20,9 @@ from dae3d.store.scan import Preparation
 from dae3d.store.stored_crop import PendingScaling, StoredCrop
 from dae3d.training.batch import NumberedCrop, pack
 from dae3d.training.finetune_settings import FinetuneSettings
+from dae3d.training.finetuning import Finetuning
+from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.pretraining import Pretraining
-from dae3d.training.segmentation import Segmentation
-from dae3d.training.settings import PretrainSettings
 
 pytestmark = pytest.mark.slow
 
@@ -135,7 +135,7 @@ def test_a_fine_tuning_step_waits_for_nothing(tmp_path, deep_supervision):
         out_channels=3,
         deep_supervision=deep_supervision,
     )
-    module = Segmentation(given, given.schedule(1), Segmenter(architecture), SimpleNamespace(), tmp_path)
+    module = Finetuning(given, given.schedule(1), Segmenter(architecture), SimpleNamespace(), tmp_path)
     image = torch.empty(4, 2, 64, 64, 64, device=META)
     label = torch.empty(4, 1, 64, 64, 64, dtype=torch.uint8, device=META)
     check_steps(module, {"image": image, "label": label})

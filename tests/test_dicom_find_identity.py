@@ -45,7 +45,7 @@ def test_two_users_have_two_salts(tmp_path, monkeypatch):
     assert len(salts) == 2
 
 
-@pytest.mark.parametrize(("content", "reason"), [(None, "no such file"), (b"short\n", "6 bytes are too few")])
+@pytest.mark.parametrize(("content", "reason"), [(None, "no such file"), (b"short\n", "only 6 bytes")])
 def test_salt_that_cannot_be_used(tmp_path, content, reason):
     path = tmp_path / "salt"
     if content is not None:

@@ -15,7 +15,7 @@ from pydicom.sequence import Sequence as Items
 from scipy.ndimage import map_coordinates
 
 from dae3d.errors import ScanError
-from dae3d.scans.dicom import hounsfield
+from dae3d.scans.dicom import rescale
 from dae3d.scans.dicom.straighten import PADDING
 from dae3d.scans.dicom.volume import read_series
 from dae3d.scans.manifest import Scan
@@ -254,8 +254,8 @@ def test_signed_values_of_twelve_bits(tmp_path):
 
 def test_decoders_that_disagree(tmp_path, monkeypatch):
     files = write_series(tmp_path, evenly(2))
-    monkeypatch.setattr(hounsfield, "pixel_array", lambda *a, **k: pixels_of(7))
-    with pytest.raises(ScanError, match="differently from two decoders"):
+    monkeypatch.setattr(rescale, "pixel_array", lambda *a, **k: pixels_of(7))
+    with pytest.raises(ScanError, match="two decoders give different pixels"):
         read_series(files)
 
 

@@ -187,12 +187,10 @@ def test_every_file_that_does_not_fit_is_named(task: Path) -> None:
     with pytest.raises(Dae3dError) as error:
         dae3d.evaluate(predictions=folder, data=task)
     first, *lines = str(error.value).split("\n  ")
-    assert first == "these cannot be compared:"
-    assert lines[0] == f"anna: there is no prediction {folder / 'anna.nii.gz'}"
+    assert first == "these cases cannot be evaluated:"
+    assert lines[0] == f"anna: no prediction {folder / 'anna.nii.gz'}"
     label = task.parent / "labels" / "ben.nii.gz"
-    assert lines[1].startswith(
-        f"ben: prediction {folder / 'ben.nii.gz'} is on another grid than label {label}"
-    )
+    assert lines[1].startswith(f"ben: prediction {folder / 'ben.nii.gz'} is not on the grid of label {label}")
     assert lines[1].endswith("its shape is 29x28x24, not 30x28x24")
     assert "carl: prediction" in lines[2]
     assert "its affine is [0.8 0 0 -41.5; 0 -0.8 0 12.25; 0 0 2.5 7], not [-0.8 0 0 -41.5;" in lines[2]
@@ -202,9 +200,7 @@ def test_an_image_unlike_its_label_is_named(task: Path) -> None:
     folder = predictions_of(task, shifted)
     image = task.parent / "images" / "ben.nii.gz"
     write_nifti(image, np.zeros((30, 28, 24), np.int16), affine_of("LPS", (0.8, 0.8, 3.0)))
-    with pytest.raises(
-        Dae3dError, match=rf"ben: image {image} is on another grid than label .*voxels are up"
-    ):
+    with pytest.raises(Dae3dError, match=rf"ben: image {image} is not on the grid of label .*voxels are up"):
         dae3d.evaluate(predictions=folder, data=task)
 
 

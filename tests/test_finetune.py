@@ -23,7 +23,7 @@ from dae3d.store.recipe import CaseRecipe
 from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.cases import LabelledCrops, labelled_data
 from dae3d.training.finetune_settings import FinetuneSettings
-from dae3d.training.segmentation import dice_by_class
+from dae3d.training.finetuning import dice_by_class
 from run_rows import assert_same_run, flags, rows
 from waiting import until
 

@@ -152,7 +152,7 @@ def test_channels_that_cannot_be_put_together_are_named(tmp_path):
     assert "sub-2_T1w.nii.gz and " in text
     assert "sub-2_acq-b_T1w.nii.gz: both t1, of the same scan" in text
     mr(tmp_path / "others" / "a.nii.gz")
-    with pytest.raises(Dae3dError, match="no image is of any of them"):
+    with pytest.raises(Dae3dError, match="no image has any of these modalities"):
         given_cases([str(tmp_path / "others")], ["t1", "flair"])
 
 

@@ -53,9 +53,9 @@ def test_each_case_is_in_its_gravest_list(task: Path) -> None:
     found = held_out(cases_of(task), [info_of(stages)])
     assert found == HeldOut(4, ("carl",), ("ben",), ("anna",), known=True, known_pretraining=True)
     assert [sentence.partition(")")[0] for sentence in found.warnings] == [
-        "Trained on, with labels: 1 of 4 cases (carl",
-        "Used to choose these weights, as the best of their run: 1 of 4 cases (ben",
-        "Pre-trained on, without labels: 1 of 4 cases (anna",
+        "Used for training, with labels: 1 of 4 cases (carl",
+        "Used for validation, to select these weights as the best of their run: 1 of 4 cases (ben",
+        "Used for pre-training, without labels: 1 of 4 cases (anna",
     ]
     assert found.note == ""
 
@@ -65,7 +65,7 @@ def test_the_last_weights_were_chosen_by_none(task: Path) -> None:
     assert held_out(cases_of(task), [info_of(stages)]).chose == ("anna", "ben")
     last = held_out(cases_of(task), [info_of(stages, best=4)])
     assert (last.chose, last.warnings) == ((), [])
-    assert last.note.startswith("None of the cases was trained on, or chose the weights")
+    assert last.note.startswith("None of the cases was used for training or for selecting the weights")
 
 
 def test_an_ensemble_has_met_what_any_of_it_has(task: Path) -> None:
@@ -80,12 +80,12 @@ def test_weights_that_do_not_say_it(task: Path) -> None:
     for weights in ([], [old]):
         found = held_out(cases_of(task), weights)
         assert found == HeldOut(4)
-        assert "not known whether the weights have met these cases" in found.note
+        assert "unknown whether the weights were trained on these cases" in found.note
     stages = entry("segmentation", content(task, "anna"), [])
     assert held_out(cases_of(task), [info_of(stages), old]).trained == ("anna",)
     unknown = [entry("pretrain", [], [])[0] | {"known": False}]
     begun = held_out(cases_of(task), [info_of(entry("segmentation", [], [], (), unknown))])
-    assert "None of the cases was fine-tuned on, or chose the weights; what was pre-trained" in begun.note
+    assert "None of the cases was used for fine-tuning or for selecting the weights; the pre" in begun.note
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_screen_page_and_figures_say_it(
             "pretrained_on": [],
         }
         page = (tmp_path / name / "report.html").read_text()
-        for text in ("Trained on, with labels: 1 of 4 cases (carl)", "Used to choose these weights"):
+        for text in ("Used for training, with labels: 1 of 4 cases (carl)", "to select these weights"):
             assert text in page
             assert text in caplog.text
         weights.unlink(missing_ok=True)
@@ -141,7 +141,7 @@ def test_predictions_of_others_are_not_known_to_have_met_anything(
         (tmp_path / "theirs" / f"{name}.nii.gz").write_bytes(label)
     found = dae3d.evaluate(data=task, predictions=tmp_path / "theirs")
     assert found["held_out"]["known"] is False
-    assert "not known whether the weights have met" in (tmp_path / "theirs" / "report.html").read_text()
+    assert "unknown whether the weights were trained on" in (tmp_path / "theirs" / "report.html").read_text()
     assert json.loads((tmp_path / "theirs" / "metrics.json").read_text()) == found
 
 
@@ -170,7 +170,7 @@ def test_predictions_of_other_images_are_said(
     with caplog.at_level("WARNING", "dae3d"):
         dae3d.evaluate(data=task, predictions=tmp_path / "out")
     assert (
-        "1 of 4 predictions were made from other images than the list's, such as that of anna from"
+        "1 of 4 predictions were made from other images than those in the list, such as that of anna from"
         in caplog.text
     )
     assert str(other) in caplog.text
@@ -194,6 +194,6 @@ def test_a_run_of_fine_tuning(finetuned: Path, tiny_task: Path, split: str) -> N
 def test_another_file_of_the_name_is_not_written_over(task: Path, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "weights.json").write_text('{"kg": 71}')
-    with pytest.raises(Dae3dError, match=r"weights\.json is there, and `predict` did not write it"):
+    with pytest.raises(Dae3dError, match=r"weights\.json exists and was not written by `predict`"):
         dae3d.predict(scans=[tmp_path / "ben.nii.gz"], weights=[weights], out=tmp_path / "out", device="cpu")
     assert (tmp_path / "out" / "weights.json").read_text() == '{"kg": 71}'

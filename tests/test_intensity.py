@@ -24,7 +24,7 @@ from dae3d.store.intensity import (
 from dae3d.store.statistics import PERCENTILES, measure, refuse_non_finite
 from dae3d.training.batch import pack
 from dae3d.training.data import CropLoaders, training_data
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.pretrain_settings import PretrainSettings
 
 
 def volume(array: np.ndarray, slope: float = 1.0, intercept: float = 0.0) -> Volume:

@@ -13,7 +13,7 @@ from dae3d import main_runner
 from dae3d.main_runner import WITHOUT_MEANING, translate
 from dae3d.models.loading import load
 from dae3d.settings import resolve
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.pretrain_settings import PretrainSettings
 
 pytestmark = pytest.mark.slow
 

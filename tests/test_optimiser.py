@@ -7,7 +7,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from dae3d.models.swin_unetr import Architecture, SwinUNETR
 from dae3d.training.optimiser import learning_rate, parameter_groups
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.pretrain_settings import PretrainSettings
 
 SETTINGS = PretrainSettings(
     data="s", out="r", max_steps=200, warmup_steps=40, lr=1e-4, min_lr=1e-5, warmup_lr=1e-6

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dae3d.training.data import training_data
+from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.sampling import BatchSampler, SampleStream, near_start, philox, random_start
-from dae3d.training.settings import PretrainSettings
 
 
 def scan(shape):

@@ -16,8 +16,8 @@ from dae3d.errors import Dae3dError
 from dae3d.models.loading import load
 from dae3d.store.examine import AS_ACQUIRED
 from dae3d.training.callbacks import find_checkpoints
+from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.pretraining import Pretraining
-from dae3d.training.settings import PretrainSettings
 from run_rows import assert_same_run, flags, rows
 from waiting import until
 

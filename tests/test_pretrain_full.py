@@ -12,7 +12,7 @@ import dae3d
 from dae3d.errors import SettingsError
 from dae3d.models.loading import load
 from dae3d.training.callbacks import find_checkpoints
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.pretrain_settings import PretrainSettings
 from run_rows import assert_same_run, rows
 
 pytestmark = pytest.mark.slow

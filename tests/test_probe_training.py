@@ -16,8 +16,8 @@ from dae3d.probing.probe import probe_of_run
 from dae3d.store.examine import AS_ACQUIRED
 from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.data import training_data
+from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.pretraining import Pretraining
-from dae3d.training.settings import PretrainSettings
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from dae3d.errors import Dae3dError
 from dae3d.inference.given_images import modality_of
 from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
 from dae3d.models.weights import save_weights
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.pretrain_settings import PretrainSettings
 from repaired import NAMES, Recorder, voxels_of, written
 from scan_files import write_nifti
 

@@ -12,7 +12,7 @@ from dae3d.disrupt import DisruptionSettings, sample_keys
 from dae3d.models.loading import load
 from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.models.weights import save_weights
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.pretrain_settings import PretrainSettings
 from repaired import Recorder, voxels_of, written
 from scan_files import write_nifti
 

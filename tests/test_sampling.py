@@ -19,6 +19,7 @@ from conftest import smooth_volume
 from dae3d.errors import Dae3dError
 from dae3d.training.batch import pack
 from dae3d.training.data import CropDataset, training_data
+from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.sampling import (
     LAST_SAMPLE,
     BatchSampler,
@@ -27,7 +28,6 @@ from dae3d.training.sampling import (
     random_start,
     validation_crops,
 )
-from dae3d.training.settings import PretrainSettings
 
 pytestmark = pytest.mark.slow
 

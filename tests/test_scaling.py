@@ -14,8 +14,8 @@ from dae3d.benchmarking.communication import learning_parameters, step_traffic
 from dae3d.metrics import read_metrics
 from dae3d.store.examine import AS_ACQUIRED
 from dae3d.training.callbacks import find_checkpoints
+from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.pretraining import Pretraining
-from dae3d.training.settings import PretrainSettings
 from waiting import until
 
 pytestmark = pytest.mark.slow

@@ -22,8 +22,8 @@ from dae3d.errors import SettingsError
 from dae3d.settings import Settings, command, read_config, resolve, shipped_configs
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.optimiser import learning_rate
+from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.schedule import in_steps
-from dae3d.training.settings import PretrainSettings
 
 NEEDED = {"data": Path("store"), "out": Path("run")}
 

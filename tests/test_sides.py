@@ -201,12 +201,10 @@ def test_mirroring_is_along_the_axes_that_training_flipped(kidneys, caplog):
         assert "mirroring along ap, although training did not flip along it" in caplog.text
         caplog.clear()
         assert kidneys(PLAIN)[0] == 8
-        assert "do not say which axes training flipped; taken to be all" in caplog.text
-    with pytest.raises(
-        Dae3dError, match="trained without flips; leave --mirror out, or say with --mirror-axes"
-    ):
+        assert "do not record which axes training flipped; assuming all" in caplog.text
+    with pytest.raises(Dae3dError, match="trained without flips; leave --mirror out, or set --mirror-axes"):
         kidneys(PLAIN, flips=())
-    with pytest.raises(Dae3dError, match="flipped lr alone, and names of classes tell left from right"):
+    with pytest.raises(Dae3dError, match="flipped only lr, and names of classes tell left from right"):
         kidneys(SIDED, flips=("lr",))
 
 

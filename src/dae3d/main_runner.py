@@ -13,7 +13,7 @@ from typing import Any
 
 from dae3d.cli import run_command, show_messages
 from dae3d.commands import load_command
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.pretrain_settings import PretrainSettings
 
 CHOICES = {
     "denoise": "denoise",

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from dae3d.models.swin_unetr import SwinUNETR
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.pretrain_settings import PretrainSettings
 
 _FLOAT = 4  # bytes
 _BESIDE = 4  # of a row of metrics, beside the objectives: batches, samples, loss, L1

@@ -21,7 +21,7 @@ def crops_from_store(store: str, roi: int, crops: int) -> dict[str, float]:
     """Read the crops that training draws from a store, all the way to scaled tensors."""
     from dae3d.training.batch import pack
     from dae3d.training.data import CropDataset, training_data
-    from dae3d.training.settings import PretrainSettings
+    from dae3d.training.pretrain_settings import PretrainSettings
 
     data = training_data(PretrainSettings(data=Path(store), out=Path(store), roi=roi), 1)
     dataset = CropDataset(data.store, data.stream, roi)
@@ -47,7 +47,7 @@ def crops_from_process(store: str, roi: int, crops: int) -> dict[str, float]:
 def batches(store: str, roi: int, workers: int) -> Any:
     """The iterator over the batches that training gets from loader processes, which are its `_workers`."""
     from dae3d.training.data import CropLoaders, training_data
-    from dae3d.training.settings import PretrainSettings
+    from dae3d.training.pretrain_settings import PretrainSettings
 
     settings = PretrainSettings(data=Path(store), out=Path(store), roi=roi, workers=workers)
     loaders: Any = CropLoaders(training_data(settings, 1), settings)

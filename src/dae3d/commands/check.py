@@ -24,7 +24,7 @@ from dae3d.reporting.run_folder import load_run
 from dae3d.scans.modality import Label
 from dae3d.settings import Positional, Settings, command, resolve
 from dae3d.training.data import training_data
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.version import __version__
 
 log = logging.getLogger(__name__)

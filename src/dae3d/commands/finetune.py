@@ -19,11 +19,11 @@ from dae3d.training.beginning import SIZES, Beginning, begin_with
 from dae3d.training.callbacks import find_checkpoints, step_of
 from dae3d.training.cases import CaseLoaders, LabelledData, labelled_data
 from dae3d.training.finetune_settings import FinetuneSettings
+from dae3d.training.finetuning import Finetuning
 from dae3d.training.legs import Leg, legs_of, say_new_data
 from dae3d.training.resume import checkpoint_of, read_checkpoint, saved_settings
 from dae3d.training.run import device_count, train
 from dae3d.training.run_settings import check_heads
-from dae3d.training.segmentation import Segmentation
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def finetune(settings: FinetuneSettings) -> Path:
     legs = legs_of(settings.out, about, resumed_at)
     train(
         settings,
-        Segmentation(settings, schedule, begun.network, data, settings.out / "pictures"),
+        Finetuning(settings, schedule, begun.network, data, settings.out / "pictures"),
         CaseLoaders(data, settings),
         checkpoint,
         about={**about, "legs": legs},

@@ -12,10 +12,10 @@ from dae3d.settings import command
 from dae3d.training.callbacks import step_of
 from dae3d.training.data import CropLoaders, TrainingData, training_data
 from dae3d.training.legs import Leg, baselines_due, legs_of, say_new_data
+from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.pretraining import Pretraining
 from dae3d.training.resume import checkpoint_of
 from dae3d.training.run import device_count, train
-from dae3d.training.settings import PretrainSettings
 
 log = logging.getLogger(__name__)
 

@@ -47,7 +47,7 @@ from dae3d.scans.modality import Label, RuleText
 from dae3d.scans.readers import scan_stem
 from dae3d.settings import Positional, Settings, command
 from dae3d.store.intensity import normalise
-from dae3d.training.settings import PretrainSettings
+from dae3d.training.pretrain_settings import PretrainSettings
 
 log = logging.getLogger(__name__)
 

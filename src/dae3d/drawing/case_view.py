@@ -1,4 +1,4 @@
-"""What is drawn of a case: its surroundings with RAS axes, a grey window, and the slices worth seeing."""
+"""The view of a case for drawing: crop around the labels, grey window, and the slices to show."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,16 +11,16 @@ from dae3d.store.conform import crop, to_ras
 from dae3d.store.statistics import Box
 
 _MARGIN = 25.0  # mm around the labels
-_LEAST = 100.0  # mm, a side of what is shown, so that one sees where in the body it is
-_NEAR = 10.0  # mm around the labels, whose intensities the grey window is made for
-_COARSE = 100  # voxels along an axis that the grey window is measured at
+_LEAST = 100.0  # mm, minimum side of the crop, to show the location in the body
+_NEAR = 10.0  # mm around the labels, the region that determines the grey window
+_COARSE = 100  # voxels per axis used to compute the grey window
 
 Planes = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class CaseView:
-    """What is drawn of a case, RAS axes, cut to the surroundings of the labels.
+    """A case with RAS axes, cropped around the labels.
 
     Attributes:
         image: (X, Y, Z) float32, acquired units.
@@ -28,7 +28,7 @@ class CaseView:
         prediction: (X, Y, Z).
         affine: (4, 4) from voxel to RAS+ mm.
         spacing: mm.
-        grey: intensities drawn black and white.
+        grey: intensities shown as black and white.
     """
 
     image: np.ndarray
@@ -47,8 +47,8 @@ class CaseView:
     def fullest(self) -> Planes:
         """The sagittal, coronal and axial slices that show most of the reference.
 
-        Each class counts by its share of its own largest cross-section: a small one in view does not
-        outweigh a large one, nor the reverse.
+        Each class counts by its area relative to its largest cross-section, so that small and large classes
+        have equal weight.
         """
         places = np.nonzero(self.reference)
         classes = self.reference[places].astype(int)
@@ -57,14 +57,14 @@ class CaseView:
             n = self.reference.shape[axis]
             areas = np.bincount(classes * n + places[axis], minlength=256 * n).reshape(256, n)
             shares = areas / np.maximum(areas.max(axis=1, keepdims=True), 1)
-            # Where that says nothing, as for one class after another, the larger area.
+            # Ties, as with classes in separate slices, are broken by the larger area.
             return shares.sum(axis=0) + areas.sum(axis=0) / (areas.sum() + 1)
 
         return self._highest(score, bool(len(classes)))
 
     @property
     def worst(self) -> Planes:
-        """The slices in which most is wrong, each class measured against its own size."""
+        """The slices with most errors, relative to the size of each class."""
         places = np.nonzero(self.reference != self.prediction)
         sizes, predicted = (np.bincount(labels.ravel(), minlength=256) for labels in self.labels)
         weights = 1 / np.maximum(np.where(sizes > 0, sizes, predicted), 1)
@@ -77,7 +77,7 @@ class CaseView:
         return self._highest(score, bool(len(losses)))
 
     def _highest(self, score: Callable[[int], np.ndarray], known: bool) -> Planes:
-        """The slice of the highest score along each axis, the middle one where nothing is known."""
+        """The slice with the highest score along each axis, or the middle one if scores are not `known`."""
         x, y, z = (
             int(score(axis).argmax()) if known else n // 2 for axis, n in enumerate(self.reference.shape)
         )
@@ -85,12 +85,12 @@ class CaseView:
 
 
 def view_case(image: Volume, reference: np.ndarray, prediction: np.ndarray) -> CaseView:
-    """Turn a case to RAS axes and cut it to the labels, 25 mm around them, and at least 100 mm.
+    """Reorient a case to RAS and crop it to the labels with a margin of 25 mm, at least 100 mm per side.
 
     Args:
         image: as read.
-        reference: class indices on the image's grid.
-        prediction: the same.
+        reference: class indices on the grid of the image.
+        prediction: class indices on the grid of the image.
     """
     volumes = [to_ras(replace(image, array=array)) for array in (image.array, reference, prediction)]
     labelled = (volumes[1].array > 0) | (volumes[2].array > 0)
@@ -120,12 +120,12 @@ def _surroundings(labelled: np.ndarray, spacing: Sequence[float]) -> Box:
 
 
 def _grey_window(image: np.ndarray, labelled: np.ndarray, spacing: Sequence[float]) -> tuple[float, float]:
-    """From the 1st to the 99th percentile near the labels, and a bit: their contrast, not that of air."""
+    """The 1st to the 99th percentile near the labels, widened by 10 %, for good contrast of the classes."""
     strides = [-(-n // _COARSE) for n in image.shape]
     coarse = tuple(slice(None, None, stride) for stride in strides)
     steps = max(1, round(_NEAR / float(np.multiply(strides, spacing).max())))
     near = binary_dilation(labelled[coarse], iterations=steps)
     seen = image[coarse][near] if near.any() else image[coarse]
     low, high = np.percentile(seen[np.isfinite(seen)], (1, 99))
-    room = 0.1 * (high - low) or 1.0
-    return float(low - room), float(high + room)
+    margin = 0.1 * (high - low) or 1.0
+    return float(low - margin), float(high + margin)

@@ -1,4 +1,4 @@
-"""A case drawn over its scan: the reference, the prediction, and where the two differ."""
+"""Draw the reference, the prediction and the errors of a case over its scan."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,35 +15,36 @@ from nibabel.affines import apply_affine
 from dae3d.drawing.case_view import CaseView, Planes
 from dae3d.drawing.pictures import BACKGROUND, DPI, INK, PLANES, slice_at, write_letters
 
-# Readable on dark grey; more classes than colours begin again.
+# Readable on dark grey; with more classes the colours repeat.
 CLASS_COLOURS = (
     *("#4cc9f0", "#ffd166", "#f06ba8", "#80ed99", "#b892ff", "#ff9f4a"),
     *("#2ec4b6", "#ff9fb2", "#c5e063", "#7d93ff", "#e07be0", "#d9b38c"),
 )
-# Told apart by people who do not see red or green, too.
+# Distinguishable with colour blindness.
 MISSED, EXTRA, MIXED = "#ff5533", "#3d9bff", "#f5e663"
 ERRORS = {MISSED: "missed", EXTRA: "extra", MIXED: "wrong class"}
 _OPACITY = 0.75
 
 _COLUMNS = ("reference", "prediction", "errors")
-_CELL, _TALLEST = 2.7, 1.6  # inches, the width of a column; columns' widths, the height of a row
+_CELL, _TALLEST = 2.7, 1.6  # width of a column in inches; maximum height of a row in column widths
 _LEFT, _TOP, _GAP, _LINE = 0.55, 0.95, 0.06, 0.25  # inches
-_LEAST_ROW = 1.0  # inches, so that there is room for what stands beside a thin slab
-_LETTER, _KEY = 0.1, 0.55  # inches, of the key's text and of its coloured sign
-_KEYS = 18  # classes in the key
+_LEAST_ROW = 1.0  # inches, to fit the row label next to a thin slab
+_LETTER, _KEY = 0.1, 0.55  # inches, width of a letter and of the symbol in the legend
+_KEYS = 18  # maximum classes in the legend
 
 
 def draw_case(view: CaseView, planes: Planes, title: str, names: Mapping[int, str]) -> np.ndarray:
     """Draw three planes (rows) with the reference, the prediction and the errors (columns) over the scan.
 
-    The patient's right is on the left, as radiologists look at scans. Outlines have the colours of their
-    classes; errors are filled, with the reference's outlines in white.
+    Radiological convention: the patient's right is on the left. Outlines have the colours of the classes;
+        errors
+    are filled, with the outlines of the reference in white.
 
     Args:
-        view: of the case.
-        planes: the sagittal, coronal and axial slice.
-        title: written above.
-        names: what to call the classes, by index.
+        view: the case.
+        planes: indices of the sagittal, coronal and axial slice.
+        title: title of the picture.
+        names: names of the classes by index.
 
     Returns:
         (H, W, 3) uint8.
@@ -54,7 +55,7 @@ def draw_case(view: CaseView, planes: Planes, title: str, names: Mapping[int, st
 
 
 def draw(view: CaseView, planes: Planes, title: str, names: Mapping[int, str]) -> Figure:
-    """The figure behind `draw_case`; its axes run row by row."""
+    """The figure of `draw_case`; its axes are in row order."""
     size = np.multiply(view.image.shape, view.spacing)
     scale = min(_CELL / max(size[0], size[1]), _TALLEST * _CELL / max(size[1], size[2]))  # inches per mm
     heights = [size[1] * scale, size[2] * scale, size[2] * scale]
@@ -83,7 +84,7 @@ def draw(view: CaseView, planes: Planes, title: str, names: Mapping[int, str]) -
             box = (left + (_CELL - wide) / 2, height - top - (row + high) / 2, wide, high)
             panel = figure.add_axes(tuple(np.divide(box, (width, height, width, height))))
             panel.axis("off")
-            # Enlarged voxels stay sharp squares; a slice with more voxels than pixels is averaged.
+            # Enlarged voxels stay sharp; slices with more voxels than pixels are averaged.
             how = "nearest" if image.shape[1] <= wide * DPI else "antialiased"
             low, high_grey = view.grey
             panel.imshow(image, cmap="gray", vmin=low, vmax=high_grey, aspect="auto", interpolation=how)
@@ -92,7 +93,7 @@ def draw(view: CaseView, planes: Planes, title: str, names: Mapping[int, str]) -
                 write_letters(panel, letters)
         top += row + _GAP
     _write_keys(figure, keys, columns, lefts[0] / width, 1 - top / height)
-    # One class cannot be taken for another.
+    # With a single class there are no confusions.
     errors = [(colour, text) for colour, text in ERRORS.items() if len(names) > 1 or colour != MIXED]
     _write_keys(figure, errors, 1, lefts[2] / width, 1 - top / height, filled=True)
     return figure
@@ -110,7 +111,7 @@ def _draw_labels(panel: Axes, column: str, reference: np.ndarray, prediction: np
 
 
 def _error_colours(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """(H, W, 4): transparent where both are the same."""
+    """(H, W, 4) RGBA, transparent where both agree."""
     colours = np.zeros((*reference.shape, 4))
     wrong = reference != prediction
     colours[wrong] = to_rgba(MIXED, _OPACITY)
@@ -121,7 +122,7 @@ def _error_colours(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 def _outline(panel: Axes, mask: np.ndarray, colour: str, points: float) -> None:
     height, width = mask.shape
-    # With a border, an outline is closed where the mask reaches the picture's edge.
+    # A border closes the outline where the mask reaches the edge of the picture.
     padded = np.pad(mask, 1).astype(float)
     places = np.arange(-1, width + 1), np.arange(-1, height + 1)
     panel.contour(*places, padded, levels=[0.5], colors=[colour], linewidths=points)
@@ -129,14 +130,14 @@ def _outline(panel: Axes, mask: np.ndarray, colour: str, points: float) -> None:
 
 
 def _millimetres(view: CaseView, axis: int, planes: Planes) -> str:
-    """Where a slice is in the scanner's coordinates, at its centre: "S 34 mm"."""
+    """Position of the centre of a slice in scanner coordinates: "S 34 mm"."""
     centre = (np.array(view.image.shape) - 1) / 2
     centre[axis] = planes[axis]
     return f"{'RAS'[axis]} {round(apply_affine(view.affine, centre)[axis])} mm"
 
 
 def _class_keys(view: CaseView, planes: Planes, names: Mapping[int, str]) -> list[tuple[str, str]]:
-    """Colour and name of the classes in the planes; of very many, those that fill most of them."""
+    """Colours and names of the classes in the planes, limited to the largest ones."""
     counts = np.zeros(256, int)
     for labels in view.labels:
         for axis in range(3):
@@ -157,7 +158,7 @@ def _write_keys(
     top: float,
     filled: bool = False,
 ) -> None:
-    """Colours and what they mean, in columns, at a place given as shares of the figure."""
+    """Draw a legend in columns at a position in figure coordinates."""
     signs = [
         Patch(facecolor=colour, label=text) if filled else Line2D([], [], color=colour, lw=2.5, label=text)
         for colour, text in keys

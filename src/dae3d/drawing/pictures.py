@@ -1,4 +1,4 @@
-"""Pictures of volumes: orthogonal mid-slices side by side."""
+"""Pictures of volumes: orthogonal mid-slices."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,15 +15,15 @@ from matplotlib.patheffects import withStroke
 
 from dae3d.files import whole_file
 
-# name, axis that is cut, where its two remaining directions point on screen: left, right, top, bottom
+# name, axis of the slice, and directions on screen: left, right, top, bottom
 PLANES = (("axial", 2, "RLAP"), ("coronal", 1, "RLSI"), ("sagittal", 0, "APSI"))
 
 DPI = 100
-_CELL = (
-    1.92  # inches, the width of a column: crops of 32, 48, 64 and 96 voxels at a whole number of pixels each
-)
+# Inches, the width of a column; crops of 32, 48, 64 and 96 voxels then have a whole number of pixels per
+# voxel.
+_CELL = 1.92
 _LEFT, _TOP, _BOTTOM, _GAP = 0.35, 0.8, 0.5, 0.06  # inches
-_TALLEST = 2.5  # columns' widths: the height of a row, for scans of the whole body
+_TALLEST = 2.5  # maximum height of a row in column widths, for whole-body scans
 BACKGROUND, INK, LETTERS = "#101014", "#d8d8dc", "#ffcc4d"
 _ERROR_SHARE = 0.5
 
@@ -36,24 +36,25 @@ def triptych(
 ) -> None:
     """Write a PNG of volumes side by side: columns = volumes, rows = axial, coronal, sagittal mid-slices.
 
-    Oriented as radiologists look at them: the patient's right on the left, anterior and superior up, in the
-    sagittal row anterior on the left; letters say so. Proportions are those of the body.
+    Radiological convention: the patient's right on the left, anterior and superior up, in sagittal slices
+        anterior on
+    the left; letters mark the directions. Voxels have their physical proportions.
 
-    All volumes share one grey window, the 1st to 99th percentile of the first one (the clean). A volume
-    whose name ends in "error" has colours instead, from 0 to half that window, with a colour bar: the
-    same scale at every step of a training.
+    All volumes share one grey window, the 1st to 99th percentile of the first volume (the clean one). Volumes
+    whose name ends in "error" are shown in colour, from 0 to half that window, with a colour bar, so that the
+    scale is the same at every training step.
 
     Args:
-        volumes: by name, each (X, Y, Z) with RAS axes and of the same shape.
-        title: written above.
-        path: of the PNG; its folder is made.
+        volumes: by name, each (X, Y, Z) with RAS axes and the same shape.
+        title: title of the picture.
+        path: path of the PNG; its folder is created.
         spacing: voxel size in mm along X, Y, Z.
     """
     save_picture(triptych_array(volumes, title, spacing), path)
 
 
 def save_picture(image: np.ndarray, path: Path) -> None:
-    """Write (H, W, 3) uint8 as a PNG, whole or not at all; its folder is made."""
+    """Write (H, W, 3) uint8 as a PNG atomically; its folder is created."""
     with whole_file(path) as temporary:
         imsave(temporary, image, format="png")
 
@@ -68,17 +69,17 @@ def triptych_array(
 
 
 def mid_slice(volume: np.ndarray, axis: int) -> np.ndarray:
-    """The middle slice of a RAS volume across `axis`, as an image: (rows, columns), first row on top."""
+    """The middle slice of a RAS volume across `axis`, as an image (rows, columns), first row on top."""
     return slice_at(volume, axis, volume.shape[axis] // 2)
 
 
 def slice_at(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
-    """One slice of a RAS volume across `axis`, as an image: (rows, columns), first row on top."""
+    """One slice of a RAS volume across `axis`, as an image (rows, columns), first row on top."""
     return np.take(volume, index, axis=axis)[::-1, ::-1].T
 
 
 def draw(volumes: Mapping[str, np.ndarray], title: str, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> Figure:
-    """The figure behind `triptych`; its axes run row by row, the colour bar's last."""
+    """The figure of `triptych`; its axes are in row order, the colour bar last."""
     first = next(iter(volumes.values()))
     size = np.multiply(first.shape, spacing)
     scale = min(_CELL / max(size[0], size[1]), _TALLEST * _CELL / max(size[1], size[2]))  # inches per mm
@@ -88,7 +89,7 @@ def draw(volumes: Mapping[str, np.ndarray], title: str, spacing: Sequence[float]
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor=BACKGROUND)
 
     def place(left: float, top: float, wide: float, high: float) -> Axes:
-        """Axes at a box given in inches from the figure's upper left corner."""
+        """Axes in a box given in inches from the upper left corner of the figure."""
         return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
 
     def write(left: float, top: float, text: str, points: float, **style: Any) -> None:
@@ -106,7 +107,7 @@ def draw(volumes: Mapping[str, np.ndarray], title: str, spacing: Sequence[float]
             panel = place(left, top, wide, high)
             panel.axis("off")
             image = mid_slice(volume, axis)
-            # Enlarged voxels stay sharp squares; a slice with more voxels than pixels is averaged.
+            # Enlarged voxels stay sharp; slices with more voxels than pixels are averaged.
             how = "nearest" if image.shape[1] <= wide * DPI else "antialiased"
             if _is_error(list(volumes)[column]):
                 panel.imshow(image, cmap="inferno", norm=colours, aspect="auto", interpolation=how)
@@ -125,7 +126,7 @@ def draw(volumes: Mapping[str, np.ndarray], title: str, spacing: Sequence[float]
 
 
 def grey_window(volume: np.ndarray) -> tuple[float, float]:
-    """The 1st and 99th percentile; where they are equal, the upper one is 1 higher."""
+    """The 1st and 99th percentile; the upper one is increased by 1 if they are equal."""
     low, high = np.percentile(volume, (1, 99))
     return float(low), float(high if high > low else low + 1)
 
@@ -135,7 +136,7 @@ def _is_error(name: str) -> bool:
 
 
 def write_letters(panel: Axes, letters: str) -> None:
-    """Write the directions at the sides of a panel: left, right, top, bottom."""
+    """Write direction letters at the left, right, top and bottom of a panel."""
     places = [(0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center")]
     places += [(0.5, 0.98, "center", "top"), (0.5, 0.02, "center", "bottom")]
     for letter, (x, y, ha, va) in zip(letters, places, strict=True):

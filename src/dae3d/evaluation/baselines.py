@@ -1,4 +1,4 @@
-"""Repairs without a network, which a network must beat."""
+"""Baselines for image repair without a network: interpolation and Gaussian smoothing."""
 
 import torch
 from torch import Tensor
@@ -13,17 +13,17 @@ SIGMAS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # voxels
 def best_baselines(disrupted: Tensor, clean: Tensor, factor: int, downsampled: bool) -> dict[str, Tensor]:
     """Repair by interpolation and by smoothing.
 
-    Smoothing takes, for each sample, the sigma of `SIGMAS` that comes nearest to the clean image in PSNR.
-    Nobody could choose so well without the clean image: the comparison favours the baseline.
+    Smoothing uses, for each sample, the sigma of `SIGMAS` with the highest PSNR. Choosing it requires the
+    clean image, so the comparison favours the baseline.
 
     Args:
         disrupted: (B, 1, D, H, W).
         clean: (B, 1, D, H, W).
-        factor: of the down- and up-sampling.
-        downsampled: whether the disruption contains it. If not, there is nothing to interpolate.
+        factor: downsampling factor.
+        downsampled: whether the disruption contains downsampling; otherwise interpolation is omitted.
 
     Returns:
-        "gaussian" and, where downsampled, "trilinear" and "trilinear+gaussian", each (B, 1, D, H, W) float32.
+        "gaussian" and, if downsampled, "trilinear" and "trilinear+gaussian", each (B, 1, D, H, W) float32.
     """
     repairs = {"gaussian": _best_gaussian(disrupted, clean)}
     if downsampled:
@@ -37,14 +37,14 @@ def best_baselines(disrupted: Tensor, clean: Tensor, factor: int, downsampled: b
 
 
 def trilinear(image: Tensor, factor: int) -> Tensor:
-    """Undo nearest down- and up-sampling by linear interpolation between the voxels that survived it.
+    """Undo nearest-neighbour down- and upsampling by linear interpolation between the voxels that were kept.
 
-    Those are voxels 0, factor, 2 factor, ... of every axis, and they stay where they are: there is no shift
-    by half a block. Behind the last of them its value is repeated.
+    These are voxels 0, factor, 2 factor, ... along each axis. They stay in place, so there is no shift by
+    half a block. Beyond the last one its value is repeated.
 
     Args:
-        image: (B, C, D, H, W), after nearest sampling by `factor`.
-        factor: that of the sampling.
+        image: (B, C, D, H, W), after nearest-neighbour sampling by `factor`.
+        factor: sampling factor.
 
     Returns:
         (B, C, D, H, W) float32.
@@ -57,7 +57,7 @@ def trilinear(image: Tensor, factor: int) -> Tensor:
 
 
 def gaussian(image: Tensor, sigma: float) -> Tensor:
-    """Smooth with a Gaussian cut off at 4 sigma, the image's edges repeated.
+    """Smooth with a Gaussian truncated at 4 sigma, with replicated borders.
 
     Args:
         image: (B, C, D, H, W).

@@ -1,21 +1,21 @@
-"""Intervals of means over cases, by drawing the cases again (Efron's percentile bootstrap)."""
+"""Confidence intervals of means over cases by the percentile bootstrap (Efron)."""
 
 import numpy as np
 
 RESAMPLES = 10_000
 LEVEL = 95  # percent
-_CHUNK = 500  # resamples at a time, which bounds the memory
+_CHUNK = 500  # resamples at a time, to bound memory
 
 
 def resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
-    """Means over `RESAMPLES` draws of as many cases as there are, with replacement.
+    """Means over `RESAMPLES` bootstrap samples of the cases.
 
-    Every column is drawn with the same cases, so that columns can be combined afterwards. What is not
-    finite is left out of the means; a mean that nothing is left of is NaN.
+    All columns use the same samples, so that columns can be combined afterwards. Values that are not finite
+    are left out of the means; a mean without any finite value is NaN.
 
     Args:
         values: (cases, ...).
-        seed: of the draws.
+        seed: of the random samples.
 
     Returns:
         (RESAMPLES, ...).
@@ -27,7 +27,7 @@ def resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     means = np.empty((RESAMPLES, flat.shape[1]))
     for start in range(0, RESAMPLES, _CHUNK):
-        # How often each case is drawn is all that a mean depends on.
+        # A mean depends only on how often each case is drawn.
         drawn = random.multinomial(cases, np.full(cases, 1 / cases), size=_CHUNK).astype(float)
         counts = drawn @ known
         means[start : start + _CHUNK] = np.divide(
@@ -37,7 +37,7 @@ def resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
 
 
 def interval(means: np.ndarray) -> tuple[float, float]:
-    """The central 95 % of resampled means, (RESAMPLES,); NaN among them is left out."""
+    """The central 95 % of resampled means (RESAMPLES,), ignoring NaN."""
     tail = (100 - LEVEL) / 2
     low, high = np.nanpercentile(means, (tail, 100 - tail))
     return float(low), float(high)

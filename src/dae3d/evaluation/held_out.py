@@ -1,4 +1,4 @@
-"""Whether cases are held out of what the weights were trained on, as far as the weights say it."""
+"""Check whether test cases were used to train the weights, as far as the weights record it."""
 
 import json
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ from dae3d.words import plural, some
 if TYPE_CHECKING:
     from dae3d.models.network import WeightsInfo
 
-# Beside predictions: what the weights that made them say of their training.
+# Next to predictions: the training information of the weights that made them.
 FILE = "weights.json"
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Which cases weights have met; those of several weights together, each case once in its gravest list.
+    """Cases that any of the weights have seen, each in the first list that applies.
 
     Attributes:
-        cases: how many there are.
-        trained: names of those trained on with their labels.
-        chose: of those by which these weights were found to be the best of their run.
-        pretrained: of those pre-trained on, without labels, and in neither list before.
-        known: whether all weights say what they were fine-tuned on, and there are any.
-        known_pretraining: whether they say of all earlier trainings too.
+        cases: number of cases.
+        trained: names of cases used for training with labels.
+        chose: names of validation cases by which the weights were selected as the best of their run.
+        pretrained: names of other cases used for pre-training, without labels.
+        known: whether there are weights, and all record their fine-tuning data.
+        known_pretraining: whether they also record the data of all earlier training stages.
     """
 
     cases: int
@@ -50,57 +50,58 @@ class HeldOut:
 
     @property
     def warnings(self) -> list[str]:
-        """What makes the figures better than they will be on new cases, the gravest first."""
+        """Reasons why results on new cases will be worse, most serious first."""
         of = f"of {plural(self.cases, 'case')}"
         found = []
         if self.trained:
             found.append(
-                f"Trained on, with labels: {len(self.trained)} {of} ({some(self.trained)}). Expect less of "
-                "new cases."
+                f"Used for training, with labels: {len(self.trained)} {of} ({some(self.trained)}). Expect "
+                "worse results on new cases."
             )
         if self.chose:
             found.append(
-                f"Used to choose these weights, as the best of their run: {len(self.chose)} {of} "
-                f"({some(self.chose)}). Expect less of new cases; the run's last weights, "
-                "weights/last.safetensors, were not chosen."
+                f"Used for validation, to select these weights as the best of their run: {len(self.chose)} "
+                f"{of} ({some(self.chose)}). Expect worse results on new cases; the last weights of the run, "
+                "weights/last.safetensors, were not selected this way."
             )
         if self.pretrained:
             found.append(
-                f"Pre-trained on, without labels: {len(self.pretrained)} {of} ({some(self.pretrained)})."
+                f"Used for pre-training, without labels: {len(self.pretrained)} {of} "
+                f"({some(self.pretrained)})."
             )
         return found
 
     @property
     def note(self) -> str:
-        """What is known where there is no warning, and what is not."""
+        """What is known if there is no warning, and what is unknown."""
         if not self.known:
             return (
-                "It is not known whether the weights have met these cases: nothing here says what they were "
-                "trained on."
+                "It is unknown whether the weights were trained on these cases: their training data is not "
+                "recorded."
             )
         if self.warnings:
-            return "" if self.known_pretraining else "What was pre-trained on is not known."
+            return "" if self.known_pretraining else "The pre-training data is unknown."
         if not self.known_pretraining:
             return (
-                "None of the cases was fine-tuned on, or chose the weights; what was pre-trained on is not "
-                "known."
+                "None of the cases was used for fine-tuning or for selecting the weights; the pre-training "
+                "data is unknown."
             )
-        return "None of the cases was trained on, or chose the weights, by the content of their image files."
+        return "None of the cases was used for training or for selecting the weights, by image file content."
 
 
 def held_out(cases: Sequence[TaskCase], weights: Sequence["WeightsInfo"]) -> HeldOut:
-    """Which cases weights have met, by the content of their image files.
+    """Find cases that the weights have seen, by the content of their image files.
 
     Args:
-        cases: with images that are there.
-        weights: what each file of weights says of its training.
+        cases: cases with existing images.
+        weights: training information of each weight file.
 
     Raises:
-        ScanError: where an image cannot be read.
+        ScanError: if an image cannot be read.
     """
     if not weights:
         return HeldOut(len(cases))
-    # Imports PyTorch, which comparing other people's predictions does not need.
+    # Imports PyTorch, which is not needed to evaluate predictions of other tools.
     from dae3d.models.provenance import seen, trained_on
 
     stages = [trained_on(info) for info in weights]
@@ -143,16 +144,16 @@ def _contents(case: TaskCase) -> list[str]:
 
 
 def write_weights(folder: Path, weights: Sequence["WeightsInfo"]) -> None:
-    """Write down, beside predictions, what the weights that make them say of their training.
+    """Write the training information of the weights next to their predictions.
 
     Raises:
-        Dae3dError: where another file has that name, or it cannot be written.
+        Dae3dError: if another file has that name, or it cannot be written.
     """
     from dae3d.models.provenance import entry_of
 
     path = folder / FILE
     if path.exists() and not read_weights_beside(folder):
-        raise Dae3dError(f"out: {path} is there, and `predict` did not write it; take another folder")
+        raise Dae3dError(f"out: {path} exists and was not written by `predict`; choose another folder")
     kept = [
         {
             "step": info.get("step"),
@@ -165,7 +166,7 @@ def write_weights(folder: Path, weights: Sequence["WeightsInfo"]) -> None:
 
 
 def read_weights_beside(folder: Path) -> list["WeightsInfo"]:
-    """What `write_weights` wrote; nothing where there is no such file, or it is another."""
+    """Read what `write_weights` wrote; empty if there is no such file."""
     try:
         found = json.loads((folder / FILE).read_bytes())
     except (OSError, ValueError):

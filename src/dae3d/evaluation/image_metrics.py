@@ -1,26 +1,26 @@
-"""How near an image is to the clean one: the measures, by the names that tables and files have for them.
+"""Image quality metrics that compare an image with the clean one.
 
-To add one, write its function and give it a line in `IMAGE_METRICS`.
+To add one, write its function and add it to `IMAGE_METRICS` under the name used in tables and files.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-# Pages need the names alone, and do without PyTorch.
+# Report pages only need the names; they are made without importing PyTorch.
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images, and the clean ones that they are compared with, sample by sample.
+    """A batch of images and the clean images to compare them with.
 
     Attributes:
         image: (B, 1, D, H, W) float32.
-        clean: the same.
-        lowest: (B,) the least intensity of each clean sample.
-        span: (B,) its data range, maximum minus minimum; 1 where it is constant.
+        clean: (B, 1, D, H, W) float32.
+        lowest: (B,) minimum intensity of each clean sample.
+        span: (B,) data range of each clean sample, maximum minus minimum; 1 if it is constant.
     """
 
     image: "Tensor"
@@ -31,14 +31,14 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageMetric:
-    """A measure.
+    """An image quality metric.
 
     Attributes:
-        title: what people call it.
-        compute: of every sample, (B,) float32.
-        unit: of its values.
-        decimals: that are shown.
-        validated: whether the higher value is the better one, and validation records it.
+        title: name in tables.
+        compute: returns the value of every sample, (B,) float32.
+        unit: unit of the values.
+        decimals: decimals shown.
+        validated: whether validation records it; higher values must then be better.
     """
 
     title: str
@@ -54,12 +54,12 @@ class ImageMetric:
 
 
 def l1(images: Images) -> "Tensor":
-    """Mean absolute error in the unit of the images."""
+    """Mean absolute error, in the unit of the intensities."""
     return (images.image - images.clean).abs().flatten(1).mean(dim=1)
 
 
 def psnr(images: Images) -> "Tensor":
-    """Peak signal-to-noise ratio in dB, infinite where the two are identical."""
+    """Peak signal-to-noise ratio in dB, infinite for identical images."""
     mean_square = (images.image - images.clean).square_().flatten(1).mean(dim=1)
     return 20 * images.span.log10() - 10 * mean_square.log10()
 
@@ -79,5 +79,5 @@ IMAGE_METRICS: dict[str, ImageMetric] = {
 
 
 def validated() -> tuple[str, ...]:
-    """Names of those that validation records and pages compare."""
+    """Names of the metrics that validation records and report pages compare."""
     return tuple(name for name, metric in IMAGE_METRICS.items() if metric.validated)

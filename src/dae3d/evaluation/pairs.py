@@ -1,4 +1,4 @@
-"""The cases of a task beside their predictions: do the files fit together, and how well do they agree?"""
+"""Pairs of reference label and prediction: check that the files match, and score them."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,17 +21,17 @@ from dae3d.store.recipe import CaseRecipe
 
 CaseScores = dict[str, Scores]
 
-# Beside predictions: a journal of what each was made from.
+# Next to predictions: a journal of the input files of each prediction.
 RECORD = "predictions.jsonl"
 
 _log = logging.getLogger(__name__)
 
-_SHOWN = 20  # bad cases in a message
+_SHOWN = 20  # problems listed in a message
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A case's reference label and its prediction; `images` are its channels."""
+    """The reference label and the prediction of a case; `images` are its channels."""
 
     name: str
     images: tuple[Path, ...]
@@ -40,35 +40,35 @@ class Pair:
 
     @property
     def compared(self) -> list[Path]:
-        """The files that scores depend on."""
+        """The files that the scores depend on."""
         return [self.prediction, self.reference]
 
 
 def pair(cases: Sequence[TaskCase], predictions: Path) -> list[Pair]:
     """Find the prediction of every case: `<name>.nii.gz` in the folder.
 
-    Where the folder's record says that predictions were made from other images than the cases', that is said.
+    Warns if, by the record in the folder, predictions were made from other images than those of the cases.
 
     Raises:
-        Dae3dError: naming every case without a label or a prediction, every case whose prediction is its own
-            label, and every case whose image, label and prediction do not lie on one grid, with the files and
-            both values.
+        Dae3dError: listing all cases without a label or a prediction, with a prediction that is the label
+            itself, or with image, label and prediction on different grids.
     """
     problems = []
     pairs = []
     sources = sources_in(predictions / RECORD)
-    strangers = [case for case in cases if _is_of_others(case, sources.get(case.name))]
-    if strangers:
+    others = [case for case in cases if _from_other_images(case, sources.get(case.name))]
+    if others:
         _log.warning(
-            "%d of %d predictions were made from other images than the list's, such as that of %s from %s",
-            *(len(strangers), len(cases), strangers[0].name, sources[strangers[0].name][0]),
+            "%d of %d predictions were made from other images than those in the list, such as that of %s "
+            "from %s",
+            *(len(others), len(cases), others[0].name, sources[others[0].name][0]),
         )
     for case in cases:
         prediction = predictions / f"{case.name}.nii.gz"
         if case.label is None:
             problems.append(f"{case.name}: has no label to compare with")
         elif not prediction.is_file():
-            problems.append(f"{case.name}: there is no prediction {prediction}")
+            problems.append(f"{case.name}: no prediction {prediction}")
         elif prediction.samefile(case.label):
             problems.append(f"{case.name}: prediction {prediction} is the label itself")
         else:
@@ -79,8 +79,8 @@ def pair(cases: Sequence[TaskCase], predictions: Path) -> list[Pair]:
     return pairs
 
 
-def _is_of_others(case: TaskCase, made_from: Sequence[Path] | None) -> bool:
-    """Whether a prediction was made from other images; of files that were moved since, their names tell."""
+def _from_other_images(case: TaskCase, made_from: Sequence[Path] | None) -> bool:
+    """Whether a prediction was made from other images; only names are compared if files were moved."""
     if not made_from:
         return False
     if all(path.exists() for path in made_from):
@@ -92,7 +92,7 @@ def refuse(problems: Sequence[str]) -> None:
     """Raise a Dae3dError that lists the problems, if there are any."""
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        raise Dae3dError("these cannot be compared:\n  " + "\n  ".join([*problems[:_SHOWN], *more]))
+        raise Dae3dError("these cases cannot be evaluated:\n  " + "\n  ".join([*problems[:_SHOWN], *more]))
 
 
 def _misfits(pair: Pair) -> Iterator[str]:
@@ -100,7 +100,8 @@ def _misfits(pair: Pair) -> Iterator[str]:
         label = _grid(pair.reference)
         if _is_sheared(label):
             _log.warning(
-                "%s: the axes of label %s are sheared; distances and volumes are those of a straight grid",
+                "%s: the axes of label %s are sheared; distances and volumes are computed as if they were "
+                "orthogonal",
                 pair.name,
                 pair.reference,
             )
@@ -108,14 +109,14 @@ def _misfits(pair: Pair) -> Iterator[str]:
             difference = grid_difference(_grid(path), label)
             if difference:
                 yield (
-                    f"{pair.name}: {kind} {path} is on another grid than label {pair.reference}: {difference}"
+                    f"{pair.name}: {kind} {path} is not on the grid of label {pair.reference}: {difference}"
                 )
     except ScanError as error:
         yield f"{pair.name}: {error}"
 
 
 def _is_sheared(grid: Grid) -> bool:
-    """Whether axes are off a right angle by more than half a degree, as those of a tilted gantry are."""
+    """Whether axes deviate from right angles by more than half a degree, as with a tilted gantry."""
     axes = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
     return bool(np.abs(axes.T @ axes - np.eye(3)).max() > np.sin(np.radians(0.5)))
 
@@ -129,10 +130,10 @@ def _grid(path: Path) -> Grid:
 
 
 def read_classes(path: Path, recipe: CaseRecipe) -> tuple[np.ndarray, Grid]:
-    """A label file as (X, Y, Z) uint8 class indices, 0 the background, and where its voxels lie.
+    """Read a label file as (X, Y, Z) uint8 class indices, 0 for the background, with its grid.
 
     Raises:
-        ScanError: naming the file, where it cannot be read or holds a value of no class.
+        ScanError: naming the file, if it cannot be read or contains a value of no class.
     """
     try:
         volume = read_volume(path)
@@ -151,21 +152,21 @@ def score(
     journal: Journal,
     workers: int,
 ) -> dict[str, CaseScores]:
-    """Compare all pairs, several at a time, in threads: most of the work is done outside of Python.
+    """Score all pairs in parallel threads; most of the work releases the GIL.
 
     Args:
-        pairs: of label and prediction.
+        pairs: labels and predictions.
         recipe: of the labels.
-        classes: by name, the indices of classes.
+        classes: class indices by name.
         tolerance: of the normalised surface distance, mm.
-        journal: what is in there is not measured again.
+        journal: earlier results, which are reused.
         workers: threads, each with two label maps in memory.
 
     Returns:
         Scores by case, in the order of `pairs`.
 
     Raises:
-        Dae3dError: after all others have been compared, naming each pair that cannot be, and why.
+        Dae3dError: after all other pairs have been scored, listing the pairs that cannot be, and why.
     """
 
     def run(pair: Pair) -> CaseScores:
@@ -192,7 +193,7 @@ def score(
 
 
 def _recorded(result: Mapping[str, Any]) -> CaseScores | None:
-    """Scores out of a journal, by name or in the order of `METRICS`; None where they are of other metrics."""
+    """Scores from a journal, by name or in the order of `METRICS`; None if the metrics differ."""
     scores = {
         label: dict(zip(METRICS, values, strict=False)) if isinstance(values, list) else values
         for label, values in result.items()
@@ -203,7 +204,7 @@ def _recorded(result: Mapping[str, Any]) -> CaseScores | None:
 def _in_threads(
     run: Callable[[Pair], CaseScores], pairs: Sequence[Pair], workers: int
 ) -> Iterator[tuple[Pair, Future[CaseScores]]]:
-    """Pairs as they are done; when no more are asked for, those at work are finished and no others begun."""
+    """Yield pairs as they finish; when the caller stops, running ones finish and no others start."""
     executor = ThreadPoolExecutor(workers)
     try:
         futures = {executor.submit(run, pair): pair for pair in pairs}

@@ -1,4 +1,4 @@
-"""How near an image is to the clean one, by all measures."""
+"""All image quality metrics of a batch."""
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ from dae3d.evaluation.image_metrics import IMAGE_METRICS, Images
 def image_quality(image: Tensor, clean: Tensor) -> dict[str, Tensor]:
     """Compare images with the clean ones, sample by sample.
 
-    Beside its arguments this takes two volumes of their size and some 100 MB.
+    Needs memory for two more volumes of the same size and about 100 MB.
 
     Args:
         image: (B, 1, D, H, W), a crop or a whole scan.
         clean: (B, 1, D, H, W).
 
     Returns:
-        (B,) float32 by the names of `IMAGE_METRICS`.
+        (B,) float32 for each name of `IMAGE_METRICS`.
     """
     image, clean = image.float(), clean.float()
     lowest, highest = clean.flatten(1).aminmax(dim=1)

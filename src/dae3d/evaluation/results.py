@@ -1,4 +1,4 @@
-"""The scores of all cases, and what they come to: means with intervals, cases in order, `metrics.csv`."""
+"""Scores of all cases and their summary: means with confidence intervals, ranking, `metrics.csv`."""
 
 import csv
 import io
@@ -18,9 +18,9 @@ _DECIMALS = 6
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over `cases` cases and its 95 % bootstrap interval; NaN where there is nothing to take it of.
+    """A mean over `cases` cases with its 95 % bootstrap interval; NaN if there are no values.
 
-    The interval of fewer than two cases is NaN: it would say nothing.
+    With fewer than two cases the interval is NaN.
     """
 
     value: float
@@ -31,13 +31,13 @@ class Mean:
 
 @dataclass(frozen=True)
 class ClassSummary:
-    """A class over all cases.
+    """Summary of a class over all cases.
 
     Attributes:
-        present: cases whose reference holds the class.
-        missed: those of them whose prediction holds nothing of it.
-        spurious: cases whose prediction holds it and whose reference does not.
-        means: by metric.
+        present: number of cases with the class in the reference.
+        missed: number of these without the class in the prediction.
+        spurious: number of cases with the class in the prediction but not in the reference.
+        means: means by metric.
     """
 
     present: int
@@ -51,11 +51,11 @@ class Results:
     """Scores by case and class.
 
     Attributes:
-        cases: names, in the task's order.
-        classes: by name, the label values; regions put together of classes are not among them.
-        regions: by name, the label values.
-        values: (cases, classes and then regions, metrics).
-        metrics: their names.
+        cases: names in the order of the task.
+        classes: label values by name, without regions.
+        regions: label values by name; a region is a union of classes.
+        values: (cases, classes followed by regions, metrics).
+        metrics: names of the metrics.
         seed: of the bootstrap.
     """
 
@@ -74,7 +74,7 @@ class Results:
         regions: Mapping[str, Sequence[int]],
         seed: int,
     ) -> "Results":
-        """From the scores by case and class."""
+        """Make results from scores by case and class."""
         names = [*classes, *regions]
         values = [[[*case[name].values()] for name in names] for case in scores.values()]
         return cls(
@@ -92,23 +92,23 @@ class Results:
         return (*self.classes, *self.regions)
 
     def metric(self, name: str) -> np.ndarray:
-        """The values of one metric, (cases, classes and then regions)."""
+        """The values of one metric, (cases, classes followed by regions)."""
         return self.values[..., self.metrics.index(name)]
 
     @cached_property
     def case_dice(self) -> np.ndarray:
-        """The mean Dice of each case's classes, (cases,); NaN for a case in which there is none."""
+        """The mean Dice over the classes of each case, (cases,); NaN if undefined for all classes."""
         return _finite_mean(self.metric("dice")[:, : len(self.classes)], axis=1)
 
     @cached_property
     def ranked(self) -> list[int]:
-        """Numbers of the cases that have a mean Dice, the worst first."""
+        """Indices of the cases with a mean Dice, worst first."""
         order = np.argsort(self.case_dice, kind="stable")
         return [int(i) for i in order if not math.isnan(self.case_dice[i])]
 
     @cached_property
     def summaries(self) -> dict[str, ClassSummary]:
-        """By class and region."""
+        """Summaries by class and region."""
         wanted, predicted = self.metric("reference_ml") > 0, self.metric("predicted_ml") > 0
         return {
             name: ClassSummary(
@@ -122,12 +122,12 @@ class Results:
 
     @cached_property
     def mean(self) -> dict[str, Mean]:
-        """The mean over the classes of their means, by metric: each class counts alike."""
+        """By metric, the mean over classes of the class means, with equal weights."""
         return self._means(range(len(self.classes)))
 
     @cached_property
     def mean_of_regions(self) -> dict[str, Mean]:
-        """The same over the regions."""
+        """The same over regions."""
         return self._means(range(len(self.classes), len(self.names)))
 
     @cached_property
@@ -136,7 +136,7 @@ class Results:
         return resampled_means(self.values, self.seed)
 
     def _means(self, columns: Sequence[int]) -> dict[str, Mean]:
-        """Of each metric that means are taken of, over the means of some classes."""
+        """By metric (except volumes), the mean over the means of some classes."""
         return {name: self._mean(name, columns) for name in self.metrics if not METRICS[name].volume}
 
     def _mean(self, metric: str, columns: Sequence[int]) -> Mean:
@@ -150,7 +150,7 @@ class Results:
         return Mean(value, low, high, cases)
 
     def csv(self) -> str:
-        """`case,class,metric,value` rows, of which a table by metric is one `pivot` away."""
+        """The values in long format: `case,class,metric,value`."""
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(("case", "class", "metric", "value"))
@@ -163,7 +163,7 @@ class Results:
         return text.getvalue()
 
     def json(self) -> dict[str, Any]:
-        """All of it; what is not a number (NaN, infinite) is None."""
+        """All results; NaN and infinite values are None."""
         regions = {"mean_of_regions": _as_dicts(self.mean_of_regions)} if self.regions else {}
         return {
             "mean": _as_dicts(self.mean),
@@ -192,7 +192,7 @@ class Results:
 
 
 def _finite_mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """The mean of what is finite, NaN where nothing is."""
+    """The mean of finite values; NaN if there are none."""
     known = np.isfinite(values)
     counts = known.sum(axis=axis)
     total = np.where(known, values, 0.0).sum(axis=axis)

@@ -1,4 +1,4 @@
-"""How near a segmentation is to its reference: Dice, surface distances, volumes, class by class."""
+"""Segmentation metrics per class: Dice, surface distances, volumes."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +13,16 @@ from dae3d.evaluation.surfaces import surface_distances
 
 Slices = tuple[slice, slice, slice]
 
-# One class of one case: values by the names of `METRICS`.
+# Values of one class of one case by the names of `METRICS`.
 Scores = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Masks:
-    """One class in two segmentations of a scan.
+    """The masks of one class in two segmentations of a scan.
 
     Attributes:
-        prediction, reference: (X, Y, Z) bool, which may touch the array's edges.
+        prediction, reference: (X, Y, Z) bool; masks may touch the edges of the array.
         spacing: voxel size in mm along the axes.
         tolerance: of the normalised surface distance, mm.
     """
@@ -34,35 +34,35 @@ class Masks:
 
     @cached_property
     def predicted(self) -> int:
-        """Voxels of the prediction."""
+        """Number of voxels of the prediction."""
         return int(self.prediction.sum())
 
     @cached_property
     def wanted(self) -> int:
-        """Voxels of the reference."""
+        """Number of voxels of the reference."""
         return int(self.reference.sum())
 
     @property
     def voxel_ml(self) -> float:
-        """Volume of a voxel."""
+        """Volume of a voxel in ml."""
         return math.prod(self.spacing) / 1000
 
     @cached_property
     def surfaces(self) -> tuple[float, float]:
-        """`surface_distances`, of masks that are not empty."""
+        """`surface_distances` of the masks, which must not be empty."""
         return surface_distances(self.prediction, self.reference, self.spacing, self.tolerance)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What two masks are compared by.
+    """A metric that compares two masks.
 
     Attributes:
-        of: the value; of a class that is in neither mask it is not asked for and NaN, but for a `volume`.
-        heading: what tables call it, with its unit; None keeps it to `metrics.csv` and `metrics.json`.
-        decimals: shown.
-        best: the value that an identical segmentation has: the highest, the lowest, or zero between both.
-        volume: of one of the masks alone: no mean of it is taken.
+        of: computes the value. If both masks are empty, the value is NaN and `of` is only called for volumes.
+        heading: name in tables with unit; None for metrics only in `metrics.csv` and `metrics.json`.
+        decimals: decimals shown.
+        best: value of a perfect segmentation: the highest, the lowest, or zero between both.
+        volume: whether it is the volume of one mask; such values are not averaged.
     """
 
     of: Callable[[Masks], float]
@@ -85,8 +85,8 @@ def dice(masks: Masks) -> float:
 def nsd(masks: Masks) -> float:
     """Normalised surface distance: the share of both surfaces within the tolerance of the other one.
 
-    Surface elements lie between the voxels' centres (Nikolov et al., arXiv 1809.04430). Of a class that is in
-    one mask alone it is 0.
+    Surface elements lie between voxel centres (Nikolov et al., arXiv 1809.04430). It is 0 if one mask is
+    empty.
     """
     return masks.surfaces[0] if masks.predicted and masks.wanted else 0.0
 
@@ -94,17 +94,17 @@ def nsd(masks: Masks) -> float:
 def hd95_mm(masks: Masks) -> float:
     """The larger of the two directed 95th percentiles of the distances between boundary voxels.
 
-    Of a class that is in one mask alone it is infinite.
+    It is infinite if one mask is empty.
     """
     return masks.surfaces[1] if masks.predicted and masks.wanted else math.inf
 
 
 def volume_error_percent(masks: Masks) -> float:
-    """(predicted - reference) / reference; NaN where the reference has nothing."""
+    """(predicted - reference) / reference, in percent; NaN for an empty reference."""
     return 100 * (masks.predicted - masks.wanted) / masks.wanted if masks.wanted else math.nan
 
 
-# By their names in files. Another one is a function of `Masks` and a line.
+# By their names in files. To add one, write a function of `Masks` and add it here.
 METRICS: dict[str, Metric] = {
     "dice": Metric(dice, "Dice"),
     "nsd": Metric(nsd, "NSD"),
@@ -117,7 +117,7 @@ METRICS: dict[str, Metric] = {
 
 
 def tabled() -> dict[str, Metric]:
-    """Those of the metrics that tables show."""
+    """The metrics shown in tables."""
     return {name: metric for name, metric in METRICS.items() if metric.heading is not None}
 
 
@@ -130,21 +130,21 @@ def compare(
 ) -> dict[str, Scores]:
     """Compare two label maps, class by class.
 
-    Only the box that holds a class in either map is looked at, so that small structures in large scans are
-    quick.
+    Only the bounding box of a class in both maps is processed, which is fast for small structures in large
+    scans.
 
     Args:
         prediction: (X, Y, Z) label values, integers from 0.
         reference: (X, Y, Z).
         spacing: voxel size in mm along the arrays' axes.
-        classes: by name, the label values that make up the class (several for a region).
+        classes: label values by name (several values for a region).
         tolerance: of the normalised surface distance, mm.
     """
     boxes = [find_objects(labels) for labels in (prediction, reference)]
     scores = {}
     for name, values in classes.items():
         found = [box[v - 1] for box in boxes for v in values if v <= len(box) and box[v - 1] is not None]
-        # A class that is nowhere is compared in no voxel.
+        # For a class in neither map, compare empty arrays.
         box = _union(found) if found else (slice(0, 0),) * 3
         masks = [_mask(labels[box], values) for labels in (prediction, reference)]
         scores[name] = compare_masks(masks[0], masks[1], spacing, tolerance)
@@ -165,7 +165,7 @@ def _mask(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
 
 
 def _union(boxes: Sequence[Slices]) -> Slices:
-    """The smallest box that holds all of `boxes`."""
+    """The smallest box that contains all `boxes`."""
     x, y, z = (
         slice(min(side.start for side in sides), max(side.stop for side in sides))
         for sides in zip(*boxes, strict=True)

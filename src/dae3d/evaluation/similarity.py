@@ -1,11 +1,11 @@
-"""Structural similarity of volumes."""
+"""Structural similarity (SSIM) of volumes."""
 
 import torch
 from torch import Tensor
 
 from dae3d.evaluation.gaussian import gaussian_weights, weighted_means
 
-WINDOW = 11  # voxels, a side of SSIM's Gaussian window
+WINDOW = 11  # voxels, side of the Gaussian window of SSIM
 SIGMA = 1.5  # voxels
 _C1, _C2 = 0.01**2, 0.03**2
 _SLAB_VOXELS = 2**21
@@ -14,16 +14,16 @@ _SLAB_VOXELS = 2**21
 def ssim(image: Tensor, clean: Tensor, lowest: Tensor, span: Tensor) -> Tensor:
     """Mean structural similarity of each sample, (B,) (Wang et al., 2004).
 
-    Intensities count from the clean sample's minimum and its data range is its own, so that PSNR and SSIM are
-    the same in HU, in z-scores and scaled to [0, 1]. The window is Gaussian, 11^3 voxels and sigma 1.5; along
-    a side that is shorter, the largest odd number of voxels that fits. The mean is over the window's
-    positions that lie wholly inside, and is computed by slabs.
+    Intensities are shifted and scaled by the minimum and the data range of the clean sample, so that SSIM is
+    the same for HU, z-scores and intensities in [0, 1]. The Gaussian window has 11^3 voxels and sigma 1.5;
+    along shorter sides, it has the largest odd number of voxels that fits. The mean is over positions with
+    the window completely inside, and is computed by slabs to save memory.
 
     Args:
         image: (B, 1, D, H, W) float32.
-        clean: the same.
-        lowest: (B,) the least intensity of each clean sample.
-        span: (B,) its data range.
+        clean: (B, 1, D, H, W) float32.
+        lowest: (B,) minimum intensity of each clean sample.
+        span: (B,) data range of each clean sample.
     """
     sides = [min(WINDOW, side - 1 + side % 2) for side in clean.shape[2:]]
     weights = [gaussian_weights(SIGMA, side) for side in sides]
@@ -41,7 +41,7 @@ def ssim(image: Tensor, clean: Tensor, lowest: Tensor, span: Tensor) -> Tensor:
 
 
 def _similarity(x: Tensor, y: Tensor, weights: list[list[float]]) -> Tensor:
-    """SSIM at every position of the window, for intensities of range 1 (Wang et al., 2004, equation 13)."""
+    """SSIM at every window position, for a data range of 1 (Wang et al., 2004, equation 13)."""
     mean_x, mean_y = weighted_means(x, weights), weighted_means(y, weights)
     variance_x = weighted_means(x * x, weights) - mean_x.square()
     variance_y = weighted_means(y * y, weights) - mean_y.square()

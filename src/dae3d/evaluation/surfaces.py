@@ -1,8 +1,8 @@
-"""How far the surfaces of two masks lie apart: normalised surface distance and Hausdorff distance.
+"""Surface distances between two masks: normalised surface distance and Hausdorff distance.
 
-Both are MONAI's, so that figures can be compared with those of others, without the time that its import and
-its tensors take. The first has elements of surface, each between the centres of eight voxels (Nikolov et al.,
-arXiv 1809.04430); the second has voxels.
+The results equal those of MONAI, for comparability with published results, without the cost of its import and
+tensors. The first uses surface elements between the centres of eight voxels (Nikolov et al., arXiv
+1809.04430); the second uses boundary voxels.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,13 @@ from scipy.spatial import KDTree
 
 Sides = tuple[float, float, float]
 
-# Voxel sizes that come out of a rotated affine are off in the seventh digit, and surfaces that are one voxel
-# apart would fall on either side of a tolerance of one voxel.
+# Voxel sizes computed from a rotated affine have rounding errors in the seventh digit. Without this margin,
+# surfaces one voxel apart could fall on either side of a tolerance of one voxel.
 _ROUNDING = 1e-5
 
-# Elements of surface by which of eight voxels are set, as area vectors in eighths of a voxel's faces; those
-# of parallel triangles are added up. Other patterns are these turned, mirrored, or set where these are not.
+# Surface elements by the pattern of set voxels in a 2 x 2 x 2 cube, as area vectors in eighths of voxel
+# faces; parallel triangles are summed. All other patterns are rotations, mirror images or complements of
+# these.
 _ELEMENTS: dict[int, list[tuple[int, int, int]]] = {
     0b00000000: [],
     0b00000001: [(1, 1, 1)],
@@ -41,20 +42,20 @@ _ELEMENTS: dict[int, list[tuple[int, int, int]]] = {
 def surface_distances(
     prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance: float
 ) -> tuple[float, float]:
-    """Compare the surfaces of two masks that are not empty; they are closed at the arrays' edges.
+    """Compare the surfaces of two non-empty masks; surfaces are closed at the edges of the arrays.
 
     Args:
         prediction: (X, Y, Z) bool.
         reference: (X, Y, Z) bool.
         spacing: voxel size in mm along the arrays' axes.
-        tolerance: in mm; what lies exactly as far apart is within.
+        tolerance: in mm, inclusive.
 
     Returns:
-        The share of both surfaces that lies within the tolerance of the other one, and the larger of the two
-        directed 95th percentiles of the distances between boundary voxels, mm.
+        The share of both surfaces within the tolerance of the other one, and the larger of the two directed
+        95th percentiles of distances between boundary voxels in mm.
     """
     x, y, z = map(float, spacing)
-    # Walks along the last axis are quick where it is the inner one in memory.
+    # Operations along the last axis are fast if it is contiguous in memory.
     masks = [np.pad(np.ascontiguousarray(mask), 1) for mask in (prediction, reference)]
     return _within(masks, (x, y, z), tolerance * (1 + _ROUNDING)), _apart(masks, (x, y, z))
 
@@ -74,7 +75,7 @@ def _apart(masks: Sequence[np.ndarray], spacing: Sides) -> float:
 
 
 def _codes(mask: np.ndarray) -> np.ndarray:
-    """Which voxels are set in each cube of 2 x 2 x 2: bits, the first voxel's the highest."""
+    """The pattern of set voxels in each 2 x 2 x 2 cube as bits, the first voxel highest."""
     voxels = mask.view(np.uint8)
     pairs = voxels[:, :, :-1] << 1 | voxels[:, :, 1:]
     fours = pairs[:, :-1] << 2 | pairs[:, 1:]
@@ -82,7 +83,7 @@ def _codes(mask: np.ndarray) -> np.ndarray:
 
 
 def _boundary(mask: np.ndarray) -> np.ndarray:
-    """Voxels that have a face towards the outside, of a mask with a margin, which is left out."""
+    """Voxels with a face to the outside; the mask has a margin of one voxel, which is removed."""
     core = mask[1:-1, 1:-1, 1:-1]
     inside = mask[:-2, 1:-1, 1:-1] & mask[2:, 1:-1, 1:-1]
     inside &= mask[1:-1, :-2, 1:-1]
@@ -95,17 +96,17 @@ def _boundary(mask: np.ndarray) -> np.ndarray:
 def _distances(
     first: np.ndarray, second: np.ndarray, spacing: Sides, limit: float = np.inf
 ) -> tuple[np.ndarray, np.ndarray]:
-    """From each point set in an array to the nearest one in the other, both ways; inf from the limit on."""
+    """Distance from each set point to the nearest one in the other array, both ways; inf beyond `limit`."""
     shared = (first & second).ravel()
     places = [np.flatnonzero(points) for points in (first, second)]
     positions = [np.stack(np.unravel_index(place, first.shape), 1) * spacing for place in places]
 
     def way(here: int, there: int) -> np.ndarray:
-        # Most points of good segmentations are in both, and need no search.
+        # For good segmentations most points are in both arrays and need no search.
         alone = ~shared[places[here]]
         distances = np.zeros(len(alone))
         if alone.any():
-            tree = KDTree(positions[there], leafsize=32)  # the quickest of 10, 16, 32 and 64
+            tree = KDTree(positions[there], leafsize=32)  # fastest of 10, 16, 32 and 64
             distances[alone] = tree.query(positions[here][alone], distance_upper_bound=limit)[0]
         return distances
 

@@ -10,8 +10,8 @@ import torch
 from dae3d.store.store import Store
 from dae3d.training.batch import Sample, pack
 from dae3d.training.data import CropDataset, TrainingData
+from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.sampling import LAST_SAMPLE, Crop, philox, random_start
-from dae3d.training.settings import PretrainSettings
 
 CROPS = 8  # of each modality, at least
 TOGETHER = 8  # crops that are swapped among each other

@@ -18,8 +18,8 @@ from dae3d.probing.levels import LEVELS, NOTHING, partners, shares, swap_errors
 from dae3d.probing.metrics import ProbeMetrics
 from dae3d.probing.voxel_probe import CASES, VoxelProbe, voxel_probe
 from dae3d.training.data import TrainingData
+from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.schedule import is_zero
-from dae3d.training.settings import PretrainSettings
 
 Computing = Callable[[], AbstractContextManager[Any]]
 

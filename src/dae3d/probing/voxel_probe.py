@@ -19,8 +19,8 @@ from dae3d.store.recipe import CaseRecipe
 from dae3d.store.scan import Preparation
 from dae3d.training.cases import LabelledData, labelled_data
 from dae3d.training.finetune_settings import FinetuneSettings
+from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.sampling import philox
-from dae3d.training.settings import PretrainSettings
 
 CASES = "cases"  # folder in a run for the prepared ones
 TRAIN_CASES = 4

@@ -20,6 +20,7 @@ from dae3d.store.index import Outline
 from dae3d.store.store import Store, StoredScan
 from dae3d.training.batch import NumberedCrop, Packed, Sample, pack, slot_bytes
 from dae3d.training.loader_process import check_shared_memory, start_loader_process
+from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.run_settings import RunSettings
 from dae3d.training.sampling import (
     LAST_SAMPLE,
@@ -28,7 +29,6 @@ from dae3d.training.sampling import (
     SampleStream,
     validation_crops,
 )
-from dae3d.training.settings import PretrainSettings
 from dae3d.training.slots import Slots
 
 # Batches that a loader process makes ahead, and those that may be on their way to the device.

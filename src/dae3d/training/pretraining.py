@@ -22,8 +22,8 @@ from dae3d.objectives.contrastive import contrastive_loss, pooled
 from dae3d.store.scan import Preparation
 from dae3d.training.batch import Sample
 from dae3d.training.module import TrainingModule
+from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.schedule import Schedule
-from dae3d.training.settings import PretrainSettings
 from dae3d.training.sums import MetricSums
 
 

@@ -23,7 +23,7 @@ from dae3d.training.schedule import Schedule
 from dae3d.training.sums import MetricSums
 
 
-class Segmentation(TrainingModule):
+class Finetuning(TrainingModule):
     """Supervised training of a `Segmenter`.
 
     Args:
