@@ -464,7 +464,7 @@ def test_weights_that_say_nothing_of_preparation_are_refused(tmp_path):
     architecture = Architecture(**SMALL, out_channels=3)
     state = Segmenter(architecture).state_dict()
     save_weights(tmp_path / "w.safetensors", state, architecture, {"task": "segmentation"})
-    with pytest.raises(Dae3dError, match="does not say how scans are to be prepared"):
+    with pytest.raises(Dae3dError, match="does not record how scans are prepared"):
         dae3d.predict(scans=["p.nii.gz"], weights=[tmp_path / "w.safetensors"], out=tmp_path, device="cpu")
 
 
