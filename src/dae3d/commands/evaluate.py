@@ -217,7 +217,7 @@ def _versions() -> dict[str, str]:
 def _show(results: Results, tolerance: float) -> None:
     title = f"{len(results.cases)} cases: means, and 95 % intervals by bootstrap"
     table = Table(title=title, box=SIMPLE_HEAD, padding=0)
-    table.add_column("class", overflow="fold")
+    table.add_column("class", overflow="fold", min_width=5)
     shown = [f"NSD {tolerance:g} mm" if name == "nsd" else m.heading for name, m in tabled().items()]
     for heading in (*map(str, shown), "missed", "spurious", "cases"):
         table.add_column(heading, justify="right", no_wrap=True)
