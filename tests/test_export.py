@@ -127,7 +127,7 @@ def test_heads_for_deep_supervision_stay_behind(tmp_path, capsys):
     network = saved(Segmenter, tmp_path / "w.safetensors", out_channels=2, deep_supervision=True)
     dae3d.export(weights=tmp_path / "w.safetensors", format="reference", out=tmp_path / "ckpt.pth")
     said = capsys.readouterr().out
-    assert "left out (the layout has no place for it): auxiliary_heads.0.conv.conv.weight" in said
+    assert "left out (this layout has no such tensor): auxiliary_heads.0.conv.conv.weight" in said
     loaded = dae3d.load(tmp_path / "ckpt.pth")
     assert loaded.load_report.missing == []
     with torch.inference_mode():
@@ -165,7 +165,7 @@ def test_pre_training_weights_repair_in_monai_but_for_the_intensity(tmp_path, ca
     network = saved(SwinUNETR, tmp_path / "w.safetensors", patch_embed="linear")
     dae3d.export(weights=tmp_path / "w.safetensors", format="monai", out=tmp_path / "monai.pt")
     said = capsys.readouterr().out
-    assert "left out (the layout has no place for it): encoder.mask_token" in said
+    assert "left out (this layout has no such tensor): encoder.mask_token" in said
     by_hand = in_monai(said)(image()) * image().std() + image().mean()
     torch.testing.assert_close(by_hand, network(image()), rtol=0, atol=1e-5)
 
