@@ -157,7 +157,7 @@ def test_measuring_holds_one_more_copy_at_most(padding: int | None) -> None:
 @pytest.mark.parametrize("modality", ["ct", "cbct", "ct-phantom"])
 def test_a_ct_without_its_rescale_intercept_is_refused(modality: str) -> None:
     raw = (phantom(SHAPE).astype(np.int32) + 1024).astype(np.uint16)
-    with pytest.raises(ScanError, match=r"is the rescale intercept, often -1024, lost.*ct-raw"):
+    with pytest.raises(ScanError, match=r"is the rescale intercept, often -1024, missing.*ct-raw"):
         refuse(volume(raw), modality)
     padded = np.where(INSIDE, raw.astype(np.int16), np.int16(-2000))
     with pytest.raises(ScanError, match="rescale intercept"):
@@ -237,13 +237,13 @@ HU = np.where(SKULL, tissue(700, 100), np.where(HEAD, tissue(40, 20), tissue(-99
 @pytest.mark.parametrize(
     ("scan", "why"),
     [
-        (HU + 1024, "intercept, often -1024, lost"),  # noise of air reaches below 0
-        (np.where(IN_VIEW, HU + 1024, -1), "intercept, often -1024, lost"),
-        (np.where(IN_VIEW, HU + 1000, -1000), "intercept, often -1024, lost"),
-        (np.where(IN_VIEW, HU + 1024, -1024), "intercept, often -1024, lost"),
-        (np.where(IN_VIEW, HU.clip(-1024) + 1024, -2000), "intercept, often -1024, lost"),
-        (np.where(HEAD, HU + 1024, -1024), "intercept, often -1024, lost"),
-        (np.where(IN_VIEW, HU + 1024, np.where(HU > -990, -1, -1024)), "intercept, often -1024, lost"),
+        (HU + 1024, "intercept, often -1024, missing"),  # noise of air reaches below 0
+        (np.where(IN_VIEW, HU + 1024, -1), "intercept, often -1024, missing"),
+        (np.where(IN_VIEW, HU + 1000, -1000), "intercept, often -1024, missing"),
+        (np.where(IN_VIEW, HU + 1024, -1024), "intercept, often -1024, missing"),
+        (np.where(IN_VIEW, HU.clip(-1024) + 1024, -2000), "intercept, often -1024, missing"),
+        (np.where(HEAD, HU + 1024, -1024), "intercept, often -1024, missing"),
+        (np.where(IN_VIEW, HU + 1024, np.where(HU > -990, -1, -1024)), "intercept, often -1024, missing"),
         (HU - 1024, "intercept, often -1024, applied twice"),
         (HU.clip(-1000) - 1024, "intercept, often -1024, applied twice"),
         (np.where(IN_VIEW, HU - 1024, -3024), "intercept, often -1024, applied twice"),
@@ -294,7 +294,7 @@ def test_real_ct_with_a_filling_and_what_is_cut_out_of_it(shared_data, name: str
     first, second = (np.abs(np.linspace(-1, 1, side)) for side in scan.shape[:2])
     in_view = (np.hypot(first[:, None], second) < 1)[..., None]
     for filling in (-1, -1024, -2000):
-        with pytest.raises(ScanError, match="intercept, often -1024, lost"):
+        with pytest.raises(ScanError, match="intercept, often -1024, missing"):
             refuse(volume(np.where(in_view, scan + 1024, filling)), "ct")
         refuse(volume(np.where(in_view, scan, filling)), "ct")
     with pytest.raises(ScanError, match="intercept, often -1024, applied twice"):

@@ -276,7 +276,7 @@ def test_labels_beyond_the_foreground_are_told(tmp_path, caplog):
     )
     with caplog.at_level(logging.WARNING):
         store = prepare_cases([case], recipe(crop_foreground=True), tmp_path / "store", workers=1)
-    assert "crop_foreground cuts labelled voxels away in 1 cases: far (3 voxels)" in caplog.text
+    assert "crop_foreground removes labelled voxels in 1 cases: far (3 voxels)" in caplog.text
     assert store.cases[0].voxels == (40**3 - 1, 0, 1)
     # Background is drawn where the cube is, and not in the 10 mm of air around it.
     background = store.positions(0)[0]

@@ -159,7 +159,7 @@ def test_cases_of_other_channels_are_refused_before_any_is_prepared(run, tmp_pat
     labels, modality = {"0": "background", "1": "organ"}, {"0": "T1w", "1": "T2w"}
     lists = {"training": cases[:1], "validation": cases[1:]}
     task.write_text(json.dumps({"labels": labels, "modality": modality, **lists}))
-    with pytest.raises(Dae3dError, match=r"have 2 channels \(t1, t2\), and the network of the run takes 1"):
+    with pytest.raises(Dae3dError, match=r"have 2 channels \(t1, t2\), but the network of the run takes 1"):
         dae3d.check(run=run, data=task, train_cases=1, device="cpu")
     assert not (run / "cases").exists()
 

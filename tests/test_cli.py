@@ -143,7 +143,7 @@ def test_an_error_is_one_line_and_status_1(tmp_path, capsys):
     assert main(["pretrain", "--data", str(missing), "--out", str(tmp_path / "run")]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith(f"dae3d: error: {missing}: no store here")
+    assert captured.err.startswith(f"dae3d: error: {missing}: not a store")
     assert captured.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
@@ -216,7 +216,7 @@ def test_version(capsys):
     assert dae3d.__version__ == version("dae3d")
 
 
-def test_help_lists_the_verbs(capsys):
+def test_help_lists_the_commands(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["--help"])
     assert exit_.value.code == 0

@@ -171,7 +171,7 @@ def test_labels_of_any_type(values, slope):
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        (3, r"holds 3, for which there is no class \(there are: 0 background, 1 a, 2 b, 7 c\)"),
+        (3, r"contains 3, which are not label values of the classes \(0 background, 1 a, 2 b, 7 c\)"),
         (-1, "holds -1, for which there is no class"),
         (255, "holds 255, for which"),
         (0.5, r"holds 0\.5, which are not whole numbers: interpolated"),
@@ -240,7 +240,7 @@ def test_a_ct_without_its_intercept_is_refused_and_its_file_is_named(tmp_path):
 
 def test_the_number_of_channels_is_the_recipes():
     good = Volume(np.arange(np.prod(SHAPE)).reshape(SHAPE), np.eye(4))
-    with pytest.raises(ScanError, match=r"channels: 1 where 2 \(t1, flair\) are wanted"):
+    with pytest.raises(ScanError, match=r"channels: 1, expected 2 \(t1, flair\)"):
         conform_case([good], recipe("t1", "flair"))
 
 

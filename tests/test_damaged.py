@@ -325,7 +325,7 @@ def test_what_a_text_header_says_of_its_voxels(
 
 
 def test_a_reader_that_hangs_is_ended(tmp_path: Path) -> None:
-    with pytest.raises(ScanError, match="was ended for taking too long"):
+    with pytest.raises(ScanError, match="was killed because it took too long"):
         isolated(_hang, tmp_path, 0.2)
     assert isolated(_exists, tmp_path, 60)
 

@@ -1,3 +1,6 @@
+import sys
+from collections import defaultdict
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -5,8 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dae3d.disrupt import DISRUPTIONS, DisruptionSettings, disrupt
+from dae3d.disrupt import DISRUPTIONS, DisruptionSettings, disrupt, random, sample_keys
+from dae3d.disrupt.jitter import jitter
 from dae3d.disrupt.random import choose, normal, philox, uniform
+from dae3d.disrupt.skips import drop_skips
+from dae3d.objectives.dense import dense_contrast
 
 STRENGTHS = DisruptionSettings()
 
@@ -53,6 +59,28 @@ def test_a_sample_is_disrupted_alike_in_every_batch(seed, samples):
         for field in ("channel_keep", "voxel_mask"):
             if getattr(alone, field) is not None:
                 assert torch.equal(getattr(together, field)[1:2], getattr(alone, field))
+
+
+@pytest.mark.parametrize("name", DISRUPTIONS)
+def test_no_two_parts_of_a_step_draw_the_same_random_numbers(name, monkeypatch):
+    users = defaultdict(set)  # of each stream, the functions that draw from it
+    plain = random.philox
+
+    def recorded(counter, key):
+        frame = sys._getframe(1)
+        while frame.f_code.co_filename == random.__file__:
+            frame = frame.f_back
+        users[int(counter[2].flatten()[0])].add(frame.f_code)
+        return plain(counter, key)
+
+    monkeypatch.setattr(random, "philox", recorded)
+    image, keys = images(4), sample_keys(0, torch.arange(4))
+    jitter(image, torch.ones_like(image, dtype=torch.bool), keys, 0.2)
+    run(name, image)
+    drop_skips([image, image], keys, 0.5)
+    dense_contrast(image, torch.nn.Identity(), torch.zeros(4, 3, dtype=torch.int64), 1, keys, 0.1)
+    assert len(users) >= 3
+    assert all(len(functions) == 1 for functions in users.values())
 
 
 @pytest.mark.parametrize("name", DISRUPTIONS)

@@ -199,7 +199,7 @@ def test_a_network_of_unknown_channels_is_refused(scan, tmp_path):
 
 @pytest.mark.parametrize("name", ["a.nii,b.nii", "no,such.nii,file.nii"])
 def test_several_files_for_one_channel_are_refused(weights, tmp_path, name):
-    with pytest.raises(Dae3dError, match=r"\d files, where the weights take 1 a scan"):
+    with pytest.raises(Dae3dError, match=r"\d files, but the weights take one per scan"):
         dae3d.embed(scans=[name], weights=weights, out=tmp_path / "e.npz", modality="t1")
 
 

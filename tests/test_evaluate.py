@@ -152,11 +152,11 @@ def test_a_table_on_screen(task: Path, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "predictions, weights: give one of the two"),
-        ({"predictions": "p", "weights": ["w"], "out": "o"}, "predictions, weights: give one of the two"),
-        ({"weights": ["w"]}, "out: needed with --weights"),
-        ({"weights": ["w"], "out": "o", "modality": ["ct"]}, "modality: the weights have their own"),
-        ({"predictions": "p", "regions": {"all": "1;4"}}, "regions: a region is its label values"),
+        ({}, "predictions, weights: give exactly one"),
+        ({"predictions": "p", "weights": ["w"], "out": "o"}, "predictions, weights: give exactly one"),
+        ({"weights": ["w"]}, "out: required with --weights"),
+        ({"weights": ["w"], "out": "o", "modality": ["ct"]}, "modality: not allowed with --weights"),
+        ({"predictions": "p", "regions": {"all": "1;4"}}, "regions: must be label values"),
         ({"predictions": "p", "tolerance": -1}, "tolerance: Input should be greater than or equal to 0"),
         ({"predictions": "p", "split": "val"}, "split: Input should be"),
     ],
@@ -307,7 +307,7 @@ def test_classes_that_are_nowhere(task: Path, caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.INFO, "dae3d"):
         found = dae3d.evaluate(predictions=folder, data=task)
     assert found["classes"]["stone"]["dice"] == {"mean": None, "low": None, "high": None, "cases": 0}
-    assert "neither there nor predicted in any case: stone" in caplog.text
+    assert "neither labelled nor predicted in any case: stone" in caplog.text
     assert (
         "Not in the reference or the prediction of any case: stone." in (folder / "report.html").read_text()
     )
@@ -340,7 +340,7 @@ def test_a_runs_folder_keeps_its_metrics(task: Path, tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_the_folder_is_named(task: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(Dae3dError, match=r"file: cannot make this folder: .*file is a file"):
+    with pytest.raises(Dae3dError, match=r"file: cannot be created: .*file is a file"):
         dae3d.evaluate(predictions=predictions_of(task, shifted), data=task, out=tmp_path / "file")
 
 

@@ -115,7 +115,7 @@ def test_what_the_published_network_does_otherwise_is_said(tmp_path, capsys):
     said = capsys.readouterr().out
     for words in (
         "merges other octants",
-        "multiplies its output by the deviation",
+        "multiplies its output by the standard deviation",
         "does not normalise the decoder's features",
         "swaps depth and channels",
         "multiples of 32 there is no padding",
@@ -127,7 +127,7 @@ def test_heads_for_deep_supervision_stay_behind(tmp_path, capsys):
     network = saved(Segmenter, tmp_path / "w.safetensors", out_channels=2, deep_supervision=True)
     dae3d.export(weights=tmp_path / "w.safetensors", format="reference", out=tmp_path / "ckpt.pth")
     said = capsys.readouterr().out
-    assert "left out (the layout has no place for it): auxiliary_heads.0.conv.conv.weight" in said
+    assert "left out (this layout has no such tensor): auxiliary_heads.0.conv.conv.weight" in said
     loaded = dae3d.load(tmp_path / "ckpt.pth")
     assert loaded.load_report.missing == []
     with torch.inference_mode():
@@ -165,7 +165,7 @@ def test_pre_training_weights_repair_in_monai_but_for_the_intensity(tmp_path, ca
     network = saved(SwinUNETR, tmp_path / "w.safetensors", patch_embed="linear")
     dae3d.export(weights=tmp_path / "w.safetensors", format="monai", out=tmp_path / "monai.pt")
     said = capsys.readouterr().out
-    assert "left out (the layout has no place for it): encoder.mask_token" in said
+    assert "left out (this layout has no such tensor): encoder.mask_token" in said
     by_hand = in_monai(said)(image()) * image().std() + image().mean()
     torch.testing.assert_close(by_hand, network(image()), rtol=0, atol=1e-5)
 
@@ -209,7 +209,7 @@ def test_a_patch_embedding_that_monai_has_not_is_left_out_and_said(tmp_path, cap
     dae3d.export(weights=tmp_path / "w.safetensors", format="monai", out=tmp_path / "monai.pt")
     said = capsys.readouterr().out
     embedding = [name for name in network.state_dict() if name.startswith("encoder.patch_embed.")]
-    assert f"left out (MONAI's patch embedding is one 2^3 convolution): {', '.join(embedding)}" in said
+    assert f"left out (MONAI's patch embedding is a single 2^3 convolution): {', '.join(embedding)}" in said
     state = torch.load(tmp_path / "monai.pt", weights_only=True)
     missing, unexpected = in_monai(said).load_state_dict(state, strict=False)
     assert missing == ["swinViT.patch_embed.proj.weight", "swinViT.patch_embed.proj.bias"]
@@ -223,7 +223,7 @@ def test_what_cannot_be_written_is_said(tmp_path):
     saved(Segmenter, tmp_path / "odd.safetensors", embed_dim=4)
     saved(FeatureEncoder, tmp_path / "encoder.safetensors")
     weights, out = tmp_path / "odd.safetensors", tmp_path / "out.pt"
-    with pytest.raises(Dae3dError, match="multiples of 12, these weights of 4"):
+    with pytest.raises(Dae3dError, match="multiple of 12, but it is 4"):
         dae3d.export(weights=weights, format="monai", out=out)
     for layout in ("monai", "reference"):
         with pytest.raises(Dae3dError, match=r"encoder.safetensors: weights of an encoder alone"):

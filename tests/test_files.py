@@ -234,6 +234,6 @@ def test_a_run_begins_over_no_other_files(tiny_store, tiny_settings, tmp_path, n
 
 def test_a_demo_takes_no_folder_with_a_store_of_ones_own(tmp_path):
     (tmp_path / "store").mkdir()
-    with pytest.raises(Dae3dError, match="holds store, of no demo; name another folder"):
+    with pytest.raises(Dae3dError, match="contains store, not made by `demo`; choose another folder"):
         demo(out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["store"]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 SIZES = {"embed_dim": 12, "depths": (1, 2, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
 ABOVE = ("decoder.skips.0.", "decoder.ups.4.")
-REASON = "pre-training ended at half resolution; what lies above learns from random values"
+REASON = "pre-training ended at half resolution; layers above it start from random values"
 
 
 def made(path, **changes):
@@ -59,8 +59,8 @@ def test_what_a_segmentation_network_has_above_is_said_once_and_not_warned_of(ha
     shared = [name for name in theirs if name in ours and part_of(name) != "head"]
     assert all(torch.equal(theirs[name], ours[name]) for name in shared)
     assert set(report.skipped.values()) == {
-        "the head of a network for pretrain is none for segmentation",
-        "pre-training alone masks tokens",
+        "the head was trained for pretrain, not for segmentation",
+        "only pre-training masks tokens",
     }
     printed = capsys.readouterr().out
     assert printed.count(REASON) == 1
@@ -102,7 +102,7 @@ def test_fine_tuning_takes_both_halves_and_says_so_once(
 def test_in_the_published_layout_the_encoder_comes_back_and_the_rest_is_said(half, tmp_path, capsys, caplog):
     out = dae3d.export(weights=tmp_path / "half.safetensors", format="reference", out=tmp_path / "ckpt.pth")
     printed = capsys.readouterr().out
-    assert "left out (the layout has no place for it): decoder.repair_heads.0" in printed
+    assert "left out (this layout has no such tensor): decoder.repair_heads.0" in printed
     assert "ends at half resolution" in printed
     assert "strict=False" in printed
     assert "multiplies its output" not in printed
@@ -113,7 +113,7 @@ def test_in_the_published_layout_the_encoder_comes_back_and_the_rest_is_said(hal
     loaded = dae3d.load(out)
     assert loaded.architecture == half.architecture
     assert {part_of(name) for name in loaded.load_report.missing} == {"head"}
-    assert "the heads are not in the file" in caplog.text
+    assert "the file has no heads" in caplog.text
     for ours, theirs in zip(loaded.encode(image()), half.encode(image()), strict=True):
         assert torch.equal(ours, theirs)
     dae3d.load(out, task="segmentation", classes=2)

@@ -242,7 +242,7 @@ def test_unknown_scans_are_met_with_rules_that_work(folder: Path, capsys: pytest
     out = folder.parent / "m.json"
     assert main(["index", str(folder), "--out", str(out)]) == 1
     shown, error = capsys.readouterr()
-    assert "no manifest is written" in error
+    assert "no manifest was written" in error
     assert not out.exists()
     lines = [line.strip() for line in shown.splitlines() if "--rule" in line]
     assert "--rule T1GD.nii.gz=t1ce  (2 of them)" in lines

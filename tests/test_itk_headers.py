@@ -339,7 +339,7 @@ def test_slices_too_few_for_a_metaimage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("header", [header for _, header in DETACHED[::2]], ids=["nrrd", "metaimage"])
-def test_a_scan_is_prepared_anew_when_one_of_its_slices_changes(
+def test_a_scan_is_prepared_again_when_one_of_its_slices_changes(
     tmp_path: Path, header: Callable[[Path, str], Path]
 ) -> None:
     folder = tmp_path / "data"

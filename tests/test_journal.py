@@ -131,7 +131,8 @@ def test_a_disk_without_locks_is_said_once(path: Path, caplog, monkeypatch) -> N
     for _ in range(2):
         assert found(path) == [1, 2, None]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path.parent}: its disk keeps no locks (No locks available); let no other run write to it meanwhile"
+        f"{path.parent}: the file system does not support locking (No locks available); "
+        "do not start another run that writes to it"
     ]
 
 

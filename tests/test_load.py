@@ -83,7 +83,7 @@ def test_the_encoder_gives_its_five_maps_normalised_over_channels(pretrained, tm
     report = encoder.load_report
     assert report.missing == []
     assert "decoder.head.conv.conv.bias" in report.skipped
-    assert report.skipped["encoder.mask_token"] == "pre-training alone masks tokens"
+    assert report.skipped["encoder.mask_token"] == "only pre-training masks tokens"
 
 
 @pytest.mark.parametrize("classes", [1, 5])
@@ -92,7 +92,7 @@ def test_the_head_of_pre_training_is_never_one_for_segmentation(pretrained, tmp_
     report = network.load_report
     assert report.missing == HEAD
     assert {report.skipped[name] for name in HEAD} == {
-        "the head of a network for pretrain is none for segmentation"
+        "the head was trained for pretrain, not for segmentation"
     }
     assert set(report.taken) == set(learned(pretrained)) - {*HEAD, "encoder.mask_token"}
     assert same(network, pretrained, report.taken)
@@ -109,13 +109,13 @@ def test_a_head_for_other_classes_is_left_out_and_said(segmenter, tmp_path):
     report = dae3d.load(tmp_path / "segmenter.safetensors", "segmentation", classes=4).load_report
     assert report.missing == HEAD
     assert report.skipped == {
-        "decoder.head.conv.conv.weight": "shape (3, 12, 1, 1, 1), the network's is (4, 12, 1, 1, 1)",
-        "decoder.head.conv.conv.bias": "shape (3,), the network's is (4,)",
+        "decoder.head.conv.conv.weight": "shape (3, 12, 1, 1, 1), the network has (4, 12, 1, 1, 1)",
+        "decoder.head.conv.conv.bias": "shape (3,), the network has (4,)",
     }
 
 
 def test_classes_have_to_be_known(pretrained, tmp_path):
-    with pytest.raises(Dae3dError, match=r"say how many classes.*fine-tune first"):
+    with pytest.raises(Dae3dError, match=r"give the number of classes.*fine-tune first"):
         dae3d.load(tmp_path / "pretrained.safetensors", "segmentation")
     with pytest.raises(Dae3dError, match="classes: must be 1 or more, not 0"):
         dae3d.load(tmp_path / "pretrained.safetensors", "segmentation", classes=0)
@@ -141,7 +141,7 @@ def test_one_half_is_taken_and_the_other_is_not(half, segmenter, tmp_path):
     report = network.load_report
     assert set(report.taken) == names
     assert set(report.missing) == set(learned(segmenter)) - names
-    assert set(report.skipped.values()) == {f"the {half} alone is transferred"}
+    assert set(report.skipped.values()) == {f"only the {half} is transferred"}
     assert same(network, segmenter, names)
     weights = [name for name in report.missing if name.endswith("conv.weight")]
     assert not any(same(network, segmenter, [name]) for name in weights)
@@ -208,7 +208,7 @@ def test_every_load_prints_what_became_of_the_tensors(pretrained, tmp_path, caps
     assert counts["decoder"] == [str(3 + 4 * 2 + 5 * 4 - 2), "2", "0"]
     assert counts["head"] == ["0", "0", "2"]
     assert "adapted 3 (repeated for 2 input channels" in said
-    assert "skipped 2 (the head of a network for pretrain is none for segmentation): decoder.head" in said
+    assert "skipped 2 (the head was trained for pretrain, not for segmentation): decoder.head" in said
     assert "missing 2 (keep their random values): decoder.head.conv.conv.weight" in said
     assert str(network.load_report).split() == said.split()
     dae3d.load(tmp_path / "pretrained.safetensors", show=False)
@@ -317,5 +317,5 @@ def test_the_published_encoder_of_monai_starts_a_segmentation_network(tmp_path):
     assert list(network.load_report.adapted) == ["encoder.patch_embed.weight"]
     assert {name.split(".")[0] for name in network.load_report.missing} == {"decoder"}
     assert network(image(2)).shape == (2, 2, 32, 32, 32)
-    with pytest.raises(Dae3dError, match="say how many classes"):
+    with pytest.raises(Dae3dError, match="give the number of classes"):
         dae3d.load(tmp_path / "w.pt", "segmentation")

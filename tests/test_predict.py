@@ -384,7 +384,7 @@ def test_a_file_of_the_same_name_is_never_overwritten(thresholding, tmp_path):
     label = tmp_path / "labelsTr" / "ct.nii.gz"
     label.parent.mkdir()
     label.write_bytes(b"drawn by hand")
-    with pytest.raises(Dae3dError, match=r"labelsTr/ct\.nii\.gz is there already.* take another folder"):
+    with pytest.raises(Dae3dError, match=r"labelsTr/ct\.nii\.gz exists.* choose another folder"):
         dae3d.predict(scans=scans[:1], out=label.parent, **given)
     assert [(path.name, path.read_bytes()) for path in label.parent.iterdir()] == [
         ("ct.nii.gz", b"drawn by hand")
@@ -400,7 +400,7 @@ def test_a_file_of_the_same_name_is_never_overwritten(thresholding, tmp_path):
 def test_a_folder_that_cannot_be_made_is_named(weights, tmp_path, out):
     scan = ct_scan(tmp_path / "p.nii.gz", (20, 20, 20))
     (tmp_path / "file").write_text("in the way")
-    message = f"{tmp_path / out}: cannot make this folder: {tmp_path / 'file'} is a file"
+    message = f"{tmp_path / out}: cannot be created: {tmp_path / 'file'} is a file"
     with pytest.raises(Dae3dError, match=re.escape(message)):
         dae3d.predict(scans=[scan], weights=[weights], out=tmp_path / out, device="cpu")
 
@@ -426,11 +426,14 @@ def test_the_labels_of_a_list_must_be_those_of_the_weights(weights, tmp_path, ca
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "give scans, or a list"),
-        ({"scans": ["a.nii.gz"], "data": "task.json"}, "not both"),
+        ({}, "give either scans or a list"),
+        ({"scans": ["a.nii.gz"], "data": "task.json"}, "give either"),
         ({"scans": ["a.nii.gz"], "weights": []}, "weights"),
         ({"scans": ["a.nii.gz"], "overlap": 1.0}, "overlap"),
-        ({"scans": ["a.nii.gz"], "probabilities": True, "resample": "labels"}, "probabilities: are interpol"),
+        (
+            {"scans": ["a.nii.gz"], "probabilities": True, "resample": "labels"},
+            "probabilities: requires resample",
+        ),
         ({"scans": ["missing.nii.gz"]}, r"no such file or folder: missing\.nii\.gz"),
         ({"scans": ["missing.nii.gz"], "device": "cuda:99"}, "device"),
     ],
@@ -464,7 +467,7 @@ def test_weights_that_say_nothing_of_preparation_are_refused(tmp_path):
     architecture = Architecture(**SMALL, out_channels=3)
     state = Segmenter(architecture).state_dict()
     save_weights(tmp_path / "w.safetensors", state, architecture, {"task": "segmentation"})
-    with pytest.raises(Dae3dError, match="does not say how scans are to be prepared"):
+    with pytest.raises(Dae3dError, match="does not record how scans are prepared"):
         dae3d.predict(scans=["p.nii.gz"], weights=[tmp_path / "w.safetensors"], out=tmp_path, device="cpu")
 
 

@@ -122,7 +122,7 @@ def test_other_settings_are_refused_or_do_all_scans_again(manifest, tmp_path):
     prepare(manifest=manifest, out=out, workers=1)
     before, index = written(out), (out / "index.jsonl").read_bytes()
     told = "with spacing as acquired and crop_foreground off, not with spacing 2 2 2 and crop_foreground on"
-    with pytest.raises(Dae3dError, match=f"{told}: name another folder, or .* --again"):
+    with pytest.raises(Dae3dError, match=f"{told}: choose another folder, or .* --again"):
         prepare(manifest=manifest, out=out, workers=1, spacing=(2, 2, 2), crop_foreground=True)
     assert (written(out), (out / "index.jsonl").read_bytes()) == (before, index)
     store = prepare(manifest=manifest, out=out, workers=1, spacing=(2, 2, 2), again=True)
@@ -238,7 +238,7 @@ def test_a_manifest_that_cannot_be_used_is_refused(manifest, tmp_path):
         prepare(manifest=write_manifest(manifest, [scan, scan]), out=tmp_path / "other")
     with pytest.raises(Dae3dError, match="lists no scans"):
         prepare(manifest=write_manifest(manifest, []), out=tmp_path / "other")
-    with pytest.raises(Dae3dError, match=r"cannot make this folder: .* is a file"):
+    with pytest.raises(Dae3dError, match=r"cannot be created: .* is a file"):
         prepare(manifest=write_manifest(manifest, [scan]), out=manifest)
 
 

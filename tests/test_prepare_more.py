@@ -60,11 +60,11 @@ def test_a_second_manifest_adds_to_the_store(two, capsys):
     assert {name: written(two.store)[name] for name in before} == before
     said = rows(capsys)
     assert (said["prepared now"], said["already there"]) == ("2", "3")
-    assert (said["listed before"], said["added to those"]) == ("3", "2")
+    assert (said["listed before"], said["added"]) == ("3", "2")
     assert said["kept"].startswith("3, which the manifest does not list")
     # The first one again takes nothing away, and neither does a check that deletes what is not listed.
     assert two.prepare(two.first) == ["a", "b", "c", "x", "y"]
-    assert rows(capsys)["added to those"] == "0"
+    assert rows(capsys)["added"] == "0"
     store_check(store=two.store, prune=True, workers=1)
     assert len(written(two.store)) == 5
 
@@ -119,7 +119,7 @@ def test_a_copy_under_another_path_is_told_of(two, caplog):
     shutil.copytree(two.folder / "data" / "b", two.folder / "data" / "copy")
     copy = described(two.folder / "data" / "copy" / "ct.nii", subject="subject b")
     assert two.prepare(write_manifest(two.folder / "copy.jsonl", [copy])) == ["a", "b", "c", "copy"]
-    assert "1 scans are there under another path as well, such as" in caplog.text
+    assert "1 scans are stored twice, from different paths, and drawn twice as often, such as" in caplog.text
     assert "data/b/ct.nii" in caplog.text
 
 
@@ -129,7 +129,7 @@ def test_a_job_array_adds_to_the_store(two, capsys):
     assert listed(Store(two.store)) == ["a", "b", "c"]
     capsys.readouterr()
     assert two.prepare(two.second, shard="1/2") == ["a", "b", "c", "x", "y"]
-    assert rows(capsys)["added to those"] == "2"
+    assert rows(capsys)["added"] == "2"
     assert two.prepare(two.second, shard="1/2") == ["a", "b", "c", "x", "y"]
     assert two.prepare(two.second, shard="0/2", only=True) == ["x", "y"]
 
@@ -181,7 +181,7 @@ def test_a_damaged_index_loses_no_other_scans_without_a_word(two, caplog):
     assert two.prepare(two.first) == ["a", "b", "c", "x", "y"]
 
 
-def test_scans_of_another_manifest_cannot_stay_beside_others_that_are_prepared_anew(two):
+def test_scans_of_another_manifest_cannot_stay_beside_others_that_are_prepared_again(two):
     two.prepare(two.first)
     two.prepare(two.second)
     index = (two.store / "index.jsonl").read_bytes()

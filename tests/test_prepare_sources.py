@@ -63,7 +63,7 @@ def test_a_source_replaced_while_it_is_read_is_done_by_the_next_run(manifest, tm
     [("spacing", (0.02, 0.02, 0.02)), ("orientation", "RAI")],
     ids=["spacing", "orientation"],
 )
-def test_a_scan_whose_header_was_understood_otherwise_is_prepared_anew(manifest, tmp_path, field, value):
+def test_a_scan_whose_header_was_understood_otherwise_is_prepared_again(manifest, tmp_path, field, value):
     """A store of an earlier version may have a scan at 20 mm whose 20 are micrometres."""
     scans = list(Manifest.load(manifest).scans)
     earlier = [scans[0].model_copy(update={field: value}), *scans[1:]]
@@ -97,7 +97,7 @@ def test_a_scan_that_needs_too_much_memory_does_not_end_the_run(manifest, tmp_pa
 
     monkeypatch.setattr("dae3d.store.examine.conform", greedy)
     assert names(run(manifest, tmp_path / "store")) == ["0", "2", "3"]
-    assert rejected(tmp_path / "store")["1"].startswith("unreadable: it needs more memory than there is")
+    assert rejected(tmp_path / "store")["1"].startswith("unreadable: not enough memory")
 
 
 def test_missing_sources_are_kept_as_they_were_stored(manifest, tmp_path, caplog):
@@ -112,7 +112,7 @@ def test_missing_sources_are_kept_as_they_were_stored(manifest, tmp_path, caplog
         if lost:
             (out / "index.jsonl").unlink()
         store = run(manifest, out)
-        assert "2 sources are missing: kept as they were stored" in caplog.text
+        assert "2 source files are missing; the stored scans are kept" in caplog.text
         assert [scan.source.digest for scan in store.scans] == [scan.source.digest for scan in first]
         assert {scan.split for scan in store.scans} == {"val"}
         assert written(out) == before

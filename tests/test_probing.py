@@ -11,7 +11,7 @@ from dae3d.objectives.reconstruction import reconstruction_loss
 from dae3d.probing.features import Covariance, cosines, mean_cosines, nearest_modality
 from dae3d.probing.levels import LEVELS, partners, shares, swap_errors, with_intensity_of
 from dae3d.probing.metrics import ProbeMetrics
-from dae3d.probing.probe import at_rest
+from dae3d.probing.probe import eval_mode
 from dae3d.probing.ridge import Ridge, at_voxels, fit_ridge, look_up, mean_dice, overlaps
 from dae3d.probing.verdict import UNKNOWN, WELL, verdict
 from dae3d.probing.voxel_probe import case_windows, draw_voxels
@@ -332,7 +332,7 @@ def test_half_of_the_voxels_drawn_are_background_and_the_rest_evenly_of_the_clas
 def test_every_module_gets_back_its_mode():
     network = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Dropout())
     network[1].eval()
-    with at_rest(network):
+    with eval_mode(network):
         assert not any(module.training for module in network.modules())
     assert [module.training for module in network.modules()] == [True, True, False]
 
@@ -366,17 +366,20 @@ def test_levels_that_carry_nothing_are_named():
     share = figures().share | {"level3": 0.9, "level4": -0.2}
     well, words = said(share=share)
     assert not well
-    assert words[0].startswith("Levels 3 and 4 carry nothing: they are not being trained by the repair")
-    assert "image's own skip" in said(share=share | {"image": 70.0})[1][0]
+
+    assert words[0].startswith(
+        "Levels 3 and 4 are not used by the decoder, so the reconstruction loss does not"
+    )
+    assert "skip connection from the image" in said(share=share | {"image": 70.0})[1][0]
     assert said(share=figures().share | {"level2": 0.0})[1][0].startswith(
-        "Level 2 carries nothing: it is not"
+        "Level 2 is not used by the decoder"
     )
 
 
 def test_levels_that_carry_little_are_named_but_are_no_fault():
     well, words = said(share=figures().share | {"level1": 1.0, "level2": 9.9})
     assert well
-    assert words == (WELL, "Levels 1 and 2 carry little: between 1 and 10 % of the L1.")
+    assert words == (WELL, "Levels 1 and 2 are used little: 1 to 10 % of the L1.")
 
 
 def test_collapsed_features_are_named_where_there_is_a_contrastive_loss():
@@ -391,7 +394,7 @@ def test_collapsed_features_are_named_where_there_is_a_contrastive_loss():
 
 def test_levels_no_better_than_random_weights_are_named():
     dice = figures().dice | {"level2": 0.41}
-    assert said(dice=dice) == (False, ("Level 2 probe is no better than random weights.",))
+    assert said(dice=dice) == (False, ("Level 2 is no better than random weights in the voxel probe.",))
     assert said(dice=dice, random={})[0]
 
 
@@ -401,7 +404,7 @@ def test_a_level_of_one_token_a_crop_is_named_and_not_judged():
     well, words = said(tokens=single, **poor)
     assert well
     assert words[0] == WELL
-    assert words[1].startswith("Level 4 is one token with crops of this size")
+    assert words[1].startswith("Level 4 has a single token per crop of this size")
     assert not said(**poor)[0]
 
 

@@ -80,7 +80,7 @@ class Rules(BaseModel):
         ("window:5:5", "lower bound must be below"),
         ("window:-inf:5", "both finite"),
         ("window:nan:5", "lower bound"),
-        ("percentiles:2:98", "percentiles are those of 0.5, 1, 5, 25, 50, 75, 95, 99, 99.5"),
+        ("percentiles:2:98", "percentiles must be among 0.5, 1, 5, 25, 50, 75, 95, 99, 99.5"),
     ],
 )
 def test_what_is_no_scaling(text, why):

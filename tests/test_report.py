@@ -323,13 +323,13 @@ def test_a_disruption_that_leaves_the_voxels_alone(run: Path) -> None:
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(Dae3dError, match=r"nowhere: no such run.*dae3d pretrain. or .finetune. wrote"):
+    with pytest.raises(Dae3dError, match=r"nowhere: no such run.*written by .dae3d pretrain. or .finetune."):
         report(run=tmp_path / "nowhere")
-    with pytest.raises(Dae3dError, match=r"no run\.json.*dae3d pretrain. or .finetune. wrote"):
+    with pytest.raises(Dae3dError, match=r"no run\.json.*written by .dae3d pretrain. or .finetune."):
         report(run=tmp_path)
     for content in ("", "[]", '{"step": "many"}', "\x00"):
         (tmp_path / "run.json").write_text(content)
-        with pytest.raises(Dae3dError, match=r"run\.json: not the record of a run"):
+        with pytest.raises(Dae3dError, match=r"run\.json: not a valid run record"):
             report(run=tmp_path)
 
 

@@ -108,7 +108,7 @@ def test_settings_of_the_beginning_stay_as_they_were(finetuned, tiny_run, tmp_pa
     find_checkpoints(run / "checkpoints")[0].unlink()
     with caplog.at_level(logging.INFO):
         dae3d.finetune(out=run, resume=True, init=tmp_path / "other.safetensors")
-    assert "init: not used" in caplog.text
+    assert "init: ignored" in caplog.text
     assert yaml.safe_load((run / "settings.yaml").read_text())["init"] == str(tiny_run)
     assert json.loads((run / "run.json").read_text())["init"] == str(tiny_run)
 
@@ -293,7 +293,7 @@ def test_results_do_not_replace_those_of_a_run_or_of_other_scans(tiny_run, tiny_
     beside.parent.mkdir()
     shutil.copyfile(scans[0], beside)
     (tmp_path / "metrics.csv").unlink()
-    with pytest.raises(Dae3dError, match="would lie beside it"):
+    with pytest.raises(Dae3dError, match="would be written beside it"):
         dae3d.reconstruct(scans=[beside], weights=tiny_run, out=tmp_path, modality="t1")
 
 

@@ -144,14 +144,16 @@ def test_agreement_is_perfect_with_itself() -> None:
 def test_a_class_that_is_nowhere_or_in_one_segmentation_only() -> None:
     empty, there = np.zeros((4, 4, 4), bool), box((4, 4, 4), (0, 0, 0), (1, 2, 5))
     nowhere = compare_masks(empty, empty, (1, 1, 1), 1.0)
-    assert all(math.isnan(value) for value in list(nowhere.values())[:5])
-    assert list(nowhere.values())[5:] == [0, 0]
+    volumes = {"reference_ml": 0, "predicted_ml": 0}
+    assert {name: value for name, value in nowhere.items() if not math.isnan(value)} == volumes
     missed = compare_masks(empty, there, (10, 10, 10), 1.0)
-    assert list(missed.values()) == [0, 0, math.inf, -100, -8, 8, 0]
+    assert (missed["dice"], missed["nsd"], missed["hd95_mm"]) == (0, 0, math.inf)
+    assert (missed["volume_error_percent"], missed["volume_error_ml"]) == (-100, -8)
+    assert (missed["reference_ml"], missed["predicted_ml"]) == (8, 0)
     spurious = compare_masks(there, empty, (10, 10, 10), 1.0)
     assert (spurious["dice"], spurious["nsd"], spurious["hd95_mm"]) == (0, 0, math.inf)
     assert math.isnan(spurious["volume_error_percent"])
-    assert list(spurious.values())[4:] == [8, 0, 8]
+    assert (spurious["volume_error_ml"], spurious["reference_ml"], spurious["predicted_ml"]) == (8, 0, 8)
 
 
 def test_label_maps_by_class_and_region() -> None:
@@ -166,7 +168,8 @@ def test_label_maps_by_class_and_region() -> None:
     assert scores["first"]["dice"] == pytest.approx(2 * 180 / (180 + 216))
     assert scores["second"]["hd95_mm"] == scores["third"]["hd95_mm"] == math.inf
     assert scores["both"]["dice"] == pytest.approx(2 * 180 / (180 + 432))
-    assert list(scores["later"].values())[:3] == [1, 1, 0]
+    later = scores["later"]
+    assert (later["dice"], later["nsd"], later["hd95_mm"]) == (1, 1, 0)
     assert math.isnan(scores["none"]["dice"])
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from dae3d.evaluation.held_out import HeldOut
 from dae3d.evaluation.results import Results
-from dae3d.evaluation.segmentation_metrics import Scores
+from dae3d.evaluation.segmentation_metrics import METRICS, Scores
 from dae3d.reporting.evaluation import Context, remarkable, render
 from dae3d.reporting.evaluation_text import findings, summary
 from dae3d.reporting.strips import LEFT, MOST_DOTS, RIGHT, lowest_tick, strip
@@ -21,7 +21,7 @@ NAN, INF = math.nan, math.inf
 
 def scores(dice: float, hd95: float, reference: float, predicted: float) -> Scores:
     known = reference > 0
-    return {
+    return dict.fromkeys(METRICS, NAN) | {
         "dice": dice,
         "nsd": dice,
         "hd95_mm": hd95,
@@ -103,7 +103,7 @@ def test_regions_are_apart_from_the_classes() -> None:
 
 def test_csv_has_a_row_for_everything(results: Results) -> None:
     rows = list(csv.DictReader(io.StringIO(results.csv())))
-    assert len(rows) == 5 * 2 * 7
+    assert len(rows) == 5 * 2 * len(METRICS)
     values = {(row["case"], row["class"], row["metric"]): float(row["value"]) for row in rows}
     assert values["anna", "liver", "dice"] == 0.9
     assert values["ben", "cyst", "hd95_mm"] == INF

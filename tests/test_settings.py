@@ -440,7 +440,7 @@ def test_a_warm_up_that_was_given_stays_and_is_warned_of(cosine_from, caplog):
     assert not caplog.records
 
 
-# Verbs
+# Commands
 
 
 class TwiceSettings(Settings):

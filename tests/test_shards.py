@@ -77,9 +77,9 @@ def test_it_is_said_which_shards_are_missing(manifest, tmp_path, caplog):
     caplog.set_level("INFO", "dae3d")
     out = tmp_path / "store"
     run(manifest, out, "1/4")
-    assert "the index waits for shards 0, 2, 3 of 4" in caplog.text
+    assert "the index is waiting for shards 0, 2, 3 of 4" in caplog.text
     run(manifest, out, "3/4")
-    with pytest.raises(Dae3dError, match=r"not whole yet: waits for shards 0, 2 of 4"):
+    with pytest.raises(Dae3dError, match=r"not complete yet: waiting for shards 0, 2 of 4"):
         Store(out)
 
 
@@ -236,4 +236,4 @@ def test_a_disk_without_locks_is_told_of_and_used(manifest, tmp_path, monkeypatc
     for number in (0, 1):
         store = run(manifest, tmp_path / "store", f"{number}/2")
     assert len(store.scans) == 6
-    assert "its disk keeps no locks (Function not implemented)" in caplog.text
+    assert "does not support locking (Function not implemented)" in caplog.text

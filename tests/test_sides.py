@@ -209,5 +209,5 @@ def test_mirroring_is_along_the_axes_that_training_flipped(kidneys, caplog):
 
 
 def test_mirror_axes_without_mirror_is_refused(tmp_path):
-    with pytest.raises(Dae3dError, match="mirror_axes: needs --mirror"):
+    with pytest.raises(Dae3dError, match="mirror_axes: requires --mirror"):
         dae3d.predict(scans=["a.nii.gz"], weights=["w"], out=tmp_path, mirror_axes=["lr"])

@@ -54,14 +54,14 @@ def test_a_whole_store_is_left_as_it_is(store, capsys):
     before = {path: path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()}
     for repair in ((), ("--repair",)):
         status, out, _ = shown(capsys, store, *repair)
-        assert (status, "│ whole │ 4" in out, "│ wrong │ 0" in out) == (0, True, True)
+        assert (status, "│ intact │ 4" in out, "│ wrong │ 0" in out) == (0, True, True)
     assert {path: path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()} == before
 
 
 def test_it_is_a_function_too_and_runs_in_processes(store):
     assert len(dae3d.store_check(store=store, workers=2).scans) == 4
     file(store, 0).unlink()
-    with pytest.raises(Dae3dError, match=r"damaged; mend it with `dae3d store check .* --repair`"):
+    with pytest.raises(Dae3dError, match=r"damaged; repair it with `dae3d store check .* --repair`"):
         dae3d.store_check(store=store, workers=2)
 
 
@@ -92,7 +92,7 @@ def test_damage_is_found_and_made_good(prepared, store, capsys, damage):
     whole = Store(store).read(2, (0, 0, 0), (70, 41, 32))
     damage(bad)
     status, out, err = shown(capsys, store)
-    assert (status, "│ whole │ 3" in out, "│ wrong │ 1" in out) == (1, True, True)
+    assert (status, "│ intact │ 3" in out, "│ wrong │ 1" in out) == (1, True, True)
     assert ("missing" if damage is Path.unlink else "damaged") in out
     assert "--repair" in err
     assert len(Store(store).scans) == 4
@@ -150,7 +150,7 @@ def test_files_of_scans_that_left_the_manifest_are_kept_and_not_listed(prepared,
     for repair in ((), ("--repair",)):
         status, out, _ = shown(capsys, store, *repair)
         assert status == 0
-        assert "1 whole files, kept" in out
+        assert "1 intact files, kept" in out
         assert ".dae3d-0123abcd.index.jsonl, .dae3d-partial" in out
     assert len(Store(store).scans) == 3
     assert len(written(store)) == 4
@@ -206,7 +206,7 @@ def test_shards_that_are_missing_are_not_papered_over(prepared, tmp_path, capsys
 
 def test_where_there_is_no_store_none_is_made(tmp_path, capsys):
     status, _, err = shown(capsys, tmp_path / "nowhere", "--repair")
-    assert (status, "no store here" in err) == (1, True)
+    assert (status, "not a store" in err) == (1, True)
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -217,7 +217,7 @@ def test_a_store_that_is_being_written_is_left_alone(store, capsys):
             assert (status, "another run of dae3d is writing" in err) == (1, True)
 
 
-def test_one_word_of_the_verb_alone_says_what_there_is(capsys):
+def test_one_word_of_the_command_alone_says_what_there_is(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["store", "mend"])
     assert exit_.value.code == 2

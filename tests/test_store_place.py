@@ -62,7 +62,7 @@ def test_files_beside_cases_stay(tmp_path):
 )
 def test_a_folder_with_what_a_store_would_write_to_is_refused(manifest, tmp_path, name):
     files = written_by_others(tmp_path / "mine", name, "notes.txt")
-    told = f"mine: holds {name.split('/')[0]}, which dae3d has not made; name another folder"
+    told = f"mine: contains {name.split('/')[0]}, not made by dae3d; choose another folder"
     with pytest.raises(Dae3dError, match=told):
         prepared(manifest, tmp_path / "mine")
     with pytest.raises(Dae3dError, match=told):
@@ -127,7 +127,7 @@ def test_an_index_that_leads_out_of_the_store_is_refused(manifest, tmp_path, nam
     told = r"index.jsonl: line 2 is damaged \(file: must be the name of a file or folder in the store"
     with pytest.raises(Dae3dError, match=told):
         Store(out).scans[0]
-    with pytest.raises(Dae3dError, match="damaged; mend it"):
+    with pytest.raises(Dae3dError, match="damaged; repair it"):
         dae3d.store_check(store=out, workers=1)
 
 

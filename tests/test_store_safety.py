@@ -73,7 +73,7 @@ def test_a_file_that_cannot_be_read_is_no_damaged_one(store):
     closed.chmod(0o644)
     assert run.returncode == 1
     assert "cannot be read: Permission denied" in " ".join(run.stdout.split())
-    assert "1 files cannot be read; they may be whole and are left as they are" in run.stderr
+    assert "1 files cannot be read; they may be intact and are left as they are" in run.stderr
     assert "Traceback" not in run.stderr
     assert names(store) == ["0", "1", "3"]
     assert closed.is_file()
@@ -87,7 +87,7 @@ def test_too_little_memory_is_no_damage(tmp_path):
     manifest = write_manifest(tmp_path / "manifest.jsonl", [described(path, "mr")])
     store = prepare(manifest=manifest, out=tmp_path / "store", workers=1, report=False)
     entry = (store.scans[0].file, None)
-    assert check_file(entry, store.path).state == "whole"
+    assert check_file(entry, store.path).state == "intact"
     limited = (
         "import resource, sys\n"
         "from pathlib import Path\n"
@@ -173,13 +173,13 @@ def test_prune_deletes_what_the_index_does_not_list(prepared, store, tmp_path, c
     gone = file(store, 3)
     excluding(prepared, store, tmp_path)
     assert shown(capsys, store, "--prune")[0] == 0
-    assert "1 files that its index does not list are deleted" in caplog.text
+    assert "deleted 1 files that the index does not list" in caplog.text
     assert not gone.exists()
     assert len(written(store)) == 3
     assert names(store) == ["0", "1", "2"]
     (store / "index.jsonl").unlink()
     status, _, err = shown(capsys, store, "--prune")
-    assert (status, "mend it first" in err) == (1, True)
+    assert (status, "repair it first" in err) == (1, True)
     assert len(written(store)) == 3
 
 

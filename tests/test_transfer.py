@@ -44,7 +44,7 @@ def test_the_half_that_is_transferred_begins_as_it_was(transfer, tiny_run, tiny_
     assert same(ours, theirs, "decoder.") == (transfer in ("both", "decoder"))
     assert ours["decoder.head.conv.conv.weight"].shape[0] == 3
     printed = capsys.readouterr().out
-    assert ("the head of a network for pretrain is none for segmentation" in printed) == (
+    assert ("the head was trained for pretrain, not for segmentation" in printed) == (
         transfer in ("both", "decoder")
     )
     # With none, it is still a network of the sizes of --init.
@@ -168,7 +168,7 @@ def test_a_head_whose_classes_are_not_known_is_taken_and_said(finetuned, tiny_fi
     settings = tiny_finetune | STANDING | {"init": tmp_path / "bare.pth", "monai_merging": "mergingv2"}
     run = dae3d.finetune(out=tmp_path / "run", **settings)
     assert same(weights(run), weights(finetuned, "best"), "")
-    assert "its head is taken over, though the file does not say what its classes are" in caplog.text
+    assert "the head was loaded, although the file does not name its classes" in caplog.text
 
 
 @pytest.mark.parametrize("freeze_steps", [0, 1])

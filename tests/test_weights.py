@@ -98,7 +98,7 @@ def test_tensors_that_do_not_fit_are_left_out_with_the_reason(network, tmp_path)
     report = load(tmp_path / "w.safetensors").load_report
     assert report.skipped == {
         "decoder.extra": "the network has no such tensor",
-        "decoder.head.conv.conv.weight": "shape (14, 4, 1, 1, 1), the network's is (1, 4, 1, 1, 1)",
+        "decoder.head.conv.conv.weight": "shape (14, 4, 1, 1, 1), the network has (1, 4, 1, 1, 1)",
     }
     assert report.missing == ["encoder.mask_token", "decoder.head.conv.conv.weight"]
 
@@ -254,7 +254,7 @@ def test_a_checkpoint_cut_short_is_named(tmp_path):
     path = tmp_path / "ckpt.pth"
     torch.save({"model": {"encoder.mask_token": torch.zeros(1, 1, 4000)}}, path)
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(Dae3dError, match="damaged, or not a file of weights") as error:
+    with pytest.raises(Dae3dError, match="damaged, or not a weights file") as error:
         load(path)
     assert str(path) in str(error.value)
 

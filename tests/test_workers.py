@@ -45,7 +45,7 @@ def died(item: str, reason: str) -> str:
 def test_what_takes_for_ever_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dae3d.store.workers._PATIENCE", 0.3)
     assert list(work_through(["hang"], partial(run, folder=tmp_path), died, 1, False)) == [
-        "hang: its process was ended for taking too long"
+        "hang: its process was killed because it took too long"
     ]
 
 

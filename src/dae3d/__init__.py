@@ -5,7 +5,7 @@ from typing import Any
 from dae3d.commands import COMMANDS, load_command
 from dae3d.version import __version__
 
-# A command of two words, such as `store check`, is a function of one: `store_check`.
+# The command `store check` is the function `store_check`.
 _FUNCTIONS = {command.replace(" ", "_"): command for command in COMMANDS}
 
 __all__ = ["__version__", "load", *_FUNCTIONS]

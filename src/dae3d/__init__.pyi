@@ -98,7 +98,7 @@ def index(
     check: bool = False,
     workers: int = 8,
 ) -> Manifest:
-    """Find scans in folders and lists, and write what they are to a manifest."""
+    """Find scans in folders and lists, and describe them in a manifest."""
 
 def prepare(
     *,
@@ -122,7 +122,7 @@ def store_check(
     prune: bool = False,
     workers: int = ...,
 ) -> Store:
-    """Read a store whole, and say what in it is damaged or missing."""
+    """Verify all files of a store, and report what is damaged or missing."""
 
 def pretrain(
     *,
@@ -217,7 +217,7 @@ def check(
     device: str = "auto",
     threads: int | None = None,
 ) -> Check:
-    """Say what pre-training has taught each level of the encoder."""
+    """Measure what each level of the encoder has learned in pre-training."""
 
 def reconstruct(
     *,
@@ -326,7 +326,7 @@ def predict(
     device: str = "auto",
     threads: int | None = None,
 ) -> list[Path]:
-    """Segment scans, in their own grid."""
+    """Segment scans; results are in the grid of each scan."""
 
 def evaluate(
     *,
@@ -369,14 +369,14 @@ def export(
     monai_merging: Literal["reference", "merging", "mergingv2"] | None = None,
     out: str | Path,
 ) -> Path:
-    """Write weights in another layout: MONAI's, or the published one."""
+    """Write weights in another format: MONAI's, or the published one."""
 
 def report(
     *,
     run: str | Path,
     out: str | Path | None = None,
 ) -> Path:
-    """Write one self-contained page about a training run."""
+    """Write a self-contained page about a training run."""
 
 def bench(
     *,
@@ -397,7 +397,7 @@ def bench(
     compiled: bool = False,
     out: str | Path = ...,
 ) -> Path:
-    """Measure a training step, the loader and a prediction, against MONAI's if asked."""
+    """Measure the speed of training, loading and prediction, also against MONAI."""
 
 def demo(
     *,
@@ -408,4 +408,4 @@ def demo(
     exclude: Sequence[str] = ...,
     max_steps: int = 80,
 ) -> Path:
-    """Run everything once, on embedded scans or on yours, in a few minutes."""
+    """Run all steps once, on included scans or yours, in a few minutes."""

@@ -1,26 +1,26 @@
-"""How many processor cores this process may use, and threads for PyTorch to use them with."""
+"""The number of processor cores that this process may use, and PyTorch's number of threads."""
 
 import os
 from pathlib import Path
 
 THREADS = (
-    "threads on a CPU (default: OMP_NUM_THREADS, else the cores that this process may use); "
-    "on a machine that others keep busy fewer are faster"
+    "CPU threads (default: OMP_NUM_THREADS, else the cores that this process may use); "
+    "on a machine shared with other jobs, fewer are faster"
 )
 
 
 def usable_cores() -> int:
-    """The processor cores that this process may use, which batch systems and containers make fewer."""
+    """The number of processor cores that batch systems and containers let this process use."""
     if hasattr(os, "sched_getaffinity"):
         return max(1, int(min(len(os.sched_getaffinity(0)), cgroup_quota())))
     return os.cpu_count() or 1
 
 
 def use_threads(count: int | None) -> None:
-    """Let PyTorch compute on the CPU with `count` threads.
+    """Set PyTorch's number of CPU threads.
 
-    None stands for what PyTorch takes by itself (OMP_NUM_THREADS, or all cores of the machine), but no more
-    than `usable_cores`: threads beyond them wait for each other at every operation.
+    None means PyTorch's default (OMP_NUM_THREADS, or all cores of the machine), limited to `usable_cores`:
+    additional threads would wait for each other in every operation.
     """
     import torch
 
@@ -28,10 +28,10 @@ def use_threads(count: int | None) -> None:
 
 
 def cgroup_quota(root: Path = Path("/")) -> float:
-    """How many cores' time the control groups of this process allow it (Docker's --cpus), or infinity.
+    """The number of cores that the control groups of this process allow (Docker's --cpus), or infinity.
 
     Args:
-        root: the folder that `proc` and `sys` are in.
+        root: the folder of `proc` and `sys`.
     """
     quotas = [float("inf")]
     try:
@@ -52,7 +52,7 @@ def cgroup_quota(root: Path = Path("/")) -> float:
 
 
 def _upwards(mounted: Path, path: str) -> list[Path]:
-    """A group's folder and those above it; within a container, its own group is mounted at the top."""
+    """A group's folder and its parents; in a container, its own group is mounted at the top."""
     parts = [part for part in path.split("/") if part]
     return [mounted.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
 

@@ -1,4 +1,4 @@
-"""The errors a user can mend; the command line prints them in one line, without a traceback."""
+"""Errors that a user can fix; the command line prints their message without a traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ _NO_MEMORY = "can't allocate memory"  # PyTorch's words
 
 
 class Dae3dError(Exception):
-    """Something outside the program is wrong; the message names it and says what to do."""
+    """Something outside the program is wrong; the message says what, and what to do."""
 
 
 class SettingsError(Dae3dError):
@@ -17,11 +17,11 @@ class SettingsError(Dae3dError):
 
 
 class ScanError(Dae3dError):
-    """A file cannot be used as a scan. The message is the bare reason; the caller knows the path."""
+    """A file cannot be used as a scan. The message is only the reason; the caller knows the path."""
 
 
 def first_problem(error: ValueError) -> str:
-    """What is wrong first with something that was read, and in which field."""
+    """The first problem of a validation error, with its field."""
     if not isinstance(error, ValidationError):
         return str(error).splitlines()[0]
     problem = error.errors()[0]
@@ -32,10 +32,10 @@ def first_problem(error: ValueError) -> str:
 
 @contextmanager
 def as_scan_error() -> Iterator[None]:
-    """Make any error of one scan that nobody foresaw one that stops no other scan.
+    """Turn unexpected errors of one scan into ScanErrors, which do not stop the other scans.
 
     Raises:
-        ScanError: in its place; errors of ours and those of the system (OSError) are left as they are.
+        ScanError: in place of any error except a Dae3dError or OSError.
     """
     try:
         yield
@@ -44,7 +44,5 @@ def as_scan_error() -> Iterator[None]:
     except Exception as error:
         text = " ".join(str(error).split())
         if isinstance(error, MemoryError) or _NO_MEMORY in text:
-            raise ScanError(
-                "unreadable: it needs more memory than there is; fewer workers may leave more"
-            ) from None
+            raise ScanError("unreadable: not enough memory; use fewer workers") from None
         raise ScanError(f"unreadable: {type(error).__name__}: {text}"[:300]) from error

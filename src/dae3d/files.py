@@ -108,7 +108,7 @@ def make_folder(path: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             there = next(place for place in (path, *path.parents) if os.path.lexists(place))
-            raise Dae3dError(f"{path}: cannot make this folder: {there} is a file") from None
+            raise Dae3dError(f"{path}: cannot be created: {there} is a file") from None
 
 
 def inside(folder: Path, name: str) -> Path:

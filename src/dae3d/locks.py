@@ -1,4 +1,4 @@
-"""Keeping other processes away from a file, where its disk can do that."""
+"""File locks, on file systems that support them."""
 
 import fcntl
 import logging
@@ -10,19 +10,18 @@ _log = logging.getLogger(__name__)
 
 
 def lock(file: BinaryIO, path: Path, shared: bool = False, wait: bool = False) -> bool:
-    """Lock the open file `path` until it is closed, alone or `shared` with others that share it.
+    """Lock the open file `path` until it is closed.
 
-    On a disk that keeps no locks, says so once for each folder, and goes on.
+    If the file system does not support locking, warns once per folder and continues without a lock.
 
     Args:
-        file: open for reading and writing, as NFS gives a shared lock only to readers, and the other only to
-            writers.
+        file: open for reading and writing; NFS requires reading for shared and writing for exclusive locks.
         path: its path.
-        shared: let others have it that share it too.
-        wait: until the others have given it up.
+        shared: take a shared lock instead of an exclusive one.
+        wait: wait until other processes release it.
 
     Returns:
-        Whether it could be: False where another process has it.
+        False if another process has the lock.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
@@ -36,4 +35,8 @@ def lock(file: BinaryIO, path: Path, shared: bool = False, wait: bool = False) -
 
 @cache
 def _say_once(folder: Path, why: str) -> None:
-    _log.warning("%s: its disk keeps no locks (%s); let no other run write to it meanwhile", folder, why)
+    _log.warning(
+        "%s: the file system does not support locking (%s); do not start another run that writes to it",
+        folder,
+        why,
+    )

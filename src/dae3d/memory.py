@@ -1,4 +1,4 @@
-"""How much memory this process has held, and how much more it may take."""
+"""Peak memory of this process, and free memory."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# Of the control group that the process is in: version 2, version 1.
+# Of control groups, version 2 and 1.
 _GROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -15,10 +15,10 @@ _GROUP_LIMITS = (
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held at one time."""
+    """Peak memory of this process in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():
-        # What `getrusage` says begins with the peak of the process that started this one.
+        # Unlike this, `getrusage` includes the peak of the process that started this one.
         found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
         if found:
             return int(found[1]) * 1024
@@ -27,7 +27,7 @@ def peak_memory() -> int:
 
 
 def free_memory() -> int:
-    """The bytes that this process may still take: no more than the machine has free and its limits allow."""
+    """The bytes that this process may still use, by the free memory of the machine and its limits."""
     return min(_limits())
 
 

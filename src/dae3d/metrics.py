@@ -1,4 +1,4 @@
-"""The form of `metrics.csv`: one `step,metric,value` row for each figure, in the order of writing."""
+"""Read `metrics.csv`, which has a row `step,metric,value` for each value, in the order of writing."""
 
 import csv
 from pathlib import Path
@@ -9,7 +9,7 @@ MetricRow = tuple[int, str, float]
 
 
 def read_metrics(path: Path) -> tuple[list[MetricRow], int]:
-    """The rows of a `metrics.csv`, and how many lines are none (the last one, if a crash cut it short)."""
+    """The rows of a `metrics.csv`, and the number of invalid lines (a crash may truncate the last one)."""
     rows: list[MetricRow] = []
     unreadable = 0
     if path.is_file():

@@ -1,6 +1,6 @@
-"""A CT-like phantom: a torso of ellipsoids in Hounsfield units, a second modality for the demonstration.
+"""A CT-like phantom: a torso of ellipsoids in Hounsfield units, as a second modality for the demo.
 
-It is not a patient, and is labelled "ct-phantom" wherever it goes.
+It is not patient data, and is labelled "ct-phantom" everywhere.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ SPACING = 2.5  # mm
 
 
 def write_phantom(path: Path, seed: int) -> None:
-    """Write one phantom as NIfTI, int16 HU, 144 x 112 x 128 voxels of 2.5 mm; another seed, another body."""
+    """Write one phantom as NIfTI: int16 HU, 144 x 112 x 128 voxels of 2.5 mm; the seed varies the anatomy."""
     affine = np.diag([SPACING, SPACING, SPACING, 1.0])
     with whole_file(path) as temporary:
         nibabel.Nifti1Image(phantom(seed), affine).to_filename(temporary)

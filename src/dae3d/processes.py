@@ -1,4 +1,4 @@
-"""Processes that do one call after another, and whose death is survived."""
+"""Worker processes that execute calls, and whose death the caller survives."""
 
 import multiprocessing
 import os
@@ -14,29 +14,29 @@ from multiprocessing.connection import Connection, wait
 from types import ModuleType
 from typing import Any
 
-# Forked from a process that has no more than imported what readers need, a worker is there at once. Forked
-# from this one, it would share the threads of PyTorch and Blosc2 half-way through their work.
+# Workers forked from a server that has only imported the readers start fast. Forked from this process, they
+# would inherit the state of PyTorch's and Blosc2's threads in the middle of their work.
 _SERVER = (
     "forkserver" in multiprocessing.get_all_start_methods()
-    and len(tempfile.gettempdir()) < 70  # the server is called through a socket there, named in 108 bytes
+    and len(tempfile.gettempdir()) < 70  # for its socket, whose path is limited to 108 bytes
 )
 _context: Any = multiprocessing.get_context("forkserver" if _SERVER else "spawn")
 _IMPORTED = ["dae3d.scans.read"]
-# Where PyTorch is at hand workers need it too, for labelled cases, and would take seconds each to import it.
+# If PyTorch is imported here, the server imports it once for all workers, which need it for labelled cases.
 _WITH_TORCH = "dae3d.store.case_files"
 
 _starting = threading.Lock()
 
 
 class WorkerDied(Exception):
-    """A process ended, or was ended, in the middle of a call; the message goes on from "its process"."""
+    """A process ended in the middle of a call; the message continues "its process"."""
 
 
 class Worker:
-    """A process for one call at a time; it ends with the one that started it.
+    """A process for one call at a time; it ends with its parent.
 
     Args:
-        begin: called in the process before all else; its error is that of the first call.
+        begin: called first in the process; the first call raises its error.
     """
 
     def __init__(self, begin: Callable[[], None]) -> None:
@@ -48,26 +48,26 @@ class Worker:
 
     @property
     def signs(self) -> list[Any]:
-        """What `multiprocessing.connection.wait` is told of: an answer, the end of the process."""
+        """What to pass to `multiprocessing.connection.wait`: ready on an answer, or when the process ends."""
         return [self._pipe, self._process.sentinel]
 
     def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Hand over a call; raises WorkerDied where there is no process any more."""
+        """Start a call; raises WorkerDied if the process has ended."""
         try:
             self._pipe.send((function, arguments))
         except OSError:
             raise self._death() from None
 
     def answer(self, seconds: float | None = None) -> Any:
-        """What the call returned, or raised, once it is done.
+        """Wait for the call; returns what it returned, or raises what it raised.
 
         Raises:
-            WorkerDied: where the process has died of it, or is ended after so many seconds.
+            WorkerDied: if the process died, or was killed after `seconds`.
         """
         ready = wait(self.signs, seconds)
         if not ready:
             self.kill()
-            raise WorkerDied("was ended for taking too long")
+            raise WorkerDied("was killed because it took too long")
         if self._pipe not in ready and not self._pipe.poll():
             raise self._death()
         try:
@@ -79,12 +79,12 @@ class Worker:
         raise result
 
     def kill(self) -> None:
-        """End the process at once."""
+        """Kill the process."""
         self._process.kill()
         self._pipe.close()
 
     def end(self) -> None:
-        """End the process once it has done what it is doing, and wait for that."""
+        """Let the process end after its current call, and wait for it."""
         self._pipe.close()
         self._process.join()
 
@@ -92,22 +92,22 @@ class Worker:
         self._process.join()
         code = self._process.exitcode
         if code == -signal.SIGKILL:
-            return WorkerDied("was killed, most often for lack of memory")
+            return WorkerDied("was killed, most likely for lack of memory")
         if code is not None and code < 0:
             return WorkerDied(f"crashed ({signal.Signals(-code).name})")
         return WorkerDied(f"ended with status {code}")
 
 
 def expendable() -> bool:
-    """Whether the death of this process is survived by the one that started it."""
+    """Whether this is a worker process, whose death its parent survives."""
     return multiprocessing.current_process().daemon
 
 
 @contextmanager
 def _starting_processes() -> Iterator[None]:
-    """What processes inherit that are started within: Ctrl-C is for the main process, to end the work.
+    """Start processes so that Ctrl-C reaches only the main process, which ends the work.
 
-    They also do not run the caller's script again, of which nothing is needed there.
+    Also keeps them from importing the caller's script.
     """
     with _starting:
         main = sys.modules["__main__"]
@@ -124,31 +124,31 @@ def _starting_processes() -> Iterator[None]:
 
 
 def _serve(pipe: Connection, begin: Callable[[], None]) -> None:
-    """Be a worker."""
+    """Run a worker's loop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     begun = _outcome(begin)
-    # The parent closed the pipe, or was ended with an answer unread in it.
+    # The parent closed the pipe, or ended with an unread answer.
     with suppress(EOFError, ConnectionError):
         while True:
             function, arguments = pipe.recv()
             outcome = _outcome(function, *arguments) if begun[0] else begun
             pipe.send(outcome)
-            # Not held while the next is worked on.
+            # Frees memory during the next call.
             del function, arguments, outcome
 
 
 def _outcome(function: Callable[..., Any], *arguments: Any) -> tuple[bool, Any]:
-    """Whether a call came to its end, and what it returned or raised."""
+    """Whether a call succeeded, and what it returned or raised."""
     try:
         return True, function(*arguments)
     except Exception as error:
         error.add_note("in a worker process:\n" + traceback.format_exc())
-        return False, _sent_whole(error)
+        return False, _picklable(error)
 
 
-def _sent_whole(error: Exception) -> Exception:
-    """The error, if it can be sent, or else one with its words."""
+def _picklable(error: Exception) -> Exception:
+    """The error, or if it cannot be pickled, a RuntimeError with its message."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

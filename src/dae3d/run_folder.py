@@ -1,4 +1,4 @@
-"""What tells that a folder holds a training run, for whatever is about to write there."""
+"""Recognise the folder of a training run, before writing to it."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from dae3d.errors import Dae3dError
 
 
 def signs_of_a_run(folder: Path) -> list[Path]:
-    """Files that a run alone leaves, even one that was tidied up in part; the most telling ones first."""
+    """Files that only a run writes, the clearest signs first; some may have been deleted."""
     found = [
         *sorted((folder / "checkpoints").glob("step-*.ckpt"), reverse=True),
         *sorted((folder / "weights").glob("*.safetensors")),
@@ -15,17 +15,17 @@ def signs_of_a_run(folder: Path) -> list[Path]:
 
 
 def refuse_a_runs_folder(folder: Path, instead: str) -> None:
-    """Refuse to write results there, whose `metrics.csv` would replace the run's.
+    """Refuse to write results into a run folder, whose `metrics.csv` they would replace.
 
     Args:
-        folder: to be written to.
-        instead: the name of a folder in it that will do.
+        folder: the output folder.
+        instead: the name of a subfolder to suggest.
 
     Raises:
-        Dae3dError: where it is the folder of a run.
+        Dae3dError: if it is the folder of a run.
     """
     if signs_of_a_run(folder):
         raise Dae3dError(
             f"out: {folder} is the folder of a run, whose metrics.csv would be replaced; "
-            f"take another, such as {folder / instead}"
+            f"choose another, such as {folder / instead}"
         )

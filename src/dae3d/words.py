@@ -1,4 +1,4 @@
-"""Numbers and lists as people read them."""
+"""Format numbers and lists for people."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def quantity(number: float) -> str:
 
 
 def figure(value: float) -> str:
-    """A measured value to three figures, from 1000 on to a whole number: -1005.6 -> "-1,006"."""
+    """Three significant digits, from 1000 whole numbers: -1005.6 -> "-1,006"."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
@@ -38,7 +38,7 @@ def listing(words: Sequence[str]) -> str:
 
 
 def some(words: Sequence[str], shown: int = 5) -> str:
-    """Seven words -> "a, b, c, d, e and 2 others"; `listing` where they are no more than `shown`."""
+    """Seven words -> "a, b, c, d, e and 2 others"; as `listing` for at most `shown` words."""
     more = len(words) - shown
     others = [f"{more} other{'s' if more > 1 else ''}"] if more > 0 else []
     return listing([*words[:shown], *others])

@@ -1,1 +1,1 @@
-"""`dae3d bench`: how fast it is, and against what."""
+"""`dae3d bench`: speed and memory, compared with MONAI and nnU-Net."""

@@ -1,4 +1,4 @@
-"""What the processes of a pre-training run send each other in a step: counted, and by calculation."""
+"""Communication between the processes of a pre-training run in a step: counted and calculated."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from dae3d.models.swin_unetr import SwinUNETR
 from dae3d.training.pretrain_settings import PretrainSettings
 
 _FLOAT = 4  # bytes
-_BESIDE = 4  # of a row of metrics, beside the objectives: batches, samples, loss, L1
+_OTHER_METRICS = 4  # in a row of metrics, in addition to the objectives: batches, samples, loss, L1
 
 
 class Collectives(TorchDispatchMode):
-    """Counts every collective that this process takes part in, those of DDP's reducer included.
+    """Counts all collective operations of this process, including those of DDP.
 
-    `calls` and `bytes` are by operation; bytes are those of this rank's tensors, before any algorithm.
+    `calls` and `bytes` are per operation; bytes are those of the tensors of this rank, before any algorithm.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Collectives(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
             name = func.overloadpacket.__name__.strip("_").removesuffix("_base")
-            # A gather is given where to write first.
+            # The first argument of a gather is its output.
             given = args[1] if "allgather" in name else args[0]
             self.calls[name] += 1
             self.bytes[name] += sum(t.nbytes for t in tree_flatten(given)[0] if isinstance(t, torch.Tensor))
@@ -38,13 +38,13 @@ class Collectives(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class StepTraffic:
-    """Bytes that one rank puts into the collectives of a step, before any algorithm.
+    """Bytes that one rank contributes to the collectives of a step, before any algorithm.
 
     Attributes:
-        gradients: averaged over all ranks, in buckets, while the backward pass goes on.
-        features: gathered from all ranks for the contrastive loss, between the passes.
+        gradients: averaged over all ranks, in buckets, during the backward pass.
+        features: gathered from all ranks for the contrastive loss, between forward and backward pass.
         row: summed over all ranks for a row of metrics, every `log_every` steps.
-        stop: whether a rank was told to stop, asked with every row.
+        stop: flag whether a rank was told to stop, exchanged with every row.
     """
 
     gradients: int
@@ -53,24 +53,24 @@ class StepTraffic:
     stop: int
 
     def sent(self, ranks: int, steps_a_row: int) -> float:
-        """Bytes that each rank sends in a step, by ring algorithms (Patarasuk and Yuan, 2009)."""
+        """Bytes that each rank sends per step with ring algorithms (Patarasuk and Yuan, 2009)."""
         summed = self.gradients + (self.row + self.stop) / steps_a_row
         return 2 * (ranks - 1) / ranks * summed + (ranks - 1) * self.features
 
 
 def step_traffic(settings: PretrainSettings, modalities: int) -> StepTraffic:
-    """The traffic of a step of `pretrain` under DDP with as many modalities."""
+    """The traffic of a step of `pretrain` with DDP and a number of modalities."""
     features = 16 * settings.embed_dim + 1 if settings.contrastive_weight else 0
     return StepTraffic(
         gradients=_FLOAT * learning_parameters(settings),
         features=_FLOAT * settings.batch_size * features,
-        row=_FLOAT * (_BESIDE + len(settings.objectives()) + 2 * modalities),
+        row=_FLOAT * (_OTHER_METRICS + len(settings.objectives()) + 2 * modalities),
         stop=8,
     )
 
 
 def learning_parameters(settings: PretrainSettings) -> int:
-    """Parameters that have gradients; the mask token has none but where blocks are masked."""
+    """Number of parameters with gradients; the mask token has one only if blocks are masked."""
     with torch.device("meta"):
         network = SwinUNETR(settings.architecture())
         heads = [each.heads(settings) for each in settings.objectives().values() if each.heads]

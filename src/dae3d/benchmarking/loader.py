@@ -1,4 +1,4 @@
-"""Crops a second on one core: as training reads them, and as MONAI's and nnU-Net's data sets do."""
+"""Crops per second on one core: as in training, with data sets of MONAI, and as in nnU-Net."""
 
 import os
 import time
@@ -18,7 +18,7 @@ MONAI_DATASETS = ("Dataset", "PersistentDataset", "CacheDataset", _UNCOPIED)
 
 
 def crops_from_store(store: str, roi: int, crops: int) -> dict[str, float]:
-    """Read the crops that training draws from a store, all the way to scaled tensors."""
+    """Read training crops from a store, up to scaled tensors."""
     from dae3d.training.batch import pack
     from dae3d.training.data import CropDataset, training_data
     from dae3d.training.pretrain_settings import PretrainSettings
@@ -29,10 +29,10 @@ def crops_from_store(store: str, roi: int, crops: int) -> dict[str, float]:
 
 
 def crops_from_process(store: str, roi: int, crops: int) -> dict[str, float]:
-    """Receive the same crops, not yet scaled, from a loader process on the core of this one."""
+    """Receive the same crops, not yet scaled, from a loader process on the same core."""
     _on_one_core()
     arriving = batches(store, roi, workers=1)
-    # What was made ahead before the clock starts is as much as what is made ahead when it stops.
+    # Fill the prefetch queue, which is also full at the end of the measurement.
     for _ in range(8):
         next(arriving)
     start, received = time.perf_counter(), 0
@@ -45,7 +45,7 @@ def crops_from_process(store: str, roi: int, crops: int) -> dict[str, float]:
 
 
 def batches(store: str, roi: int, workers: int) -> Any:
-    """The iterator over the batches that training gets from loader processes, which are its `_workers`."""
+    """Iterator over the batches that training gets from loader processes (its `_workers`)."""
     from dae3d.training.data import CropLoaders, training_data
     from dae3d.training.pretrain_settings import PretrainSettings
 
@@ -59,16 +59,16 @@ def batches(store: str, roi: int, workers: int) -> Any:
 
 
 def crops_by_nnunet(folder: str, roi: int, crops: int) -> dict[str, float]:
-    """Read random crops as nnU-Net v2 does from what it has preprocessed."""
+    """Read random crops from preprocessed files as nnU-Net v2 does."""
     files = NnunetFiles(Path(folder))
     random = np.random.default_rng(0)
     return _measured(lambda _: files.crop(int(random.integers(len(files.paths))), roi, random), crops)
 
 
 def crops_by_monai(kind: str, files: list[str], folder: str, roi: int, crops: int) -> dict[str, float]:
-    """Load crops by one of `MONAI_DATASETS`, by the published transforms for CT, to batches of one.
+    """Load crops with one of `MONAI_DATASETS` and the published transforms for CT, in batches of one.
 
-    What a data set keeps is made before, and not counted.
+    Caches are filled before the measurement.
     """
     from monai.data.dataset import CacheDataset, Dataset, PersistentDataset
     from monai.data.utils import list_data_collate
@@ -118,4 +118,4 @@ def _measured(crop: Callable[[int], object], crops: int) -> dict[str, float]:
 def _on_one_core() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    torch.set_num_threads(1)  # as loader processes have it
+    torch.set_num_threads(1)  # as in loader processes

@@ -1,4 +1,4 @@
-"""The time and memory of a training step."""
+"""Time and memory of a training step."""
 
 import statistics
 import time
@@ -11,7 +11,7 @@ from dae3d.memory import peak_memory
 from dae3d.models.swin_unetr import Architecture, SwinUNETR
 from dae3d.training.cpu import keep_freed_memory
 
-_WARM_UP = 3  # steps that are not counted: memory is found, kernels are chosen
+_WARM_UP = 3  # uncounted steps for memory allocation and kernel selection
 
 
 def training_step(
@@ -31,22 +31,22 @@ def training_step(
     """Measure one step: forward, L1 loss, backward, AdamW.
 
     Args:
-        network: "dae3d" or "monai", the SwinUNETR of each.
-        device: where it runs.
-        embed_dim: channels of a token.
+        network: SwinUNETR of "dae3d" or "monai".
+        device: device of the network.
+        embed_dim: channels of the tokens.
         heads: attention heads of each stage.
-        window: side of a window in tokens.
+        window: side of an attention window in tokens.
         roi: side of a crop in voxels.
-        batch_size: crops a step.
-        steps: steps counted.
+        batch_size: crops per step.
+        steps: number of measured steps.
         bf16: autocast to bfloat16.
-        tuned: with all that `pretrain` does around the network: channels-last layout, freed memory kept (on a
-            CPU), fused AdamW. MONAI's documentation has none of these.
+        tuned: with the optimisations of `pretrain`: channels-last layout, reuse of freed memory (on a CPU),
+            fused AdamW. The documentation of MONAI uses none of these.
         checkpoint_activations: recompute activations.
-        compiled: by `torch.compile`.
+        compiled: use `torch.compile`.
 
     Returns:
-        Seconds a step (median), samples/s, peak memory in bytes, and seconds until the first step is done.
+        Median seconds per step, samples/s, peak memory in bytes, and seconds for the first step.
     """
     torch.manual_seed(0)
     if tuned and device == "cpu":
@@ -84,9 +84,9 @@ def _l1(repaired: Tensor, image: Tensor) -> Tensor:
 def make_network(
     name: str, embed_dim: int, heads: tuple[int, int, int, int], window: int, checkpoint_activations: bool
 ) -> Any:
-    """The SwinUNETR of "dae3d" or "monai", one channel in and one out."""
+    """The SwinUNETR of "dae3d" or "monai" with one input and one output channel."""
     if name == "dae3d":
-        # MONAI's window edges, so that both do the same work.
+        # With the window edges of MONAI, both do the same computation.
         architecture = Architecture(embed_dim=embed_dim, heads=heads, window=window, window_edges="reference")
         return SwinUNETR(architecture, checkpoint_activations)
     from monai.networks.nets.swin_unetr import SwinUNETR as Theirs

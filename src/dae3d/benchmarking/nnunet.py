@@ -8,14 +8,14 @@ import numpy as np
 
 from dae3d.store.store import Store
 
-# The caches that nnU-Net reckons with, and how much of them it fills.
+# The cache sizes that nnU-Net assumes, and the share of them that it fills.
 _L1, _L3, _SHARE = 32_768, 1_441_792, 0.8
-_LARGEST_CHUNK = 1.5  # of the patch, on average over the axes
+_LARGEST_CHUNK = 1.5  # mean side of a chunk relative to the patch
 _LEVEL = 8
 
 
 def write_nnunet_files(store: str, folder: str, roi: int) -> dict[str, float]:
-    """Write the scans of a store as nnU-Net would have them."""
+    """Write the scans of a store in the format of nnU-Net."""
     opened = Store(store)
     Path(folder).mkdir(parents=True, exist_ok=True)
     written = 0
@@ -37,13 +37,13 @@ def write_nnunet_files(store: str, folder: str, roi: int) -> dict[str, float]:
 
 
 class NnunetFiles:
-    """A folder of such files; a crop maps its file into memory, and reads the box."""
+    """A folder of such files; files are memory-mapped for each crop."""
 
     def __init__(self, folder: Path) -> None:
         self.paths = sorted(folder.glob("*.b2nd"))
 
     def crop(self, number: int, roi: int, random: np.random.Generator) -> np.ndarray:
-        """A random crop (1, roi, roi, roi) float32; a scan that is smaller is padded."""
+        """A random crop (1, roi, roi, roi) float32; smaller scans are padded."""
         array = blosc2.open(str(self.paths[number]), mode="r", dparams={"nthreads": 1}, mmap_mode="r")
         starts = [int(random.integers(max(1, side - roi + 1))) for side in array.shape[1:]]
         image = array[(slice(None), *(slice(start, start + roi) for start in starts))]
@@ -51,7 +51,7 @@ class NnunetFiles:
 
 
 def layout(shape: tuple[int, int, int], roi: int) -> tuple[list[int], list[int]]:
-    """Blocks and chunks for cubic patches: blocks that fit into L1, chunks of them that fit into L3.
+    """Sizes of blocks and chunks for cubic patches: blocks fit into the L1 cache, chunks into the L3 cache.
 
     After `nnUNetDatasetBlosc2.comp_blosc2_params` of nnU-Net v2.
     """

@@ -1,4 +1,4 @@
-"""The time and memory of segmenting one scan by sliding windows."""
+"""Time and memory of segmenting one scan with sliding windows."""
 
 import time
 from pathlib import Path
@@ -31,19 +31,19 @@ def segmentation(
     tuned: bool,
     labels: str,
 ) -> dict[str, float]:
-    """Segment a scan with Gaussian blending, and write its labels to the file `labels`.
+    """Segment a scan with Gaussian blending and write the labels to the file `labels`.
 
     Args:
-        network: "dae3d", or "monai": its SwinUNETR with the same weights, and its sliding windows.
-        device: where the network runs.
-        embed_dim: channels of a token.
+        network: "dae3d", or "monai" for its SwinUNETR with the same weights and its sliding-window inference.
+        device: device of the network.
+        embed_dim: channels of the tokens.
         heads: attention heads of each stage.
         window: side of an attention window in tokens.
         roi: side of a sliding window in voxels.
-        overlap: share of a window that the next one covers too.
-        scan: voxels of the scan.
-        tuned: bf16 on a GPU, channels-last layout and freed memory kept on a CPU; for MONAI also flash
-            attention, four windows at a time, and blending where the network runs.
+        overlap: overlap of neighbouring windows as a share of their side.
+        scan: shape of the scan in voxels.
+        tuned: bf16 on a GPU, channels-last layout and reuse of freed memory on a CPU; for MONAI also flash
+            attention, four windows at a time, and blending on the device of the network.
         labels: .npy file.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Measurements, each in a process of its own, so that none finds what another left in memory."""
+"""Run each measurement in a new process, so that memory use is independent of earlier ones."""
 
 import importlib
 import json
@@ -11,10 +11,10 @@ from dae3d.errors import Dae3dError
 
 
 def in_new_process(measure: Callable[..., dict[str, float]], **arguments: Any) -> dict[str, float]:
-    """Call a function of a module with plain arguments in a new process, and give its figures.
+    """Call a module-level function with JSON arguments in a new process and return its result.
 
     Raises:
-        Dae3dError: with the last line it printed, where it failed.
+        Dae3dError: with the last line printed, if it fails.
     """
     call = json.dumps([measure.__module__, measure.__qualname__, arguments])
     command = [sys.executable, "-m", "dae3d.benchmarking.process", call]

@@ -1,28 +1,28 @@
-"""One file a command: its settings, and the function that runs it."""
+"""One file per command: its settings, and the function that runs it."""
 
 from importlib import import_module
 from typing import Any
 
-# command: one line of help; `store check` is the function `store_check` of the module of that name.
+# Help text of each command; `store check` is the function `store_check` in the module of that name.
 COMMANDS = {
-    "index": "Find scans in folders and lists, and write what they are to a manifest.",
+    "index": "Find scans in folders and lists, and describe them in a manifest.",
     "prepare": "Write the scans of a manifest into a store that training reads from.",
-    "store check": "Read a store whole, and say what in it is damaged or missing.",
+    "store check": "Verify all files of a store, and report what is damaged or missing.",
     "pretrain": "Pre-train a network on a store by disruption and repair.",
-    "check": "Say what pre-training has taught each level of the encoder.",
+    "check": "Measure what each level of the encoder has learned in pre-training.",
     "reconstruct": "Disrupt whole scans, repair them, and measure how well.",
     "finetune": "Fine-tune a network to segment, from a list of labelled cases.",
-    "predict": "Segment scans, in their own grid.",
+    "predict": "Segment scans; results are in the grid of each scan.",
     "evaluate": "Compare segmentations with references: Dice, surface distances, volumes.",
     "embed": "Write the encoder's pooled features of whole scans.",
-    "export": "Write weights in another layout: MONAI's, or the published one.",
-    "report": "Write one self-contained page about a training run.",
-    "bench": "Measure a training step, the loader and a prediction, against MONAI's if asked.",
-    "demo": "Run everything once, on embedded scans or on yours, in a few minutes.",
+    "export": "Write weights in another format: MONAI's, or the published one.",
+    "report": "Write a self-contained page about a training run.",
+    "bench": "Measure the speed of training, loading and prediction, also against MONAI.",
+    "demo": "Run all steps once, on included scans or yours, in a few minutes.",
 }
 
 
 def load_command(command: str) -> Any:
-    """Import the function behind a command: only the one that is asked for, since PyTorch takes seconds."""
+    """Import the function of a command: only this one, because PyTorch takes seconds to import."""
     name = command.replace(" ", "_")
     return getattr(import_module(f"dae3d.commands.{name}"), name)

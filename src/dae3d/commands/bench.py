@@ -1,4 +1,4 @@
-"""The command `bench`: what a training step, a crop and a prediction cost here, by dae3d and by MONAI."""
+"""The command `bench`: speed and memory of training, loading and prediction with dae3d and MONAI."""
 
 import io
 import json
@@ -36,11 +36,11 @@ from dae3d.settings import Positional, Settings, command
 from dae3d.training.record import cpu_name, versions
 
 Metrics = dict[str, float]
-# A way to do a thing, and its figures.
+# A method and its metrics.
 Measured = Iterator[tuple[str, Metrics]]
 
-_MANY_WINDOWS = 100  # take long enough to say how long
-_SCANS = 4  # of the data set that the loader is measured on
+_MANY_WINDOWS = 100  # above this, the expected time is printed first
+_SCANS = 4  # in the data set for measuring the loader
 
 
 class BenchSettings(Settings):
@@ -51,30 +51,28 @@ class BenchSettings(Settings):
     )
     against: Literal["none", "monai"] = Field(
         "none",
-        description="measure MONAI's counterpart too, as its documentation has it and tuned: channels-last "
-        "layout, bf16, freed memory kept, fused AdamW, flash attention",
+        description="also measure MONAI's counterpart, as in its documentation and tuned: channels-last "
+        "layout, bf16, caching allocator, fused AdamW, flash attention",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     embed_dim: int = Field(48, ge=12, multiple_of=12, description="channels of the tokens")
-    heads: tuple[int, int, int, int] = Field((3, 6, 12, 24), description="attention heads of the stages")
+    heads: tuple[int, int, int, int] = Field((3, 6, 12, 24), description="attention heads of each stage")
     window: int = Field(7, ge=2, description="side of an attention window in tokens")
     roi: int = Field(96, ge=32, multiple_of=32, description="side of a crop in voxels")
-    batch_size: int = Field(2, ge=1, description="crops a training step")
-    steps: int = Field(5, ge=1, description="training steps counted; three more warm up")
-    rounds: int = Field(
-        1, ge=1, description="times that every way is measured, in turn with the others; medians are shown"
-    )
-    crops: int = Field(100, ge=1, description="crops counted of each way to load them")
-    scan: tuple[int, int, int] = Field((512, 512, 400), description="voxels of the scan to predict")
-    overlap: float = Field(0.5, ge=0, lt=1, description="of sliding windows")
+    batch_size: int = Field(2, ge=1, description="crops per training step")
+    steps: int = Field(5, ge=1, description="training steps measured, after three for warm-up")
+    rounds: int = Field(1, ge=1, description="repetitions of all measurements, in turn; medians are shown")
+    crops: int = Field(100, ge=1, description="crops measured for each loader")
+    scan: tuple[int, int, int] = Field((512, 512, 400), description="size of the scan to predict, in voxels")
+    overlap: float = Field(0.5, ge=0, lt=1, description="overlap of sliding windows")
     checkpoint_activations: bool = Field(False, description="recompute activations in training steps")
     compiled: bool = Field(False, description="also measure networks compiled by torch.compile")
-    out: Path = Field(Path("bench.json"), description="JSON file for the figures")
+    out: Path = Field(Path("bench.json"), description="JSON file for the results")
 
 
 @dataclass
 class Measurement:
-    """One way to do a thing, its figures in every round, and how much faster than the first way it is."""
+    """One method, its metrics in every round, and its speed relative to the first method."""
 
     what: str
     way: str
@@ -88,20 +86,20 @@ class Measurement:
 
     @property
     def rate(self) -> float:
-        """What is to be large."""
+        """Speed: crops or runs per second."""
         figures = self.figures
         return figures["crops_per_second"] if "crops_per_second" in figures else 1 / figures["seconds"]
 
 
 @command
 def bench(settings: BenchSettings) -> Path:
-    """Measure, each row in a process of its own, print a table and write the figures as JSON.
+    """Measure each method in a process of its own, print a table, and write the results as JSON.
 
     Returns:
         The JSON file.
 
     Raises:
-        Dae3dError: where the device is not there, or a measurement fails.
+        Dae3dError: if the device is not available, or a measurement fails.
     """
     refuse_other_file(settings.out, "result of `bench`", rb'\{\n "device": ')
     device = str(pick_device(settings.device))
@@ -142,7 +140,7 @@ def _write(settings: BenchSettings, about: dict[str, Any], rows: list[Measuremen
 
 
 def _model(settings: BenchSettings, device: str) -> Measured:
-    # (network, tuned, bf16, compiled): first MONAI's as its documentation has it, then each at its best.
+    # (network, tuned, bf16, compiled): first MONAI as in its documentation, then each tuned.
     ways = [("dae3d", True, bf16, False) for bf16 in (False, True)]
     if settings.against == "monai":
         ways = [
@@ -242,7 +240,7 @@ def _show(rows: list[Measurement], about: dict[str, Any]) -> None:
 
 
 def _spread(row: Measurement) -> str:
-    """How far the rounds lie apart, as a share of the median."""
+    """Range of the rounds, relative to the median."""
     if len(row.runs) == 1:
         return ""
     rates = sorted(Measurement(row.what, row.way, [run]).rate for run in row.runs)

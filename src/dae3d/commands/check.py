@@ -1,4 +1,4 @@
-"""The command `check`: what pre-training has taught each level of the encoder."""
+"""The command `check`: what each level of the encoder has learned in pre-training."""
 
 import logging
 import time
@@ -30,34 +30,36 @@ from dae3d.version import __version__
 log = logging.getLogger(__name__)
 
 CHECK = "check.json"
-RANDOM = 2  # networks with random weights
+RANDOM = 2  # number of networks with random weights
 
 
 class CheckSettings(Settings):
-    """Which run is checked, and on what."""
+    """Settings of `check`."""
 
-    run: Annotated[Path, Positional()] = Field(description="folder that `pretrain` wrote")
+    run: Annotated[Path, Positional()] = Field(description="run folder of `pretrain`")
     data: Path | None = Field(
-        None, description="list of labelled cases, as of `dae3d finetune`, for the voxel probe"
+        None, description="list of labelled cases for the voxel probe, as for `dae3d finetune`"
     )
-    store: Path | None = Field(None, description="store of the run's scans (default: where the run had it)")
-    weights: Literal["best", "last"] = Field("best", description="which of the run's weights")
+    store: Path | None = Field(
+        None, description="store of the run's scans (default: the path recorded in the run)"
+    )
+    weights: Literal["best", "last"] = Field("best", description="weights to check")
     cases: Path | None = Field(
         None,
-        description="folder of the prepared cases, which other checks and `finetune` may share (default: "
-        "RUN/cases)",
+        description="folder for the prepared cases, which may be shared with other checks and `finetune` "
+        "(default: RUN/cases)",
     )
     modality: list[Label] | None = Field(
-        None, description="label of each channel of the cases (default: what the list says)"
+        None, description="label of each channel of the cases (default: as in the list)"
     )
-    fold: int | None = Field(None, ge=0, description="fold that the voxel probe is tested on")
+    fold: int | None = Field(None, ge=0, description="fold for testing the voxel probe")
     train_cases: int = Field(
-        TRAIN_CASES, ge=1, description="cases that it is fitted on, drawn by --seed as of `finetune`"
+        TRAIN_CASES, ge=1, description="cases for fitting the probe, drawn by --seed as in `finetune`"
     )
-    test_cases: int = Field(TEST_CASES, ge=1, description="cases that it is tested on, at most")
-    seed: int = Field(0, ge=0, lt=2**31, description="decides these cases, and the random weights")
+    test_cases: int = Field(TEST_CASES, ge=1, description="maximum number of cases for testing it")
+    seed: int = Field(0, ge=0, lt=2**31, description="for drawing these cases and the random weights")
     prepare_workers: int | None = Field(
-        None, ge=1, description="processes that prepare cases (default: one a processor core)"
+        None, ge=1, description="processes for preparing cases (default: one per processor core)"
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, ge=1, description=THREADS)
@@ -65,15 +67,15 @@ class CheckSettings(Settings):
 
 @command
 def check(settings: CheckSettings) -> Check:
-    """Say what pre-training has taught each level of the encoder, on fixed crops and labelled cases, if any.
+    """Measure what each level of the encoder has learned, on fixed crops and on labelled cases, if given.
 
-    Prints a table and a verdict, and writes all of it to RUN/check.json, which `dae3d report` shows.
+    Prints a table and a verdict, and writes both to RUN/check.json, which `dae3d report` shows.
 
     Returns:
-        What is in `check.json`.
+        The contents of `check.json`.
 
     Raises:
-        Dae3dError: where the folder is not a pre-training run or lacks the weights, its store is gone, or the
+        Dae3dError: if the folder is not a pre-training run or lacks the weights, its store is gone, or the
             cases cannot be used.
     """
     start = time.monotonic()
@@ -81,13 +83,13 @@ def check(settings: CheckSettings) -> Check:
     weights = settings.run / "weights" / f"{settings.weights}.safetensors"
     if not weights.is_file():
         raise Dae3dError(
-            f"weights: {settings.run} has no weights/{weights.name}; say --weights last or best, or let the "
-            "run come to its first save"
+            f"weights: {settings.run} has no weights/{weights.name}; use --weights last or best, or wait for "
+            "the first save of the run"
         )
     device = pick_device(settings.device, settings.threads)
     network = load(weights, task="pretrain", show=False)
     if not isinstance(network, SwinUNETR):
-        raise Dae3dError(f"{weights}: not of a network that repairs")
+        raise Dae3dError(f"{weights}: not a pre-training network")
     probe = _probe(settings, run)
     figures = probe.measure(_placed(network, device), device)
     random = _with_random_weights(probe, network, settings.seed, device)
@@ -107,32 +109,29 @@ def check(settings: CheckSettings) -> Check:
     )
     write_text(settings.run / CHECK, found.model_dump_json(indent=1) + "\n")
     show(found)
-    log.info("%.0f s; all figures: %s", found.seconds, settings.run / CHECK)
+    log.info("%.0f s; all results: %s", found.seconds, settings.run / CHECK)
     return found
 
 
 def run_settings(settings: CheckSettings) -> PretrainSettings:
-    """The settings of the run, with its store where it is now.
+    """The settings of the run, with the present path of its store.
 
     Raises:
-        Dae3dError: where it is not a run of `pretrain`, or its store is not there.
+        Dae3dError: if it is not a run of `pretrain`, or its store does not exist.
     """
     kind = load_run(settings.run).record.kind
     if kind != "pretrain":
-        raise Dae3dError(
-            f"run: {settings.run} is a run of `{kind}`; `check` is for those of `pretrain`, whose networks "
-            "repair"
-        )
+        raise Dae3dError(f"run: {settings.run} is a run of `{kind}`; `check` is for runs of `pretrain`")
     if not (settings.run / "settings.yaml").is_file():
         raise Dae3dError(
-            f"run: {settings.run} has no settings.yaml, which says what it was trained on and how; give the "
-            "whole run folder"
+            f"run: {settings.run} has no settings.yaml with the settings of its training; give the "
+            "complete run folder"
         )
     given = {} if settings.store is None else {"data": settings.store}
     run = resolve(PretrainSettings, {"out": settings.run, "resume": True, **given})
     assert isinstance(run, PretrainSettings)
     if not run.data.is_dir():
-        raise Dae3dError(f"store: {run.data} is not there; if it was moved, name it with --store")
+        raise Dae3dError(f"store: {run.data} does not exist; if it was moved, give its path with --store")
     return run
 
 
@@ -163,7 +162,7 @@ def _with_random_weights(
 ) -> dict[str, float]:
     """The voxel probe of the same network with random weights: the mean of `RANDOM` draws.
 
-    The first is what a run with this seed begins with.
+    The first draw equals the initial weights of a run with this seed.
     """
     found: dict[str, list[float]] = {}
     for draw in range(RANDOM if probe.voxels else 0):

@@ -1,4 +1,4 @@
-"""The command `demo`: everything once, from scans to report."""
+"""The command `demo`: all steps once, from scans to report."""
 
 import importlib.util
 import shutil
@@ -20,10 +20,10 @@ from dae3d.scans.manifest import Scan
 from dae3d.settings import Settings, command
 
 PHANTOMS = 6
-# The file by which a demo's folder is known, and what is the demo's in it.
+# The file that marks a demo's folder, and the demo's files and folders in it.
 _MARK = ".dae3d-demo"
 _NAMES = ("scans", "manifest.jsonl", "store", "run", "reconstructions")
-# Where the nilearn wheel keeps the MNI152 template (ICBM 2009a symmetric), and the names it gets here.
+# Folder of the MNI152 template (ICBM 2009a symmetric) in the nilearn wheel, and the names of its files here.
 _NILEARN_DATA = Path("datasets/data")
 _MNI152 = {
     "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz": "sub-mni152_T1w.nii.gz",
@@ -34,30 +34,30 @@ _RULES = ["*_gm-map.nii.gz=gm-map", "*_wm-map.nii.gz=wm-map", "*_ct-phantom.nii.
 
 
 class DemoSettings(Settings):
-    """What to demonstrate on."""
+    """Settings of `demo`."""
 
-    out: Path = Field(Path("demo-out"), description="folder to write everything to")
+    out: Path = Field(Path("demo-out"), description="output folder")
     data: list[Path] | None = Field(
-        None, description="folders of your scans, instead of the embedded ones", min_length=1
+        None, description="folders of your scans, instead of the included ones", min_length=1
     )
-    modality: str | None = Field(None, description="with --data: as of `dae3d index`")
-    rule: list[str] = Field([], description="with --data: as of `dae3d index`")
-    exclude: list[str] = Field([], description="with --data: as of `dae3d index`")
-    max_steps: int = Field(80, ge=1, description="steps to train the small network")
+    modality: str | None = Field(None, description="with --data: as in `dae3d index`")
+    rule: list[str] = Field([], description="with --data: as in `dae3d index`")
+    exclude: list[str] = Field([], description="with --data: as in `dae3d index`")
+    max_steps: int = Field(80, ge=1, description="training steps of the small network")
 
 
 @command
 def demo(settings: DemoSettings) -> Path:
     """Run index, prepare, pretrain, reconstruct, check and report once, with the small network.
 
-    Without `data` it runs on the MNI152 T1 template with its grey and white matter maps, which nilearn
-    carries, and on a CT-like phantom made here. Run again after an interruption, it goes on.
+    Without `data` it runs on the MNI152 T1 template with its grey and white matter maps (from nilearn), and
+    on generated CT-like phantoms. After an interruption, the same command continues.
 
     Returns:
         The report's path.
 
     Raises:
-        Dae3dError: where nilearn is missing, the scans cannot be used, or the folder is not a demo's.
+        Dae3dError: if nilearn is missing, the scans cannot be used, or the folder contains other work.
     """
     out = settings.out
     _take_folder(out)
@@ -86,7 +86,7 @@ def demo(settings: DemoSettings) -> Path:
             resume=(out / "run/settings.yaml").is_file(),
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt from None  # the demo goes on by itself when it is run again
+        raise KeyboardInterrupt from None  # without advice on --resume: the demo resumes by itself
     files = (scan for scan in manifest.scans if not scan.files and scan.volume is None)
     for scan in one_of_each_modality(files):
         reconstruct(
@@ -103,22 +103,24 @@ def demo(settings: DemoSettings) -> Path:
 
 
 def _take_folder(out: Path) -> None:
-    """Mark the folder as a demo's; refuse one that holds a user's own store or run."""
+    """Mark the folder as a demo's; refuse one that contains a user's own store or run."""
     others = [name for name in _NAMES if (out / name).exists()]
     if others and not ((out / _MARK).is_file() or (out / "scans" / "mni152").is_dir()):
-        raise Dae3dError(f"out: {out} holds {', '.join(others)}, of no demo; name another folder")
+        raise Dae3dError(
+            f"out: {out} contains {', '.join(others)}, not made by `demo`; choose another folder"
+        )
     write_text(out / _MARK, f"What is called {', '.join(_NAMES)} in this folder is a demo's.\n")
 
 
 def embedded_scans(folder: Path) -> Path:
-    """Put the embedded scans into a folder, as a user's would lie there; what is there already stays.
+    """Put the included scans into a folder, unless they are there.
 
     Raises:
-        Dae3dError: where nilearn is not installed.
+        Dae3dError: if nilearn is not installed.
     """
     spec = importlib.util.find_spec("nilearn")
     if spec is None or not spec.submodule_search_locations:
-        raise Dae3dError("the embedded scans come with nilearn: pip install 'dae3d[demo]', or use --data")
+        raise Dae3dError("the included scans come with nilearn: pip install 'dae3d[demo]', or use --data")
     source = Path(spec.submodule_search_locations[0]) / _NILEARN_DATA
     mni = folder / "mni152"
     phantoms = folder / "ct-phantom"
@@ -134,7 +136,7 @@ def embedded_scans(folder: Path) -> Path:
 
 
 def one_of_each_modality(scans: Iterable[Scan]) -> list[Scan]:
-    """The first scan of every modality, a held-out one where there is one."""
+    """The first scan of every modality, preferably a validation scan."""
     chosen: dict[str, Scan] = {}
     for scan in sorted(scans, key=lambda scan: scan.split != "val"):
         chosen.setdefault(scan.modality, scan)

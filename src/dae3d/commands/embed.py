@@ -1,4 +1,4 @@
-"""The command `embed`: one vector of features a scan, for retrieval, classification and drift checks."""
+"""The command `embed`: one feature vector per scan, for retrieval, classification and drift checks."""
 
 import importlib
 import logging
@@ -36,7 +36,7 @@ from dae3d.store.statistics import Box
 
 log = logging.getLogger(__name__)
 
-PUBLISHED_ROI = 96  # for weights of other projects, which do not say what they were trained on
+PUBLISHED_ROI = 96  # for weights of other projects, which do not record it
 
 
 def _npz_or_parquet(path: Path) -> Path:
@@ -46,38 +46,36 @@ def _npz_or_parquet(path: Path) -> Path:
 
 
 class EmbedSettings(Settings):
-    """Which encoder looks at which scans, and how."""
+    """Settings of `embed`."""
 
     scans: Annotated[list[ScanText], Positional()] = Field(description=SCANS_GIVEN, min_length=1)
     weights: Path = Field(description="run folder (its best weights), or file of weights")
     out: Annotated[Path, AfterValidator(_npz_or_parquet)] = Field(
-        description="file to write: .npz, or .parquet with the extra dae3d[parquet]"
+        description="output file: .npz, or .parquet (needs the extra dae3d[parquet])"
     )
     modality: Label | None = Field(
         None,
-        description="label of the scans no rule names, which decides how intensities are scaled; fine-tuned "
-        "weights bring their own",
+        description="label of scans that no rule matches, which decides how intensities are scaled; "
+        "fine-tuned weights have their own",
     )
     rule: list[RuleText] = Field([], description="'GLOB=LABEL': label of the scans whose file name matches")
     volume: int | None = Field(None, ge=0, description=VOLUME_GIVEN)
     roi: int | None = Field(
-        None, ge=32, multiple_of=32, description="side of the windows (default: of the training crops)"
+        None, ge=32, multiple_of=32, description="side of the windows (default: that of the training crops)"
     )
-    overlap: float = Field(
-        0.0, ge=0, lt=1, description="share of a window that the next one covers too, at least"
-    )
+    overlap: float = Field(0.0, ge=0, lt=1, description="minimum overlap of neighbouring windows")
     axes: Literal["straight", "reference"] | None = Field(
-        None, description="order of the token axes (default: what the weights were trained with)"
+        None, description="order of the token axes (default: as in training)"
     )
     monai_merging: MonaiMerging | None = Field(None, description=MONAI_MERGING)
-    window_batch: int = Field(1, ge=1, description="windows that go through the network together")
+    window_batch: int = Field(1, ge=1, description="windows per batch")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, ge=1, description=THREADS)
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What `embed` found: a row of `features` (N, 16 * embed_dim) float32 for each of `scans`.
+    """The result of `embed`: a row of `features` (N, 16 * embed_dim) float32 for each of `scans`.
 
     `left_out` has the reason for each scan that could not be used.
     """
@@ -90,7 +88,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class _Case:
-    """A scan as it was named, its images (one a channel), and the label of its modality."""
+    """A scan: its name as given, its images (one per channel), and its modality label."""
 
     name: str
     images: tuple[Image, ...]
@@ -98,25 +96,25 @@ class _Case:
 
     @property
     def files(self) -> list[Path]:
-        """What it is read from."""
+        """The files of all images."""
         return [file for image in self.images for file in image.files]
 
 
 @command
 def embed(settings: EmbedSettings) -> Embeddings:
-    """Look at whole scans with the encoder, and write one vector of pooled features for each.
+    """Compute pooled encoder features of whole scans, and write one vector per scan.
 
-    Windows cover the scan's foreground box. A window's features are those of the encoder's last stage, each
-    token normalised over its channels, as in fine-tuning; the vector is their mean over tokens and windows.
-    Scans are oriented to RAS, resampled and cropped, and their intensities scaled, as those that the weights
-    were trained on; weights that do not say how see them as acquired.
+    Windows cover the foreground box of the scan. Features are those of the encoder's last stage, with layer
+    norm over the channels of each token as in fine-tuning, averaged over tokens and windows. Scans are
+    oriented to RAS, resampled, cropped and scaled as in training; if the weights do not record how, scans are
+    used as acquired.
 
-    An .npz file holds the arrays `features` (N, F) float32, `scans` and `modalities` (N,); a .parquet file
-    has these as the columns `scan`, `modality` and `features`. Where the work was stopped, the same command
-    goes on; one with other weights or windows is refused.
+    An .npz file has the arrays `features` (N, F) float32, `scans` and `modalities` (N,); a .parquet file has
+    the columns `scan`, `modality` and `features`. After an interruption, the same command continues; with
+    other weights or windows it is refused.
 
     Raises:
-        Dae3dError: where the weights cannot be used, a modality is not known, or no scan could be read.
+        Dae3dError: if the weights cannot be used, a modality is unknown, or no scan could be read.
     """
     _refuse_other_file(settings.out)
     device = pick_device(settings.device, settings.threads)
@@ -127,7 +125,8 @@ def embed(settings: EmbedSettings) -> Embeddings:
     recipe = CaseRecipe(**encoder.info["recipe"]) if "recipe" in encoder.info else None
     if recipe is None and encoder.architecture.in_channels > 1:
         raise Dae3dError(
-            f"{encoder.weights}: takes {encoder.architecture.in_channels} channels, and does not say of what"
+            f"{encoder.weights}: takes {encoder.architecture.in_channels} channels, but does not record "
+            "their modalities"
         )
     roi = settings.roi or encoder.info.get("settings", {}).get("roi", PUBLISHED_ROI)
     intensity = encoder.info.get("settings", {}).get("intensity")
@@ -165,16 +164,16 @@ def pooled_features(
     window_batch: int,
     device: torch.device,
 ) -> np.ndarray:
-    """The mean, over windows and tokens, of the encoder's last feature map.
+    """The mean of the encoder's last feature map over windows and tokens.
 
     Args:
         encoder: in eval mode, on `device`; gives a list of maps (B, F, ...).
         image: (C, X, Y, Z) float32, normalised.
         foreground: half-open box that the windows cover.
         roi: side of the windows.
-        overlap: share of a window that the next one covers too, at least.
-        window_batch: windows that go through the encoder together.
-        device: where the encoder is.
+        overlap: minimum overlap of neighbouring windows.
+        window_batch: windows per batch.
+        device: of the encoder.
 
     Returns:
         (F,) float32.
@@ -191,7 +190,7 @@ def pooled_features(
 
 
 def _window(image: np.ndarray, corner: Triple, roi: int) -> np.ndarray:
-    """The (C, roi, roi, roi) box from `corner` on; zeros where it sticks out of the image."""
+    """The (C, roi, roi, roi) box from `corner`; zeros outside the image."""
     window = np.zeros((len(image), roi, roi, roi), np.float32)
     inside = [slice(max(c, 0), min(c + roi, n)) for c, n in zip(corner, image.shape[1:], strict=True)]
     there = [slice(s.start - c, s.stop - c) for s, c in zip(inside, corner, strict=True)]
@@ -200,14 +199,14 @@ def _window(image: np.ndarray, corner: Triple, roi: int) -> np.ndarray:
 
 
 def _cases(settings: EmbedSettings, recipe: CaseRecipe | None, known: Sequence[str]) -> list[_Case]:
-    """The scans, each once, with their images and modalities: all known before the work begins."""
+    """The scans, without repetitions, with their images and modalities."""
     if recipe:
         given = given_cases(settings.scans, recipe.modalities, volume=settings.volume, refuses=False)
         return [_Case(case.given, case.images, "+".join(recipe.modalities)) for case in given]
     for scan in settings.scans:
         files = channel_files(scan)
         if len(files) > 1:
-            raise Dae3dError(f"{scan}: {len(files)} files, where the weights take 1 a scan")
+            raise Dae3dError(f"{scan}: {len(files)} files, but the weights take one per scan")
     items = given_images(settings.scans, settings.rule, settings.modality, settings.volume)
     never_saw = unseen(items, known)
     if never_saw:
@@ -218,7 +217,7 @@ def _cases(settings: EmbedSettings, recipe: CaseRecipe | None, known: Sequence[s
 def _embed_all(
     cases: list[_Case], features_of: Callable[[_Case], list[float]], journal: Journal
 ) -> Embeddings:
-    """The features of every case that can be read, but for those that the journal has already."""
+    """The features of all cases that can be read; those in the journal are not computed again."""
     rows: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
     for case in tqdm(cases, "embed", unit="scan"):
@@ -248,7 +247,7 @@ def _read(
     preparation: Preparation,
     intensity: Mapping[str, str] | None,
 ) -> tuple[np.ndarray, Box]:
-    """A scan as the network sees it, (C, X, Y, Z) float32, and its foreground box."""
+    """The network's input for a scan, (C, X, Y, Z) float32, and its foreground box."""
     if recipe is not None:
         scan = ScanCase(case.name, case.images)
         conformed = scan.read(recipe)
@@ -260,10 +259,10 @@ def _read(
 
 
 def _refuse_other_file(path: Path) -> None:
-    """Refuse to write over what no `embed` has made, or without the package that it takes."""
+    """Refuse to overwrite a file not written by `embed`, and .parquet without pyarrow."""
     what, columns = "table of `embed`", ["scan", "modality", "features"]
     if path.suffix == ".npz":
-        # A zip archive, in which the name of the first array follows 30 bytes.
+        # A zip archive, with the name of the first array after 30 bytes.
         refuse_other_file(path, what, rb"PK\x03\x04.{26}features\.npy")
         return
     _pyarrow()
@@ -293,13 +292,13 @@ def _pyarrow() -> Any:
         return importlib.import_module("pyarrow")
     except ImportError:
         raise Dae3dError(
-            "out: a .parquet file needs pyarrow, which `pip install 'dae3d[parquet]'` brings; or write .npz"
+            "out: .parquet needs pyarrow; install it with `pip install 'dae3d[parquet]'`, or write .npz"
         ) from None
 
 
 def _say(embeddings: Embeddings, path: Path) -> None:
     count, width = embeddings.features.shape
-    print(f"{count} scans, {width} features each: {path}")
+    print(f"{count} scans with {width} features each: {path}")
     if embeddings.left_out:
         print(f"{len(embeddings.left_out)} left out:")
         print("\n".join(f"  {name}: {reason}" for name, reason in embeddings.left_out.items()))

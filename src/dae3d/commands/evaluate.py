@@ -1,4 +1,4 @@
-"""The command `evaluate`: compare segmentations with references, and say where they fail."""
+"""The command `evaluate`: compare segmentations with references, and show where they fail."""
 
 import json
 import logging
@@ -41,82 +41,79 @@ log = logging.getLogger(__name__)
 
 def _label_values(text: str) -> str:
     if not all(part.strip().isdecimal() for part in text.split(",")):
-        raise ValueError("a region is its label values with commas between: WT=1,2,4")
+        raise ValueError("must be label values separated by commas: WT=1,2,4")
     return text
 
 
 class EvaluateSettings(Settings):
     """Settings of `evaluate`."""
 
-    data: Path = Field(description="list of labelled cases, as of `dae3d finetune`")
+    data: Path = Field(description="list of labelled cases, as for `dae3d finetune`")
     predictions: Path | None = Field(
-        None, description="folder of label maps, `<case>.nii.gz` each, as `dae3d predict --data` writes them"
+        None, description="folder of label maps `<case>.nii.gz`, as written by `dae3d predict --data`"
     )
     weights: list[Path] = Field(
-        [], description="runs or weight files to predict with instead, into OUT/predictions"
+        [], description="instead of predictions: runs or weight files to predict with, into OUT/predictions"
     )
     split: TaskSplit = Field("validation", description="cases to compare")
-    fold: int | None = Field(
-        None, ge=0, description="fold that is held out for validation, where the list has folds"
-    )
+    fold: int | None = Field(None, ge=0, description="fold held out for validation, if the list has folds")
     out: Path | None = Field(
-        None, description="folder to write to (default: the predictions' folder; needed with --weights)"
+        None, description="output folder (default: the folder of the predictions; required with --weights)"
     )
     modality: list[Label] | None = Field(
-        None, description="label of each channel (default: what the weights or the list say)"
+        None, description="label of each channel (default: as in the weights or the list)"
     )
-    tolerance: float = Field(1.0, ge=0, description="of the normalised surface distance, mm")
+    tolerance: float = Field(1.0, ge=0, description="tolerance of the normalised surface distance, in mm")
     regions: dict[str, Annotated[str, AfterValidator(_label_values)]] = Field(
-        {}, description="further classes made up of label values: WT=1,2,4 TC=1,4"
+        {}, description="additional regions, each a union of label values: WT=1,2,4 TC=1,4"
     )
-    seed: int = Field(0, ge=0, description="of the bootstrap")
+    seed: int = Field(0, ge=0, description="seed of the bootstrap")
     workers: int = Field(
         default_factory=lambda: min(4, usable_cores()),
         ge=1,
-        description="cases compared at a time, each with two label maps in memory",
+        description="cases compared in parallel, each with two label maps in memory",
     )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.predictions is None) == (not self.weights):
-            raise ValueError("predictions, weights: give one of the two")
+            raise ValueError("predictions, weights: give exactly one of them")
         if self.weights and self.out is None:
-            raise ValueError("out: needed with --weights")
+            raise ValueError("out: required with --weights")
         if self.weights and self.modality:
-            raise ValueError("modality: the weights have their own")
+            raise ValueError("modality: not allowed with --weights, which have their own labels")
         return self
 
     @property
     def folder(self) -> Path:
-        """Where the results go."""
+        """The output folder."""
         return Path(self.out or self.predictions or "")
 
 
 @command
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
-    """Compare predictions with the labels of a task, by class and case.
+    """Compare predictions with the labels of a task, per class and case.
 
     Writes `metrics.csv` (case,class,metric,value), `metrics.json`, `report.html` and the report's
-    pictures, and prints a table. What is measured is defined in `dae3d.evaluation.segmentation_metrics`.
-    Means are over cases, leaving out what a case does not have; their 95 % intervals are percentiles of a
-    bootstrap over the cases.
+    pictures, and prints a table. The metrics are defined in `dae3d.evaluation.segmentation_metrics`.
+    Means are over the cases with a value; their 95 % intervals are percentiles of a bootstrap over the cases.
 
-    Cases that the weights were trained on, or were chosen by, are named. They are known by the content of
-    their images, where the weights, or predictions by `dae3d predict`, say what was trained on.
+    Warns of cases that the weights were trained on or selected by. They are recognised by the content of
+    their images, if the weights, or predictions by `dae3d predict`, record the training cases.
 
     Returns:
-        The content of `metrics.json`.
+        The contents of `metrics.json`.
 
     Raises:
         Dae3dError: naming each case without a label or a prediction, each whose image, label and prediction
-            lie on different grids, and each label map with a value of no class; or the folder, where it is
-            a run's.
+            lie on different grids, and each label map with a value that is not a class; or the folder,
+            if it is that of a run.
     """
     refuse_a_runs_folder(settings.folder, "evaluation")
     _refuse_other_files(settings.folder)
     task = read_task(settings.data, settings.modality, order=_order(settings))
     cases = task.split(settings.split, settings.fold)
-    # Class indices, in which labels are compared, are ranks of the label values.
+    # Labels are compared as class indices: the ranks of the label values.
     recipe = CaseRecipe(modalities=task.modalities, labels=task.labels)
     classes = {name: (value,) for value, name in recipe.labels.items() if value != 0}
     regions = _regions(settings, recipe)
@@ -156,17 +153,17 @@ def _split_name(settings: EvaluateSettings) -> str:
 
 
 def _refuse_other_files(folder: Path) -> None:
-    """Refuse to write over what no evaluation has made."""
+    """Refuse to overwrite files not written by `evaluate`."""
     refuse_other_file(folder / "metrics.csv", "table of `evaluate`", rb"case,class,metric,value\r?\n")
     refuse_other_file(folder / "metrics.json", "result of `evaluate`", rb'\{\n "task": ')
     refuse_other_page(folder / "report.html")
 
 
 def _order(settings: EvaluateSettings) -> Sequence[str] | None:
-    """Labels of the channels that the weights take."""
+    """The modality labels of the channels of the weights."""
     if not settings.weights:
         return None
-    # PyTorch's networks are not needed to compare files.
+    # Imported here because comparing files does not need PyTorch.
     from dae3d.inference.ensemble import recipe_of
 
     return recipe_of(settings.weights[0]).modalities
@@ -189,7 +186,7 @@ def _regions(settings: EvaluateSettings, recipe: CaseRecipe) -> dict[str, tuple[
 def _predictions(settings: EvaluateSettings) -> Path:
     if settings.predictions is not None:
         return settings.predictions
-    # PyTorch's networks are not needed to compare files.
+    # Imported here because comparing files does not need PyTorch.
     from dae3d.commands.predict import predict
 
     out = settings.folder / "predictions"
@@ -198,17 +195,17 @@ def _predictions(settings: EvaluateSettings) -> Path:
 
 
 def _weights(settings: EvaluateSettings) -> list["WeightsInfo"]:
-    """What the weights that predicted say of their training."""
+    """The training records of the weights used for the predictions."""
     if settings.predictions is not None:
         return read_weights_beside(settings.predictions)
-    # PyTorch's networks are not needed to compare files.
+    # Imported here because comparing files does not need PyTorch.
     from dae3d.models.weights import read_weights
 
     return [read_weights(source).info for source in settings.weights]
 
 
 def _versions() -> dict[str, str]:
-    """Versions of everything that can change a figure."""
+    """Versions of everything that can change a result."""
     packages = ("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK")
     return {
         "dae3d": __version__,
@@ -220,7 +217,7 @@ def _versions() -> dict[str, str]:
 def _show(results: Results, tolerance: float) -> None:
     title = f"{len(results.cases)} cases: means, and 95 % intervals by bootstrap"
     table = Table(title=title, box=SIMPLE_HEAD, padding=0)
-    table.add_column("class", overflow="fold")
+    table.add_column("class", overflow="fold", min_width=5)
     shown = [f"NSD {tolerance:g} mm" if name == "nsd" else m.heading for name, m in tabled().items()]
     for heading in (*map(str, shown), "missed", "spurious", "cases"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -239,7 +236,7 @@ def _show(results: Results, tolerance: float) -> None:
     Console().print(table)
     absent = [name for name, s in summaries.items() if not s.means["dice"].cases]
     if absent:
-        log.info("neither there nor predicted in any case: %s", ", ".join(absent))
+        log.info("neither labelled nor predicted in any case: %s", ", ".join(absent))
 
 
 def _cells(means: dict[str, Mean]) -> list[str]:
@@ -247,7 +244,7 @@ def _cells(means: dict[str, Mean]) -> list[str]:
 
 
 def _with_interval(mean: Mean, metric: Metric) -> str:
-    """An interval of what has a sign would be as wide as two columns."""
+    """A value with its interval; signed values are shown without, because it would not fit the column."""
     form = f"{metric.sign}.{metric.decimals}f"
     value = "n/a" if math.isnan(mean.value) else f"{mean.value:{form}}"
     if math.isnan(mean.low) or metric.sign:

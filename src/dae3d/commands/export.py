@@ -1,4 +1,4 @@
-"""The command `export`: weights in our layout, in MONAI's, or in the published one."""
+"""The command `export`: write weights in our layout, MONAI's, or the published one."""
 
 import os
 from collections import OrderedDict
@@ -26,16 +26,16 @@ SUFFIXES = {"safetensors": (".safetensors",), "monai": (".pt", ".pth"), "referen
 
 
 class ExportSettings(Settings):
-    """Which weights are written, and how."""
+    """Settings of `export`."""
 
     weights: Path = Field(description="run folder (its best weights), or file of weights")
     format: Literal["safetensors", "monai", "reference"] = Field(
         "safetensors",
-        description="safetensors: ours; monai: a state dict of monai.networks.nets.SwinUNETR; reference: the "
-        "layout of the published checkpoints",
+        description="safetensors: our format; monai: a state dict of monai.networks.nets.SwinUNETR; "
+        "reference: the layout of the published checkpoints",
     )
     monai_merging: MonaiMerging | None = Field(None, description=MONAI_MERGING)
-    out: Path = Field(description="file to write: .safetensors, or .pt or .pth for the other formats")
+    out: Path = Field(description="output file: .safetensors, or .pt or .pth for the other formats")
 
     @model_validator(mode="after")
     def _suffix(self) -> "ExportSettings":
@@ -47,12 +47,12 @@ class ExportSettings(Settings):
 
 @dataclass(frozen=True)
 class Exported:
-    """What goes to a file of another layout.
+    """Weights converted to another layout.
 
     Attributes:
-        state: tensors by the names of the layout.
-        left_out: our names of tensors that have no place in it, and why.
-        notes: what else is not the same over there.
+        state: tensors by their names in the layout.
+        left_out: our names of tensors that the layout does not have, with reasons.
+        notes: other differences of the target network.
     """
 
     state: dict[str, Tensor]
@@ -62,14 +62,14 @@ class Exported:
 
 @command
 def export(settings: ExportSettings) -> Path:
-    """Write weights in one of three layouts, and print what does not carry over.
+    """Write weights in one of three layouts, and print what is lost.
 
     Returns:
         The file.
 
     Raises:
-        Dae3dError: where the weights cannot be read, the layout has no place for their network, or `out` is
-            there and no weights that dae3d wrote.
+        Dae3dError: if the weights cannot be read, the layout does not support their network, or `out` exists
+            and is not a weight file written by dae3d.
     """
     network: Any = load(settings.weights, monai_merging=settings.monai_merging)
     _refuse_other_file(settings.out, network.weights)
@@ -84,9 +84,9 @@ def export(settings: ExportSettings) -> Path:
 
 
 def _refuse_other_file(out: Path, source: Path) -> None:
-    """Refuse to write over the weights that are exported, and over what dae3d has not written."""
+    """Refuse to overwrite the exported weights themselves, and files not written by dae3d."""
     if out.exists() and out.samefile(source):
-        raise Dae3dError(f"out: {out} is the file of the weights themselves; name another")
+        raise Dae3dError(f"out: {out} is the file of the weights themselves; choose another path")
     if os.path.lexists(out) and not is_ours(out):
         raise Dae3dError(
             f"out: {out} exists and was not written by dae3d; choose another path or move it away"
@@ -100,7 +100,7 @@ def _write_safetensors(network: Any, out: Path) -> Exported:
 
 
 def _write_reference(network: Any, out: Path) -> Exported:
-    """The published layout, with our header in an entry of its own."""
+    """The published layout, with our header as an additional entry."""
     exported = to_reference(network)
     architecture = replace(network.architecture, deep_supervision=False)
     header = {"architecture": asdict(architecture), "info": network.info}
@@ -110,7 +110,7 @@ def _write_reference(network: Any, out: Path) -> Exported:
 
 
 def _write_monai(network: Any, out: Path) -> Exported:
-    """A bare state dict. Our header is among its metadata, where PyTorch keeps the versions of modules."""
+    """A plain state dict, with our header in its `_metadata`, where PyTorch keeps module versions."""
     exported = to_monai(network)
     exported.notes.extend(["In MONAI:", *_monai_code(network, out)])
     architecture = replace(network.architecture, deep_supervision=False)
@@ -130,11 +130,13 @@ def to_reference(network: Any) -> Exported:
     notes = _edge_notes(architecture, "the published network")
     if architecture.patch_merging == "straight":
         notes.append(
-            "The published network merges other octants (two of them twice, two never): in it these weights "
-            "give other outputs."
+            "The published network merges other octants (two of them twice, two never), so these weights "
+            "give different outputs there."
         )
     if architecture.patch_embed == "linear":
-        notes.append("The published network has another patch embedding, which cannot take these weights.")
+        notes.append(
+            "The patch embedding of the published network is different and cannot use these weights."
+        )
     if isinstance(network, SwinUNETR):
         notes += _repair_notes(network, "the published fine-tuning network")
         if architecture.normalise_skips:
@@ -150,25 +152,25 @@ def to_monai(network: Any) -> Exported:
     """A network as a state dict of MONAI's `SwinUNETR`.
 
     Raises:
-        Dae3dError: where MONAI has no such network.
+        Dae3dError: if MONAI does not support the network.
     """
     _whole_layout(network)
     architecture: Architecture = network.architecture
     if architecture.embed_dim % 12:
         raise Dae3dError(
-            f"format: MONAI's SwinUNETR has embeddings of multiples of 12, these weights of "
-            f"{architecture.embed_dim}; the other formats take them"
+            f"format: embed_dim of MONAI's SwinUNETR must be a multiple of 12, but it is "
+            f"{architecture.embed_dim} in these weights; the other formats support it"
         )
     renamed = to_layout(_learned(network) | _position_indices(network), FINETUNING)
     state, left_out = renamed.state, renamed.skipped
     notes = _edge_notes(architecture, "MONAI")
     if architecture.patch_embed == "conv":
         for name in [name for name in state if name.startswith("swinViT.patch_embed.")]:
-            left_out[renamed.origins[name]] = "MONAI's patch embedding is one 2^3 convolution"
+            left_out[renamed.origins[name]] = "MONAI's patch embedding is a single 2^3 convolution"
             del state[name]
         notes.append(
-            "Without the patch embedding the outputs are not the same: it has to be trained again "
-            '(weights trained with patch_embed "linear" carry over whole).'
+            "Without the patch embedding the outputs differ, and it has to be trained again "
+            '(weights trained with patch_embed "linear" are exported completely).'
         )
     if isinstance(network, SwinUNETR):
         notes += _repair_notes(network, "MONAI's network")
@@ -178,15 +180,15 @@ def to_monai(network: Any) -> Exported:
 
 
 def _monai_code(network: Any, file: Path) -> list[str]:
-    """Lines of Python that load the file."""
+    """Python code that loads the file."""
     a: Architecture = network.architecture
     lines = ["from monai.networks.nets import SwinUNETR"]
     downsample = '"mergingv2"'
     if a.patch_merging == "reference":
-        # MONAI's own "merging" had this order up to version 1.4.
+        # MONAI's "merging" has this order only up to version 1.4.
         lines.append("from dae3d.models.swin_unetr import ReferencePatchMerging")
         downsample = "ReferencePatchMerging"
-    # The published pre-training hands raw features to the decoder.
+    # The published pre-training passes features to the decoder without normalisation.
     raw = ", normalize=False" if isinstance(network, SwinUNETR) and not a.normalise_skips else ""
     lines.append(
         f"network = SwinUNETR(in_channels={a.in_channels}, out_channels={a.out_channels}, "
@@ -200,7 +202,7 @@ def _monai_code(network: Any, file: Path) -> list[str]:
 
 
 def _edge_notes(architecture: Architecture, theirs: str) -> list[str]:
-    """Where attention at the edges of a volume is not the same over there."""
+    """Differences of attention at the edges of a volume."""
     if architecture.window_edges == "reference":
         return []
     side = sides_without_edges(architecture.window)
@@ -219,26 +221,28 @@ def _ends_at_half(network: Any) -> bool:
 def _repair_notes(network: SwinUNETR, theirs: str) -> list[str]:
     if _ends_at_half(network):
         return [
-            "The decoder of these weights ends at half resolution. Its heads have no place here, and "
-            f"what {theirs} has in theirs (encoder1, decoder1, out) is not in the file: load it with "
-            "strict=False. Over there it repairs nothing before that has been trained."
+            "The decoder of these weights ends at half resolution. Its heads are left out, and the "
+            f"corresponding layers of {theirs} (encoder1, decoder1, out) are not in the file: load it with "
+            "strict=False. The network cannot repair images until these layers are trained."
         ]
     if not network.architecture.restore_intensity:
         return []
     return [
-        "This network multiplies its output by the deviation of the input and adds its mean; the other one "
-        "does not, so do it yourself."
+        "This network multiplies its output by the standard deviation of the input and adds its mean; the "
+        "other one does not, so do this yourself."
     ]
 
 
 def _whole_layout(network: Any) -> Layout:
     if isinstance(network, FeatureEncoder):
-        raise Dae3dError(f"{network.weights}: weights of an encoder alone; export them as safetensors")
+        raise Dae3dError(
+            f"{network.weights}: these are weights of an encoder only; export them as safetensors"
+        )
     return PRETRAINING if isinstance(network, SwinUNETR) else FINETUNING
 
 
 def _learned(network: Any) -> dict[str, Tensor]:
-    """The tensors that came from the file."""
+    """The tensors that were loaded from the file."""
     names = {*network.load_report.taken, *network.load_report.adapted}
     return {name: tensor for name, tensor in network.state_dict().items() if name in names}
 
@@ -252,7 +256,7 @@ def _position_indices(network: Any) -> dict[str, Tensor]:
 
 
 def _never_used(dim: int, layout: Layout) -> dict[str, Tensor]:
-    """Tensors that the published network has and makes no use of."""
+    """Tensors that the published network has but does not use."""
     filled = {
         f"encoder{i}.layer.conv3.conv.weight": torch.zeros(width * dim, width * dim, 1, 1, 1)
         for i, width in ((2, 1), (3, 2), (4, 4), (10, 16))

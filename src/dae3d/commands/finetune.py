@@ -30,17 +30,17 @@ log = logging.getLogger(__name__)
 
 @command
 def finetune(settings: FinetuneSettings) -> Path:
-    """Fine-tune a network to segment, from a list of labelled cases.
+    """Fine-tune a network for segmentation on a list of labelled cases.
 
-    The cases are prepared once, into a store. The run folder is that of `pretrain`; "best" is by the mean
-    Dice over the validation cases, segmented whole by sliding windows. A class that a case's label lacks is
-    left out of that case's mean, and the background never counts (MONAI's `DiceMetric`).
+    The cases are prepared once, into a store. The run folder has the form of `pretrain`'s; the best weights
+    have the highest mean Dice over the validation cases, segmented with sliding windows. The mean of a case
+    is over the classes in its label, without background (as MONAI's `DiceMetric`).
 
     Returns:
         The run folder.
 
     Raises:
-        Dae3dError: where the list or a case cannot be used, the weights do not fit, the run folder already
+        Dae3dError: if the list or a case cannot be used, the weights do not fit, the run folder already
             holds a run or one that cannot be resumed, or the loss is not finite.
     """
     settings = with_sizes(settings)
@@ -83,17 +83,15 @@ def finetune(settings: FinetuneSettings) -> Path:
 
 
 def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
-    """The settings with the network's sizes, and the order of axes, of --init or those usual.
-
-    And with the half that is taken over of --init, where none was named.
+    """Fill in the network's sizes, the order of axes and `transfer`, from --init or the defaults.
 
     Raises:
-        SettingsError: where a size that was given is not that of --init, or the sizes do not fit together.
+        SettingsError: if a given size is not that of --init, or the sizes do not fit together.
     """
     given = {name: getattr(settings, name) for name in SIZES if getattr(settings, name) is not None}
     sizes = asdict(Architecture(window=6))  # 6 divides the grids of 96^3 crops
     axes: str | None = "straight"
-    # A run that goes on has all its sizes, and --init may be gone by now.
+    # A resumed run has all its sizes, and --init may no longer exist.
     settled = settings.resume and bool(find_checkpoints(settings.out / "checkpoints"))
     if settings.init is not None and not settled:
         contents = read_weights(settings.init, settings.monai_merging)
@@ -118,23 +116,23 @@ def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
     if resolved["axes"] == "reference" and settings.roi != 2 * resolved["embed_dim"]:
         raise SettingsError(
             f"roi: with reference axes it must be {2 * resolved['embed_dim']}, not {settings.roi}; "
-            "or say --axes straight, as the published fine-tuning does"
+            "or use --axes straight, as the published fine-tuning does"
         )
     return settings.model_copy(update=resolved)
 
 
 def _as_begun(settings: FinetuneSettings, checkpoint: Path) -> FinetuneSettings:
-    """The settings with those of the beginning that nothing is made of any more."""
+    """Replace the settings that only matter at the start of a run by those it was started with."""
     saved = saved_settings(settings)
     begun = {name: getattr(saved or settings, name) for name in ("init", "transfer")}
     for name, value in begun.items():
         if getattr(settings, name) != value:
-            log.info("%s: not used, for the run goes on from %s; it stays %s", name, checkpoint, value)
+            log.info("%s: ignored because the run resumes from %s; it stays %s", name, checkpoint, value)
     return settings.model_copy(update=begun)
 
 
 def _refuse_other_classes(settings: FinetuneSettings, checkpoint: Path | None, recipe: CaseRecipe) -> None:
-    """A run cannot go on with other channels or label values; other names of classes are said."""
+    """Refuse to resume with other channels or label values; warn of other class names."""
     header = {} if checkpoint is None else read_checkpoint(checkpoint).get("header", {})
     if "recipe" not in header:
         return
@@ -143,11 +141,11 @@ def _refuse_other_classes(settings: FinetuneSettings, checkpoint: Path | None, r
         there, here = (", ".join(each[name]) for each in (before, now))
         if there != here:
             raise Dae3dError(
-                f"{settings.data}: its {what} are {here}, but the run in {settings.out} was begun with "
-                f"{there}; begin another one in another folder"
+                f"{settings.data}: its {what} are {here}, but the run in {settings.out} was started with "
+                f"{there}; start a new run in another folder"
             )
     if before["labels"] != now["labels"]:
-        log.warning("%s: its classes were called %s at first", settings.data, before["labels"])
+        log.warning("%s: the class names were %s when the run was started", settings.data, before["labels"])
 
 
 @rank_zero_only

@@ -1,7 +1,7 @@
-"""The command `index`: find scans, read their headers, say what each one is, hold some subjects out.
+"""The command `index`: find scans, read their headers, label them, and hold out some subjects.
 
-What is found and described is kept on disk until it is known which subjects are held out, so that memory
-grows by little more than a subject's name with every scan.
+Descriptions of scans are kept on disk until the split is known, so that memory grows by little more than a
+subject's name per scan.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,14 +33,14 @@ from dae3d.settings import command
 
 @command
 def index(settings: IndexSettings) -> Manifest:
-    """Write a manifest of all scans in folders and lists, and show what there is.
+    """Write a manifest of all scans in folders and lists, and print a summary.
 
-    A scan's modality is what the first matching rule says, else `modality`, else its list, layout or DICOM
-    header, else its BIDS suffix; a scan of which none of them speaks is left out. Headers once read are kept
-    in a hidden file beside the manifest, so that the same files are not read again.
+    The modality of a scan comes from the first matching rule, else `modality`, else its list, layout or DICOM
+    header, else its BIDS suffix; a scan without any of these is left out. Headers are cached in a hidden file
+    beside the manifest, so that files are not read again.
 
     Raises:
-        Dae3dError: where a folder is missing, a list is none, or no scan is found that can be used.
+        Dae3dError: if a folder is missing, a list is not valid, or no usable scan is found.
     """
     _refuse_other_file(settings.out)
     folder = settings.out.parent
@@ -59,7 +59,7 @@ def index(settings: IndexSettings) -> Manifest:
     print(f"manifest: {settings.out}")
     manifest = Manifest.load(settings.out)
     if settings.check:
-        # Takes half a second to import, with what draws its pictures.
+        # Imported here because it takes half a second, with the drawing of pictures.
         from dae3d.reporting.data_check import check_scans
 
         print(f"report: {check_scans(manifest, settings.out, settings.workers)}")
@@ -67,9 +67,9 @@ def index(settings: IndexSettings) -> Manifest:
 
 
 def _refuse_other_file(out: Path) -> None:
-    """Refuse to write over what is not a manifest: a list, a scan."""
+    """Refuse to overwrite a file that is not a manifest, such as a list or a scan."""
     if out.is_dir():
-        raise Dae3dError(f"out: {out} is a folder; name the manifest's file")
+        raise Dae3dError(f"out: {out} is a folder; give the path of the manifest file")
     if out.exists() and not is_manifest(out):
         raise Dae3dError(
             f"out: {out} exists and is not a manifest; choose another file, such as manifest.jsonl"
@@ -82,17 +82,17 @@ def _nothing_found(counts: IndexCounts, settings: IndexSettings) -> Dae3dError:
         return layout.mismatch(absolute(next(filter(Path.is_dir, settings.folders))))
     if counts.left_out.keys() - {NO_SCAN}:
         return Dae3dError(
-            "none of the files found can be used, for the reasons above; no manifest is written"
+            "none of the files found can be used, for the reasons above; no manifest was written"
         )
     names = ", ".join(map(str, settings.folders))
     return Dae3dError(
-        f"no scans in {names}; files are read whose names end in {readable_suffixes()}, and DICOM series "
-        "whatever their files' names"
+        f"no scans in {names}; scans are files ending in {readable_suffixes()}, and DICOM series with any "
+        "file names"
     )
 
 
 def _describe_all(found: Gathered, settings: IndexSettings) -> tuple[Spool[Described], IndexCounts]:
-    """What can be used; what cannot is added to what was left out."""
+    """The usable scans; the others are added to `found.left_out`."""
     described: Spool[Described] = Spool(settings.out.parent)
     counts = IndexCounts()
     for item in found.left_out:
@@ -112,7 +112,7 @@ def _describe_all(found: Gathered, settings: IndexSettings) -> tuple[Spool[Descr
 def _answers(
     found: Gathered, settings: IndexSettings, counts: IndexCounts
 ) -> Iterator[Described | Undescribed]:
-    """What every file and every series is; `counts` learns what is left of the table of subjects."""
+    """The description of every file and series; the unused rows of the subject table go to `counts`."""
     cache = settings.out.with_name(f".{settings.out.name}.headers")
     with HeaderCache(cache) as headers:
         describer = Describer(settings, found.roots, headers)

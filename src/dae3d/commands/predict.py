@@ -1,4 +1,4 @@
-"""The command `predict`: segment scans with one fine-tuned network or several, in the scans' own grids."""
+"""The command `predict`: segment scans with one or several fine-tuned networks, in the scans' own grids."""
 
 import functools
 import logging
@@ -48,50 +48,52 @@ _LABELS, _PROBABILITIES = ".nii.gz", "_probabilities.nii.gz"
 
 
 class PredictSettings(Settings):
-    """Which networks segment which scans, and how."""
+    """Settings of `predict`."""
 
     scans: Annotated[list[ScanText], Positional()] = Field([], description=SCANS_GIVEN)
     weights: list[Path] = Field(
-        min_length=1, description="fine-tuned runs (their best weights) or files; several are averaged"
+        min_length=1, description="fine-tuned runs (their best weights) or weight files; several are averaged"
     )
-    out: Path = Field(description="folder to write to")
-    data: Path | None = Field(None, description="in place of scans: a list of cases, as of `dae3d finetune`")
+    out: Path = Field(description="output folder")
+    data: Path | None = Field(None, description="instead of scans: a list of cases, as for `dae3d finetune`")
     split: TaskSplit | None = Field(
-        None, description="cases of the list (default: test; with fold, validation)"
+        None, description="which cases of the list (default: test; with --fold: validation)"
     )
-    fold: int | None = Field(None, ge=0, description="fold that is held out, as of `dae3d finetune`")
+    fold: int | None = Field(None, ge=0, description="fold that is held out, as in `dae3d finetune`")
     modality: list[Label] | None = Field(
         None,
-        description="label of each channel of the scans, in the order in which they are given, whatever "
-        "headers and names say (default: what those, or the list, say; else the weights' order)",
+        description="label of each channel of the scans, in the order given; overrides headers and names "
+        "(default: from headers, names or the list; else the order of the weights)",
     )
     volume: int | None = Field(None, ge=0, description=VOLUME_GIVEN)
-    overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that the next one covers too")
+    overlap: float = Field(0.5, ge=0, lt=1, description="overlap of neighbouring windows")
     mirror: bool = Field(
         False,
-        description="average over mirror images along the axes that training flipped, but not those that "
-        "exchange left and right where names of classes tell them apart; takes up to eight times as long",
+        description="average over mirror images along the axes that training flipped, except left-right if "
+        "class names distinguish the sides; takes up to eight times as long",
     )
     mirror_axes: list[Axis] | None = Field(
-        None, min_length=1, description=f"axes to mirror along with --mirror in place of those: {AXES_SHOWN}"
+        None, min_length=1, description=f"with --mirror: mirror along these axes instead: {AXES_SHOWN}"
     )
     resample: Literal["probabilities", "labels"] = Field(
         "probabilities",
-        description="what is brought back to a scan's own grid: probabilities (linear), or labels (nearest)",
+        description="what is resampled to the scan's own grid: probabilities (linear) or labels (nearest)",
     )
-    probabilities: bool = Field(False, description="also write <name>_probabilities.nii.gz, a volume a class")
-    window_batch: int = Field(1, ge=1, description="windows that go through a network together")
+    probabilities: bool = Field(
+        False, description="also write <name>_probabilities.nii.gz, with one volume per class"
+    )
+    window_batch: int = Field(1, ge=1, description="windows per batch")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, ge=1, description=THREADS)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if bool(self.scans) == (self.data is not None):
-            raise ValueError("scans, data: give scans, or a list of cases with --data, and not both")
+            raise ValueError("scans, data: give either scans or a list of cases with --data")
         if self.mirror_axes and not self.mirror:
-            raise ValueError("mirror_axes: needs --mirror")
+            raise ValueError("mirror_axes: requires --mirror")
         if self.probabilities and self.resample == "labels":
-            raise ValueError("probabilities: are interpolated, so resample must be probabilities too")
+            raise ValueError("probabilities: requires resample=probabilities")
         return self
 
 
@@ -99,26 +101,25 @@ class PredictSettings(Settings):
 def predict(settings: PredictSettings) -> list[Path]:
     """Segment scans, and write `<name>.nii.gz` for each, in the scan's own grid.
 
-    Channels are put into the order of the weights where headers, names, the list or `modality` tell what each
-    is, and are taken to be in it where nothing does. What is of another machine by its header or BIDS name is
-    refused, and what may be of another modality by its name or values is said.
+    Channels are put into the order of the weights if headers, names, the list or `modality` identify them;
+    otherwise they must be in that order. Scans of another machine by header or BIDS name are refused. A scan
+    that may be of another modality by its name or values gives a warning.
 
-    A scan is prepared as the weights' own cases were. Where that resampled it, class probabilities are
-    interpolated linearly at the scan's own voxels, and the most probable class is taken, or with
-    `resample="labels"` the class of the nearest voxel; where it did not, both are the same and nothing is
-    interpolated. What was cropped away as empty is background. Voxels have the label values of the task.
+    Scans are preprocessed as in training. If that resampled a scan, class probabilities are interpolated
+    linearly at its own voxels and the most probable class is taken, or with `resample="labels"` the class of
+    the nearest voxel. If not, both are the same, and nothing is interpolated. Cropped regions are background.
+    Voxels have the label values of the task.
 
-    Scans that are finished already, with the same weights and settings, are passed over: `predictions.jsonl`
-    in the folder says so. A folder that was begun with others is refused, and so is one with files that were
-    made from other scans. `weights.json` has what the weights say of their training, for `evaluate`.
+    Scans already finished with the same weights and settings, by `predictions.jsonl` in the output folder,
+    are skipped. A folder started with other weights or settings, or with files made from other scans, is
+    refused. `weights.json` has the training records of the weights, for `evaluate`.
 
     Returns:
         The label files of all scans, in their order.
 
     Raises:
-        Dae3dError: where the weights, the list's classes, the scans as they are given or the folder cannot be
-            used; or, once the others
-            are done, with every scan that cannot be, and why.
+        Dae3dError: if the weights, the classes of the list, the scans or the folder cannot be used; or, once
+            the others are done, with all scans that cannot be segmented, and why.
     """
     device = pick_device(settings.device, settings.threads)
     ensemble = load_ensemble(settings.weights, device)
@@ -135,13 +136,13 @@ def predict(settings: PredictSettings) -> list[Path]:
         for part in unfinished_files(
             settings.out, *(name for case in cases for name in _names(case, settings))
         ):
-            part.unlink(missing_ok=True)  # a scan's probabilities may be gigabytes
+            part.unlink(missing_ok=True)  # may be gigabytes of probabilities
         done = [case for case in cases if _is_done(case, record, settings)]
         if done:
             log.info("%d of %d scans are segmented already", len(done), len(cases))
         pending = [case for case in cases if case not in done]
         for case in tqdm(pending, "predict", unit="scan", disable=not pending):
-            record.add(case.name, case.files, [])  # whatever is found of it after a crash is of this scan
+            record.add(case.name, case.files, [])  # so that files found after a crash belong to this scan
             try:
                 _predict_case(case, ensemble, settings, mirror, device)
             except ScanError as error:
@@ -169,7 +170,7 @@ def _predict_case(
     say_strange_values(case, conformed, recipe)
     image = torch.from_numpy(conformed.normalised(recipe))
     grid, original = conformed.grid, conformed.native
-    del conformed  # its voxels are not needed any more
+    del conformed  # frees memory
     label_file, *probability_files = _files(case, settings)
     windows = window_count(grid.shape, recipe.roi, settings.overlap)
     with (
@@ -195,10 +196,10 @@ def _predict_case(
 
 @contextmanager
 def _probabilities(files: Sequence[Path], shape: tuple[int, ...]) -> Iterator[Any]:
-    """An array (K, X, Y, Z) on disk beside the file to be, background everywhere; or None.
+    """An array (K, X, Y, Z) on disk beside the output file, initially all background; or None.
 
     Raises:
-        OSError: where there is no room for it.
+        OSError: if there is not enough disk space.
     """
     if not files:
         yield None
@@ -207,7 +208,7 @@ def _probabilities(files: Sequence[Path], shape: tuple[int, ...]) -> Iterator[An
     scratch = unfinished_name(files[0])
     try:
         reserve(scratch, math.prod(shape) * np.dtype(np.float32).itemsize)
-        # Planes are finished one by one along the last axis most often: that one is outermost, as in NIfTI.
+        # Planes are usually finished along the last axis, so that one is outermost, as in NIfTI.
         array = np.memmap(scratch, np.float32, "r+", shape=(shape[0], *shape[:0:-1])).transpose(0, 3, 2, 1)
         array[0] = 1
         yield array
@@ -222,12 +223,12 @@ def _explained(case: ScanCase, settings: PredictSettings) -> Iterator[None]:
             yield
     except torch.OutOfMemoryError:
         raise Dae3dError(
-            f"{case.name}: out of GPU memory; take --window-batch 1, fewer networks, or --device cpu"
+            f"{case.name}: out of GPU memory; use --window-batch 1, fewer networks, or --device cpu"
         ) from None
 
 
 def _values(labels: Sequence[int]) -> np.ndarray:
-    """The label value of each class, in the smallest type that viewers know."""
+    """The label value of each class, in the smallest type that viewers support."""
     kind = next(k for k in (np.uint8, np.int16, np.int32) if max(labels) <= np.iinfo(k).max)
     return np.array(labels, kind)
 
@@ -260,13 +261,13 @@ def _cases(settings: PredictSettings, recipe: CaseRecipe) -> list[ScanCase]:
 
 
 def _made_in(folder: Path) -> set[str]:
-    """The names of the files that were predicted into a folder."""
+    """The names of the files that `predict` wrote into a folder."""
     made = sources_in(folder / RECORD)
     return {f"{name}{ending}" for name in made for ending in (_LABELS, _PROBABILITIES)}
 
 
 def _refuse_other_classes(task: Task, recipe: CaseRecipe) -> None:
-    """A list's label values must be those of the weights; where names alone are others, a warning will do."""
+    """Refuse a list with other label values than the weights; warn of other class names."""
     if task.labels == recipe.labels:
         return
     own, learned = (
@@ -275,7 +276,7 @@ def _refuse_other_classes(task: Task, recipe: CaseRecipe) -> None:
     )
     if tuple(task.labels) != recipe.label_values:
         raise Dae3dError(f"{task.path}: its `labels` are {own}, but the weights were trained on {learned}")
-    log.warning("%s: its classes are called %s, but in the weights %s", task.path, own, learned)
+    log.warning("%s: its class names are %s, but those of the weights are %s", task.path, own, learned)
 
 
 def _names(case: ScanCase, settings: PredictSettings) -> list[str]:
@@ -283,7 +284,7 @@ def _names(case: ScanCase, settings: PredictSettings) -> list[str]:
 
 
 def _files(case: ScanCase, settings: PredictSettings) -> list[Path]:
-    """The file of the labels, and that of the probabilities where they are wanted."""
+    """The output files: labels and, with `probabilities`, those."""
     endings = [_LABELS, _PROBABILITIES] if settings.probabilities else [_LABELS]
     return [inside(settings.out, f"{case.name}{ending}") for ending in endings]
 
@@ -293,28 +294,27 @@ def _refuse_overwriting_inputs(cases: Sequence[ScanCase], settings: PredictSetti
     for case in cases:
         for path in [*case.files, *([case.label] if case.label else [])]:
             if Path(os.path.realpath(path)) in written:
-                raise Dae3dError(f"out: a segmentation would overwrite {path}; take another folder")
+                raise Dae3dError(f"out: a segmentation would overwrite {path}; choose another folder")
 
 
 def _refuse_overwriting_others(cases: Sequence[ScanCase], record: Journal, settings: PredictSettings) -> None:
-    """Refuse files that are there and not of these very scans: manual labels, or scans of the same name."""
+    """Refuse to overwrite files not made from these scans: manual labels, or other scans of the same name."""
     for case in cases:
         there = [path for path in _files(case, settings) if os.path.lexists(path)]
         if there and record.made_from(case.name) != case.files:
             raise Dae3dError(
-                f"out: {there[0]} is there already, and {record.path.name} does not say that it was made "
-                f"from {case.files[0]}; take another folder, or give all scans in one call, which names "
-                "them apart"
+                f"out: {there[0]} exists, and by {record.path.name} it was not made from {case.files[0]}; "
+                "choose another folder, or give all scans in one call, which gives them different names"
             )
 
 
 def _heading(ensemble: Ensemble, settings: PredictSettings, mirror: Sequence[Axis]) -> dict[str, Any]:
-    """What segmentations depend on, beside the scans."""
+    """Everything that segmentations depend on, except the scans."""
     fields = {"overlap", "mirror", "resample", "probabilities"}
     heading = {"weights": ensemble.digests, **settings.model_dump(mode="json", include=fields)}
     if settings.volume is not None:
         heading["volume"] = settings.volume
-    # Mirroring along all axes is what it was when there was no choice.
+    # Not recorded for all axes, as in folders of versions without the setting.
     return heading if set(mirror) in (set(), set(AXES)) else {**heading, "mirror_axes": list(mirror)}
 
 

@@ -1,4 +1,4 @@
-"""The command `prepare`: from the scans of a manifest to a store that training reads from."""
+"""The command `prepare`: write the scans of a manifest into a store for training."""
 
 import logging
 import os
@@ -45,24 +45,23 @@ class PrepareSettings(Settings):
 
     manifest: Annotated[Path, Positional()] = Field(description="manifest written by `dae3d index`")
     out: Path = Field(
-        description="folder of the store; run again, it does what is missing or changed, and with another "
-        "manifest it adds to what is there"
+        description="folder of the store; another run only does missing or changed scans, and with another "
+        "manifest it adds scans"
     )
     spacing: Spacing | None = Field(
-        None, description="resample to this voxel size in mm, right, anterior and superior; none: as acquired"
+        None,
+        description="resample to this voxel size in mm along right, anterior and superior; none: as acquired",
     )
-    crop_foreground: bool = Field(
-        False, description="cut away the surroundings beyond 10 mm of the foreground"
-    )
+    crop_foreground: bool = Field(False, description="crop to the foreground plus 10 mm")
     only: bool = Field(
         False,
-        description="let the store list what the manifest lists and nothing else: scans of other manifests, "
-        "or that were taken out of this one, leave it; `dae3d store check --prune` then deletes their files",
+        description="keep only the scans of the manifest in the store: scans of other manifests, or removed "
+        "from this one, are removed from its index; `dae3d store check --prune` deletes their files",
     )
     again: bool = Field(
         False,
-        description="where the store was prepared with other settings, prepare all its scans again, rather "
-        "than refuse",
+        description="if the store was prepared with other settings, prepare all its scans again instead of "
+        "refusing",
     )
     workers: int = Field(
         default_factory=usable_cores,
@@ -71,15 +70,15 @@ class PrepareSettings(Settings):
     )
     scheduler: str | None = Field(
         None,
-        description="address of a Dask scheduler, such as tcp://host:8786, whose workers do it instead; they "
+        description="address of a Dask scheduler, such as tcp://host:8786, whose workers do the work; they "
         "must see scans and store under the same paths",
     )
     shard: str | None = Field(
         None,
-        description="i/n, with i from 0: do every n-th scan, in a job array on a shared disk; the last shard "
-        "to finish writes the index",
+        description="i/n, with i from 0: prepare every n-th scan, in a job array on a shared disk; the last "
+        "shard to finish writes the index",
     )
-    report: bool = Field(True, description="write data-report.html, pictures and outliers of the store")
+    report: bool = Field(True, description="write data-report.html with pictures and outliers")
 
     @field_validator("scheduler")
     @classmethod
@@ -104,24 +103,23 @@ class PrepareSettings(Settings):
 
     @property
     def preparation(self) -> Preparation:
-        """The settings that a stored scan depends on."""
+        """The settings that stored scans depend on."""
         return Preparation(spacing=self.spacing, crop_foreground=self.crop_foreground)
 
 
 @command
 def prepare(settings: PrepareSettings) -> Store:
-    """Add the scans of a manifest to a store, in parallel, and only those it does not have as they are.
+    """Add the scans of a manifest to a store, in parallel, skipping those it has already.
 
-    Scans that the store lists already and the manifest does not stay, unless `only` takes them out; those of
-    which the file is gone, while the manifest has its content under another path, have been moved and leave.
+    Other scans of the store are kept unless `only` is set. Those whose file is gone while the manifest has
+    its content under another path were moved, and are removed.
 
     Returns:
-        The store; from a shard that others have not finished beside, with that shard's scans alone.
+        The store; for a shard while others are unfinished, with the scans of that shard only.
 
     Raises:
-        Dae3dError: where the manifest or the store cannot be used, the store was prepared with other settings
-            and not to be prepared `again`, a subject would be on both sides of the split, or no scan is
-            usable.
+        Dae3dError: if the manifest or the store cannot be used, the store was prepared with other settings
+            (unless `again`), a subject would be on both sides of the split, or no scan is usable.
     """
     shard = Shard.parse(settings.shard) if settings.shard else None
     wanted = Wanted(settings.manifest, shard)
@@ -140,11 +138,11 @@ def _prepare_whole(settings: PrepareSettings, wanted: Wanted) -> None:
     out = settings.out
     with only_writer(out, SCANS):
         earlier = _look_at_earlier(wanted, settings)
-        # Shards that are run again must not be put together with others that are older than this run.
+        # Shards run later must not be merged with parts that are older than this run.
         shutil.rmtree(out / PARTS, ignore_errors=True)
         header = IndexHeader(preparation=settings.preparation, scans=0)
         tally = StoreTally(out / PARTIAL)
-        # Before all of it has been looked at, the index that is there says more than this run could.
+        # Until unchanged scans are known, the old index is more complete than any that could be written.
         _keep_unchanged(wanted, settings, tally, [out / INDEX])
         _retire_other(out / INDEX, header)
         to_do = wanted.to_do
@@ -152,19 +150,19 @@ def _prepare_whole(settings: PrepareSettings, wanted: Wanted) -> None:
             _convert(wanted, settings, tally, PARTIAL)
         except BaseException:
             begun = wanted.to_do < to_do
-            # What ended the run is to be told of, not what that also keeps from being written.
-            with _told():
+            # The original error must be raised, not one of writing the index after it.
+            with _logged():
                 for kept in wanted.not_looked_at(out, [out / INDEX], settings.preparation):
                     tally.count(kept)
                 if begun:
                     _write_down(tally, settings, header, earlier)
             raise
         _write_down(tally, settings, header, earlier)
-    _refuse_nothing(tally, out / REJECTED)
+    _refuse_empty(tally, out / REJECTED)
 
 
 def _look_at_earlier(wanted: Wanted, settings: PrepareSettings) -> Earlier:
-    """What the store lists; raises Dae3dError where the scans of the manifest cannot be added to that."""
+    """The scans that the store lists; raises Dae3dError if those of the manifest cannot be added."""
     earlier = Earlier(settings.out, wanted)
     earlier.refuse_other_preparation(settings.preparation, settings.again, settings.only)
     if not settings.only:
@@ -172,23 +170,23 @@ def _look_at_earlier(wanted: Wanted, settings: PrepareSettings) -> Earlier:
     return earlier
 
 
-def _put_together(tally: StoreTally, earlier: Earlier, settings: PrepareSettings) -> list[tuple[str, str]]:
-    """Add what stays of the store's earlier scans; returns rows for the screen."""
+def _add_earlier(tally: StoreTally, earlier: Earlier, settings: PrepareSettings) -> list[tuple[str, str]]:
+    """Add the earlier scans that are kept to the tally; returns rows for the summary."""
     if not earlier.scans:
         if not settings.only:
             earlier.warn_of_lost()
         return []
-    rows = [("listed before", str(earlier.scans)), ("added to those", str(earlier.added(tally)))]
+    rows = [("listed before", str(earlier.scans)), ("added", str(earlier.added(tally)))]
     if earlier.relabelled:
-        rows.append(("other labels", f"{earlier.relabelled}: modality, subject or split"))
+        rows.append(("relabelled", f"{earlier.relabelled}: modality, subject or split changed"))
     if settings.only:
         if earlier.others:
-            rows.append(("taken out", f"{earlier.others}, which the manifest does not list"))
+            rows.append(("removed", f"{earlier.others}, which the manifest does not list"))
         return rows
     earlier.keep(tally, settings.preparation)
     earlier.warn_of_lost()
     if tally.kept:
-        rows.append(("kept", f"{tally.kept}, which the manifest does not list (--only takes them out)"))
+        rows.append(("kept", f"{tally.kept}, which the manifest does not list (--only removes them)"))
     if earlier.moved:
         rows.append(("moved", f"{earlier.moved}, which the manifest lists under other paths"))
     return rows
@@ -196,14 +194,14 @@ def _put_together(tally: StoreTally, earlier: Earlier, settings: PrepareSettings
 
 def _write_down(tally: StoreTally, settings: PrepareSettings, header: IndexHeader, earlier: Earlier) -> None:
     out = settings.out
-    _show(str(out), tally, out / REJECTED, _put_together(tally, earlier, settings))
+    _show(str(out), tally, out / REJECTED, _add_earlier(tally, earlier, settings))
     if tally.scans:
         tally.write_index(out / INDEX, header)
     tally.write_rejected(out / REJECTED)
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _logged() -> Iterator[None]:
     try:
         yield
     except Dae3dError as error:
@@ -211,52 +209,52 @@ def _told() -> Iterator[None]:
 
 
 def _prepare_shard(settings: PrepareSettings, wanted: Wanted, shard: Shard) -> bool:
-    """Do a shard's scans; returns whether it was the last, and the store's index has been written."""
+    """Prepare a shard's scans; returns whether it was the last one and wrote the store's index."""
     out = settings.out
     header = IndexHeader(preparation=settings.preparation, scans=0, manifest=digest([settings.manifest]))
     with shard_writer(out, SCANS, shard) as folder:
         _look_at_earlier(wanted, settings)
         for part in (out / PARTS).glob("index-*.jsonl"):
-            if not (part.stem.endswith(f"-of-{shard.of}") and _goes_with(part, header)):
+            if not (part.stem.endswith(f"-of-{shard.of}") and _matches(part, header)):
                 part.unlink(missing_ok=True)
         tally = StoreTally(out / folder)
         try:
             _keep_unchanged(wanted, settings, tally, [out / shard.index, out / INDEX])
             _retire_other(out / INDEX, header.model_copy(update={"manifest": None}))
-            # Until this run has finished, what is on record of the shard is not to be relied on.
+            # The old part of the shard is not valid until this run has finished.
             (out / shard.index).unlink(missing_ok=True)
             _convert(wanted, settings, tally, folder)
         finally:
             _show(f"{out}, shard {settings.shard}", tally, out / shard.rejected)
         tally.write_rejected(out / shard.rejected)
         tally.write_index(out / shard.index, header)
-        # One after the other, so that what is written last has been made of the newest parts.
+        # One shard at a time, so that the last merge has the newest parts.
         with locked(out / PARTS / ".lock", wait=True):
             return _merge(wanted, settings, header, shard.of, folder)
 
 
 def _merge(wanted: Wanted, settings: PrepareSettings, header: IndexHeader, of: int, folder: str) -> bool:
-    """Add the parts of all shards to the index, if they are there."""
+    """Merge the parts of all shards into the index, if they are complete."""
     out = settings.out
     shards = all_shards(of)
-    missing = [shard for shard in shards if not _goes_with(out / shard.index, header)]
+    missing = [shard for shard in shards if not _matches(out / shard.index, header)]
     if missing:
-        _log.info("%s: the index waits for %s", out, shard_list(missing))
+        _log.info("%s: the index is waiting for %s", out, shard_list(missing))
         return False
     tally = StoreTally(out / folder)
     for shard in shards:
         tally.add_part(out / shard.index, out / shard.rejected)
     tally.write_rejected(out / REJECTED)
-    _refuse_nothing(tally, out / REJECTED)
-    # What another shard has added since this one began is among what the manifest lists.
-    rows = _put_together(tally, _look_at_earlier(wanted, settings), settings)
+    _refuse_empty(tally, out / REJECTED)
+    # Scans that other shards have added since this one began are in the manifest, so they are not "others".
+    rows = _add_earlier(tally, _look_at_earlier(wanted, settings), settings)
     tally.write_index(out / INDEX, header.model_copy(update={"manifest": None}))
     _show(f"{out}, all {of} shards", tally, out / REJECTED, rows)
     return True
 
 
-def _goes_with(part: Path, header: IndexHeader) -> bool:
-    """Whether a shard's part is there, and made of the same manifest by the same settings."""
+def _matches(part: Path, header: IndexHeader) -> bool:
+    """Whether a shard's part exists, and was made from the same manifest with the same settings."""
     try:
         return read_index_header(part).model_copy(update={"scans": header.scans}) == header
     except (FileNotFoundError, Dae3dError):
@@ -264,14 +262,14 @@ def _goes_with(part: Path, header: IndexHeader) -> bool:
 
 
 def _retire_other(index: Path, header: IndexHeader) -> None:
-    """Remove an index of another preparation: the files that it lists are about to be replaced."""
+    """Delete an index of another preparation: the files that it lists will be replaced."""
     try:
         if read_index_header(index).preparation == header.preparation:
             return
     except OtherVersion:
         pass
     except (FileNotFoundError, Dae3dError):
-        return  # nobody can open a damaged one, and its sound lines are still wanted
+        return  # a damaged index cannot be opened as a store, and its valid lines are still needed
     index.unlink(missing_ok=True)
 
 
@@ -299,7 +297,7 @@ def _convert(wanted: Wanted, settings: PrepareSettings, tally: StoreTally, folde
             for outcome in outcomes:
                 count(outcome)
         except KeyboardInterrupt as interrupt:
-            # Where it came between two outcomes, what is at work is yet to be finished.
+            # If it came between two results, the scans in progress must still be finished.
             with suppress(KeyboardInterrupt):
                 count(outcomes.throw(interrupt))
                 for outcome in outcomes:
@@ -317,7 +315,9 @@ def _outcomes(wanted: Wanted, settings: PrepareSettings, folder: str) -> Generat
     try:
         from dae3d.store.cluster import work_on_cluster
     except ModuleNotFoundError:
-        raise Dae3dError("--scheduler needs Dask; install it with `pip install 'dae3d[cluster]'`") from None
+        raise Dae3dError(
+            "--scheduler requires Dask; install it with `pip install 'dae3d[cluster]'`"
+        ) from None
     return work_on_cluster(
         wanted.still_to_do(),
         run,
@@ -330,16 +330,16 @@ def _outcomes(wanted: Wanted, settings: PrepareSettings, folder: str) -> Generat
 
 
 def _seen(scan: Scan) -> bool:
-    """Whether the files of a scan can be read from here."""
+    """Whether the files of a scan can be read by this process."""
     try:
         return all(os.access(file, os.R_OK) for file in source_files(scan))
     except (OSError, ScanError):
         return False
 
 
-def _refuse_nothing(tally: StoreTally, rejected: Path) -> None:
+def _refuse_empty(tally: StoreTally, rejected: Path) -> None:
     if tally.scans == tally.kept:
-        raise Dae3dError(f"none of the {tally.rejected} scans is usable; {rejected} says why")
+        raise Dae3dError(f"none of the {tally.rejected} scans is usable; the reasons are in {rejected}")
 
 
 def _show(what: str, tally: StoreTally, rejected: Path, rows: Iterable[tuple[str, str]] = ()) -> None:
@@ -356,4 +356,4 @@ def _show(what: str, tally: StoreTally, rejected: Path, rows: Iterable[tuple[str
     table.add_row("size", f"{decimal(tally.bytes_stored)} on disk, {decimal(tally.bytes_raw)} uncompressed")
     Console().print(table)
     if tally.unseen:
-        _log.warning("%s: %d sources are missing: kept as they were stored", what, tally.unseen)
+        _log.warning("%s: %d source files are missing; the stored scans are kept", what, tally.unseen)

@@ -31,8 +31,8 @@ def pretrain(settings: PretrainSettings) -> Path:
         The run folder.
 
     Raises:
-        Dae3dError: where the store has nothing to train on, the run folder already holds a run or one that
-            cannot be resumed, or the loss is not finite.
+        Dae3dError: if the store has no scans to train on, the run folder already has a run or one that cannot
+            be resumed, or the loss is not finite.
     """
     checkpoint = checkpoint_of(settings)
     devices, nodes = device_count(settings)
@@ -79,24 +79,25 @@ def _announce(
     idle = _why_contrast_is_idle(data) if settings.contrastive_weight else None
     if idle:
         log.warning(
-            "contrastive_weight: %s; give more crops a step or modalities, or --contrastive-weight 0", idle
+            "contrastive_weight: %s; use more crops per step or more modalities, or --contrastive-weight 0",
+            idle,
         )
     if settings.freeze != "none":
         log.warning(
-            "freeze: the %s begins with random values, and keeps them: pre-training takes no weights over",
+            "freeze: the %s keeps its random initial weights, because pre-training does not load any",
             settings.freeze,
         )
     say_new_data(legs, resumed_at)
 
 
 def _why_contrast_is_idle(data: TrainingData) -> str | None:
-    """Why the contrastive loss has nothing to learn from, in words; None where it has."""
+    """Why the contrastive loss has nothing to learn from, or None."""
     crops = data.stream.global_batch
     if crops < 3:
         return (
-            f"with {crops} crops a step, of all devices together, none has both one of its modality and one "
-            "of another to be told from, so the contrastive loss is always 0"
+            f"with {crops} crops per step on all devices together, no crop has both another of its modality "
+            "and one of a different modality, so the contrastive loss is always 0"
         )
     if len(data.modalities) == 1:
-        return "with one modality the contrastive loss has nothing to tell apart, and makes all crops alike"
+        return "with one modality the contrastive loss has no negative pairs, and only makes all crops alike"
     return None

@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 class ReconstructSettings(Settings):
-    """Which weights repair which scans, and how these are disrupted."""
+    """Settings of `reconstruct`."""
 
     scans: Annotated[list[Path], Positional()] = Field(
         description="scan files, and folders of scans or of DICOM series", min_length=1
@@ -61,23 +61,23 @@ class ReconstructSettings(Settings):
     weights: Path = Field(
         description="run folder (its best weights), .safetensors file, or published .pth file"
     )
-    out: Path = Field(description="folder to write to")
+    out: Path = Field(description="output folder")
     modality: Label | None = Field(
-        None, description="label of the scans no rule names, which decides how intensities are scaled"
+        None, description="label of scans that no rule matches, which decides how intensities are scaled"
     )
     rule: list[RuleText] = Field([], description="'GLOB=LABEL': label of the scans whose file name matches")
     volume: int | None = Field(None, ge=0, description=VOLUME_GIVEN)
     disruption: DisruptionName | None = Field(
-        None, description="what is done to the scans (default: what the network was trained on)"
+        None, description="how the scans are disrupted (default: as in training)"
     )
     roi: int | None = Field(
-        None, ge=32, multiple_of=32, description="side of the windows (default: of the training crops)"
+        None, ge=32, multiple_of=32, description="side of the windows (default: that of the training crops)"
     )
-    overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that the next one covers too")
+    overlap: float = Field(0.5, ge=0, lt=1, description="overlap of neighbouring windows")
     axes: Literal["straight", "reference"] | None = Field(
-        None, description="order of the token axes (default: what the weights were trained with)"
+        None, description="order of the token axes (default: as in training)"
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="of the disruption")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the disruption")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, ge=1, description=THREADS)
 
@@ -93,20 +93,20 @@ class Repair:
 
 @command
 def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
-    """Disrupt whole scans, repair them with sliding windows, and write and measure the result.
+    """Disrupt whole scans, repair them with sliding windows, and write and measure the results.
 
-    For each scan: `<name>/clean.nii.gz`, `disrupted.nii.gz`, `repaired.nii.gz` and `error.nii.gz` (absolute),
-    in normalised intensities as the network sees them, and `triptych.png`. They lie in the scan's own grid,
-    or, where the weights were trained on resampled or cropped scans, in the grid that these steps lead to,
-    with its affine and the scan's order of axes. All figures go to `metrics.csv`.
+    Writes for each scan `<name>/clean.nii.gz`, `disrupted.nii.gz`, `repaired.nii.gz` and `error.nii.gz`
+    (absolute) in the network's normalised intensities, and `triptych.png`. The images are in the scan's own
+    grid or, if the weights were trained on resampled or cropped scans, in the prepared grid with the scan's
+    order of axes. All metrics go to `metrics.csv`.
 
     Returns:
-        The rows of `metrics.csv`: scan, modality, image ("disrupted" or "repaired"), and every measure of
+        The rows of `metrics.csv`: scan, modality, image ("disrupted" or "repaired"), and the metrics of
         `IMAGE_METRICS`: l1, psnr (dB), ssim.
 
     Raises:
-        Dae3dError: where the weights cannot be used, they never saw scans of a modality, no scan could be
-            read, or something else would be overwritten: a run, results of other scans, or one of the scans.
+        Dae3dError: if the weights cannot be used, were not trained on a modality, no scan could be read, or
+            a run, results of other scans or a scan would be overwritten.
     """
     refuse_a_runs_folder(settings.out, "reconstructions")
     device = pick_device(settings.device, settings.threads)
@@ -157,7 +157,7 @@ def _network(settings: ReconstructSettings) -> SwinUNETR:
 
 
 def _scans(settings: ReconstructSettings, known: Sequence[str]) -> list[GivenImage]:
-    """The scans to repair; raises Dae3dError where one has a modality that the network was not trained on."""
+    """The scans to repair; raises Dae3dError if one has a modality that the network was not trained on."""
     scans = given_images(settings.scans, settings.rule, settings.modality, settings.volume)
     never_saw = unseen(scans, known)
     if never_saw:
@@ -185,7 +185,7 @@ def repair_scan(
         strengths: of the disruption.
         keys: (1,) int64 random key.
         roi: side of the windows.
-        overlap: share of a window that the next one covers too.
+        overlap: overlap of neighbouring windows, as a share of the side.
     """
     steps = DISRUPTIONS[disruption].steps
     whole = _disrupt_voxels(image, steps, strengths, keys, roi)
@@ -239,14 +239,14 @@ def _disrupt_voxels(
 
 
 def _trained_with(network: SwinUNETR) -> PretrainSettings:
-    """The settings a network was trained with; published checkpoints have the published ones."""
+    """The settings of a network's training; for published checkpoints, the published settings."""
     if "settings" in network.info:
         try:
             recorded = {**PretrainSettings.earlier, **network.info["settings"], "resume": False}
             return PretrainSettings.model_validate(recorded)
         except ValidationError as error:
             raise Dae3dError(
-                f"{network.weights}: its settings are not ours: {error.errors()[0]['msg']}"
+                f"{network.weights}: its training settings are not valid: {error.errors()[0]['msg']}"
             ) from None
     architecture = network.architecture
     published = {
@@ -259,7 +259,7 @@ def _trained_with(network: SwinUNETR) -> PretrainSettings:
 
 
 def _named(scans: list[Path]) -> list[tuple[Path, str]]:
-    """Each scan with the name of its folder: its stem, numbered where two have the same."""
+    """Each scan with the name of its output folder: its stem, numbered if not unique."""
     stems = [scan_stem(path) for path in scans]
     names: list[str] = []
     for stem in stems:
@@ -270,21 +270,21 @@ def _named(scans: list[Path]) -> list[tuple[Path, str]]:
 
 
 def _refuse_overwriting(out: Path, scans: Sequence[str], named: Sequence[tuple[Path, str]]) -> None:
-    """Refuse a folder with results of other scans, or with one of the scans where its results would lie."""
+    """Refuse a folder with results of other scans, or in which results would be written beside a scan."""
     results = out / "metrics.csv"
     if results.is_file():
         with results.open(newline="") as file:
             measured = {row.get("scan") or "" for row in csv.DictReader(file)}
         others = {os.path.abspath(scan) for scan in measured} - set(map(os.path.abspath, scans))
         if others:
-            raise Dae3dError(f"out: {results} is not of these scans alone, and would be overwritten")
+            raise Dae3dError(f"out: {results} has results of other scans, and would be overwritten")
     for path, name in named:
         if path.resolve().parent == (out / name).resolve():
-            raise Dae3dError(f"out: the results of {path} would lie beside it; take another folder")
+            raise Dae3dError(f"out: the results of {path} would be written beside it; choose another folder")
 
 
 def _write(folder: Path, repair: Repair, scan: Prepared, title: str) -> None:
-    """NIfTI files with the scan's own order of axes, and a picture."""
+    """Write NIfTI files in the scan's own order of axes, and a picture."""
     images = {
         "clean": repair.clean,
         "disrupted": repair.disrupted,

@@ -1,4 +1,4 @@
-"""One self-contained page about a training run: no network, no other file, readable on a phone."""
+"""The command `report`: one self-contained page about a training run."""
 
 import logging
 from pathlib import Path
@@ -21,27 +21,27 @@ class ReportSettings(Settings):
     """Settings of `report`."""
 
     run: Annotated[Path, Positional()] = Field(
-        description="folder that `pretrain` or `finetune` wrote, or is writing"
+        description="run folder of `pretrain` or `finetune`, finished or not"
     )
-    out: Path | None = Field(None, description="the page to write; none: report.html in the run folder")
+    out: Path | None = Field(None, description="output file (default: report.html in the run folder)")
 
 
 @command
 def report(settings: ReportSettings) -> Path:
-    """Write a page about a run: what was trained on what, with which result, curves and pictures.
+    """Write a page about a run: data, settings, results, curves and pictures.
 
-    A run that is not finished, or lacks parts, gets a page that says so.
+    The page says if the run is not finished or lacks parts.
 
     Returns:
         The page's path.
 
     Raises:
-        Dae3dError: where the folder is not a run, or the page cannot be written.
+        Dae3dError: if the folder is not a run, or the page cannot be written.
     """
     run = load_run(settings.run)
     out = settings.out or settings.run / "report.html"
     if out.is_dir():
-        raise Dae3dError(f"out: {out} is a folder; name the page to write, such as {out / 'report.html'}")
+        raise Dae3dError(f"out: {out} is a folder; give the path of the page, such as {out / 'report.html'}")
     write_page(out, RENDER[run.record.kind](run))
     log.info("report: %s", out)
     return out

@@ -1,4 +1,4 @@
-"""The command `store check`: is a store whole, and what can be done where it is not."""
+"""The command `store check`: verify a store, and repair it."""
 
 import logging
 import shutil
@@ -48,12 +48,12 @@ class StoreCheckSettings(Settings):
     store: Annotated[Path, Positional()] = Field(description="folder written by `dae3d prepare`")
     repair: bool = Field(
         False,
-        description="move damaged files into its folder `damaged`, delete what killed runs left, and list in "
-        "the index what is whole; `dae3d prepare` then makes again what is missing",
+        description="move damaged files into the folder `damaged`, delete what killed runs left, and rewrite "
+        "the index with the intact files; `dae3d prepare` then restores what is missing",
     )
     prune: bool = Field(
         False,
-        description="delete whole files that the index does not list: of scans that have left the manifest",
+        description="delete intact files that the index does not list: of scans removed from the manifest",
     )
     workers: int = Field(
         default_factory=usable_cores, ge=1, description="processes, each with one scan in memory"
@@ -61,9 +61,9 @@ class StoreCheckSettings(Settings):
 
 
 class _Contents:
-    """What the index lists and the folder of scans holds; `why` says what is wrong with the index.
+    """The contents of the index and of the folder of scans; `why` says what is wrong with the index.
 
-    `listed` are the stored files on its sound lines, `lost` those on others, and `unlisted` all the rest.
+    `listed` are the stored files on valid lines, `lost` those on damaged lines, `unlisted` all others.
     """
 
     def __init__(self, store: Path) -> None:
@@ -81,7 +81,7 @@ class _Contents:
             raise
         except FileNotFoundError:
             if not files or unfinished(store):
-                read_index(store)  # says what to do
+                read_index(store)  # raises an error with advice
             self.why, self.lost = f"{index}: missing", files
         except Dae3dError as error:
             self.why = str(error)
@@ -98,7 +98,7 @@ class _Contents:
         return len(self.listed) + len(self.unlisted)
 
     def __iter__(self) -> Iterator[tuple[str, StoredScan | None]]:
-        """The names of all files, with what the index says of them."""
+        """The names of all files, with their entries in the index."""
         if self.listed:
             entries = readable(self.store / INDEX, StoredScan)
             yield from ((scan.file, scan) for scan in entries if isinstance(scan, StoredScan))
@@ -106,7 +106,7 @@ class _Contents:
 
 
 class _Findings:
-    """What is wrong, and what of a store may be kept."""
+    """Files with problems, and scans that can be kept."""
 
     def __init__(self, contents: _Contents, keep: bool) -> None:
         self._contents = contents
@@ -114,24 +114,24 @@ class _Findings:
         self.kept: dict[Preparation, StoreTally] = {}
         self.wrong: list[Checked] = []
         self.unlisted: list[str] = []
-        self.whole = 0
+        self.intact = 0
 
     def having(self, state: State) -> list[Checked]:
-        """The files found to be in a state that is not right."""
+        """The wrong files of one state."""
         return [checked for checked in self.wrong if checked.state == state]
 
     def add(self, checked: Checked) -> None:
         """Count one file."""
         lost = checked.file in self._contents.lost
-        if checked.listed is None and checked.state in ("whole", "other") and not lost:
+        if checked.listed is None and checked.state in ("intact", "other") and not lost:
             self.unlisted.append(checked.file)
             return
-        if checked.state == "whole":
-            self.whole += 1
+        if checked.state == "intact":
+            self.intact += 1
         else:
             self.wrong.append(checked)
         scan = checked.listed or checked.scan
-        if self._keep and scan is not None and checked.state in ("whole", "unreadable"):
+        if self._keep and scan is not None and checked.state in ("intact", "unreadable"):
             if scan.preparation not in self.kept:
                 self.kept[scan.preparation] = StoreTally(self._contents.store / PARTIAL)
             self.kept[scan.preparation].add(scan)
@@ -139,15 +139,15 @@ class _Findings:
 
 @command
 def store_check(settings: StoreCheckSettings) -> Store:
-    """Read every scan of a store whole, and compare it with what is on record of it.
+    """Read all files of a store, and compare them with their checksums and the index.
 
     Raises:
-        Dae3dError: where there is no store, another run is writing to it, or something in it is wrong and is
-            not to be repaired, or cannot be read.
+        Dae3dError: if the folder is not a store, another run is writing to it, a file cannot be read, or
+            something is wrong and not repaired.
     """
     store = settings.store
     if not (store / SCANS).is_dir():
-        read_index(store)  # says what to do
+        read_index(store)  # raises an error with advice
     changing = settings.repair or settings.prune
     refuse_writing(store)
     litter = leftovers(store)
@@ -156,7 +156,7 @@ def store_check(settings: StoreCheckSettings) -> Store:
             refuse_unfinished(store)
         contents = _Contents(store)
         if settings.prune and contents.why:
-            raise Dae3dError(f"{contents.why}; mend it first, with --repair alone")
+            raise Dae3dError(f"{contents.why}; repair it first, with --repair alone")
         findings = _checked(contents, settings)
         _show(contents, findings, litter)
         if settings.prune:
@@ -188,13 +188,13 @@ def _died(entry: tuple[str, StoredScan | None], reason: str) -> Checked:
 
 def _refuse_wrong(contents: _Contents, findings: _Findings, repaired: bool) -> None:
     store = contents.store
-    mendable = len(findings.wrong) > len(findings.having("unreadable"))
-    if not repaired and (contents.why or mendable):
-        # What is being written is not damaged.
+    repairable = len(findings.wrong) > len(findings.having("unreadable"))
+    if not repaired and (contents.why or repairable):
+        # A store that is being written is not damaged.
         refuse_writing(store)
         refuse_unfinished(store)
         raise Dae3dError(
-            f"{store}: damaged; mend it with `dae3d store check {store} --repair`, then run "
+            f"{store}: damaged; repair it with `dae3d store check {store} --repair`, then run "
             f"`dae3d prepare MANIFEST --out {store}` again"
         )
     _refuse_unreadable(store, findings)
@@ -204,8 +204,8 @@ def _refuse_unreadable(store: Path, findings: _Findings) -> None:
     unreadable = len(findings.having("unreadable"))
     if unreadable:
         raise Dae3dError(
-            f"{store}: {unreadable} files cannot be read; they may be whole and are left as they are: see to "
-            "what keeps them from being read, and check again"
+            f"{store}: {unreadable} files cannot be read; they may be intact and are left as they are: fix "
+            "the cause, and check again"
         )
 
 
@@ -214,7 +214,7 @@ def _prune(store: Path, files: list[str]) -> None:
         path = store / SCANS / file
         with writing(path):
             path.unlink(missing_ok=True)
-    _log.info("%s: %d files that its index does not list are deleted", store, len(files))
+    _log.info("%s: deleted %d files that the index does not list", store, len(files))
 
 
 def _repair(contents: _Contents, findings: _Findings) -> None:
@@ -225,20 +225,20 @@ def _repair(contents: _Contents, findings: _Findings) -> None:
         make_folder(store / DAMAGED)
         with writing(store / DAMAGED):
             (store / SCANS / checked.file).replace(store / DAMAGED / checked.file)
-    # Parts of a job array that list what is gone must not be put together any more.
+    # Parts of a job array may list moved files, so they must not be merged.
     shutil.rmtree(store / PARTS, ignore_errors=True)
     most = max(findings.kept, key=lambda one: findings.kept[one].scans, default=None)
     preparation = contents.header.preparation if contents.header else most
     if preparation not in findings.kept:
         _refuse_unreadable(store, findings)
-        raise Dae3dError(f"{store}: nothing in it is whole; run `dae3d prepare MANIFEST --out {store}` again")
+        raise Dae3dError(f"{store}: no scan is intact; run `dae3d prepare MANIFEST --out {store}` again")
     tally = findings.kept[preparation]
     tally.write_index(store / INDEX, IndexHeader(preparation=preparation, scans=0))
     _log.info(
-        "%s: its index lists what is whole, %d scans; run `dae3d prepare MANIFEST` for what is missing%s",
+        "%s: the index now lists the %d intact scans; run `dae3d prepare MANIFEST` for missing ones%s",
         store,
         tally.scans,
-        ", and for the labels, subjects and splits of now" if contents.why else "",
+        ", and to update labels, subjects and splits" if contents.why else "",
     )
 
 
@@ -246,7 +246,7 @@ def _show(contents: _Contents, findings: _Findings, litter: list[Path]) -> None:
     table = Table("store", escape(str(contents.store)))
     if contents.why:
         table.add_row("index", escape(contents.why))
-    table.add_row("whole", str(findings.whole))
+    table.add_row("intact", str(findings.intact))
     table.add_row("wrong", str(len(findings.wrong)))
     for checked in sorted(findings.wrong, key=lambda one: one.file)[:_SHOWN]:
         table.add_row("", escape(f"{checked.file}: {checked.why}"))
@@ -255,7 +255,7 @@ def _show(contents: _Contents, findings: _Findings, litter: list[Path]) -> None:
     if findings.unlisted:
         table.add_row(
             "not in the index",
-            f"{len(findings.unlisted)} whole files, kept: `prepare` takes up those that its manifest lists, "
+            f"{len(findings.unlisted)} intact files, kept: `prepare` adds those that its manifest lists, "
             "--prune deletes all",
         )
     if litter:

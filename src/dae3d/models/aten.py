@@ -1,7 +1,8 @@
-"""The operators of PyTorch that are used here below its public functions, in one place.
+"""PyTorch operators below the public functions, in one place.
 
-Public functions do not write into a given tensor, nor give the gradient without autograd. Those without an
-underscore are what PyTorch's own autograd calls. Checked with PyTorch 2.6 and 2.13.
+Public functions cannot write into a given tensor, or compute a gradient without autograd. The operators
+without a leading underscore are the ones that PyTorch's own autograd calls. Checked with PyTorch 2.6 and
+2.13.
 """
 
 from typing import Any
@@ -16,5 +17,5 @@ batch_norm_backward = _aten.native_batch_norm_backward
 convolution_backward = _aten.convolution_backward
 leaky_relu_backward = _aten.leaky_relu_backward
 leaky_relu_backward_into = _aten.leaky_relu_backward.grad_input
-# Private: a PyTorch without it trains by its public attention, which keeps the scores.
+# Private: without it, training uses the public attention, which stores the scores.
 flash_attention: Any = getattr(_aten, "_scaled_dot_product_flash_attention_for_cpu", None)

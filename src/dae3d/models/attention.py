@@ -1,4 +1,4 @@
-"""Attention within windows, with a bias that learns, that keeps no attention matrix."""
+"""Window attention with a learnt bias that does not store the attention matrix."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,28 +10,28 @@ from torch.nn import functional
 from dae3d.models import aten
 from dae3d.models.windows import Group
 
-# Scores made at a time in the backward pass: what fits a core's cache.
+# Scores computed at a time in the backward pass: as many as fit a core's cache.
 _CACHED = 1 << 18
-# exp of less is a subnormal number, and takes sixteen times as long.
-_LEAST = -87.0
+# Below this, exp returns subnormal numbers, which take sixteen times as long.
+_MIN_LOGIT = -87.0
 
 
 def attention(qkv: Tensor, bias: Tensor, groups: Sequence[Group]) -> Tensor:
-    """Scaled dot-product attention among the tokens of each window.
+    """Scaled dot-product attention within each window.
 
     Args:
-        qkv: (windows, n, 3, heads, channels of a head), queries, keys and values.
+        qkv: (windows, n, 3, heads, head channels), the queries, keys and values of n tokens.
         bias: (heads, n, n), added to the scores of every window.
-        groups: the windows by their mask, which is added too; together they hold all windows.
+        groups: the windows grouped by mask, which is added too; together they cover all windows.
 
     Returns:
-        (windows, n, heads, channels of a head).
+        (windows, n, heads, head channels).
     """
     on_cpu = qkv.device.type == "cpu" and qkv.dtype != torch.float64 and torch.is_grad_enabled()
     if on_cpu and aten.flash_attention is not None:
         return _CpuAttention.apply(qkv, bias, groups)
     parts = []
-    # Slices would each come back as a gradient of the whole.
+    # With slices, autograd would make a gradient of the size of `qkv` for each of them.
     for group, part in zip(groups, qkv.split([group.stop - group.start for group in groups]), strict=True):
         q, k, v = part.permute(2, 0, 3, 1, 4).unbind(0)
         mask = _masked(bias, group).to(qkv.dtype)[None]
@@ -44,9 +44,10 @@ def _masked(bias: Tensor, group: Group) -> Tensor:
 
 
 class _CpuAttention(torch.autograd.Function):
-    """Flash attention forward; backward some windows at a time, their scores made again within the cache.
+    """Flash attention; the backward pass recomputes the scores, a few windows at a time.
 
-    PyTorch's flash attention takes no bias that needs a gradient, and would keep all scores instead.
+    PyTorch's flash attention does not accept a bias that requires a gradient; the public function would fall
+    back to storing all scores.
     """
 
     @staticmethod
@@ -82,15 +83,15 @@ class _CpuAttention(torch.autograd.Function):
 def _backward(
     qkv: Tensor, bias: Tensor, sums: Tensor, delta: Tensor, gradient: Tensor, grad_qkv: Tensor
 ) -> Tensor:
-    """The gradient of some windows' attention: into `grad_qkv`, and that of the bias (heads, n, n)."""
+    """Write the gradient of some windows' `qkv` into `grad_qkv`; return that of the bias (heads, n, n)."""
     count, n, _, heads, width = qkv.shape
     scale = width**-0.5
-    # (windows * heads, n, channels of a head)
+    # (windows * heads, n, head channels)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, count * heads, n, width).unbind(0)
     incoming = gradient.transpose(1, 2).reshape(count * heads, n, width)
     q = q * scale
     scores = torch.bmm(q, k.transpose(1, 2)).view(count, heads, n, n)
-    logits = scores.add_(bias).sub_(sums.unsqueeze(-1)).clamp_(min=_LEAST)
+    logits = scores.add_(bias).sub_(sums.unsqueeze(-1)).clamp_(min=_MIN_LOGIT)
     weights = logits.exp_().view(-1, n, n)
     grad_scores = torch.bmm(incoming, v.transpose(1, 2)).sub_(delta.reshape(-1, n, 1)).mul_(weights)
     # Few rows times a square matrix is several times faster than a square matrix times few columns.

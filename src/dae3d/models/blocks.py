@@ -1,4 +1,4 @@
-"""The convolution blocks around the transformer, with MONAI's parameters, in ways that are fast on a CPU."""
+"""MONAI's convolution blocks, with the same parameters but forward passes that are fast on a CPU."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from dae3d.models.norm import InstanceNorm, NormActivation
 
 
 def with_our_layers(block: nn.Module) -> Any:
-    """A block of MONAI's with residual blocks, convolutions, instance norms and linear layers of ours.
+    """Replace residual blocks, convolutions, instance norms and linear layers of a MONAI block by ours.
 
-    Parameters stay what they are, and keep their names.
+    Parameters and their names stay the same.
     """
     if isinstance(block, UnetrUpBlock):
         block = UpBlock(block)
@@ -33,10 +33,10 @@ def with_our_layers(block: nn.Module) -> Any:
 
 
 class UpBlock(nn.Module):
-    """Doubles the sides of a feature map, and joins it with a skip.
+    """Upsamples a feature map by 2 and merges it with a skip connection.
 
     Args:
-        block: MONAI's, whose parameters it takes over.
+        block: MONAI's block, whose parameters are taken over.
     """
 
     def __init__(self, block: UnetrUpBlock) -> None:
@@ -49,10 +49,10 @@ class UpBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with instance norms, residual. A sum and a leaky ReLU are part of a norm.
+    """Two convolutions with instance norms and a residual connection; norm, sum and leaky ReLU are fused.
 
     Args:
-        block: MONAI's, whose convolutions it takes over.
+        block: MONAI's block, whose convolutions are taken over.
     """
 
     def __init__(self, block: UnetResBlock) -> None:
@@ -64,7 +64,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = NormActivation(block.lrelu.negative_slope, block.norm2.eps)
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """(B, C, D, H, W), given whole or in parts of its channels, to (B, C', D, H, W)."""
+        """(B, C, D, H, W), as one tensor or split along channels, to (B, C', D, H, W)."""
         out = self.conv2.conv(self.norm1(self.conv1.conv(*parts)))
         if hasattr(self, "conv3"):
             return self.norm2(out, self.conv3.conv(*parts), normalise_residual=True)
@@ -73,15 +73,15 @@ class ResidualBlock(nn.Module):
 
 
 class Convolution(nn.Conv3d):
-    """As PyTorch's, but on a CPU in the channels-last layout, and in fewer dimensions where 3D is slow.
+    """PyTorch's convolution; on a CPU in channels-last layout, and as a 2D convolution where 3D is slow.
 
     One group, no dilation.
     """
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """(B, C, D, H, W), given whole or in parts of its channels, to (B, C', D', H', W').
+        """(B, C, D, H, W), as one tensor or split along channels, to (B, C', D', H', W').
 
-        Parts need no concatenation: what they come to is added up.
+        Split inputs are not concatenated: their outputs are summed.
         """
         if len(parts) == 1:
             return self._convolved(parts[0], self.weight, self.bias)
@@ -101,12 +101,12 @@ class Convolution(nn.Conv3d):
             return self._in_planes(x.transpose(1, 2).flatten(0, 1), weight[:, :, 0], bias, len(x))
         if weight.shape[1] == 1:
             (margin, *_), (depth, *_), (step, *_) = self.padding, self.kernel_size, self.stride
-            # A slice with those before and after it as channels.
+            # Neighbouring slices become the input channels of a 2D convolution.
             slices = functional.pad(x[:, 0], (0, 0, 0, 0, margin, margin)).unfold(1, depth, step)
             planes = slices.contiguous().flatten(0, 1).movedim(-1, 1)
             return self._in_planes(planes, weight[:, 0], bias, len(x))
         if x.shape[2] == 2 and self.padding[0]:
-            # In bfloat16 the weight's gradient would be that of memory nobody wrote: seen in PyTorch 2.13.
+            # Otherwise PyTorch 2.13 computes the bfloat16 weight gradient from uninitialised memory.
             margin, *others = self.padding
             x = functional.pad(x, (0, 0, 0, 0, margin, margin))
             return functional.conv3d(x, weight, bias, self.stride, (0, *others))
@@ -119,7 +119,7 @@ class Convolution(nn.Conv3d):
 
 
 def our_convolution(theirs: nn.Conv3d) -> Convolution:
-    """With the parameters of PyTorch's, which has one group and no dilation."""
+    """Our convolution with the parameters of PyTorch's, which must have one group and no dilation."""
     ours = nn.utils.skip_init(
         Convolution,
         theirs.in_channels,

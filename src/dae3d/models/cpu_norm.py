@@ -1,8 +1,8 @@
-"""Instance norm on a CPU, with the sum and the activation after it, in channels-last layout.
+"""Instance norm on a CPU in channels-last layout, fused with the sum and the activation after it.
 
-Sums are those of PyTorch's batch norm, but in pieces, so that they lose no digits: it adds up the rows that
-it is given one after another. Voxels lie side by side in rows, so that operations fill the processor's
-vectors, as those on few channels would not.
+Sums are computed by PyTorch's batch norm, which adds up rows one after another. It is called on pieces of the
+volume, so that float32 sums lose no digits. Several voxels are put into one row, so that few channels still
+fill the processor's vector registers.
 """
 
 from typing import Any, NamedTuple
@@ -13,16 +13,16 @@ from torch.nn import functional
 
 from dae3d.models import aten
 
-# Values worked on at a time: what fits a core's cache.
+# Values processed at a time: as many as fit a core's cache.
 _CACHED = 1 << 19
 # Rows added up one after another: few enough for float32.
 _SUMMED = 2048
-# Values in a row: enough to fill the processor's vectors.
+# Values in a row: enough to fill the processor's vector registers.
 _WIDE = 512
 
 
 class Map(NamedTuple):
-    """A sample's norm, x * scale + shift, and its means; each (k * C,), as wide as its rows."""
+    """The norm of a sample as x * scale + shift, and its means; each (k * C,), as wide as a row."""
 
     scale: Tensor
     shift: Tensor
@@ -30,17 +30,17 @@ class Map(NamedTuple):
 
 
 class CpuNorm(torch.autograd.Function):
-    """leaky_relu(norm(x) + residual), or with the norm of the residual; all of them channels-last.
+    """leaky_relu(norm(x) + residual), optionally with the residual normalised too; all tensors channels-last.
 
-    Passes over the volume in pieces that stay in the cache from one operation to the next. A norm is a map
-    x * scale + shift of its own for every sample and channel.
+    The volume is processed in pieces that stay in the cache from one operation to the next. The norm is a map
+    x * scale + shift for every sample and channel.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, residual: Tensor | None, normalise_residual: bool, eps: float, slope: float
     ) -> Tensor:
-        """To the shape of `x` (B, C, D, H, W); the residual has its shape and layout."""
+        """Returns the shape of `x` (B, C, D, H, W); the residual has the same shape and layout."""
         out = torch.empty_like(x)
         terms = [x] if residual is None else [x, residual]
         normalised = terms if normalise_residual else terms[:1]
@@ -56,7 +56,7 @@ class CpuNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        """Of `x` and of the residual, where there is one."""
+        """Gradients of `x`, and of the residual if there is one."""
         out, *normalised = ctx.saved_tensors
         grads = [torch.empty_like(term) for term in normalised]
         if ctx.raw_type is not None:
@@ -66,7 +66,8 @@ class CpuNorm(torch.autograd.Function):
         for i, given_rows in enumerate(given):
             before = given_rows
             if out is not None:
-                # The gradient of the sum is that of a residual as it is; other terms' are put over it.
+                # An unnormalised residual has the gradient of the sum; the gradients of other terms overwrite
+                # it.
                 before = intos[-1][i]
                 _activation_backward(given_rows, _rows(out)[i], before, ctx.slope)
             elif ctx.raw_type is not None:
@@ -82,7 +83,7 @@ class CpuNorm(torch.autograd.Function):
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(B, C, D, H, W) in channels-last layout as (B, D * H * W / k, k * C), k voxels side by side."""
+    """(B, C, D, H, W) in channels-last layout as (B, D * H * W / k, k * C), with k voxels in a row."""
     rows = x.contiguous(memory_format=torch.channels_last_3d).permute(0, 2, 3, 4, 1).flatten(1, 3)
     most = max(1, _WIDE // rows.shape[2])
     beside = next(k for k in range(most, 0, -1) if rows.shape[1] % k == 0)
@@ -94,13 +95,14 @@ def _pieces(rows: Tensor) -> tuple[Tensor, ...]:
 
 
 def _mean(sums: Tensor, channels: int, voxels: int) -> Tensor:
-    """Of sums of the columns of rows, the means over voxels, repeated as wide as the rows."""
+    """From column sums of the rows, the means over voxels, repeated to the width of a row."""
     return sums.view(-1, channels).sum(0).div_(voxels).repeat(len(sums) // channels)
 
 
 def _norm_maps(volume: Tensor, channels: int, eps: float) -> list[Map]:
-    """The norm of every sample of a volume in rows (B, D * H * W / k, k * C)."""
-    # Beside these, which stay what they are, PyTorch gives float32 statistics of bfloat16.
+    """The norm of every sample of a volume given as rows (B, D * H * W / k, k * C)."""
+    # With float32 running statistics, which momentum 0 leaves unchanged, PyTorch computes float32 statistics
+    # of bfloat16 input.
     running = torch.zeros(2, volume.shape[2])
     maps = []
     for rows in volume:
@@ -149,7 +151,7 @@ def _norms_backward(
     intos: list[Tensor],
     channels: int,
 ) -> None:
-    """From the gradient of a sum of norms those of their inputs; the last may be where the sum's is."""
+    """From the gradient of a sum of norms to those of their inputs; the last may overwrite `before`."""
     voxels = before.numel() // channels
     sums = [_sums(before, term, of_term) for term, of_term in zip(terms, maps, strict=True)]
     mean = _mean(sums[0][0], channels, voxels)
@@ -166,7 +168,7 @@ def _norms_backward(
 
 
 def _sums(before: Tensor, term: Tensor, of_term: Map) -> tuple[Tensor, Tensor]:
-    """(k * C,) each: of the columns of a gradient, and of its products with the normal values."""
+    """(k * C,) each: column sums of a gradient, and of its products with the normalised values."""
     dtype = torch.promote_types(before.dtype, term.dtype)
     ones = torch.ones_like(of_term.scale)
     given = (ones, None, None, of_term.mean, of_term.scale, True, 0.0, (False, True, True))

@@ -13,21 +13,21 @@ from dae3d.models.blocks import with_our_layers
 
 RepairFrom = Literal["full", "half", "pyramid"]
 
-# Beginnings of names in a network of tensors that a decoder up to half resolution lacks.
+# Name prefixes of the tensors that a decoder up to half resolution does not have.
 ABOVE_HALF = ("decoder.skips.0.", "decoder.ups.4.")
 
 
 class UnetrDecoder(nn.Module):
-    """Residual convolution blocks on the skips, and transposed convolutions up to full or half resolution.
+    """Residual convolution blocks on the skip connections, and transposed convolutions up to full resolution.
 
-    To half resolution for a repair from "half" or from a "pyramid" (see `Architecture`).
+    With `repair_from` "half" or "pyramid" the decoder ends at half resolution (see `Architecture`).
 
     Args:
         dim: channels of the token embedding.
         in_channels: of the image.
-        out_channels: of what comes out.
+        out_channels: of the output.
         checkpoint_activations: recompute a block's activations in the backward pass.
-        repair_from: which features the output is made from.
+        repair_from: which features the output is computed from.
     """
 
     def __init__(
@@ -42,7 +42,8 @@ class UnetrDecoder(nn.Module):
         self.checkpoint_activations = checkpoint_activations
         self.repair_from = repair_from
         left_out = {"skips": [], "ups": []} if repair_from == "full" else {"skips": ["0"], "ups": ["4"]}
-        # Of the image and of levels 0 to 2; by number, so that a decoder that lacks some names them alike.
+        # Skips from the image and from levels 0 to 2. Keyed by number, so that names stay the same if some
+        # are absent.
         self.skips = nn.ModuleDict(
             {
                 number: _residual_block(channels_in, channels_out)
@@ -55,7 +56,7 @@ class UnetrDecoder(nn.Module):
                 if number not in left_out["skips"]
             }
         )
-        # With a 32^3 input it is one voxel.
+        # A single voxel for a 32^3 input.
         self.bottleneck = _residual_block(16 * dim, 16 * dim)
         self.ups = nn.ModuleDict(
             {
@@ -86,9 +87,9 @@ class UnetrDecoder(nn.Module):
         return self.images(self.features(image, hidden))[0]
 
     def images(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """What heads make of the features: (B, out_channels, ...) at full resolution, then at lower ones.
+        """Outputs of the heads: (B, out_channels, ...) at full resolution, then at lower resolutions.
 
-        The lower ones are 1/4 and 1/8 for a repair from "half", 1/4 to 1/32 from a "pyramid".
+        Lower resolutions are 1/4 and 1/8 with `repair_from` "half", 1/4 to 1/32 with "pyramid".
         """
         if self.repair_from == "full":
             return [self.head(features[0])]
@@ -97,10 +98,10 @@ class UnetrDecoder(nn.Module):
         return _added_up(made) if self.repair_from == "pyramid" else made
 
     def features(self, image: Tensor, hidden: Sequence[Tensor]) -> list[Tensor]:
-        """What the heads see, the finest map first.
+        """Inputs of the heads, the finest map first.
 
-        Maps of embed_dim * (1, 1, 2, 4, 8, 16) channels at 1, 1/2, 1/4, 1/8, 1/16, 1/32 of the sides, or
-        without the first.
+        Maps of embed_dim * (1, 1, 2, 4, 8, 16) channels at 1, 1/2, 1/4, 1/8, 1/16, 1/32 of the sides; the
+        first is absent if the decoder ends at half resolution.
         """
         bottleneck = self._run(self.bottleneck, hidden[4])
         x = self._run(self.ups["0"], bottleneck, hidden[3])
@@ -120,13 +121,13 @@ class UnetrDecoder(nn.Module):
 
 
 def _added_up(details: Sequence[Tensor]) -> list[Tensor]:
-    """Images from what each adds to the next coarser one: a Laplacian pyramid (Burt and Adelson, 1983).
+    """Images from a Laplacian pyramid (Burt and Adelson, 1983): each detail is added to a coarser image.
 
-    An image averaged to the resolution of the next coarser one is that one: a detail adds to places of it as
-    much as it takes away. So what varies slowly is left to the coarse ones.
+    Averaging an image to the next coarser resolution gives the coarser image exactly, because a detail has
+    mean zero within each coarse voxel. Slow variation is thus left to the coarse levels.
 
     Args:
-        details: (B, C, D, H, W), the finest first; sides of each are multiples of those of the next.
+        details: (B, C, D, H, W), the finest first; the sides of each are multiples of those of the next.
 
     Returns:
         As many images of the same shapes, float32.
@@ -142,7 +143,7 @@ def _added_up(details: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _in_voxels(features: Tensor) -> Tensor:
-    """(B, 8 * C, D, H, W) to (B, C, 2D, 2H, 2W): the channels of a place are its 2^3 voxels."""
+    """(B, 8 * C, D, H, W) to (B, C, 2D, 2H, 2W), a 3D pixel shuffle."""
     voxels = features.unflatten(1, (-1, 2, 2, 2)).permute(0, 1, 5, 2, 6, 3, 7, 4)
     return voxels.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 

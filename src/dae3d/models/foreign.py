@@ -1,4 +1,4 @@
-"""Files of other people: where in them a Swin UNETR is, whether it is ours, and in which order it merges."""
+"""Weight files of other programs: finds the Swin UNETR, and checks whether it fits ours."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -26,15 +26,15 @@ from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
 
 MonaiMerging = Literal["reference", "merging", "mergingv2"]
 MONAI_MERGING = (
-    "order of octants in the patch merging of a state dict that does not say: reference, as published and as "
-    "of MONAI before 1.5; merging, the default of MONAI since; or mergingv2, as export writes it"
+    "order of octants in patch merging, for a state dict that does not record it: reference, as published "
+    "and in MONAI before 1.5; merging, the default since MONAI 1.5; or mergingv2, as written by dae3d export"
 )
 
 _STRAIGHT = [(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)]
-# Of MONAI's `PatchMerging` since version 1.5.
+# The order in MONAI's `PatchMerging` since version 1.5.
 _MERGING = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)]
 
-# What is said of a network that has such tensors.
+# Kinds of networks, recognised by the names of tensors that ours does not have.
 _KINDS = {
     "SwinUNETR-V2, which has convolutions before its stages": re.compile(r"\blayers\d+c\."),
     "a network with batch norms": re.compile(r"\.running_(mean|var)$"),
@@ -43,14 +43,14 @@ _KINDS = {
 _EMBEDDING = "encoder.patch_embed.weight"
 _EXPECTED = (
     "swinViT.layers1.0.... (MONAI's SwinUNETR), encoder.layers1.0.0.... (published pre-training) or "
-    "layers1.0.... (MONAI's model_swinvit.pt), with anything before them"
+    "layers1.0.... (MONAI's model_swinvit.pt), with any prefix"
 )
 _EXAMPLES, _DEPTH = 3, 4
 
 
 @dataclass(frozen=True)
 class Found:
-    """A network in a file: under which entry ("" where there is none), and with what before its names."""
+    """A network in a file: its entry and the prefix of its names ("" if none), its layout and its tensors."""
 
     entry: str
     prefix: str
@@ -62,12 +62,13 @@ class Found:
 
 
 def find_network(path: Path, file: Any) -> tuple[Found, str]:
-    """The network in what a file holds, and the names of the others, where it holds several.
+    """Find the network in the contents of a file; also returns the names of any others.
 
-    Averages of weights (teacher, ema) go before others, and those before a student; else the first counts.
+    Averaged weights (teacher, ema) are preferred and a student comes last; otherwise the first network is
+    taken.
 
     Raises:
-        Dae3dError: where there is none, with what there is instead.
+        Dae3dError: if there is none; the message lists what the file holds.
     """
     found = [
         Found(entry, prefix, layout, tensors)
@@ -75,7 +76,7 @@ def find_network(path: Path, file: Any) -> tuple[Found, str]:
         for prefix, layout in networks_among(name for name in tensors if isinstance(name, str)).items()
     ]
     if not found:
-        raise Dae3dError(f"{path}: no Swin UNETR is in it; it holds {_inventory(file)}; expected {_EXPECTED}")
+        raise Dae3dError(f"{path}: no Swin UNETR in it, but {_inventory(file)}; expected {_EXPECTED}")
     chosen = min(found, key=_rank)
     if len(found) == 1:
         return chosen, ""
@@ -83,38 +84,38 @@ def find_network(path: Path, file: Any) -> tuple[Found, str]:
 
 
 def renamed(found: Found) -> Renamed:
-    """The tensors of a network by our names."""
+    """The tensors of a network under our names."""
     return from_layout(_tensors(found.tensors), found.layout, found.prefix)
 
 
 def task_of(found: Found, names: Renamed) -> Task:
-    """What a network was trained for. One with MONAI's names may be an encoder alone."""
+    """The task that a network was trained for. With MONAI's names it may be an encoder only."""
     has_decoder = any(part_of(name) != "encoder" for name in names.state)
     return found.layout.task if has_decoder else "encoder"
 
 
 def bare_architecture(path: Path, names: Renamed) -> Architecture:
-    """The architecture of a network that says nothing of it, with the published patch merging.
+    """The architecture of a network without metadata, assuming the published patch merging.
 
     Raises:
-        Dae3dError: where a tensor is missing that tells it, or the network is for images of two dimensions.
+        Dae3dError: if a tensor needed to infer it is missing, or the network is for 2D images.
     """
     embedding = names.state.get(_EMBEDDING)
     if embedding is not None and embedding.ndim == 4:
         raise Dae3dError(
-            f"{path}: weights of a network for images of two dimensions ({names.origins[_EMBEDDING]} is of "
-            f"shape {tuple(embedding.shape)}); ours is for three"
+            f"{path}: weights of a network for 2D images ({names.origins[_EMBEDDING]} has shape "
+            f"{tuple(embedding.shape)}); dae3d needs a 3D network"
         )
     try:
         return architecture_of(names.state)
     except (KeyError, IndexError) as error:
         raise Dae3dError(
-            f"{path}: the Swin transformer in it is not whole: no {error} by our names"
+            f"{path}: the Swin transformer in it is incomplete: tensor {error} (our name) is missing"
         ) from None
 
 
 def could_be_of_any_monai(names: Renamed) -> bool:
-    """Whether nothing tells with which MONAI a network was trained, and so how it merged patches."""
+    """Whether nothing shows the MONAI version a network was trained with, and so how it merged patches."""
     mlps = [origin for origin in names.origins.values() if ".mlp." in origin]
     return _EMBEDDING in names.state and all(".mlp.linear" in origin for origin in mlps)
 
@@ -122,10 +123,10 @@ def could_be_of_any_monai(names: Renamed) -> bool:
 def merged_as(
     state: dict[str, Tensor], architecture: Architecture, merging: MonaiMerging
 ) -> tuple[dict[str, Tensor], Architecture]:
-    """Tensors by our names, and the architecture they fit, given the order of octants they were trained in.
+    """Convert tensors (under our names) and architecture of a network with a given order of octants.
 
-    All octants occur once in MONAI's two orders, so sorting the columns of the reduction and of the norm
-    before it makes the one into the other exactly. The published order lacks two, and stays.
+    Each of MONAI's two orders contains every octant once, so sorting the columns of the reduction and of the
+    norm before it converts one into the other exactly. The published order lacks two octants and is kept.
     """
     if merging == "reference":
         return state, replace(architecture, patch_merging="reference")
@@ -141,7 +142,7 @@ def merged_as(
 
 
 def misfits(names: Renamed, layout: Layout, architecture: Architecture) -> dict[Half, str]:
-    """For each half of a network that is of another kind than ours: in what."""
+    """What differs, for each half of a network that does not match ours."""
     with torch.device("meta"):
         network = SwinUNETR(architecture) if layout is PRETRAINING else Segmenter(architecture)
     ours = {
@@ -153,10 +154,10 @@ def misfits(names: Renamed, layout: Layout, architecture: Architecture) -> dict[
     halves: tuple[Half, ...] = ("encoder", "decoder")
     for half in halves:
         theirs = {name: tuple(t.shape) for name, t in names.state.items() if half_of(name) == half}
-        strange = [name for name, belongs in names.strangers.items() if belongs == half]
-        strange += [names.origins[name] for name in theirs if name not in ours]
+        unknown = [name for name, belongs in names.strangers.items() if belongs == half]
+        unknown += [names.origins[name] for name in theirs if name not in ours]
         others = [
-            f"{names.origins[name]} {shape} where ours has {ours[name]}"
+            f"{names.origins[name]} {shape} instead of {ours[name]}"
             for name, shape in theirs.items()
             if ours.get(name, shape) != shape
         ]
@@ -165,9 +166,9 @@ def misfits(names: Renamed, layout: Layout, architecture: Architecture) -> dict[
             for name in ours
             if half_of(name) == half and name not in theirs and name != MASK_TOKEN and part_of(name) != "head"
         ]
-        reasons = [_kind(strange)] if strange else []
-        reasons += [_some(strange, "tensors that ours has not")] if strange else []
-        reasons += [_some(others, "tensors of other shapes")] if others else []
+        reasons = [_kind(unknown)] if unknown else []
+        reasons += [_some(unknown, "tensors that ours does not have")] if unknown else []
+        reasons += [_some(others, "tensors with other shapes")] if others else []
         reasons += [_some(lacking, "tensors missing")] if lacking and theirs else []
         if any(reasons):
             found[half] = "; ".join(filter(None, reasons))
@@ -197,7 +198,7 @@ def _rank(found: Found) -> int:
 
 
 def _state_dicts(file: Any, entry: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Everything in a file that maps names to tensors, outer ones first."""
+    """All mappings of names to tensors in a file, outer ones first."""
     if not isinstance(file, Mapping) or depth > _DEPTH:
         return
     if _tensors(file):
@@ -212,14 +213,14 @@ def _tensors(mapping: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _inventory(file: Any) -> str:
-    """What is in a file, in a line."""
+    """The contents of a file in one line."""
     if not isinstance(file, Mapping):
         return f"a {type(file).__name__}"
-    told = []
+    parts = []
     for entry, mapping in _state_dicts(file):
         tensors = [f"{name} {tuple(tensor.shape)}" for name, tensor in _tensors(mapping).items()]
-        told.append(_some(tensors, f"tensors{f' under {entry!r}' if entry else ''}"))
+        parts.append(_some(tensors, f"tensors{f' under {entry!r}' if entry else ''}"))
     others = [str(name) for name, value in file.items() if not isinstance(value, Tensor)]
-    if not told:
-        told.append("no tensors" + (f", only {', '.join(others[:10])}" if others else ""))
-    return "; ".join(told[:5])
+    if not parts:
+        parts.append("no tensors" + (f", only {', '.join(others[:10])}" if others else ""))
+    return "; ".join(parts[:5])

@@ -1,7 +1,7 @@
-"""Names of the networks' tensors in other people's files, against ours.
+"""Names of tensors in files of other programs, mapped to ours.
 
-Three layouts: that of the published pre-training (`ckpt_best.pth`), that of the published fine-tuning,
-which is MONAI's `SwinUNETR` too, and that of MONAI's self-supervised encoder (`model_swinvit.pt`).
+Three layouts: the published pre-training (`ckpt_best.pth`), the published fine-tuning, which is the same as
+MONAI's `SwinUNETR`, and MONAI's self-supervised encoder (`model_swinvit.pt`).
 """
 
 import re
@@ -20,8 +20,8 @@ MASK_TOKEN = "encoder.mask_token"
 NEVER_USED = "the published network never uses it"
 FOLLOWS_FROM_WINDOW = "follows from the window size"
 NO_SUCH_TENSOR = "the network has no such tensor"
-NO_PART = "no part of a Swin UNETR"
-ANOTHER_NETWORK = "of another network in the file"
+NO_PART = "not part of a Swin UNETR"
+ANOTHER_NETWORK = "belongs to another network in the file"
 
 _DECODER = {
     **{f"decoder.skips.{i}.": f"encoder{i + 1}." for i in range(4)},
@@ -30,17 +30,18 @@ _DECODER = {
     "decoder.head.": "out.",
 }
 
-# MONAI 0.8 made a third convolution in every residual block and used it only where channels change;
-# the encoder's final norm feeds an output that no network here uses.
+# MONAI 0.8 created a third convolution in every residual block and used it only where channels change; the
+# encoder's final norm feeds an output that no network here uses.
 _UNUSED = re.compile(r"^(encoder\.|swinViT\.)?norm\.|^encoder(2|3|4|10)\.layer\.conv3\.")
 
-# Names of a Swin UNETR of whatever kind: the halves they belong to.
+# Names in any kind of Swin UNETR, by the half they belong to.
 _HALVES: Mapping[Half, re.Pattern[str]] = {
     "encoder": re.compile(r"^(encoder|swinViT)\.|^(patch_embed|layers\d+[a-z]*)\."),
     "decoder": re.compile(r"^(encoder|decoder)\d+\.|^out\."),
 }
 
-# What tells a layout, after any prefix: "module._orig_mod.", "student.backbone.". The first that fits counts.
+# Identifies a layout after any prefix such as "module._orig_mod." or "student.backbone."; the first match
+# counts.
 _FIRST_STAGE = re.compile(
     r"^(?P<prefix>(?:.*?\.)??)"
     r"(?:(?P<pretraining>encoder\.layers1\.0\.0\.)|(?P<finetuning>(?:swinViT|swin_vit)\.layers1\.0\.)"
@@ -51,14 +52,14 @@ _OTHER_NAME = re.compile(r"^swin_vit\.")
 
 @dataclass(frozen=True)
 class Layout:
-    """One way of naming the tensors.
+    """One naming scheme for the tensors.
 
     Attributes:
         task: what a network with such names was trained for.
-        entry: of the file, under which the tensors are written.
-        prefixes: beginnings of names, ours to theirs.
-        mlp: what the two linear layers of a transformer block's MLP are called.
-        others: what a tensor is that belongs to no Swin UNETR.
+        entry: key of the file that holds the tensors.
+        prefixes: prefixes of names, ours to theirs.
+        mlp: name of the two linear layers of a transformer block's MLP.
+        others: reason given for a tensor that is not part of a Swin UNETR.
     """
 
     task: Task
@@ -68,12 +69,12 @@ class Layout:
     others: str = NO_PART
 
     def theirs(self, name: str) -> str | None:
-        """Our name of a tensor in this layout; None where it has no place."""
+        """One of our names in this layout; None if it has no counterpart."""
         renamed = _with_prefix(name, self.prefixes.items())
         return renamed and renamed.replace(".mlp.linear", f".mlp.{self.mlp}")
 
     def ours(self, name: str) -> str | None:
-        """A name of this layout as ours; None where we have no such tensor."""
+        """A name of this layout as ours; None if we have no such tensor."""
         renamed = _with_prefix(name, ((theirs, ours) for ours, theirs in self.prefixes.items()))
         return renamed and renamed.replace(".mlp.fc", ".mlp.linear")
 
@@ -83,7 +84,7 @@ def _with_prefix(name: str, prefixes: Iterable[tuple[str, str]]) -> str | None:
 
 
 def _encoder(prefix: str, stage: str) -> dict[str, str]:
-    """The encoder's prefixes; `stage` follows the number of a stage."""
+    """Prefixes of the encoder; `stage` follows the number of a stage."""
     stages = {f"encoder.stages.{i}.": f"{prefix}layers{i + 1}{stage}" for i in range(4)}
     return {"encoder.patch_embed.": f"{prefix}patch_embed.proj.", **stages}
 
@@ -110,7 +111,7 @@ SWIN_VIT = Layout(
 
 
 def networks_among(names: Iterable[str]) -> dict[str, Layout]:
-    """The networks that names are of: what stands before their names, "" or "module.", and their layout."""
+    """The networks that tensor names belong to: the prefix of the names ("" or "module.") and the layout."""
     layouts = {"pretraining": PRETRAINING, "finetuning": FINETUNING, "swin_vit": SWIN_VIT}
     found: dict[str, Layout] = {}
     for name in names:
@@ -122,10 +123,14 @@ def networks_among(names: Iterable[str]) -> dict[str, Layout]:
 
 @dataclass(frozen=True)
 class Renamed:
-    """A state dict by our names, and for every tensor that was left out (by its own name) the reason.
+    """A state dict under our names.
 
-    `origins` are the names that the file has for the tensors. `strangers` are those, by their own names, that
-    a Swin UNETR of another kind has and ours has not, with the half they belong to.
+    Attributes:
+        state: tensors by our names.
+        origins: their names in the file, by our names.
+        skipped: why a tensor was left out, by its name in the file.
+        strangers: names in the file of tensors that another kind of Swin UNETR has and ours does not, with
+            the half they belong to.
     """
 
     state: dict[str, Tensor]
@@ -135,7 +140,7 @@ class Renamed:
 
 
 def from_layout(state: Mapping[str, Tensor], layout: Layout, prefix: str = "") -> Renamed:
-    """Rename those tensors of a file to ours that have the prefix."""
+    """Rename the tensors of a file that have the prefix to our names."""
     renamed = Renamed({}, {}, {})
     for name, tensor in state.items():
         bare = _OTHER_NAME.sub("swinViT.", name.removeprefix(prefix))
@@ -158,12 +163,12 @@ def from_layout(state: Mapping[str, Tensor], layout: Layout, prefix: str = "") -
 
 
 def to_layout(state: Mapping[str, Tensor], layout: Layout) -> Renamed:
-    """Rename our tensors to those of a layout; what has no place there is among the skipped."""
+    """Rename our tensors to the names of a layout; those without a counterpart are in `skipped`."""
     renamed = Renamed({}, {}, {})
     for name, tensor in state.items():
         theirs = layout.theirs(name)
         if theirs is None:
-            renamed.skipped[name] = "the layout has no place for it"
+            renamed.skipped[name] = "this layout has no such tensor"
         else:
             renamed.state[theirs] = tensor.reshape(1, 1, -1) if name == MASK_TOKEN else tensor
             renamed.origins[theirs] = name
@@ -171,10 +176,10 @@ def to_layout(state: Mapping[str, Tensor], layout: Layout) -> Renamed:
 
 
 def architecture_of(state: Mapping[str, Tensor]) -> Architecture:
-    """The architecture that tensors by our names fit, with the published patch merging and window edges.
+    """The architecture of tensors under our names, assuming the published patch merging and window edges.
 
     Raises:
-        KeyError: where a tensor is missing that tells it.
+        KeyError: if a tensor needed to infer it is missing.
     """
     linear = "encoder.patch_embed.weight" in state
     embedding = state["encoder.patch_embed.weight" if linear else "encoder.patch_embed.conv1.conv.weight"]

@@ -1,4 +1,4 @@
-"""What loading weights did: a table for the screen."""
+"""A table of what was loaded from a weights file."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,15 +14,15 @@ EXAMPLES = 2
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Every tensor of a file and of the network, by what became of it.
+    """What happened to each tensor of a file and of the network.
 
     Attributes:
-        title: what was loaded as what.
-        taken: names in the network, as they were in the file.
+        title: which weights were loaded into which network.
+        taken: names in the network of tensors that were copied unchanged.
         adapted: names in the network of tensors that were changed to fit, and how.
-        skipped: names in the file, and why the network has not got them.
-        missing: names in the network that nothing was taken for; they have random values.
-        expected: names of those missing that such a file never has, and why.
+        skipped: names in the file of tensors that were not used, and why.
+        missing: names in the network of tensors that were not loaded; they have random values.
+        expected: those of `missing` that such a file never has, and why.
     """
 
     taken: list[str]
@@ -68,12 +68,12 @@ def part_of(name: str) -> str:
 
 
 def has_head(names: Iterable[str]) -> bool:
-    """Whether tensors of the last layer are among names."""
+    """Whether any of the names belongs to the last layer."""
     return any(part_of(name) == "head" for name in names)
 
 
 def _by_reason(what: str, reasons: dict[str, str]) -> Iterator[str]:
-    """A line for every reason: how many, why, and some of the names."""
+    """One line per reason: the number of tensors, the reason, and some of the names."""
     for reason in dict.fromkeys(reasons.values()):
         names = [name for name, why in reasons.items() if why == reason]
         more = ", ..." if len(names) > EXAMPLES else ""

@@ -1,4 +1,4 @@
-"""Networks with the weights of a file: what of it fits, what does not, and why."""
+"""Networks with weights from a file, and reports of what was loaded."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -48,32 +48,32 @@ def load(
     show: bool = True,
     monai_merging: MonaiMerging | None = None,
 ) -> SwinUNETR | Segmenter | FeatureEncoder:
-    """Make a network with the weights of a file, in eval mode.
+    """Build a network with the weights of a file, in eval mode.
 
     Args:
-        weights: a run folder (its best weights), a `.safetensors` file of ours, a published checkpoint, a
-            state dict of MONAI's `SwinUNETR`, or MONAI's `model_swinvit.pt`; these also under other entries
-            of a file, and with something before their names ("module.", "teacher.backbone.").
-        task: what comes out for an image (B, C, D, H, W): "pretrain" the repaired image, "segmentation"
-            logits (B, classes, D, H, W), "encoder" the five feature maps normalised over channels. None:
-            what the file was trained for.
-        classes: of a segmentation network; None takes the file's.
-        transfer: the half that is taken from the file; the other keeps random values.
-        axes: order of the token axes; None takes what the file was trained with, which is "reference" for
-            published pre-training, as it swapped depth and channels.
-        channels: of the image; None takes the file's. For another number, each convolution that sees the
-            image gets the sum of its channels divided by the new number, as every channel's weights.
-        show: print what was taken.
-        monai_merging: order of octants in the patch merging of weights that do not say: "reference", as
-            published and as of MONAI before 1.5; "merging", the default of MONAI since; "mergingv2". None
-            takes "reference", and warns where the weights could be of a later MONAI.
+        weights: a run folder (its best weights), a `.safetensors` file of dae3d, a published checkpoint, a
+            state dict of MONAI's `SwinUNETR`, or MONAI's `model_swinvit.pt`. The tensors may be under other
+            entries of the file, and their names may have a prefix ("module.", "teacher.backbone.").
+        task: what the network returns for an image (B, C, D, H, W): "pretrain" the repaired image,
+            "segmentation" logits (B, classes, D, H, W), "encoder" the five feature maps normalised over
+            channels. None: what the file was trained for.
+        classes: number of classes of a segmentation network; None: as in the file.
+        transfer: the half to load from the file; the other keeps random values.
+        axes: order of the token axes; None: as trained. Published pre-training used "reference", because it
+            swapped depth and channels.
+        channels: of the image; None: as in the file. For another number, the weights of each convolution on
+            the image are summed over channels and divided by the new number.
+        show: print what was loaded.
+        monai_merging: order of octants in patch merging, for weights that do not record it: "reference", as
+            published and in MONAI before 1.5; "merging", the default since MONAI 1.5; "mergingv2". None:
+            "reference", with a warning if the weights could be of a later MONAI.
 
     Returns:
-        The network, with the attributes `load_report`, `architecture`, `info` (what the file says about its
-        training) and `weights` (the path of the file).
+        The network, with the attributes `load_report`, `architecture`, `info` (metadata of the training) and
+            `weights` (the path of the file).
 
     Raises:
-        Dae3dError: where there is no such file, nothing in it fits, a half that is taken is of another
+        Dae3dError: if there is no such file, nothing in it fits, a half to be loaded is from another kind of
             network (SwinUNETR-V2, batch norms), or the number of classes is unknown.
     """
     check_choice("task", task, (*get_args(Task), None))
@@ -98,17 +98,17 @@ def load_into(
 ) -> LoadReport:
     """Copy the tensors of a file that fit into a network.
 
-    A head is taken only into a network for the task that the file's was trained for, and the same classes.
+    A head is loaded only if the network has the same task and the same classes.
 
     Args:
         network: a `SwinUNETR`, `Segmenter` or `FeatureEncoder`.
         contents: of the file.
-        transfer: the half that is taken.
-        show: print what was taken.
-        classes: names of the classes that the network is to segment, the background first, where known.
+        transfer: the half to load.
+        show: print what was loaded.
+        classes: class names of the network to segment with, the background first, if known.
 
     Raises:
-        Dae3dError: where nothing fits, or a half that is taken is of another network.
+        Dae3dError: if nothing fits, or a half to be loaded is from another kind of network.
     """
     task = next(task for task, kind in NETWORKS.items() if isinstance(network, kind))
     wanted = {
@@ -122,7 +122,7 @@ def load_into(
     if not taken:
         raise Dae3dError(f"{contents.path}: none of its {len(contents.state)} tensors fits the network")
     network.load_state_dict(taken, strict=False)
-    half = "" if transfer == "both" else f", the {transfer} alone"
+    half = "" if transfer == "both" else f", {transfer} only"
     assumed = f" (assumed: {', '.join(contents.assumed)})" if contents.assumed else ""
     missing = [name for name in wanted if name not in taken]
     report = LoadReport(
@@ -140,16 +140,14 @@ def load_into(
     if transfer != "encoder":
         _warn_of_no_head(contents, task, report)
     if classes and not theirs and has_head(taken):
-        log.warning(
-            "%s: its head is taken over, though the file does not say what its classes are", contents.path
-        )
+        log.warning("%s: the head was loaded, although the file does not name its classes", contents.path)
     return report
 
 
 def _fitting(
     contents: Contents, wanted: dict[str, Tensor], task: Task, transfer: Transfer, classes: Sequence[str]
 ) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
-    """The tensors that fit, how those were adapted that were, and why each other one is left out."""
+    """The tensors that fit, how some of them were adapted, and why each other one was skipped."""
     taken: dict[str, Tensor] = {}
     adapted: dict[str, str] = {}
     skipped = dict(contents.skipped)
@@ -169,20 +167,20 @@ def _fitting(
 
 
 def refuse_another_network(contents: Contents, task: Task, transfer: Transfer) -> None:
-    """Refuse a half that is taken for a task and is of another kind of network.
+    """Refuse a file if a half to be loaded is from another kind of network.
 
-    What of it fits would be of no use without the rest.
+    Single tensors that fit would be of no use without the rest.
 
     Raises:
-        Dae3dError: with the kind, and the half that fits.
+        Dae3dError: with what differs, and the half that fits.
     """
     wanted = [half for half in _halves(task, transfer) if half in contents.misfits]
     if not wanted:
         return
     fitting = [half for half in _halves(task, transfer) if half not in wanted]
-    remedy = f'. The {fitting[0]} fits: take it alone, with transfer "{fitting[0]}"' if fitting else ""
+    remedy = f'. The {fitting[0]} fits: load only that, with transfer "{fitting[0]}"' if fitting else ""
     reasons = "; ".join(f"{half}: {contents.misfits[half]}" for half in wanted)
-    raise Dae3dError(f"{contents.path}: weights of another network than ours. {reasons}{remedy}")
+    raise Dae3dError(f"{contents.path}: weights of a different network. {reasons}{remedy}")
 
 
 def _architecture(contents: Contents, task: Task, classes: int | None, channels: int | None) -> Architecture:
@@ -193,8 +191,8 @@ def _architecture(contents: Contents, task: Task, classes: int | None, channels:
         return replace(architecture, out_channels=architecture.in_channels)
     if classes is None and not (contents.task == "segmentation" and has_head(contents.state)):
         raise Dae3dError(
-            f"{contents.path}: these are not weights of a segmentation network with its head, so say how "
-            "many classes there are (classes=14), or fine-tune first"
+            f"{contents.path}: not weights of a segmentation network with its head; give the number of "
+            "classes (classes=14), or fine-tune first"
         )
     if classes is not None and classes < 1:
         raise Dae3dError(f"classes: must be 1 or more, not {classes}")
@@ -202,9 +200,9 @@ def _architecture(contents: Contents, task: Task, classes: int | None, channels:
 
 
 def _with_channels(name: str, tensor: Tensor, wanted: dict[str, Tensor]) -> tuple[Tensor, str]:
-    """A convolution of an image for one of another number of channels, and what was done.
+    """Adapt the weights of a convolution on the image to another number of channels, and say how.
 
-    An image that is the same in all channels gives what it gave.
+    An image with identical channels gives the same output as before.
     """
     if name in wanted and name in _SEES_THE_IMAGE and tensor.ndim == wanted[name].ndim:
         before, channels = tensor.shape[1], wanted[name].shape[1]
@@ -221,28 +219,28 @@ def _why_not(
     part = part_of(name)
     half = "encoder" if part == "encoder" else "decoder"
     if half == "decoder" and task == "encoder":
-        return "the network is an encoder alone"
+        return "the network is an encoder only"
     if transfer not in ("both", half):
-        return f"the {transfer} alone is transferred"
+        return f"only the {transfer} is transferred"
     if part == "head" and trained != task:
-        return f"the head of a network for {trained} is none for {task}"
+        return f"the head was trained for {trained}, not for {task}"
     if name == MASK_TOKEN and task != "pretrain":
-        return "pre-training alone masks tokens"
+        return "only pre-training masks tokens"
     if name not in wanted:
         return NO_SUCH_TENSOR
     if wanted[name].shape != tensor.shape:
-        return f"shape {tuple(tensor.shape)}, the network's is {tuple(wanted[name].shape)}"
+        return f"shape {tuple(tensor.shape)}, the network has {tuple(wanted[name].shape)}"
     return None
 
 
 def _halves(task: Task, transfer: Transfer) -> tuple[Half, ...]:
-    """The halves of a network for a task that are taken from a file."""
+    """The halves that a network for this task loads from a file."""
     halves: tuple[Half, ...] = ("encoder",) if task == "encoder" else ("encoder", "decoder")
     return tuple(half for half in halves if transfer in ("both", half))
 
 
 def _warn_of(contents: Contents, halves: Iterable[Half], report: LoadReport) -> None:
-    """Say what was assumed, and what the file should have had and has not."""
+    """Warn about assumptions, and about tensors that the file should have but does not."""
     for what, why in contents.assumed.items():
         log.warning("%s: %s assumed; %s", contents.path, what, why)
     for half in halves:
@@ -254,7 +252,7 @@ def _warn_of(contents: Contents, halves: Iterable[Half], report: LoadReport) -> 
         ]
         if missing:
             log.warning(
-                "%s: %d of the %d tensors of the %s keep random values, for the file has none that fit: %s%s",
+                "%s: %d of the %d tensors of the %s keep random values, because none in the file fit: %s%s",
                 contents.path,
                 len(missing),
                 len(missing) + taken,
@@ -265,23 +263,23 @@ def _warn_of(contents: Contents, halves: Iterable[Half], report: LoadReport) -> 
 
 
 def _warn_of_no_head(contents: Contents, task: Task, report: LoadReport) -> None:
-    """Say of a network that repairs that it cannot: in other layouts half-resolution heads have no place."""
+    """Warn if a network that repairs was loaded without heads, which some layouts cannot hold."""
     if contents.task == task == "pretrain" and has_head(report.missing):
-        log.warning("%s: the heads are not in the file, so that what is repaired is random", contents.path)
+        log.warning("%s: the file has no heads, so repaired images are random", contents.path)
 
 
 def _beyond_half(contents: Contents, missing: Iterable[str], transfer: Transfer) -> dict[str, str]:
-    """Of the missing tensors those that a pre-trained decoder ending at half resolution has no place for."""
+    """Those of the missing tensors that a decoder pre-trained up to half resolution does not have."""
     if contents.architecture.repair_from == "full" or contents.task != "pretrain" or transfer == "encoder":
         return {}
-    reason = "pre-training ended at half resolution; what lies above learns from random values"
+    reason = "pre-training ended at half resolution; layers above it start from random values"
     return {name: reason for name in missing if name.startswith(ABOVE_HALF)}
 
 
 def _other_classes(theirs: Sequence[str], ours: Sequence[str]) -> str | None:
-    """Why a head for some classes, the background first, is none for others."""
+    """Why a head cannot be used for other classes; both lists begin with the background."""
     if len(theirs) != len(ours):
-        return f"it is for {len(theirs)} classes, here there are {len(ours)}"
+        return f"it has {len(theirs)} classes, here there are {len(ours)}"
     for index, (before, now) in enumerate(zip(theirs, ours, strict=True)):
         if before != now and index:
             return f"its class {index} is {before!r}, here it is {now!r}"

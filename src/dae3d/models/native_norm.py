@@ -1,8 +1,8 @@
-"""Instance norm out of PyTorch's batch norm, with the sum and the activation after it, in the layout given.
+"""Instance norm by PyTorch's batch norm, in any memory layout, fused with the sum and activation after it.
 
-PyTorch's instance norm makes every volume contiguous, and the convolution after it makes it channels-last
-again. It also returns a view: autograd notes a sum or an activation in place as a change of that view, and
-copies the gradient for each.
+PyTorch's instance norm makes every volume contiguous, and the convolution after it converts it back to
+channels-last. It also returns a view, for which autograd copies the gradient of every sum or activation in
+place.
 """
 
 from typing import Any
@@ -17,19 +17,19 @@ Statistics = list[tuple[Tensor, Tensor]]
 
 
 def layout(x: Tensor) -> torch.memory_format:
-    """Channels-last for a volume (B, C, D, H, W) that is that alone, and else contiguous."""
+    """Channels-last for a volume (B, C, D, H, W) in that layout only, else contiguous."""
     last = x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
     return torch.channels_last_3d if last else torch.contiguous_format
 
 
 class NativeNorm(torch.autograd.Function):
-    """leaky_relu(norm(x) + residual), or with the norm of the residual; in the layout of `x`."""
+    """leaky_relu(norm(x) + residual), optionally with the residual normalised too; in the layout of `x`."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, residual: Tensor | None, normalise_residual: bool, eps: float, slope: float
     ) -> Tensor:
-        """To the shape of `x` (B, C, D, H, W); the residual has its shape and layout."""
+        """Returns the shape of `x` (B, C, D, H, W); the residual has the same shape and layout."""
         x = x.contiguous(memory_format=layout(x))
         out, statistics = _normalised(x, eps)
         normalised, all_statistics = [x], [statistics]
@@ -49,7 +49,7 @@ class NativeNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        """Of `x` and of the residual, where there is one."""
+        """Gradients of `x`, and of the residual if there is one."""
         out, *normalised = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=layout(normalised[0]))
         if out is not None:
@@ -64,7 +64,7 @@ class NativeNorm(torch.autograd.Function):
 
 
 def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Statistics]:
-    """The norm of a volume, and the means and inverse deviations of what was normalised together."""
+    """The norm of a volume, and the means and inverse deviations of each of its `_parts`."""
     out, statistics = torch.empty_like(x), []
     dtype = torch.promote_types(x.dtype, torch.float32)
     for part, into in zip(_parts(x), _parts(out), strict=True):
@@ -90,14 +90,14 @@ def _backward(gradient: Tensor, x: Tensor, statistics: Statistics, eps: float) -
 
 
 def _ones(scale: Tensor) -> Tensor | None:
-    """Weights, without which PyTorch has no float32 statistics of half precision on a CPU."""
+    """Weights of 1: on a CPU, PyTorch needs weights to compute float32 statistics of half-precision input."""
     return torch.ones_like(scale) if scale.device.type == "cpu" else None
 
 
 def _parts(x: Tensor) -> list[Tensor]:
-    """Views of a volume (B, C, D, H, W) to be normalised over all axes but the second.
+    """Views of a volume (B, C, D, H, W), each to be normalised over all axes but the second.
 
-    Channels-last, they are the voxels of a sample (D * H * W, C); contiguous, the one (1, B * C, D, H, W).
+    Channels-last: (D * H * W, C) for each sample. Contiguous: a single one, (1, B * C, D, H, W).
     """
     if layout(x) == torch.channels_last_3d:
         return [sample.flatten(0, 2) for sample in x.permute(0, 2, 3, 4, 1)]

@@ -1,4 +1,4 @@
-"""What all networks have in common, and what weights say of themselves."""
+"""The base class of all networks, and the metadata of weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ Task = Literal["pretrain", "segmentation", "encoder"]
 
 
 class WeightsInfo(TypedDict, total=False):
-    """What a file of weights says, beside the architecture, as plain JSON; none of it need be there.
+    """Metadata of a weights file apart from the architecture, as plain JSON; every entry is optional.
 
     Attributes:
         task: what the network was trained for: "pretrain", "segmentation" or "encoder".
@@ -21,15 +21,15 @@ class WeightsInfo(TypedDict, total=False):
         best_validation: step and loss of the run's best validation.
         settings: of the run.
         versions: of the packages.
-        data: the run's scans in numbers, by data set and modality.
-        trained_on: fingerprints of what it was trained on, by stage (`provenance.py`).
+        data: numbers of scans, by data set and modality.
+        trained_on: fingerprints of the training data, by stage (`provenance.py`).
         axes: order of the token axes.
-        monai_merging: order of octants, where the user named it.
-        modalities: labels, by number, of pre-training.
+        monai_merging: order of octants, if the user gave it.
+        modalities: labels of pre-training, by number.
         preparation: of the scans of pre-training, as `store.Preparation`.
-        spacing: their median voxel size in mm.
-        recipe: of the cases of fine-tuning, as `CaseRecipe`.
-        flip_axes: axes that crops were flipped along.
+        spacing: median voxel size of those scans in mm.
+        recipe: preparation of the cases of fine-tuning, as `CaseRecipe`.
+        flip_axes: axes along which crops were flipped.
     """
 
     task: Task
@@ -51,10 +51,10 @@ class WeightsInfo(TypedDict, total=False):
 class Network(nn.Module):
     """A network for one task.
 
-    Attributes of one that `load` made:
-        info: what the file of its weights says of them.
-        weights: that file.
-        load_report: what of the file was taken.
+    Attributes set by `load`:
+        info: metadata of its weights file.
+        weights: path of that file.
+        load_report: what was loaded from it.
     """
 
     info: WeightsInfo

@@ -1,4 +1,4 @@
-"""Instance norm, with the sum and the activation after it, that keeps the channels-last layout."""
+"""Instance norm that keeps the channels-last layout, optionally fused with a sum and an activation."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from dae3d.models.native_norm import NativeNorm, layout
 
 
 class InstanceNorm(nn.InstanceNorm3d):
-    """As PyTorch's, which turns every volume into the contiguous layout and the convolution after it back.
+    """As PyTorch's, which makes every volume contiguous, so that the next convolution has to convert it back.
 
-    (With a channels-last gradient of a batch of one, PyTorch's also gives a wrong gradient: seen in 2.13.)
-    A single voxel, whose deviation from its own mean is zero, becomes zero.
+    (PyTorch 2.13 also returns a wrong gradient for a channels-last gradient with a batch of one.) A single
+    voxel becomes zero, because it equals its own mean.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ class InstanceNorm(nn.InstanceNorm3d):
 
 
 class NormActivation(nn.Module):
-    """The leaky ReLU of an instance norm, to which a residual may be added before.
+    """Instance norm and leaky ReLU, with an optional residual added in between.
 
     Args:
         slope: of the leaky ReLU below zero.
@@ -39,22 +39,22 @@ class NormActivation(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, residual: Tensor | None = None, normalise_residual: bool = False) -> Tensor:
-        """Of `x` (B, C, D, H, W) and a residual of its shape, taken as it is or its norm, to that shape."""
+        """leaky_relu(norm(x) + residual), the residual optionally normalised too; all (B, C, D, H, W)."""
         if x[0, 0].numel() == 1:
-            # Times zero, so that whatever made it has a gradient all the same.
+            # Multiplied by zero, so that the layers before still get a gradient.
             added = 0 if residual is None else residual * 0 if normalise_residual else residual
             return functional.leaky_relu(x * 0 + added, self.slope)
         if residual is not None:
             residual = residual.contiguous(memory_format=layout(x))
-        return _way(x).apply(x, residual, normalise_residual, self.eps, self.slope)
+        return _implementation(x).apply(x, residual, normalise_residual, self.eps, self.slope)
 
 
 def _instance_norm(x: Tensor, eps: float) -> Tensor:
     if x[0, 0].numel() == 1:
         return x * 0
-    return _way(x).apply(x, None, False, eps, 1.0)
+    return _implementation(x).apply(x, None, False, eps, 1.0)
 
 
-def _way(x: Tensor) -> Any:
+def _implementation(x: Tensor) -> Any:
     last = layout(x) == torch.channels_last_3d
     return CpuNorm if last and x.device.type == "cpu" and x.dtype != torch.float64 else NativeNorm

@@ -1,4 +1,4 @@
-"""Files that `torch.save` wrote, read without running anything that is in them."""
+"""Reads files written by `torch.save`, without running code that is in them."""
 
 import argparse
 import pickle
@@ -11,16 +11,16 @@ import torch
 
 from dae3d.errors import Dae3dError
 
-# Trainers put a mean of NumPy's, or their command line, beside the tensors.
+# Trainers save NumPy scalars, or their command line, next to the tensors.
 _KINDS = {type(np.dtype(code)) for code in "?bhilqBHILQefdFDSU"}
 _NOT_ALLOWED = re.compile(r"GLOBAL (\S+) was not an allowed global|Unsupported (?:class|global) (\S+)")
 
 
 def read_pickled(path: Path) -> Any:
-    """What a file of PyTorch holds: tensors and plain values, NumPy's scalars and `argparse.Namespace`.
+    """The contents of a PyTorch file: tensors, plain values, NumPy scalars and `argparse.Namespace`.
 
     Raises:
-        Dae3dError: where it cannot be read, or holds anything else.
+        Dae3dError: if it cannot be read, or holds anything else.
     """
     allowed: list[Any] = [
         (_scalar, "numpy.core.multiarray.scalar"),
@@ -37,7 +37,7 @@ def read_pickled(path: Path) -> Any:
 
 
 def _scalar(kind: np.dtype, data: bytes) -> Any:
-    """A number or text of NumPy's as Python's own, in place of the function that a file names."""
+    """A NumPy scalar as a plain Python value, in place of the function that the file names."""
     if type(kind) not in _KINDS:
         raise ValueError(f"a NumPy scalar of type {kind}")
     return np.frombuffer(data, kind)[0].item()
@@ -47,11 +47,11 @@ def _why(error: Exception) -> str:
     message = str(error)
     if named := _NOT_ALLOWED.search(message):
         return (
-            f"not read, because it holds more than tensors and plain values: {named[1] or named[2]}. Where "
-            "you trust it, load it in the program that made it, and save the network's state dict alone"
+            f"not read, because it holds more than tensors and plain values: {named[1] or named[2]}. If "
+            "you trust it, load it in the program that wrote it, and save only the network's state dict"
         )
     if isinstance(error, pickle.UnpicklingError) or not message:
-        # PyTorch's words recommend to run what is in the file.
-        return "damaged, or not a file of weights that torch.save wrote"
+        # PyTorch's message recommends running the code in the file.
+        return "damaged, or not a weights file written by torch.save"
     first = message.splitlines()[0].split(". ")[0]
-    return f"damaged, or not a file of weights that torch.save wrote: {first}"
+    return f"damaged, or not a weights file written by torch.save: {first}"

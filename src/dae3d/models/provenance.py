@@ -1,8 +1,8 @@
-"""What weights were trained on, so that it is noticed when they are tested on the very same scans.
+"""Which scans weights were trained on, to detect that they are tested on the same scans.
 
-A scan is known by fingerprints: hexadecimal digests of its files' content, or of its voxels. Names are not
-kept, not even as digests: who knows a patient's name could look it up in a file that is given away. Only who
-has the scan itself can tell whether it was there.
+A scan is identified by fingerprints: hexadecimal digests of its files' content, or of its voxels. Names are
+not kept, not even as digests, because anyone who knows a patient's name could look it up in a shared file.
+Only someone who has the scan itself can check whether it was used.
 """
 
 import base64
@@ -16,22 +16,20 @@ from dae3d.models.network import Task, WeightsInfo
 
 Side = Literal["training", "validation"]
 
-# Entry of a header.
-
-# Of every digest the first 64 bits are kept, and of more scans than this the smallest ones: 11 MB of text.
+# The first 64 bits of each digest are kept, and at most this many digests, the smallest ones: 11 MB of text.
 _DIGITS, _MOST = 16, 1 << 20
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training that weights went through.
+    """One training run that weights went through.
 
     Attributes:
-        task: what was trained.
-        classes: names of the classes, the background first, of a segmentation network; none where not known.
-        training: `kept` of the fingerprints of the scans that were trained on.
-        validation: of those by which the best weights were chosen.
-        known: whether the file says which scans these were. Those of others do not.
+        task: of the training.
+        classes: class names of a segmentation network, the background first; empty if not known.
+        training: `kept` of the fingerprints of the training scans.
+        validation: of the scans by which the best weights were chosen.
+        known: whether the file records these scans; files of other programs do not.
     """
 
     task: Task
@@ -41,7 +39,7 @@ class Stage:
     known: bool = True
 
     def side_of(self, fingerprints: Iterable[str]) -> Side | None:
-        """The side on which a scan of any of these fingerprints was; training goes before validation."""
+        """The split that a scan with any of these fingerprints was in; training takes precedence."""
         wanted = {kept(fingerprint) for fingerprint in fingerprints}
         if wanted & self.training:
             return "training"
@@ -50,7 +48,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Seen:
-    """A case that weights have met: in the training for a task, on one side."""
+    """A case that weights were trained on or chosen by: in the training for a task, in one split."""
 
     case: str
     task: Task
@@ -58,13 +56,13 @@ class Seen:
 
 
 def trained_on(info: WeightsInfo) -> list[Stage]:
-    """The trainings that weights went through, the first one first.
+    """The training runs that weights went through, the first one first.
 
     Args:
-        info: what a file of weights says of its training, as `load(...).info` and `read_weights(...).info`.
+        info: metadata of the weights, as `load(...).info` and `read_weights(...).info`.
 
     Returns:
-        At least one stage; the last is the training that the file comes from.
+        At least one stage; the last is the training that wrote the file.
     """
     if "trained_on" not in info:
         return [Stage(info.get("task", "pretrain"), class_names(info), known=False)]
@@ -81,14 +79,14 @@ def trained_on(info: WeightsInfo) -> list[Stage]:
 
 
 def seen(info: WeightsInfo, cases: Mapping[str, Iterable[str]]) -> list[Seen]:
-    """Which of some cases weights were trained on, or were chosen by.
+    """Which cases the weights were trained on, or chosen by.
 
     Args:
-        info: as of `trained_on`.
-        cases: fingerprints of each case's images, by its name: of one image there may be several.
+        info: as for `trained_on`.
+        cases: fingerprints of each case's images, by case name; an image may have several.
 
     Returns:
-        One entry for each case and each stage that has it, stages in their order.
+        One entry for each stage and each case in it, by stage.
     """
     found = []
     for stage in trained_on(info):
@@ -100,7 +98,7 @@ def seen(info: WeightsInfo, cases: Mapping[str, Iterable[str]]) -> list[Seen]:
 
 
 def class_names(info: WeightsInfo) -> tuple[str, ...]:
-    """Names of the classes of a segmentation network, the background first; none where not known."""
+    """Class names of a segmentation network, the background first; empty if not known."""
     labels = info.get("recipe", {}).get("labels", {})
     return tuple(labels[value] for value in sorted(labels, key=int))
 
@@ -112,14 +110,14 @@ def entry(
     classes: Sequence[str] = (),
     earlier: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """What a header has as `trained_on`, in plain JSON.
+    """The `trained_on` entry of a header, in plain JSON.
 
     Args:
-        task: what is trained.
-        training: `kept` of the fingerprints of the scans that are trained on.
-        validation: of those by which the best weights are chosen.
-        classes: names of the classes, the background first.
-        earlier: the entry of the weights that were begun with, as `entry_of` has it.
+        task: of the training.
+        training: `kept` of the fingerprints of the training scans.
+        validation: of the scans by which the best weights are chosen.
+        classes: class names, the background first.
+        earlier: the entry of the weights that training starts from, as returned by `entry_of`.
     """
     stage = {
         "task": task,
@@ -132,7 +130,7 @@ def entry(
 
 
 def entry_of(info: WeightsInfo) -> list[dict[str, Any]]:
-    """The entry of a header, also of one that has none."""
+    """The entry of a header, or one of unknown scans if it has none."""
     if "trained_on" in info:
         return list(info["trained_on"])
     unknown = entry(info.get("task", "pretrain"), (), (), class_names(info))
@@ -140,9 +138,9 @@ def entry_of(info: WeightsInfo) -> list[dict[str, Any]]:
 
 
 def continued(before: list[dict[str, Any]] | None, now: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entry of a run that goes on from a checkpoint with the entry `before`.
+    """The entry of a run resumed from a checkpoint with the entry `before`.
 
-    With other scans it is a stage of its own.
+    Other scans make it a new stage.
     """
     if before is None:
         return now
@@ -150,7 +148,7 @@ def continued(before: list[dict[str, Any]] | None, now: list[dict[str, Any]]) ->
 
 
 def kept(fingerprint: str) -> int:
-    """What is kept of a fingerprint, a hexadecimal digest: its first 64 bits."""
+    """The part of a fingerprint (a hexadecimal digest) that is kept: its first 64 bits."""
     return int(fingerprint[:_DIGITS], 16)
 
 

@@ -1,12 +1,12 @@
-"""The Swin transformer's stages (Liu et al., arXiv 2103.14030), in three dimensions.
+"""The stages of the Swin transformer (Liu et al., arXiv 2103.14030) in 3D.
 
-Parameters and their names are those of MONAI's `BasicLayer`; with edges "reference" so are the results. The
-way there is another: tokens stay channels-last from stage to stage, one gather brings them into windows and
-one takes them back, and attention keeps no matrix of scores (`attention.py`).
+Parameters and their names are those of MONAI's `BasicLayer`; with edges "reference" the results are the same
+too. The implementation differs: tokens stay channels-last from stage to stage, one gather partitions them
+into windows and another one reverses it, and attention does not store the scores (`attention.py`).
 
-At the edges of a volume MONAI's, as the published one, does two things that edges "exact" does not. In a
-window that is cut, for the grid is smaller, tokens take the biases of other offsets: the first entries of the
-whole window's. And tokens attend to the padding of the last windows.
+At the edges of a volume, MONAI and the published network do two things that edges "exact" avoids. If a window
+is cut because the grid is smaller, tokens get biases of wrong offsets: the first entries of the whole
+window's. And tokens attend to the padding of the last windows.
 """
 
 from functools import lru_cache
@@ -23,7 +23,7 @@ from dae3d.models.windows import Sides, WindowEdges, Windows, into_windows, out_
 
 
 class SwinStage(nn.Module):
-    """Blocks of windows and shifted windows in turn, then patch merging.
+    """Transformer blocks with regular and shifted windows in turn, then patch merging.
 
     Args:
         dim: channels of a token.
@@ -32,7 +32,7 @@ class SwinStage(nn.Module):
         window: side of a window in tokens.
         merging: halves the grid, (B, D, H, W, dim) to (B, D/2, H/2, W/2, 2 * dim).
         checkpoint_activations: recompute a block's activations in the backward pass.
-        edges: of the volume: "exact", or "reference" as published.
+        edges: handling of the volume's edges: "exact", or "reference" as published.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class SwinStage(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Pre-norm window attention and MLP, both residual."""
+    """Pre-norm window attention and MLP, with residual connections."""
 
     def __init__(self, dim: int, heads: int, window: int, edges: WindowEdges = "exact") -> None:
         super().__init__()
@@ -95,9 +95,10 @@ class WindowAttention(nn.Module):
         self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, where: Windows) -> Tensor:
-        """(B, D, H, W, dim) to the same shape; `where` has the edges of this layer."""
+        """(B, D, H, W, dim) to the same shape; `where` must have the same `edges` as this layer."""
         dim, n = x.shape[-1], where.tokens
-        # What the published network pads is zero before this layer, and its bias after; here it is masked.
+        # In the published network padding is zero before this layer and equals its bias after it; with exact
+        # edges it is masked.
         padding_row = self.qkv.bias if self.edges == "reference" else None
         placed = into_windows(self.qkv(x).flatten(0, -2), padding_row, where)
         qkv = placed.view(-1, n, 3, self.heads, dim // self.heads)
@@ -107,25 +108,25 @@ class WindowAttention(nn.Module):
         return self.proj(out_of_windows(attended.reshape(-1, dim), where)).view(x.shape)
 
     def _offsets_within(self, where: Windows) -> Tensor:
-        """(n, n) the entries of the table for a window's n tokens."""
+        """(n, n) indices into the bias table for the n tokens of a window."""
         n = where.tokens
         if self.edges == "reference" or n == len(self.relative_position_index):
-            # A window of fewer tokens takes the first offsets, as published.
+            # A smaller window uses the first offsets, as published.
             return self.relative_position_index[:n, :n]
         return _offsets_on(self.window, where.sides, self.relative_position_index.device)
 
 
 @lru_cache(maxsize=64)
 def _offsets_on(window: int, sides: Sides, device: torch.device) -> Tensor:
-    # What is made in inference mode could not be kept for a backward pass later on.
+    # A tensor made in inference mode could not be saved for a later backward pass.
     with torch.inference_mode(False):
         return _offsets(window, sides).to(device)
 
 
 def _offsets(window: int, sides: Sides) -> Tensor:
-    """(n, n) the number of the offset between any two of the n tokens in a window of `sides`.
+    """(n, n) indices of the offsets between the n tokens of a window with these `sides`.
 
-    It is that of the larger `window`, whose table it is an entry of.
+    They index the bias table of the full `window`.
     """
     axes = [torch.arange(side) for side in sides]
     places = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)

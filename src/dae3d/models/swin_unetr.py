@@ -1,8 +1,8 @@
-"""The networks: a Swin transformer encoder, and a residual UNETR decoder that repairs or segments.
+"""The networks: a Swin transformer encoder and a residual UNETR decoder, for repair or segmentation.
 
-Built from MONAI's blocks in the layout of the published Disruptive Autoencoders
-(Valanarasu et al., arXiv 2307.16896), which is Swin UNETR (Hatamizadeh et al., arXiv 2201.01266) with a
-two-convolution patch embedding.
+Built from MONAI's blocks in the layout of the published Disruptive Autoencoders (Valanarasu et al., arXiv
+2307.16896), which is Swin UNETR (Hatamizadeh et al., arXiv 2201.01266) with a two-convolution patch
+embedding.
 """
 
 import math
@@ -27,38 +27,38 @@ Axes = Literal["straight", "reference"]
 PatchMergingOrder = Literal["straight", "reference"]
 PatchEmbedding = Literal["conv", "linear"]
 
-# What sharded training gathers at a time.
+# Modules that FSDP gathers one at a time.
 UNITS = (SwinStage, UnetrBasicBlock, UpBlock)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that decides the networks' parameters and their shapes.
+    """The settings that determine the parameters of a network and their shapes.
 
-    `patch_merging` "reference" repeats the published order of octants, two of them twice and two never;
-    weights trained with one order are of no use in the other.
+    `patch_merging` "reference" is the published order of octants, which repeats two and lacks two; weights
+    trained with one order are of no use in the other.
 
-    `restore_intensity` gives a repaired image the mean and deviation of the input. The network's instance
-    norms forget them, and nothing else in it can tell soft tissue from lung in a uniform crop; the published
-    network does without. A segmentation network has no use for it.
+    `restore_intensity` gives a repaired image the mean and deviation of the input. Instance norms remove
+    them, and in a uniform crop nothing else distinguishes soft tissue from lung. The published network does
+    not do this, and segmentation networks do not use it.
 
-    `normalise_skips` hands the decoder feature maps normalised over channels in pre-training too, as
-    fine-tuning always does; the published pre-training hands it the raw ones.
+    `normalise_skips` normalises the encoder's feature maps over channels before the decoder in pre-training
+    too, as fine-tuning always does; the published pre-training does not.
 
     `patch_embed` "conv" is the published block of two 3^3 convolutions; "linear" is MONAI's, one 2^3
     convolution of stride 2.
 
-    `repair_from` says what a repair is made from in pre-training. "full": the whole decoder, which gets the
-    disrupted image too, as published. "half": the decoder up to half resolution, without the last block, and
-    so without the way past the encoder and most of the work. Each feature gives the 2^3 voxels of its place;
-    for training, two coarser maps give the image at 1/4 and 1/8 of the resolution. "pyramid": the same
-    decoder, where features at each resolution down to 1/32 add to the image what coarser ones do not show,
-    and nothing else. A segmentation network has the whole decoder always.
+    `repair_from` selects the features from which pre-training computes the repaired image. "full": the whole
+    decoder, including a skip connection from the disrupted image, as published. "half": the decoder up to
+    half resolution. Without the last block no path bypasses the encoder, and most of the computation is
+    saved. Each feature vector gives its 2^3 voxels; for training, two coarser maps give the image at 1/4 and
+    1/8 of the resolution. "pyramid": the same decoder, where features at each resolution down to 1/32 add
+    only the detail that coarser ones lack. A segmentation network always has the whole decoder.
 
-    `window_edges` "exact" gives every pair of tokens the bias of its own offset and attends to no padding,
-    whatever the grid; "reference" is the published network, and MONAI's: a grid smaller than the window takes
-    biases of other offsets, and padding is attended to. The two agree where the grids of all stages, 1/2 to
-    1/16 of a side, are multiples of the window (`sides_without_edges`).
+    `window_edges` "exact" gives every pair of tokens the bias of its own offset and masks padding, for any
+    grid; "reference" is as published and in MONAI: on a grid smaller than the window, biases of other offsets
+    are used, and padding is attended to. Both agree if the grids of all stages, 1/2 to 1/16 of a side, are
+    multiples of the window (`sides_without_edges`).
 
     `deep_supervision` gives a segmentation network heads at 1/2, 1/4 and 1/8 of the resolution, for training.
     """
@@ -79,7 +79,7 @@ class Architecture:
 
 
 def sides_without_edges(window: int) -> int:
-    """Sides of a crop that are multiples of it have stages of whole windows: no padding, and none cut."""
+    """Crops with sides that are multiples of this have whole windows, without padding, in all stages."""
     return math.lcm(32, 16 * window)
 
 
@@ -88,10 +88,10 @@ class SwinUNETR(Network):
 
     Args:
         architecture: sizes of the network.
-        checkpoint_activations: recompute activations in the backward pass instead of keeping them.
-        axes: "reference" hands the patch embedding's tokens over with the channel axis in the place of the
-            last spatial one, as the published pre-training did (it needs a cubic input of side
-            2 * embed_dim). Only published weights want it.
+        checkpoint_activations: recompute activations in the backward pass instead of storing them.
+        axes: "reference" moves the channel axis of the token embedding to the place of the last spatial one,
+            as the published pre-training did (it needs a cubic input of side 2 * embed_dim). For published
+            weights only.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class SwinUNETR(Network):
     def forward(
         self, image: Tensor, channel_keep: Tensor | None = None, token_mask: Tensor | None = None
     ) -> Tensor:
-        """The repaired image alone; see `repair`."""
+        """The repaired image only; see `repair`."""
         return self.repair(image, channel_keep, token_mask)[0]
 
     def repair(
@@ -115,13 +115,13 @@ class SwinUNETR(Network):
 
         Args:
             image: (B, C, D, H, W); sides are multiples of 32.
-            channel_keep: factor on the token embedding's channels, broadcastable to
-                (B, embed_dim, D/2, H/2, W/2); 0 masks a channel.
+            channel_keep: factor on the channels of the token embedding, broadcastable to (B, embed_dim, D/2,
+                H/2, W/2); 0 masks a channel.
             token_mask: (B, 1, D/2, H/2, W/2), true where the mask token replaces a token's embedding.
 
         Returns:
-            The repaired image (B, out_channels, D, H, W), and the bottleneck's features pooled over space
-            (B, 16 * embed_dim).
+            The repaired image (B, out_channels, D, H, W), and the bottleneck's features averaged over space
+                (B, 16 * embed_dim).
         """
         hidden = self.encode(image, channel_keep, token_mask)
         return self.decode(image, hidden, token_mask), self.pooled(hidden)
@@ -129,24 +129,24 @@ class SwinUNETR(Network):
     def encode(
         self, image: Tensor, channel_keep: Tensor | None = None, token_mask: Tensor | None = None
     ) -> list[Tensor]:
-        """The five feature maps that the decoder gets; arguments as of `repair`."""
+        """The five feature maps for the decoder; arguments as for `repair`."""
         hidden = self.encoder(image, channel_keep, token_mask)
         return normalised(hidden) if self.architecture.normalise_skips else hidden
 
     def decode(self, image: Tensor, hidden: Sequence[Tensor], token_mask: Tensor | None = None) -> Tensor:
-        """The image repaired out of itself (B, C, D, H, W) and its feature maps, as `encode` gives them."""
+        """The repaired image, from the input (B, C, D, H, W) and its feature maps as returned by `encode`."""
         features = self.decoder.features(image, hidden)
         return self.images(image, features, token_mask)[0]
 
     def images(
         self, image: Tensor, features: Sequence[Tensor], token_mask: Tensor | None = None
     ) -> list[Tensor]:
-        """The repaired image, then that at lower resolutions, where there are heads for them.
+        """The repaired image, followed by lower resolutions if there are heads for them.
 
         Args:
-            image: (B, C, D, H, W), as the encoder got it.
-            features: the decoder's.
-            token_mask: as the encoder got it.
+            image: (B, C, D, H, W), the input of the encoder.
+            features: of the decoder.
+            token_mask: as given to the encoder.
         """
         repaired = self.decoder.images(features)
         if not self.architecture.restore_intensity:
@@ -158,14 +158,14 @@ class SwinUNETR(Network):
         return [each.float() * deviation + mean for each in repaired]
 
     def pooled(self, hidden: Sequence[Tensor]) -> Tensor:
-        """What the contrastive loss sees of the feature maps: (B, 16 * embed_dim)."""
+        """Bottleneck features averaged over space, for the contrastive loss: (B, 16 * embed_dim)."""
         return hidden[4].mean(dim=(2, 3, 4))
 
 
 def _visible_intensity(image: Tensor, token_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (B, C, 1, 1, 1) of the means of blocks of 4^3 voxels, as far as they are not masked.
+    """Mean and deviation (B, C, 1, 1, 1) of the means of blocks of 4^3 voxels, weighted by unmasked voxels.
 
-    Noise adds to the deviation of voxels, and next to nothing to that of their means.
+    Block means are used because noise adds to the deviation of voxels, but hardly to that of means.
     """
     blocks = nn.functional.avg_pool3d(image, 4)
     seen = torch.ones_like(blocks[:, :1])
@@ -184,7 +184,7 @@ class Segmenter(Network):
     Args:
         architecture: sizes of the network; `out_channels` is the number of classes.
         checkpoint_activations: as in `SwinUNETR`.
-        axes: as in `SwinUNETR`. The published fine-tuning has "straight" axes, whatever its pre-training had.
+        axes: as in `SwinUNETR`. The published fine-tuning uses "straight", whatever its pre-training used.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Segmenter(Network):
         return self.decoder(image, normalised(self.encoder(image)))
 
     def all_logits(self, image: Tensor) -> list[Tensor]:
-        """Logits at full resolution, then those of the auxiliary heads, where there are any.
+        """Logits at full resolution, then those of the auxiliary heads, if there are any.
 
         Args:
             image: (B, C, D, H, W).
@@ -221,7 +221,7 @@ class Segmenter(Network):
 
 
 class FeatureEncoder(Network):
-    """The encoder alone, as fine-tuning uses it.
+    """The encoder without a decoder, as in fine-tuning.
 
     Args:
         architecture: sizes of the network.
@@ -242,7 +242,7 @@ class FeatureEncoder(Network):
 
 
 def normalised(hidden: Sequence[Tensor]) -> list[Tensor]:
-    """Feature maps (B, C, D, H, W) with mean 0 and deviation 1 over the channels of every token."""
+    """Feature maps (B, C, D, H, W) normalised to mean 0 and deviation 1 over the channels of every token."""
     return [
         nn.functional.layer_norm(feature.movedim(1, -1), feature.shape[1:2]).movedim(-1, 1)
         for feature in hidden
@@ -286,10 +286,10 @@ class SwinEncoder(nn.Module):
         """Five feature maps: the tokens (B, C, D/2, ...), then each stage's (B, C * 2^i, D/2^(i+1), ...).
 
         Raises:
-            Dae3dError: where the sides of the image do not fit.
+            Dae3dError: if the sides of the image do not fit.
         """
         if any(side % 32 for side in image.shape[2:]):
-            raise Dae3dError(f"the network takes sides that are multiples of 32, not {_sides(image)}")
+            raise Dae3dError(f"the sides of an image must be multiples of 32, not {_sides(image)}")
         tokens = self.patch_embed(image)
         if token_mask is not None:
             tokens = torch.where(token_mask, self.mask_token.to(tokens.dtype), tokens)
@@ -297,8 +297,8 @@ class SwinEncoder(nn.Module):
             if len(set(tokens.shape[1:])) > 1:
                 side = 2 * tokens.shape[1]
                 raise Dae3dError(
-                    f"with the published order of axes the network takes {side} x {side} x {side} voxels, "
-                    f'not {_sides(image)}; load it with axes="straight" for other sizes'
+                    f'with axes "reference" the network needs {side} x {side} x {side} voxels, not '
+                    f'{_sides(image)}; load it with axes="straight" for other sizes'
                 )
             tokens = tokens.permute(0, 2, 3, 4, 1).contiguous()
         if channel_keep is not None:
@@ -329,7 +329,7 @@ def _sides(image: Tensor) -> str:
 
 
 class PatchMerging(PatchMergingV2):
-    """MONAI's in one copy; eight slices would each come back as a gradient of the whole volume."""
+    """MONAI's, with a single copy; for eight slices autograd would make eight gradients of the whole."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W, C) to (B, D/2, H/2, W/2, 2C)."""
@@ -350,5 +350,5 @@ class ReferencePatchMerging(PatchMergingV2):
 
 
 def _even(x: Tensor) -> Tensor:
-    """(B, D, H, W, C) with a layer of zeros at the end of odd sides."""
+    """(B, D, H, W, C) with odd sides padded by a layer of zeros at the end."""
     return nn.functional.pad(x, (0, 0, *(side % 2 * end for side in x.shape[3:0:-1] for end in (0, 1))))

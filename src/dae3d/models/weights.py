@@ -1,4 +1,4 @@
-"""Weights on disk: ours are safetensors with a JSON header, other people's are read as they are."""
+"""Weight files: ours are safetensors with a JSON header; those of other programs are converted when read."""
 
 import json
 import logging
@@ -33,24 +33,24 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
-# Entry of a file in another layout that holds what our header holds.
+# Key of our header in a file with another layout.
 HEADER = "dae3d"
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file of weights holds.
+    """The contents of a weights file.
 
     Attributes:
         path: the file.
         task: what its network was trained for.
         architecture: of its network.
-        info: how it was trained, as far as the file says.
-        state: tensors by our names.
-        origins: the names that the file has for them, where they are others.
-        skipped: names in the file of what is not in `state`, with the reason.
-        assumed: what was taken to be so where the file does not say, and what else there is to it.
-        misfits: in what a half of its network is of another kind than ours.
+        info: metadata of the training, as far as the file has it.
+        state: tensors under our names.
+        origins: their names in the file, if different.
+        skipped: names in the file of tensors that are not in `state`, with the reason.
+        assumed: assumptions about what the file does not record, with an explanation.
+        misfits: what differs in a half of its network that does not match ours.
     """
 
     path: Path
@@ -67,7 +67,7 @@ class Contents:
 def save_weights(
     path: Path, state: Mapping[str, Tensor], architecture: Architecture, info: WeightsInfo
 ) -> None:
-    """Write the network's weights, whole or not at all. `info` must be plain JSON."""
+    """Write the network's weights atomically. `info` must be plain JSON."""
     header = {"format": "1", "architecture": json.dumps(asdict(architecture)), "info": json.dumps(info)}
     tensors = {
         name: tensor.detach().cpu().contiguous()
@@ -75,15 +75,16 @@ def save_weights(
         if not name.endswith("relative_position_index")
     }
     with whole_file(path) as temporary:
-        # Its `save_file` writes to a name that does not say whose it is, and for the owner's eyes alone.
+        # safetensors' `save_file` would use a temporary name of its own, and permissions for the owner only.
         temporary.write_bytes(save(tensors, metadata=header))
 
 
 def read_weights(source: str | Path, monai_merging: MonaiMerging | None = None) -> Contents:
-    """Read a file of weights, or a run folder's best ones; `monai_merging` is as of `load`.
+    """Read a weights file, or the best weights of a run folder; `monai_merging` is as for `load`.
 
     Raises:
-        Dae3dError: where there is no such file, it holds no weights, or it says itself how it merges.
+        Dae3dError: if there is no such file, it holds no weights, or `monai_merging` is given although the
+            file records it.
     """
     check_choice("monai_merging", monai_merging, (*get_args(MonaiMerging), None))
     path = _weights_file(Path(source))
@@ -96,19 +97,19 @@ def read_weights(source: str | Path, monai_merging: MonaiMerging | None = None) 
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file has weights with the header of dae3d, in any of the layouts that it writes."""
+    """Whether a file holds weights with dae3d's header, in any layout that dae3d writes."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {"architecture", "info"} <= (file.metadata() or {}).keys()
         file = torch.load(path, map_location="meta", weights_only=True)
-    except Exception:  # whatever is raised for another kind of file
+    except Exception:  # any error means another kind of file
         return False
     return HEADER in file or HEADER in getattr(file, "_metadata", {})
 
 
 def check_choice(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
-    """Refuse a value that is none of those allowed."""
+    """Refuse a value that is not one of those allowed."""
     if value not in allowed:
         raise Dae3dError(f"{name}: must be one of {', '.join(map(repr, allowed))}, not {value!r}")
 
@@ -125,17 +126,16 @@ def _weights_file(source: Path) -> Path:
     if not source.is_file():
         raise Dae3dError(f"{source}: no such file or run folder")
     if source.suffix not in SUFFIXES:
-        raise Dae3dError(f"{source}: not weights; give a run folder or a {' or '.join(SUFFIXES)} file")
+        raise Dae3dError(f"{source}: not a weights file; give a run folder or a {' or '.join(SUFFIXES)} file")
     if source.parent.name == "checkpoints" and (source.parent.parent / "weights").is_dir():
         raise Dae3dError(
-            f"{source}: a checkpoint to resume from; the weights are those of the run folder, "
-            f"{source.parent.parent}"
+            f"{source}: a checkpoint to resume from, not weights; give the run folder, {source.parent.parent}"
         )
     return source
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """The tensors of a file and our header; None where it is not ours."""
+    """The tensors of a file, and our header; None if it has none."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -144,14 +144,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | N
             return tensors, None
         return tensors, {name: json.loads(header[name]) for name in ("architecture", "info")}
     except (SafetensorError, KeyError, ValueError) as error:
-        raise Dae3dError(f"{path}: not a weights file of dae3d: {error}") from None
+        raise Dae3dError(f"{path}: not a valid weights file of dae3d: {error}") from None
 
 
 def _in_another_layout(path: Path, file: Any, monai_merging: MonaiMerging | None) -> Contents:
-    """A published checkpoint, MONAI's weights, or our own in one of these layouts."""
+    """A published checkpoint, MONAI's weights, or ours in one of these layouts."""
     found, others = find_network(path, file)
     names = renamed(found)
-    # A state dict carries metadata of its modules, and PyTorch keeps what it does not know.
+    # A state dict has metadata of its modules, where PyTorch keeps entries that it does not know.
     header = file.get(HEADER) or getattr(found.tensors, "_metadata", {}).get(HEADER)
     if header:
         return _of_header(path, names, header, monai_merging)
@@ -159,7 +159,7 @@ def _in_another_layout(path: Path, file: Any, monai_merging: MonaiMerging | None
     assumed = {f"network of {found}": f"the file also has {others}"} if others else {}
     if monai_merging is None and could_be_of_any_monai(names):
         assumed['patch merging "reference"'] = (
-            "as published and as of MONAI before 1.5; for weights of a later MONAI give monai_merging "
+            "as published and in MONAI before 1.5; for weights of a later MONAI give monai_merging "
             '"merging" (its default) or "mergingv2"'
         )
     info: WeightsInfo = {"axes": "reference"} if task == "pretrain" else {"task": task}
@@ -175,11 +175,11 @@ def _in_another_layout(path: Path, file: Any, monai_merging: MonaiMerging | None
 def _of_header(
     path: Path, names: Renamed, header: dict[str, Any], monai_merging: MonaiMerging | None
 ) -> Contents:
-    """What a file holds that says itself what it is."""
+    """The contents of a file with our header."""
     if monai_merging is not None:
-        raise Dae3dError(f"monai_merging: {path} says itself how its network merges patches; leave it out")
+        raise Dae3dError(f"monai_merging: {path} records its patch merging; leave this setting out")
     try:
-        # What a file from before a field was there has in its place.
+        # Values of fields that are missing in older files.
         earlier = {"normalise_skips": False, "window_edges": "reference"}
         fields = {**earlier, **header["architecture"]}
         values: dict[str, Any] = {
@@ -187,6 +187,6 @@ def _of_header(
         }
         architecture, info = Architecture(**values), header["info"]
     except (KeyError, TypeError) as error:
-        raise Dae3dError(f"{path}: not a weights file of dae3d: {error}") from None
+        raise Dae3dError(f"{path}: not a valid weights file of dae3d: {error}") from None
     task = info.get("task", "pretrain")
     return Contents(path, task, architecture, info, names.state, names.origins, names.skipped)

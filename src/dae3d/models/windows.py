@@ -1,4 +1,4 @@
-"""Which token lies in which window: padding, shifting and partitioning a volume of tokens in one gather."""
+"""Maps tokens to attention windows: pads, shifts and partitions a volume of tokens in a single gather."""
 
 from functools import lru_cache
 from itertools import pairwise
@@ -12,16 +12,15 @@ from torch import Tensor
 Sides = tuple[int, int, int]
 WindowEdges = Literal["exact", "reference"]
 
-# What is added to the scores of tokens that share a window and do not lie side by side in the volume, as
-# published.
+# Added to the scores of tokens that share a window but are not neighbours in the volume, as published.
 _APART = -100.0
-# The same for padding, where it is masked: finite, for a part of a row, which is all that some kernels see at
-# a time, may hold nothing else, and within float16.
+# Added to the scores of masked padding. Finite, because some kernels see only part of a row at a time, which
+# may be all padding; and within the range of float16.
 _PADDING = -10_000.0
 
 
 class Group(NamedTuple):
-    """Windows `start` to `stop`, whose tokens are kept apart by one `mask` (n, n), or not at all."""
+    """Windows `start` to `stop`, which share an attention `mask` (n, n); None if nothing is masked."""
 
     start: int
     stop: int
@@ -29,10 +28,10 @@ class Group(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """How the tokens of a batch lie in windows of `tokens` tokens each, with these `sides`.
+    """The partition of a batch into windows with these `sides`, of `tokens` tokens each.
 
-    `source` (windows * tokens) is the number of the token at each place, that of any token at the places in
-    `padding`; `place` (B * D * H * W) is where each token went. Windows with the same mask lie side by side.
+    `source` (windows * tokens) is the index of the token at each place, and arbitrary at the places in
+    `padding`; `place` (B * D * H * W) is where each token goes. Windows with the same mask are adjacent.
     """
 
     source: Tensor
@@ -52,11 +51,11 @@ def windows(
     device: torch.device,
     edges: WindowEdges = "exact",
 ) -> Windows:
-    """The windows of a batch of volumes with `sides` tokens, those `shifted` by half a window or not.
+    """The windows of a batch of volumes with `sides` tokens, optionally `shifted` by half a window.
 
-    A window is no larger than the volume, and not shifted along sides that it fills. Volumes are padded at
-    their ends to whole windows; no token attends to padding, but with `edges` "reference", as published.
-    Every window holds a token, since a side is padded by less than a window.
+    A window is no larger than the volume, and is not shifted along sides that it fills. Volumes are padded at
+    the end to whole windows. Padding is masked, except with `edges` "reference", as published. Every window
+    holds a token, because the padding of a side is less than a window.
     """
     sizes = (min(sides[0], window), min(sides[1], window), min(sides[2], window))
     shifts = tuple(window // 2 if shifted and side > window else 0 for side in sides)
@@ -68,12 +67,12 @@ def windows(
         constant_values=-1,
     )
     numbers = np.roll(numbers, [-shift for shift in shifts], (0, 1, 2))
-    # Along each axis the last window holds, once shifted, tokens of both ends.
+    # After a shift, the last window along an axis holds tokens from both ends.
     ends = [axis >= len(axis) - shift for axis, shift in zip(places, shifts, strict=True)]
     regions = ends[0][:, None, None] * 4 + ends[1][:, None] * 2 + ends[2]
     members = _partitioned(numbers, counts, sizes)
-    # Windows whose tokens are of the same regions, and where padding is masked also at the same places, share
-    # a mask: a token's kind is twice its region, and one more for masked padding.
+    # Windows with the same pattern of regions and masked padding share a mask. A token's kind is twice its
+    # region, plus one for masked padding.
     masked = (members < 0) & (edges == "exact")
     each = 2 * _partitioned(regions, counts, sizes) + masked
     kinds, kind_of = np.unique(each, axis=0, return_inverse=True)
@@ -83,7 +82,7 @@ def windows(
         Group(start * batch, stop * batch, _mask(kind, device))
         for kind, (start, stop) in zip(kinds, pairwise(bounds.tolist()), strict=True)
     )
-    # Window by window, and of each window those of the whole batch: groups then lie side by side.
+    # Window by window, each for the whole batch, so that groups are contiguous.
     offsets = np.arange(batch)[:, None] * prod(sides)
     source = np.where(members[order, None] < 0, -1, members[order, None] + offsets).reshape(-1)
     place = np.empty(batch * prod(sides), np.int64)
@@ -106,7 +105,7 @@ def _partitioned(volume: np.ndarray, counts: tuple[int, ...], sizes: tuple[int, 
 
 
 def _mask(kinds: np.ndarray, device: torch.device) -> Tensor | None:
-    """What is added to the scores of a window's queries (n) with its keys (n), by the kinds of its tokens."""
+    """What is added to the attention scores (n, n) of a window, by the kinds of its tokens."""
     regions, padding = kinds // 2, kinds % 2 == 1
     if (regions == regions[0]).all() and not padding.any():
         return None
@@ -118,7 +117,7 @@ def _mask(kinds: np.ndarray, device: torch.device) -> Tensor | None:
 def into_windows(rows: Tensor, padding_row: Tensor | None, where: Windows) -> Tensor:
     """Rows of tokens (B * D * H * W, C) to (windows * tokens, C).
 
-    Where no token is, there is `padding_row` (C), or zeros.
+    Places without a token get `padding_row` (C), or zeros.
     """
     return _IntoWindows.apply(rows, padding_row, where)
 
@@ -128,7 +127,7 @@ def out_of_windows(placed: Tensor, where: Windows) -> Tensor:
     return _OutOfWindows.apply(placed, where)
 
 
-# A token has one place, so that the way back is a gather too, where autograd would add up.
+# A token has one place, so that the backward pass is a gather too; autograd would use a scatter-add.
 class _IntoWindows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, padding_row: Tensor | None, where: Windows) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which crops a run is probed on: its validation crops, and as many more as every modality needs."""
+"""The crops for probing a run: its validation crops, and more for modalities with too few."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from dae3d.training.data import CropDataset, TrainingData
 from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.sampling import LAST_SAMPLE, Crop, philox, random_start
 
-CROPS = 8  # of each modality, at least
-TOGETHER = 8  # crops that are swapped among each other
-SWAPPED = 24  # crops that are, about
+CROPS = 8  # minimum per modality
+TOGETHER = 8  # crops per group for swapping
+SWAPPED = 24  # approximate number of crops used for swapping
 
 _PROBE = 7
 
 
 @dataclass(frozen=True)
 class ProbeCrops:
-    """Fixed crops, the validation crops first, under the disruptions that these have in validation."""
+    """Fixed crops with fixed disruptions, the validation crops first."""
 
     dataset: CropDataset
     crops: list[Crop]
@@ -31,28 +31,28 @@ class ProbeCrops:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many there are of each modality."""
+        """Number of crops per modality."""
         numbers = [crop.modality for crop in self.crops]
         return {name: numbers.count(number) for number, name in enumerate(self.modalities)}
 
     def groups(self) -> list[list[int]]:
-        """The places of all crops, `TOGETHER` at a time, with the modalities mixed."""
+        """Indices of all crops in groups of about `TOGETHER`, with modalities mixed."""
         of_each = [
-            [place for place, crop in enumerate(self.crops) if crop.modality == number]
+            [index for index, crop in enumerate(self.crops) if crop.modality == number]
             for number in range(len(self.modalities))
         ]
-        mixed = [place for row in zip_longest(*of_each) for place in row if place is not None]
+        mixed = [index for row in zip_longest(*of_each) for index in row if index is not None]
         return [part.tolist() for part in np.array_split(mixed, -(-len(mixed) // TOGETHER))]
 
-    def read(self, places: Sequence[int], together: int, device: torch.device) -> Iterator[Sample]:
-        """The crops in these places, some `together`, on the device."""
-        for first in range(0, len(places), together):
-            batch = pack([self.dataset[place] for place in places[first : first + together]])
+    def read(self, indices: Sequence[int], together: int, device: torch.device) -> Iterator[Sample]:
+        """Read crops by index, `together` at a time, onto the device."""
+        for first in range(0, len(indices), together):
+            batch = pack([self.dataset[index] for index in indices[first : first + together]])
             yield batch.to(device).unpack(self.dataset.roi)
 
 
 def probe_crops(data: TrainingData, settings: PretrainSettings) -> ProbeCrops:
-    """The crops that a run is probed on."""
+    """The crops for probing a run."""
     scans = data.store.scans
     crops = list(data.validation)
     for number, name in enumerate(data.modalities):
@@ -67,7 +67,7 @@ def probe_crops(data: TrainingData, settings: PretrainSettings) -> ProbeCrops:
 def _more_crops(
     store: Store, there: Sequence[int], candidates: Sequence[int], modality: int, roi: int
 ) -> list[Crop]:
-    """Crops up to `CROPS`, two of a scan where there are enough scans, of held-out scans first."""
+    """Additional crops up to `CROPS`: two per scan if there are enough scans, held-out scans first."""
     count = {scan: there.count(scan) for scan in there}
     added = []
     for place in range(len(there), CROPS):

@@ -1,4 +1,4 @@
-"""Of features alone: how many directions they use, how alike those of two crops are, whose are nearest."""
+"""Feature statistics: effective rank, mean cosines between crops, nearest neighbours."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Covariance:
-    """The scatter of feature vectors about their mean, added up batch by batch (Chan et al., 1979)."""
+    """Scatter matrix of feature vectors, accumulated over batches (Chan et al., 1979)."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -29,15 +29,15 @@ class Covariance:
         self.count = total
 
     def effective_rank(self) -> float:
-        """exp(entropy) of the eigenvalues' shares of their sum (Roy and Vetterli, 2007).
+        """exp(entropy) of the normalised eigenvalues (Roy and Vetterli, 2007).
 
-        It is k where the features vary alike along k orthogonal directions, 0 where they do not vary, NaN
-        where they are not finite.
+        It is k for features with equal variance along k orthogonal directions, 0 for constant features, NaN
+        for features that are not finite.
         """
         if not torch.isfinite(self._scatter).all():
             return float("nan")
         values = torch.linalg.eigvalsh(self._scatter).clamp(min=0)
-        # What rounding leaves of features that are the same everywhere.
+        # Constant features, up to rounding.
         if values.sum() <= 1e-10 * self.count * (1 + self._mean.square().sum()):
             return 0.0
         share = values / values.sum()
@@ -45,7 +45,7 @@ class Covariance:
 
 
 def cosines(features: np.ndarray) -> np.ndarray:
-    """Cosine of each two of (N, F) feature vectors: (N, N) float64."""
+    """Cosines between all pairs of feature vectors (N, F): (N, N) float64."""
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     return np.asarray(unit @ unit.T, np.float64)
 
@@ -55,9 +55,9 @@ def mean_cosines(
 ) -> dict[str, float]:
     """Mean cosines over kinds of pairs of crops.
 
-    "any": all pairs; "within": of one modality, as the contrastive loss attracts; "between": of two
-    modalities; "scan": two crops of a scan; "subjects": of one modality and two subjects. NaN where there is
-    no such pair.
+    "any": all pairs; "within": same modality (positives of the contrastive loss); "between": different "
+    "modalities;
+    "scan": same scan; "subjects": same modality, different subjects. NaN if there is no such pair.
     """
     pair = np.triu(np.ones_like(cosine, dtype=bool), 1)
     same_modality, same_scan, same_subject = (
@@ -78,12 +78,12 @@ def mean_cosines(
 def nearest_modality(
     cosine: np.ndarray, modality: Sequence[int], scan: Sequence[int]
 ) -> tuple[float, float, int]:
-    """How often the nearest crop of another scan is of the same modality.
+    """How often the nearest crop of another scan has the same modality.
 
-    A crop counts where crops of other scans include both its own modality and another one.
+    A crop counts if the crops of other scans include both its own and another modality.
 
     Returns:
-        The share of the crops, the share by chance (what the crops' numbers give), and how many crops count.
+        The share of such crops, the share expected by chance, and the number of crops that count.
     """
     labels, scans = np.asarray(modality), np.asarray(scan)
     right, chance = [], []

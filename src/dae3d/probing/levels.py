@@ -1,4 +1,4 @@
-"""What each level of feature maps tells the decoder: repairs with that level taken from another crop."""
+"""How much the decoder uses each level: errors of repairs with that level taken from another crop."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,7 +13,7 @@ Decode = Callable[[Tensor, list[Tensor], slice], Tensor]
 
 
 def partners(scans: Sequence[int]) -> list[int | None]:
-    """For each crop of a batch, the next one, cyclically, that is of another scan; None where all are of one.
+    """For each crop of a batch, the next one (cyclically) of another scan; None if there is none.
 
     Args:
         scans: the scan of each crop.
@@ -34,22 +34,22 @@ def swap_errors(
     together: int,
     sees_image: bool = True,
 ) -> dict[str, Tensor]:
-    """Errors of repairs, by what was taken from the partner: a level, all of them, the image, nothing.
+    """Errors of repairs when a level, all levels, the image skip or nothing is taken from a partner crop.
 
-    The image is swapped where the decoder looks at it; a repair keeps its own crop's intensity all the same
-    (`with_intensity_of`).
+    A swapped image is scaled to the mean and standard deviation of the own image (`with_intensity_of`).
 
     Args:
-        decode: (b, C, D, H, W), its feature maps and their place in the batch to the repaired image.
-        error: of repaired crops (b, C, D, H, W), and their place in the batch: (b,).
-        image: (B, C, D, H, W), what is repaired.
-        hidden: the five maps of the batch, (B, ...) each.
-        partner: (B,) place of the crop whose map each crop gets.
-        together: crops that are decoded at a time.
-        sees_image: whether the decoder has a skip from the image.
+        decode: maps an image (b, C, D, H, W), its feature maps and their slice of the batch to the repaired
+            image.
+        error: maps repaired crops (b, C, D, H, W) and their slice of the batch to errors (b,).
+        image: (B, C, D, H, W), the disrupted crops.
+        hidden: the five feature maps of the batch, (B, ...) each.
+        partner: (B,) index of the partner of each crop.
+        together: crops decoded at a time.
+        sees_image: whether the decoder has a skip connection from the image.
 
     Returns:
-        (B,) errors under `LEVELS`, "all", "nothing" and, where there is such a skip, "image".
+        (B,) errors under `LEVELS`, "all", "nothing" and, with such a skip, "image".
     """
     found: dict[str, list[Tensor]] = {}
     for first in range(0, len(image), together):
@@ -68,7 +68,7 @@ def swap_errors(
 
 
 def with_intensity_of(image: Tensor, other: Tensor) -> Tensor:
-    """`other` with the mean and the deviation of `image`, each (B, C, D, H, W), over space."""
+    """`other` scaled to the spatial mean and standard deviation of `image`, each (B, C, D, H, W)."""
     space = (2, 3, 4)
     deviation, mean = torch.std_mean(image, dim=space, keepdim=True)
     of_other, mean_of_other = torch.std_mean(other, dim=space, keepdim=True)
@@ -76,7 +76,7 @@ def with_intensity_of(image: Tensor, other: Tensor) -> Tensor:
 
 
 def shares(errors: Mapping[str, Tensor]) -> dict[str, float]:
-    """How much larger the mean error is when something is swapped, in percent of that when nothing is."""
+    """Increase of the mean error by each swap, in percent of the error without swaps."""
     plain = errors[NOTHING].double().mean()
     return {
         name: float(100 * (each.double().mean() / plain - 1))

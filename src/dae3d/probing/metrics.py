@@ -1,4 +1,4 @@
-"""What a probe found, as `check.json` has it. What was not measured is not there."""
+"""The metrics of a probe, as written to `check.json`; what was not measured is absent."""
 
 import math
 from typing import Any
@@ -11,27 +11,28 @@ class _Record(BaseModel):
 
 
 def _measured(values: Any) -> Any:
-    """A dict without what is not a number."""
+    """A dict without values that are not finite."""
     if not isinstance(values, dict):
         return values
     return {name: v for name, v in values.items() if not (isinstance(v, float) and not math.isfinite(v))}
 
 
 class ProbeMetrics(_Record):
-    """ProbeMetrics of one network.
+    """Metrics of one network.
 
     Attributes:
-        l1: of the repairs of the crops that were swapped.
-        share: how much larger it is, in percent, with a level ("level0" to "level4"), "all" or the decoder's
-            "image" taken from another scan's crop.
-        rank: effective rank of each level's features.
-        channels, tokens: of each level; the rank is at most the one, and less than the other.
+        l1: L1 of the repaired crops that were used for swapping.
+        share: increase of this L1 in percent when a level ("level0" to "level4"), "all" levels or the "image"
+            skip is replaced by that of a crop of another scan.
+        rank: effective rank of the features of each level.
+        channels, tokens: per level; the rank is at most the number of channels and less than the number of
+            tokens.
         cosine: mean cosines of pooled features: "any", "within", "between", "scan", "subjects".
-        nearest: share of the crops whose nearest neighbour is of their modality; `chance` is the share that
-            the numbers of crops give, `queries` how many crops count.
-        crops: of each modality.
-        swapped: how many of them were swapped.
-        dice: of the voxel probe, by level and of "all".
+        nearest: share of crops whose nearest neighbour has the same modality; `chance` is the share expected
+            by chance, `queries` the number of crops that count.
+        crops: number of crops per modality.
+        swapped: number of crops used for swapping.
+        dice: Dice of the voxel probe by level, and of "all" levels.
     """
 
     l1: float | None = None
@@ -58,7 +59,7 @@ class ProbeMetrics(_Record):
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     def rows(self) -> dict[str, float]:
-        """As metrics of a run."""
+        """The metrics as rows of `metrics.csv`."""
         found = {f"probe/share/{name}": value for name, value in self.share.items()}
         found |= {f"probe/rank/{name}": value for name, value in self.rank.items()}
         found |= {f"probe/cosine/{name}": value for name, value in self.cosine.items()}
@@ -67,7 +68,7 @@ class ProbeMetrics(_Record):
 
 
 class ProbeTask(_Record):
-    """What the voxel probe was fitted and tested on."""
+    """The cases on which the voxel probe was fitted and tested."""
 
     task: str
     classes: tuple[str, ...]
@@ -76,7 +77,7 @@ class ProbeTask(_Record):
 
 
 class Check(_Record):
-    """`check.json`. `random` is the voxel probe's Dice of the same network with random weights."""
+    """`check.json`. `random` is the Dice of the voxel probe for the same network with random weights."""
 
     dae3d: str | None = None
     weights: str | None = None

@@ -1,4 +1,4 @@
-"""The figures of a network that repairs, on fixed crops. No weight changes, and no random number is drawn."""
+"""Probe a pre-trained network on fixed crops, without changing weights or random number generators."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,12 +26,12 @@ Computing = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Probe:
-    """Measures a network on the same crops and cases every time.
+    """Computes metrics of a network, always on the same crops and cases.
 
     Args:
         settings: of the run.
-        crops: that are repaired.
-        voxels: labelled cases, or None.
+        crops: crops to repair.
+        voxels: the voxel probe, or None.
     """
 
     settings: PretrainSettings
@@ -39,8 +39,8 @@ class Probe:
     voxels: VoxelProbe | None = None
 
     def measure(self, network: Any, device: torch.device, computing: Computing = nullcontext) -> ProbeMetrics:
-        """All figures of a `SwinUNETR` that is on the device; its own work is done within `computing()`."""
-        with at_rest(network), torch.no_grad():
+        """All metrics of a `SwinUNETR` on the device; its forward passes run within `computing()`."""
+        with eval_mode(network), torch.no_grad():
             given = _Network(network, computing)
             found = self._crops(given, device)
             if self.voxels is not None:
@@ -50,14 +50,14 @@ class Probe:
     def rows(
         self, network: Any, device: torch.device, computing: Computing = nullcontext
     ) -> dict[str, float]:
-        """The figures as metrics of a run."""
+        """The metrics as rows of `metrics.csv`."""
         return self.measure(network, device, computing).rows()
 
     def voxel_dice(self, network: Any, device: torch.device) -> dict[str, float]:
-        """The voxel probe alone."""
+        """Only the metrics of the voxel probe."""
         if self.voxels is None:
             return {}
-        with at_rest(network), torch.no_grad():
+        with eval_mode(network), torch.no_grad():
             return self.voxels.dice(network.encode, device)
 
     def _crops(self, network: "_Network", device: torch.device) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Probe:
         return _Group.of(parts)
 
     def _swapped(self, network: "_Network", places: list[int], group: "_Group") -> dict[str, Tensor]:
-        """Errors of those of a group that have a partner, none where there are no others' crops."""
+        """Errors of a group with swapped levels; empty if a crop has no partner."""
         partner = partners([self.crops.crops[place].scan for place in places])
         if None in partner:
             return {}
@@ -143,7 +143,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class _Network:
-    """A `SwinUNETR` whose passes run within a context, of autocast say; what is computed of them does not."""
+    """A `SwinUNETR` whose forward passes run within a context such as autocast."""
 
     network: Any
     computing: Computing
@@ -163,7 +163,7 @@ class _Network:
 
 @dataclass(frozen=True)
 class _Group:
-    """Crops that are swapped among each other, and the features (B, F) that the contrastive loss compares."""
+    """A group of crops for swapping, with the features (B, F) that the contrastive loss compares."""
 
     clean: Tensor
     inside: Tensor
@@ -185,17 +185,17 @@ class _Group:
 def make_probe(
     run: PretrainSettings, data: TrainingData, task: Path | None, store: Path, seed: int, **cases: Any
 ) -> Probe:
-    """The probe of a run; `store` is for the prepared cases of `task`, `cases` as of `voxel_probe`."""
+    """The probe of a run; prepared cases of `task` go to `store`; `cases` are arguments of `voxel_probe`."""
     preparation = data.store.scans.header.preparation
     voxels = None if task is None else voxel_probe(task, run, preparation, store, seed, **cases)
     return Probe(run, probe_crops(data, run), voxels)
 
 
 def probe_of_run(settings: PretrainSettings, data: TrainingData) -> Callable[..., dict[str, float]] | None:
-    """What `--probe-every` measures, None where it is 0; cases of --probe-task are prepared.
+    """The probe for `--probe-every`, or None if that is 0; prepares the cases of `--probe-task`.
 
     Raises:
-        Dae3dError: where these cannot be used.
+        Dae3dError: if these cannot be used.
     """
     if is_zero(settings.probe_every):
         return None
@@ -203,8 +203,8 @@ def probe_of_run(settings: PretrainSettings, data: TrainingData) -> Callable[...
 
 
 @contextmanager
-def at_rest(network: nn.Module) -> Iterator[None]:
-    """The network in eval mode, and every module of it back in its own mode at the end."""
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Switch the network to eval mode, and restore the mode of every module afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

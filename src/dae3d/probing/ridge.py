@@ -1,4 +1,4 @@
-"""Classes of voxels by ridge regression on features that stay as they are."""
+"""Ridge regression from frozen features to the classes of voxels."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Penalties tried, as shares of the number of voxels; features have deviation 1.
+# Candidate penalties, relative to the number of voxels, for standardised features.
 PENALTIES = tuple(10.0**power for power in (-5, -4, -3, -2, -1, 0, 1))
 OFFSETS = tuple(tenth / 20 for tenth in range(-10, 11))
-_ALONE = 1e-2  # with one case, which leaves none to choose by
+_ALONE = 1e-2  # with a single case, which does not allow cross-validation
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Ridge:
         return (given @ self.weight.to(given) + self.bias.to(given)).movedim(-1, 1)
 
     def parts(self, sizes: Sequence[int]) -> list["Ridge"]:
-        """Maps from so many of the features each, whose scores add up to this one's."""
+        """Split into maps from consecutive features of these sizes, whose scores sum to those of this map."""
         weights = self.weight.split(list(sizes))
         return [Ridge(w, self.bias if i == 0 else 0 * self.bias) for i, w in enumerate(weights)]
 
@@ -36,15 +36,15 @@ def fit_ridge(
 ) -> Ridge:
     """Ridge regression from standardised features to one-hot labels, with an intercept.
 
-    Cases are left out in turn to choose the penalty, out of `PENALTIES` by squared error, and what is added
-    to the background's score, out of `OFFSETS` by mean Dice: the voxels that are fitted on hold more of the
-    classes than a case does.
+    Leave-one-case-out cross-validation selects the penalty from `PENALTIES` by squared error, and an offset
+    of the background score from `OFFSETS` by mean Dice. The offset corrects for the overrepresentation of
+    foreground classes in the sampled voxels.
 
     Args:
         features: (n, F) of the voxels of each case.
         labels: (n,) int64 of each case.
-        stand_for: (n,) how many voxels of the case each of them stands for.
-        classes: how many there are.
+        stand_for: (n,) how many voxels of the case each sampled voxel stands for.
+        classes: number of classes.
     """
     given, wanted = torch.cat(list(features)).double(), torch.cat(list(labels))
     target = functional.one_hot(wanted, classes).to(given)
@@ -70,7 +70,7 @@ class _Case:
 
 
 def _left_out(cases: Sequence[_Case]) -> tuple[float, Tensor]:
-    """The best penalty, and the scores (n, K) with it of each case, fitted on the others."""
+    """The best penalty, and the cross-validated scores (n, K) with it."""
     if len(cases) == 1:
         [case] = cases
         return _ALONE, case.given @ _solve(case.gram, case.moment, _ALONE * len(case.given))
@@ -108,18 +108,18 @@ def _solve(gram: Tensor, moment: Tensor, penalty: float) -> Tensor:
 
 
 def look_up(feature: Tensor, where: Tensor, sides: Sequence[int]) -> Tensor:
-    """Features at voxels, by trilinear interpolation between tokens, as `at_voxels` interpolates maps.
+    """Features at voxels by trilinear interpolation between tokens, consistent with `at_voxels`.
 
     Args:
-        feature: (C, d, h, w), of a volume of `sides` voxels.
-        where: (N, 3) voxels of it.
-        sides: of the volume.
+        feature: (C, d, h, w), feature map of a volume.
+        where: (N, 3) voxel indices in the volume.
+        sides: shape of the volume in voxels.
 
     Returns:
         (N, C) float32.
     """
     size = torch.tensor(sides, device=feature.device, dtype=torch.float32)
-    # From -1 to 1 between the outer faces; the last axis comes first.
+    # grid_sample expects coordinates from -1 to 1 between the outer faces, last axis first.
     place = ((2 * where.to(feature.device) + 1) / size - 1).flip(-1)[None, None, None]
     found = functional.grid_sample(
         feature[None].float(), place, mode="bilinear", padding_mode="border", align_corners=False
@@ -128,7 +128,7 @@ def look_up(feature: Tensor, where: Tensor, sides: Sequence[int]) -> Tensor:
 
 
 def at_voxels(ridges: Sequence[Ridge], features: Sequence[Tensor], sides: Sequence[int]) -> Tensor:
-    """Scores (B, K, *sides) of voxels: the sum of each map's scores at tokens, interpolated trilinearly."""
+    """Scores (B, K, *sides) of voxels: the summed scores of all maps at tokens, interpolated trilinearly."""
     total = torch.zeros(())
     for ridge, feature in zip(ridges, features, strict=True):
         scores = ridge.scores(feature)
@@ -139,12 +139,12 @@ def at_voxels(ridges: Sequence[Ridge], features: Sequence[Tensor], sides: Sequen
 
 
 def overlaps(predicted: Tensor, label: Tensor, classes: int, stand_for: Tensor | None = None) -> Tensor:
-    """Voxels of each class but the background: in both, in the prediction, in the label.
+    """Voxels of each foreground class in the intersection, in the prediction and in the label.
 
     Args:
-        predicted, label: of one shape.
-        classes: how many there are.
-        stand_for: how many voxels each one stands for, of that shape; None for 1.
+        predicted, label: of the same shape.
+        classes: number of classes.
+        stand_for: how many voxels each one stands for, of the same shape; None for 1.
 
     Returns:
         (classes - 1, 3) float64.
@@ -158,7 +158,7 @@ def overlaps(predicted: Tensor, label: Tensor, classes: int, stand_for: Tensor |
 
 
 def mean_dice(counts: Tensor) -> float:
-    """Mean Dice of the classes that the label has, of `overlaps`; NaN where it has none."""
+    """Mean Dice of the classes in the label, from `overlaps`; NaN if there are none."""
     both, predicted, label = counts.unbind(1)
     there = label > 0
     return float((2 * both / (predicted + label))[there].mean())

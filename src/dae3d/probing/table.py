@@ -1,4 +1,4 @@
-"""A check on the screen."""
+"""Print a check as tables."""
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,7 +12,7 @@ _NAMES = {ALL: "all levels", IMAGE: "image skip"}
 
 
 def show(check: Check) -> None:
-    """Print the figures and the verdict."""
+    """Print the metrics and the verdict."""
     console = Console()
     console.print(_levels(check))
     console.print(_pooled(check))
@@ -30,7 +30,7 @@ def _levels(check: Check) -> Table:
     if check.labelled:
         table.add_column("probe Dice", justify="right")
         table.add_column("random weights", justify="right")
-    # A decoder that ends at half resolution sees no image.
+    # A decoder that ends at half resolution has no skip from the image.
     for number, name in enumerate((*LEVELS, ALL, *([IMAGE] if IMAGE in figures.share else []))):
         label = _NAMES.get(name) or (f"{number} (tokens)" if number == 0 else f"{number} (stage {number})")
         cells = [
@@ -47,20 +47,20 @@ def _levels(check: Check) -> Table:
 def _pooled(check: Check) -> Table:
     figures = check.figures
     table = Table(box=SIMPLE_HEAD)
-    table.add_column("pooled features of two crops")
+    table.add_column("pairs of crops (pooled features)")
     table.add_column("mean cosine", justify="right")
     kinds = {
-        "any": "any two",
-        "within": "of one modality",
-        "between": "of two modalities",
-        "scan": "of one scan",
-        "subjects": "of one modality, two subjects",
+        "any": "all pairs",
+        "within": "same modality",
+        "between": "different modalities",
+        "scan": "same scan",
+        "subjects": "same modality, different subjects",
     }
     for name, words in kinds.items():
         table.add_row(words, _figure(figures.cosine.get(name), ".3f"))
     if figures.nearest is not None and figures.chance is not None:
         table.add_row(
-            f"nearest of another scan: same modality, of {figures.queries} crops",
+            f"nearest crop of another scan has the same modality ({figures.queries} crops)",
             f"{100 * figures.nearest:.0f} % (chance {100 * figures.chance:.0f} %)",
         )
     return table

@@ -1,4 +1,4 @@
-"""A probe's figures in words."""
+"""The conclusions drawn from the metrics of a probe, as sentences."""
 
 from collections.abc import Sequence
 
@@ -6,25 +6,25 @@ from dae3d.probing.levels import ALL, IMAGE, LEVELS
 from dae3d.probing.metrics import ProbeMetrics
 from dae3d.words import listing
 
-CARRIES = 10.0  # percent: from here on a level carries something
-NOTHING_BELOW = 1.0  # percent
-COLLAPSED_ABOVE = 0.98  # mean cosine of any two
-APART_FROM = 0.05  # mean cosine within a modality minus that between modalities
-BETTER_BY = 0.02  # Dice
+CARRIES = 10.0  # percent increase of L1; from here on a level is used
+NOTHING_BELOW = 1.0  # percent increase of L1; below it a level is unused
+COLLAPSED_ABOVE = 0.98  # mean cosine of all pairs
+APART_FROM = 0.05  # minimum mean cosine within modalities minus that between modalities
+BETTER_BY = 0.02  # minimum gain in Dice over random weights
 
-UNKNOWN = "What the levels carry was not measured: it takes crops of two scans, and weights that are finite."
-WELL = "All is well: the levels carry something for the repair, and nothing has collapsed."
+UNKNOWN = "The use of the encoder levels was not measured: this needs crops of two scans and finite weights."
+WELL = "No problems found: the decoder uses the encoder levels, and no features have collapsed."
 
 
 def verdict(
     figures: ProbeMetrics, random: dict[str, float], contrastive_weight: float
 ) -> tuple[bool, tuple[str, ...]]:
-    """Whether all is well, and what there is to say, the gravest first.
+    """Whether no problems were found, and the conclusions, most serious first.
 
     Args:
-        figures: of the trained network.
+        figures: metrics of the trained network.
         random: Dice of the voxel probe with random weights.
-        contrastive_weight: of the run; 0 asks nothing of the pooled features.
+        contrastive_weight: of the run; if 0, the pooled features are not judged.
     """
     said = [
         *_idle(figures),
@@ -37,7 +37,7 @@ def verdict(
 
 
 def _spatial_levels(figures: ProbeMetrics) -> list[str]:
-    """Levels of more than one token a crop, as far as is known."""
+    """Levels with more than one token per crop, as far as known."""
     crops = sum(figures.crops.values())
     return [name for name in LEVELS if figures.tokens.get(name, crops + 1) > crops]
 
@@ -46,25 +46,22 @@ def _idle(figures: ProbeMetrics) -> list[str]:
     idle = [name for name in _spatial_levels(figures) if figures.share.get(name, CARRIES) < NOTHING_BELOW]
     if not idle:
         return []
-    they, them = ("they are", "them") if len(idle) > 1 else ("it is", "it")
-    carry = "carry" if len(idle) > 1 else "carries"
-    said = (
-        f"{_levels(idle)} {carry} nothing: {they} not being trained by the repair, which does without {them}."
-    )
+    are, them = ("are", "them") if len(idle) > 1 else ("is", "it")
+    said = f"{_levels(idle)} {are} not used by the decoder, so the reconstruction loss does not train {them}."
     if figures.share.get(IMAGE, 0.0) > figures.share.get(ALL, 0.0):
-        said += " The decoder repairs out of the image's own skip more than out of all levels together."
+        said += " The decoder relies more on the skip connection from the image than on all levels together."
     return [said]
 
 
 def _single(figures: ProbeMetrics) -> list[str]:
-    """Which levels are one token a crop."""
+    """Levels with a single token per crop."""
     single = [name for name in LEVELS if name not in _spatial_levels(figures)]
     if not single:
         return []
-    verb, it = ("are", "them") if len(single) > 1 else ("is", "it")
+    has, it = ("have", "them") if len(single) > 1 else ("has", "it")
     return [
-        f"{_levels(single)} {verb} one token with crops of this size, which the decoder's instance norm "
-        f"sets to zero: larger crops would train {it}."
+        f"{_levels(single)} {has} a single token per crop of this size, which the instance norm of the "
+        f"decoder sets to zero. Larger crops would train {it}."
     ]
 
 
@@ -73,8 +70,8 @@ def _little(figures: ProbeMetrics) -> list[str]:
     weak = [name for name in told if NOTHING_BELOW <= figures.share.get(name, CARRIES) < CARRIES]
     if not weak:
         return []
-    carry = "carry" if len(weak) > 1 else "carries"
-    return [f"{_levels(weak)} {carry} little: between {NOTHING_BELOW:g} and {CARRIES:g} % of the L1."]
+    are = "are" if len(weak) > 1 else "is"
+    return [f"{_levels(weak)} {are} used little: {NOTHING_BELOW:g} to {CARRIES:g} % of the L1."]
 
 
 def _collapsed(figures: ProbeMetrics, contrastive_weight: float) -> list[str]:
@@ -83,7 +80,9 @@ def _collapsed(figures: ProbeMetrics, contrastive_weight: float) -> list[str]:
     cosine = figures.cosine
     any_two = cosine.get("any", 0.0)
     if any_two > COLLAPSED_ABOVE:
-        return [f"Contrastive features have collapsed: any two have a mean cosine of {any_two:.3f}."]
+        return [
+            f"Contrastive features have collapsed: the mean cosine of all pairs of crops is {any_two:.3f}."
+        ]
     if not cosine.keys() >= {"within", "between"}:
         return []
     apart = cosine["within"] - cosine["between"]
@@ -96,14 +95,14 @@ def _collapsed(figures: ProbeMetrics, contrastive_weight: float) -> list[str]:
 
 
 def _no_better_than_random(figures: ProbeMetrics, random: dict[str, float]) -> list[str]:
-    # One token a crop tells no voxel of it from another.
+    # A level with a single token per crop cannot distinguish voxels.
     told = _spatial_levels(figures)
     both = [name for name in told if name in random and name in figures.dice]
     poor = [name for name in both if figures.dice[name] < random[name] + BETTER_BY]
     if not poor:
         return []
-    probes = "probes are" if len(poor) > 1 else "probe is"
-    return [f"{_levels(poor)} {probes} no better than random weights."]
+    are = "are" if len(poor) > 1 else "is"
+    return [f"{_levels(poor)} {are} no better than random weights in the voxel probe."]
 
 
 def _levels(names: Sequence[str]) -> str:

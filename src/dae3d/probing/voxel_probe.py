@@ -1,4 +1,7 @@
-"""Labelled cases for the voxel probe: prepared as for fine-tuning, seen in a few windows each."""
+"""The voxel probe: linear segmentation of labelled cases from frozen encoder features.
+
+Cases are prepared as for fine-tuning, and a few windows of each are used.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from dae3d.probing.metrics import ProbeTask
 from dae3d.probing.ridge import Ridge, at_voxels, fit_ridge, look_up, mean_dice, overlaps
 from dae3d.scans.task import read_task
 from dae3d.settings import resolve
+from dae3d.store.boxes import Triple
 from dae3d.store.recipe import CaseRecipe
 from dae3d.store.scan import Preparation
 from dae3d.training.cases import LabelledData, labelled_data
@@ -22,16 +26,15 @@ from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.sampling import philox
 
-CASES = "cases"  # folder in a run for the prepared ones
+CASES = "cases"  # folder in a run for prepared cases
 TRAIN_CASES = 4
 TEST_CASES = 30
-WINDOWS = 8  # of a case at most
-VOXELS = 4000  # of a case, to fit on
+WINDOWS = 8  # per case at most
+VOXELS = 4000  # per case, for fitting
 
 _VOXELS = 8
 
 Encode = Callable[[Tensor], Sequence[Tensor]]
-Corner = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class LabelledWindow:
 
 @dataclass(frozen=True)
 class _Fitted:
-    """Voxels of a case: `features` of each level (n, F), classes, and how many voxels each stands for."""
+    """Sampled voxels of a case: `features` (n, F) per level, classes, and how many voxels each stands for."""
 
     features: list[Tensor]
     label: Tensor
@@ -54,15 +57,16 @@ class _Fitted:
 class VoxelProbe:
     """Segments labelled cases by ridge regression on the feature maps of an encoder.
 
-    A case is seen in at most `WINDOWS` windows, which cover the box of its labelled voxels or, where that
-    takes more, those with the most labelled voxels. Half of the voxels to fit on are background, the others
-    are shared out evenly among the classes that a case has.
+    At most `WINDOWS` windows of a case are used: they cover the bounding box of the labelled voxels, or are
+        those
+    with the most labelled voxels. Half of the sampled voxels are background; the others are split evenly
+    between the classes of the case.
 
     Args:
         data: the cases.
-        task: the list they are of.
+        task: path of the list of cases.
         roi: side of the windows.
-        seed: decides which voxels are fitted on.
+        seed: of the voxel sampling.
     """
 
     def __init__(self, data: LabelledData, task: Path, roi: int, seed: int) -> None:
@@ -78,13 +82,13 @@ class VoxelProbe:
         )
 
     def dice(self, encode: Encode, device: torch.device) -> dict[str, float]:
-        """Mean Dice over the test cases of each level's features, and of all levels' together.
+        """Mean Dice over the test cases, for the features of each level and of all levels together.
 
-        Of each case it is the mean over the classes that it has, but the background, in its windows.
+        The Dice of a case is the mean over its foreground classes within its windows.
 
         Args:
-            encode: images (1, C, D, H, W) to five feature maps.
-            device: where it is.
+            encode: maps images (1, C, D, H, W) to five feature maps.
+            device: device of the encoder.
         """
         cases = [self._to_fit_on(number, encode, device) for number in self.training]
         if not all(torch.isfinite(feature).all() for case in cases for feature in case.features):
@@ -103,7 +107,7 @@ class VoxelProbe:
     def _test(
         self, number: int, encode: Encode, ridges: Mapping[str, Ridge], device: torch.device
     ) -> dict[str, float]:
-        """Mean Dice of a case by level. Scores are interpolated, being linear in the features."""
+        """Mean Dice of a case by level. Scores are interpolated rather than features, which is equivalent."""
         counts = {name: torch.zeros(self.classes - 1, 3, dtype=torch.float64) for name in ridges}
         for window in self._windows(number):
             maps, label = encode(window.image.to(device)), window.label.to(device)
@@ -116,7 +120,7 @@ class VoxelProbe:
         return {name: mean_dice(count) for name, count in counts.items()}
 
     def _to_fit_on(self, number: int, encode: Encode, device: torch.device) -> "_Fitted":
-        """Voxels drawn from a case's windows."""
+        """Sample voxels from the windows of a case."""
         windows = list(self._windows(number))
         labels = torch.stack([window.label for window in windows])
         drawn = torch.from_numpy(draw_voxels(labels.numpy(), VOXELS, philox(self.seed, _VOXELS, number)))
@@ -141,19 +145,19 @@ class VoxelProbe:
         return np.concatenate(self.data.store.positions(number)[1:])
 
 
-def case_windows(shape: Sequence[int], labelled: np.ndarray, roi: int) -> list[Corner]:
-    """First voxels of at most `WINDOWS` windows on the labelled voxels (n, 3) of a case."""
+def case_windows(shape: Sequence[int], labelled: np.ndarray, roi: int) -> list[Triple]:
+    """First voxels of at most `WINDOWS` windows around the labelled voxels (n, 3) of a case."""
     low, high = labelled.min(0).tolist(), (labelled.max(0) + 1).tolist()
     corners = window_corners(shape, (tuple(low), tuple(high)), roi, 0.0)
 
-    def inside(corner: Corner) -> int:
+    def inside(corner: Triple) -> int:
         return int(((labelled >= corner) & (labelled < np.add(corner, roi))).all(1).sum())
 
     return sorted(corners, key=inside, reverse=True)[:WINDOWS]
 
 
 def draw_voxels(labels: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-    """About `count` places (n, ndim) in an array of classes: half background, half evenly of the others."""
+    """Sample about `count` indices (n, ndim): half background, half evenly from the other classes."""
     flat = labels.ravel()
     there = np.unique(flat)
     foreground = there[there > 0]
@@ -177,22 +181,23 @@ def voxel_probe(
     fold: int | None = None,
     workers: int | None = None,
 ) -> VoxelProbe:
-    """Prepare the cases of a list as a run's scans were prepared, and choose those that are used.
+    """Prepare labelled cases in the same way as the scans of a run, and select training and test cases.
 
     Args:
-        task: list of labelled cases, as of `finetune`.
+        task: list of labelled cases, as for `finetune`.
         run: settings of the run.
-        preparation: of its scans.
+        preparation: how its scans were prepared.
         store: folder for the prepared cases.
-        seed: decides which cases and voxels are fitted on.
-        train_cases: cases to fit on.
-        test_cases: cases to test on, at most.
-        modality: label of each channel, where the list does not say.
-        fold: that is tested on.
-        workers: processes that prepare.
+        seed: of the selection of cases and the sampling of voxels.
+        train_cases: number of cases to fit on.
+        test_cases: maximum number of cases to test on.
+        modality: labels of the channels, if the list does not give them.
+        fold: fold to test on.
+        workers: processes that prepare cases.
 
     Raises:
-        Dae3dError: where the list or a case cannot be used, or has other channels than the network.
+        Dae3dError: if the list or a case cannot be used, or the number of channels differs from that of the
+            network.
     """
     known = read_task(task, modality=modality).modalities
     settings = resolve(
@@ -219,7 +224,7 @@ def voxel_probe(
         if len(recipe.modalities) != channels:
             raise Dae3dError(
                 f"{task}: its cases have {len(recipe.modalities)} channels "
-                f"({', '.join(recipe.modalities)}), and the network of the run takes {channels}; give a list "
+                f"({', '.join(recipe.modalities)}), but the network of the run takes {channels}; give a list "
                 f"of cases with {channels}"
             )
 

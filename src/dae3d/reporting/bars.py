@@ -1,4 +1,4 @@
-"""Bars, as the geometry of an inline SVG picture in the manner of `curves`; the template draws it."""
+"""Geometry of bar charts as inline SVG, like `curves`; drawn by the template."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from dae3d.reporting.curves import BOTTOM, LEFT, RIGHT, TOP, nice
 
-_GAP = 0.12  # of the width that a group has
-_LABEL = 14  # for the value above a bar
+_GAP = 0.12  # share of the width of a group
+_LABEL = 14  # height for the value above a bar
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar, `value` written at (x + width / 2, text)."""
+    """A bar with its `value` written at (x + width / 2, text)."""
 
     x: float
     y: float
@@ -24,7 +24,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class BarChart:
-    """Bars by series; `groups` are (position, label) below them, `words` tell what is shown."""
+    """Bars by series; `groups` are (position, label) below them, `words` is a text alternative."""
 
     title: str
     series: list[tuple[str, list[Bar]]]
@@ -37,13 +37,13 @@ class BarChart:
 def bar_chart(
     title: str, groups: Sequence[str], series: Mapping[str, Sequence[float | None]], form: str = ".3g"
 ) -> BarChart | None:
-    """Draw series side by side, or None where there is nothing to draw.
+    """Lay out series side by side; None if there are no finite values.
 
     Args:
-        title: what is measured.
+        title: title of the chart.
         groups: labels below the bars.
-        series: values by the name in the legend, one a group; None where there is none.
-        form: of the values.
+        series: values by the name in the legend, one per group; None for no value.
+        form: format of the values.
     """
     values = [v for each in series.values() for v in each if v is not None and math.isfinite(v)]
     if not values:

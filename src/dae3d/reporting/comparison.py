@@ -1,4 +1,4 @@
-"""Is the network's repair better than none, and better than a baseline?"""
+"""Compare the image quality of the repaired crops with disrupted crops and baselines."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dae3d.reporting.run_folder import BASELINES, Run
 
 @dataclass(frozen=True)
 class RepairRow:
-    """One way of repair. `gain` is the network's value minus this one, `best` marks the highest value."""
+    """One kind of image: values, `gain` of the network over it, and whether its value is the `best`."""
 
     name: str
     values: dict[str, float]
@@ -19,7 +19,7 @@ class RepairRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Means over the validation crops of one modality; the network's repair, at `step`, is the last row."""
+    """Means over the validation crops of one modality at `step`; the repaired crops are the last row."""
 
     modality: str
     step: int
@@ -27,30 +27,30 @@ class Comparison:
 
     @property
     def untouched(self) -> bool:
-        """The disrupted image is the clean one: only channels of the embedding were masked."""
+        """Whether disrupted and clean images are identical, as with local masking."""
         return math.isinf(self.rows[0].values["psnr"])
 
     @property
     def baselines(self) -> list[RepairRow]:
-        """The repairs without a network."""
+        """The baselines, without a network."""
         return self.rows[1:-1]
 
     def beats_disrupted(self, metric: str) -> bool:
-        """Whether the network's repair is nearer to the clean image than the disrupted image is."""
+        """Whether repaired crops are better than the disrupted ones."""
         return self.rows[0].gain[metric] > 0
 
     def beats_baselines(self, metric: str) -> bool:
-        """Whether it is nearer than every baseline."""
+        """Whether repaired crops are better than all baselines."""
         return all(row.gain[metric] > 0 for row in self.baselines)
 
 
 def recorded_metrics(run: Run) -> list[str]:
-    """The metrics that a run recorded; one of before a metric was there lacks it."""
+    """The image quality metrics that a run recorded; old runs may lack some."""
     return [name for name in validated() if any(key.startswith(f"val/{name}/") for key in run.metrics)]
 
 
 def compare(run: Run, modality: str) -> Comparison | None:
-    """Compare at the last validation, or None where the run has not measured all that it takes."""
+    """Compare at the last validation; None if the run lacks the necessary metrics."""
     metrics = recorded_metrics(run)
     series = {m: run.metrics.get(f"val/{m}/{modality}") for m in metrics}
     values = {

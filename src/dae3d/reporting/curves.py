@@ -1,4 +1,4 @@
-"""Curves of metrics over steps, as the geometry of an inline SVG picture; the template draws it."""
+"""Geometry of charts of metrics over steps as inline SVG; drawn by the template."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from dae3d.reporting.run_folder import Series
 
-# The picture's own units. Narrow, so that its text is as large as the page's text on a phone.
+# SVG units. Narrow, so that text is as large as the text of the page on a phone.
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 350, 8, 196
 _POINTS = 400
@@ -19,7 +19,7 @@ _SMOOTHED_SHARE = 0.03
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: a path in SVG's notation, a fainter one behind it (unsmoothed), and points marked on it."""
+    """One curve: an SVG path, the unsmoothed path behind it, and marked points."""
 
     name: str
     path: str
@@ -29,7 +29,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart. Ticks are (position, label); `words` tell what it shows to who cannot see it."""
+    """A chart. Ticks are (position, label); `words` is a text alternative."""
 
     title: str
     lines: list[Line]
@@ -41,16 +41,16 @@ class Chart:
 def chart(
     title: str, series: Mapping[str, Series | None], log: bool = False, smooth: bool = True
 ) -> Chart | None:
-    """Draw some series into one chart, or None where there is nothing to draw.
+    """Lay out series in one chart; None if there are no finite values.
 
-    A series of few points (validation) has them marked.
+    The points of short series (validation) are marked.
 
     Args:
-        title: what is measured.
+        title: title of the chart.
         series: by the name in the legend; None is left out.
-        log: logarithmic values, where all are positive and span more than a factor of 5.
-        smooth: show a series of many points (training) by its centred mean over 3 % of it, and the unsmoothed
-            curve faint behind.
+        log: logarithmic scale, if all values are positive and span more than a factor of 5.
+        smooth: smooth long series (training) with a centred moving mean over 3 % of their length, with the
+            unsmoothed curve behind.
     """
     finite = {name: _finite(s) for name, s in series.items() if s is not None}
     drawn = {name: s for name, s in finite.items() if len(s.steps)}
@@ -98,7 +98,7 @@ def _finite(series: Series) -> Series:
 
 
 def _reduced(series: Series) -> Series:
-    """At most `_POINTS` points: means over neighbours."""
+    """Reduce to at most `_POINTS` points by averaging neighbours."""
     groups = np.array_split(np.arange(len(series.steps)), min(len(series.steps), _POINTS))
     return Series(
         np.array([series.steps[group].mean() for group in groups]),
@@ -107,7 +107,7 @@ def _reduced(series: Series) -> Series:
 
 
 def _smoothed(series: Series) -> Series:
-    """A centred moving mean; the window is cut off at the ends."""
+    """Centred moving mean with a truncated window at the ends."""
     reach = int(len(series.steps) * _SMOOTHED_SHARE / 2 + 0.5) if len(series.steps) > _FEW else 0
     sums = np.concatenate([[0.0], np.cumsum(series.values)])
     index = np.arange(len(series.values))
@@ -131,7 +131,7 @@ def _log_axis(values: np.ndarray) -> tuple[float, float, list[float]]:
 
 
 def nice(low: float, high: float, about: int) -> list[float]:
-    """Round numbers from low to high, around `about` of them."""
+    """About `about` round numbers from low to high."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * digit for digit in (1, 2, 5, 10) if power * digit >= rough * 0.999)

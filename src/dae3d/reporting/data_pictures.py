@@ -1,4 +1,4 @@
-"""A scan at a glance: three slices through the middle of its foreground, and a histogram of them."""
+"""Thumbnails of scans: three slices through the middle of the foreground, and a histogram."""
 
 import base64
 import io
@@ -13,15 +13,15 @@ from dae3d.store.boxes import Read, Triple
 from dae3d.store.intensity import IntensityWindow, scaling
 from dae3d.store.statistics import Statistics
 
-SIDE = 160  # pixels of the square that a slice is fitted into
-WIDTH, HEIGHT = 120, 28  # of the histogram, in its own units
+SIDE = 160  # pixels, side of the square of a slice
+WIDTH, HEIGHT = 120, 28  # size of the histogram in SVG units
 _BINS = 60
 _JPEG_QUALITY = 82
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The picture as the source of an <img>, the histogram as a path of SVG, and the bounds of both."""
+    """The picture as source of an <img>, the histogram as an SVG path, and the intensity range of both."""
 
     picture: str
     histogram: str
@@ -32,12 +32,12 @@ class Drawn:
 def mid_planes(read: Read, shape: Triple, statistics: Statistics) -> list[np.ndarray]:
     """The axial, coronal and sagittal slice through the middle of the foreground, each (rows, columns).
 
-    Oriented as radiologists look at them: the patient's right on the left, anterior and superior up.
+    Radiological convention: the patient's right on the left, anterior and superior up.
 
     Args:
-        read: of a scan with RAS axes.
-        shape: of the scan.
-        statistics: of the scan.
+        read: reads boxes of a scan with RAS axes.
+        shape: shape of the scan.
+        statistics: statistics of the scan.
     """
     first, last = statistics.foreground
     planes = []
@@ -50,7 +50,7 @@ def mid_planes(read: Read, shape: Triple, statistics: Statistics) -> list[np.nda
 
 
 def grey_levels(planes: Sequence[np.ndarray]) -> int | None:
-    """How many different values there are; None where they are not all whole numbers."""
+    """The number of distinct values; None if not all are integers."""
     values = np.unique(np.concatenate([np.unique(plane) for plane in planes]))
     return len(values) if np.array_equal(values, np.rint(values)) else None
 
@@ -58,15 +58,15 @@ def grey_levels(planes: Sequence[np.ndarray]) -> int | None:
 def draw_slices(
     planes: Sequence[np.ndarray], spacing: Sequence[float], modality: str, statistics: Statistics
 ) -> Drawn:
-    """Draw the slices of `mid_planes` side by side in the proportions of the body.
+    """Draw the slices of `mid_planes` side by side with physical proportions.
 
-    Grey and histogram reach over the window of the modality, or else from the 0.5th to the 99.5th percentile.
+    Grey scale and histogram cover the window of the modality, or else the 0.5th to the 99.5th percentile.
 
     Args:
         planes: axial, coronal, sagittal.
         spacing: voxel size of the scan in mm, along X, Y, Z.
-        modality: of the scan.
-        statistics: of the scan.
+        modality: modality of the scan.
+        statistics: statistics of the scan.
     """
     low, high = _bounds(modality, statistics)
     sides = [(spacing[1], spacing[0]), (spacing[2], spacing[0]), (spacing[2], spacing[1])]
@@ -78,7 +78,7 @@ def draw_slices(
         grey = (np.clip((plane - low) / (high - low), 0, 1) * 255).astype(np.uint8)
         wide = max(1, min(SIDE, round(widths[number] * scale)))
         tall = max(1, min(SIDE, round(heights[number] * scale)))
-        # A box filter averages where there are more voxels than pixels, and leaves enlarged voxels sharp.
+        # A box filter averages when shrinking and keeps enlarged voxels sharp.
         small = np.asarray(Image.fromarray(grey).resize((wide, tall), Image.Resampling.BOX))
         top, left = (SIDE - tall) // 2, number * SIDE + (SIDE - wide) // 2
         sheet[top : top + tall, left : left + wide] = small
@@ -94,13 +94,13 @@ def _bounds(modality: str, statistics: Statistics) -> tuple[float, float]:
 
 
 def _histogram(planes: Sequence[np.ndarray], low: float, high: float, padding: float | None) -> str:
-    """Bars as one path; roots of the counts, so that tissue is seen beside the background."""
+    """Bars as one path, with square roots of counts so that tissue is visible next to the background."""
     values = np.concatenate([plane.ravel() for plane in planes])
     imaged = values if padding is None else values[values > padding]
-    # As float64, in which bins have a width however little the values differ.
+    # In float64, bins have a positive width even for nearly constant values.
     counts, _ = np.histogram(np.clip(imaged.astype(np.float64), low, high), _BINS, (low, high))
     roots = np.sqrt(counts)
-    # One value that fills the background would flatten all else.
+    # Clip the highest bins: a constant background would flatten all others.
     top = max(1.0, float(np.sort(roots)[-3]))
     steps = HEIGHT - np.minimum(roots / top, 1) * HEIGHT
     width = WIDTH / _BINS

@@ -1,4 +1,4 @@
-"""The page about the scans of a store, made from its index and from slices read out of it."""
+"""The report page of a store, made from its index and a few slices."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -19,15 +19,15 @@ from dae3d.store.store import Store
 
 
 def report_store(store: Path) -> Path:
-    """Write `data-report.html` into a store: what is in it, what looks wrong, what is there twice.
+    """Write `data-report.html` into a store: contents, outliers and duplicates.
 
-    Reads the index once, and slices of the few hundred scans at most that are drawn.
+    Reads the index once, and slices of at most a few hundred scans.
 
     Returns:
         The page's path.
 
     Raises:
-        Dae3dError: where there is no store, or the page cannot be written.
+        Dae3dError: if there is no store, or the page cannot be written.
     """
     opened = Store(store)
 
@@ -56,7 +56,7 @@ def _surveyed(scan: StoredScan) -> Surveyed:
 
 
 def _planes(store: Store, number: int) -> list[np.ndarray] | None:
-    """The mid-slices of a scan; None where its file is missing or damaged, which the page then says."""
+    """The mid-slices of a scan; None if its file is missing or damaged (shown on the page)."""
     scan = store.scans[number]
     try:
         return mid_planes(partial(store.read, number), scan.shape, scan.statistics)

@@ -1,4 +1,4 @@
-"""A data set as numbers, a row a scan, in which outliers and repeated scans are found."""
+"""A table of scan properties, used to find outliers and duplicates."""
 
 import hashlib
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from dae3d.scans.manifest import Scan
 from dae3d.store.statistics import PERCENTILES, Statistics
 
-# `content` and `voxels` are the first 64 bits of the digests; `levels` is -1 where it is not known.
+# `content` and `voxels` are the first 64 bits of digests; `levels` is -1 if unknown.
 _ROW = np.dtype(
     [
         ("modality", np.int16),
@@ -31,8 +31,8 @@ _ROW = np.dtype(
 class Surveyed(BaseModel):
     """A scan whose voxels have been read.
 
-    `scan` is the manifest's entry with the digest of its content, and `levels` the number of different values
-    in its mid-slices where these are whole numbers, None where they are not or nobody has looked.
+    `scan` is the manifest entry with the digest of the content. `levels` is the number of distinct values in
+    the mid-slices; None if they are not all integers, or if unknown.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,18 +45,18 @@ class Surveyed(BaseModel):
 
 @dataclass(frozen=True)
 class Survey:
-    """All scans: `rows` (n,) with the fields of `_ROW`, and the modalities' names by their number in it."""
+    """All scans: `rows` (n,) with the fields of `_ROW`, and the names of modalities by number."""
 
     rows: np.ndarray
     modalities: list[str]
 
     def of(self, modality: str) -> np.ndarray:
-        """The numbers of a modality's scans."""
+        """The indices of the scans of a modality."""
         return np.flatnonzero(self.rows["modality"] == self.modalities.index(modality))
 
 
 def survey(scans: Iterable[Surveyed]) -> Survey:
-    """Go through all scans once; 100 bytes of each are kept."""
+    """Make the table in one pass, with about 100 bytes per scan."""
     codes: dict[str, int] = {}
 
     def row(one: Surveyed) -> tuple[Any, ...]:

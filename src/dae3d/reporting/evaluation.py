@@ -1,4 +1,4 @@
-"""One self-contained page about an evaluated segmentation: figures, the worst, median and best case drawn."""
+"""The report page of an evaluation, self-contained: metrics, and pictures of worst, median and best case."""
 
 import math
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ from dae3d.scans.readers import read_volume
 from dae3d.store.recipe import CaseRecipe
 
 CASES_SHOWN = 60  # rows of the table by case
-_FULLEST, _WORST = "Where the reference is largest", "Where most is wrong"
+_FULLEST, _WORST = "Slices with most of the reference", "Slices with most errors"
 
 
 @dataclass(frozen=True)
 class Context:
-    """What was evaluated: task, split or fold, tolerance (mm), settings as YAML, versions, known cases."""
+    """What was evaluated: task, split or fold, tolerance in mm, settings in YAML, versions, seen cases."""
 
     task: str
     split: str
@@ -39,7 +39,7 @@ class Context:
 
 @dataclass(frozen=True)
 class DrawnCase:
-    """A case and its pictures; `rank` is worst, median or best."""
+    """A case with its pictures; `rank` is worst, median, best or only."""
 
     rank: str
     name: str
@@ -49,7 +49,7 @@ class DrawnCase:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A line of the table by class; `flag` is "weak" for the class with the lowest mean Dice."""
+    """A row of the table by class; `flag` is "weak" for the class with the lowest mean Dice."""
 
     name: str
     cells: list[tuple[str, str]]
@@ -59,7 +59,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class DiceCell:
-    """A Dice in the table by case: its text, and how bad it is from 0 to 1."""
+    """A Dice in the table by case: text, and shade from 0 (good) to 1 (bad)."""
 
     text: str
     shade: float
@@ -71,14 +71,14 @@ def write_report(
     """Write `report.html` and `pictures/` into a folder.
 
     Args:
-        folder: to write to.
-        results: of the evaluation.
+        folder: output folder.
+        results: results of the evaluation.
         context: what was evaluated.
-        pairs: by case, in the order of the results.
+        pairs: in the order of the cases in the results.
         recipe: of the labels.
 
     Returns:
-        The page's path.
+        The path of the page.
     """
     drawn = [
         _draw(rank, i, results, pairs[i], recipe, folder / "pictures")
@@ -90,7 +90,7 @@ def write_report(
 
 
 def remarkable(results: Results) -> dict[str, int]:
-    """The numbers of the worst, the median and the best case by mean Dice, as far as these are several."""
+    """Indices of the worst, median and best case by mean Dice; with one case, the only one."""
     order = results.ranked
     chosen = [("worst", 0), ("best", len(order) - 1), ("median", (len(order) - 1) // 2)][: len(order)]
     if len(order) == 1:
@@ -157,7 +157,7 @@ def _draw(
 
 
 def _rows(results: Results) -> list[ClassRow]:
-    """Classes and their mean, regions and theirs."""
+    """Rows of classes and their mean, then of regions and their mean."""
     dice = {name: results.summaries[name].means["dice"].value for name in results.classes}
     known = [name for name in dice if not math.isnan(dice[name])]
     weakest = min(known, key=lambda name: dice[name]) if len(known) > 1 else None
@@ -187,7 +187,7 @@ def _counts(summaries: Sequence[ClassSummary]) -> list[str]:
 
 
 def _case_table(results: Results) -> list[tuple[str, DiceCell, list[DiceCell]]]:
-    """Name, mean Dice and Dice by class of the worst cases, the worst first."""
+    """Name, mean Dice and Dice by class of the worst cases, worst first."""
     dice = results.metric("dice")
     wanted, predicted = results.metric("reference_ml") > 0, results.metric("predicted_ml") > 0
     rows = []

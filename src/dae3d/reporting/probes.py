@@ -1,4 +1,4 @@
-"""What was probed of a pre-training run: the section on `check`, and the curves of `--probe-every`."""
+"""Probe results on the page of a pre-training run: the section on `check`, the curves of `--probe-every`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from dae3d.reporting.run_folder import Run
 
 LEVELS = tuple(f"level{number}" for number in range(5))
 _NAMES = {name: name.removeprefix("level") for name in LEVELS}
-_COSINES = {"within": "one modality", "between": "two modalities", "scan": "one scan"}
+_COSINES = {"within": "same modality", "between": "different modalities", "scan": "same scan"}
 
 
 @dataclass(frozen=True)
 class CheckSection:
-    """What `check.json` says, drawn."""
+    """The contents of `check.json` for the page."""
 
     check: Check
     heading: str
@@ -26,7 +26,7 @@ class CheckSection:
 
 
 def section(run: Run) -> CheckSection | None:
-    """The section on a check, None where there was none, or its file cannot be read."""
+    """The section on a check; None if there is no check or its file cannot be read."""
     try:
         check = Check.model_validate_json((run.folder / "check.json").read_text())
     except (OSError, ValidationError, UnicodeDecodeError):
@@ -56,7 +56,7 @@ def probe_charts(run: Run) -> list[Chart | None]:
 
 def _shares(check: Check) -> BarChart | None:
     shares = check.figures.share
-    # A decoder that ends at half resolution sees no image.
+    # A decoder that ends at half resolution has no skip from the image.
     others = [name for name in ("all", "image") if name == "all" or name in shares]
     values = [shares.get(name) for name in (*LEVELS, *others)]
     return bar_chart("L1 with a level swapped, +%", [*_NAMES.values(), *others], {"share": values}, "z.1f")
@@ -80,10 +80,10 @@ def _dice(check: Check) -> BarChart | None:
 
 def _facts(check: Check) -> dict[str, str]:
     figures, cosine = check.figures, check.figures.cosine
-    facts = {f"mean cosine, two crops of {words}": cosine.get(name) for name, words in _COSINES.items()}
+    facts = {f"mean cosine of two crops, {words}": cosine.get(name) for name, words in _COSINES.items()}
     found = {name: f"{value:.3f}" for name, value in facts.items() if value is not None}
     if figures.nearest is not None and figures.chance is not None:
-        found["nearest crop of another scan is of the same modality"] = (
+        found["nearest crop of another scan has the same modality"] = (
             f"{100 * figures.nearest:.0f} % of {figures.queries} crops (chance {100 * figures.chance:.0f} %)"
         )
     if check.labelled:

@@ -1,4 +1,4 @@
-"""Reading a run folder. A run that is going on, or was killed, is read as far as it has come."""
+"""Read a run folder, including that of an unfinished run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ class _Record(BaseModel):
 
 
 class DataRow(_Record):
-    """Scans of one modality and data set; `voxels` of all of them together."""
+    """Number of scans of one modality and data set, and their total number of `voxels`."""
 
     modality: str
     dataset: str
@@ -28,14 +28,14 @@ class DataRow(_Record):
 
 
 class Data(_Record):
-    """What was trained on."""
+    """The training data."""
 
     store: str | None = None
     rows: tuple[DataRow, ...] = ()
 
 
 class Validation(_Record):
-    """The fixed crops of one modality; `split` is "train" where it has no validation scan."""
+    """The fixed validation crops of one modality; `split` is "train" if it has no validation scans."""
 
     crops: int
     split: str
@@ -43,14 +43,14 @@ class Validation(_Record):
 
 
 class Leg(_Record):
-    """The data that the steps after `start` were trained on."""
+    """The training data of the steps after `start`."""
 
     start: int = Field(alias="from")
     data: Data = Data()
 
 
 class RunRecord(_Record):
-    """`run.json`: what ran where, on what, how far and how fast. What it does not say is None or empty."""
+    """The contents of `run.json`; missing fields are None or empty."""
 
     kind: Literal["pretrain", "finetune"] = "pretrain"
     dae3d: str | None = None
@@ -60,7 +60,7 @@ class RunRecord(_Record):
     world_size: int = 1
     parameters: int | None = None
     disruption: str | None = None
-    damage: str | None = None  # what a disruption does, in words
+    damage: str | None = None  # the effect of the disruption, in words
     init: str | None = None
     step: int | None = None
     max_steps: int | None = None
@@ -77,7 +77,7 @@ class RunRecord(_Record):
 
 @dataclass(frozen=True)
 class Series:
-    """One metric over the run, by ascending step."""
+    """One metric over the run, in order of steps."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -103,7 +103,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Run:
-    """All that a run folder says. `settings` is the text of settings.yaml."""
+    """The contents of a run folder. `settings` is the text of settings.yaml."""
 
     folder: Path
     record: RunRecord
@@ -114,7 +114,7 @@ class Run:
 
     @property
     def modalities(self) -> list[str]:
-        """Every modality that the run knows, in alphabetical order."""
+        """All modalities of the run, sorted."""
         validated = {name.rpartition("/")[2] for name in self.metrics if name.startswith("val/psnr/")}
         trained = {row.modality for row in self.record.data.rows}
         return sorted(trained | validated | set(self.record.validation) | set(self.pictures))
@@ -124,7 +124,7 @@ def load_run(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        Dae3dError: where there is no such folder, or no readable `run.json` in it.
+        Dae3dError: if there is no such folder, or it has no readable `run.json`.
     """
     metrics, unreadable = _load_metrics(folder / "metrics.csv")
     settings = folder / "settings.yaml"
@@ -140,24 +140,22 @@ def load_run(folder: Path) -> Run:
 
 def _load_record(folder: Path) -> RunRecord:
     path = folder / "run.json"
+    hint = "give a folder written by `dae3d pretrain` or `finetune`"
     if not folder.is_dir():
-        raise Dae3dError(f"{folder}: no such run; give the folder that `dae3d pretrain` or `finetune` wrote")
+        raise Dae3dError(f"{folder}: no such run; {hint}")
     if not path.is_file():
-        raise Dae3dError(
-            f"{folder}: not a run, it has no run.json; give the folder that `dae3d pretrain` or `finetune` "
-            "wrote"
-        )
+        raise Dae3dError(f"{folder}: not a run folder (no run.json); {hint}")
     try:
         return RunRecord.model_validate_json(path.read_text())
     except (ValidationError, UnicodeDecodeError) as error:
         problem = " ".join(str(error).split("\n")[1:3]) or str(error)
-        raise Dae3dError(f"{path}: not the record of a run: {' '.join(problem.split())}") from None
+        raise Dae3dError(f"{path}: not a valid run record: {' '.join(problem.split())}") from None
 
 
 def _load_metrics(path: Path) -> tuple[dict[str, Series], int]:
     """Series by metric, and the number of unreadable rows.
 
-    Where a step occurs twice, because a resumed run repeated it, the later row counts.
+    If a resumed run repeated a step, the later row counts.
     """
     rows, unreadable = read_metrics(path)
     by_name: dict[str, dict[int, float]] = {}

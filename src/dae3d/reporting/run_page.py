@@ -1,4 +1,4 @@
-"""What the pages about pre-training and fine-tuning runs have in common."""
+"""Parts common to the report pages of pre-training and fine-tuning runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ PICTURES_SHOWN = 12
 
 
 def facts(run: Run) -> dict[str, str]:
-    """What ran where and how fast; a value that the run has not recorded is ""."""
+    """Hardware, speed and versions; values that the run has not recorded are ""."""
     record = run.record
     rate, memory = record.samples_per_second, record.peak_memory_bytes
     return {
@@ -31,13 +31,13 @@ def facts(run: Run) -> dict[str, str]:
 
 
 def both(run: Run, title: str, name: str) -> Chart | None:
-    """A loss in training, and in validation where it was measured."""
+    """A chart of a loss in training and, if recorded, in validation."""
     series = {"training": run.metrics.get(f"train/{name}"), "validation": run.metrics.get(f"val/{name}")}
     return chart(title, series, log=True)
 
 
 def optimisation(run: Run) -> list[Chart | None]:
-    """Curves that any training has."""
+    """Charts of learning rate, gradient norm and throughput."""
     m = run.metrics
     return [
         chart("Learning rate", {"learning rate": m.get("train/lr")}, smooth=False),
@@ -47,15 +47,15 @@ def optimisation(run: Run) -> list[Chart | None]:
 
 
 def without_gaps(groups: Mapping[str, Sequence[Chart | None]]) -> dict[str, list[Chart]]:
-    """Curves by heading; what was never measured is left out."""
+    """Charts by heading, without missing ones."""
     drawn = {heading: [c for c in charts if c is not None] for heading, charts in groups.items()}
     return {heading: charts for heading, charts in drawn.items() if charts}
 
 
 def steps(pictures: Sequence[Picture], measured: Mapping[int, str]) -> list[dict[str, Any]]:
-    """Label and content of at most `PICTURES_SHOWN` pictures: the first, the last, and evenly between.
+    """At most `PICTURES_SHOWN` evenly spaced pictures including first and last, for the template.
 
-    `measured` says what was measured at a step.
+    `measured` is a text with the metrics by step.
     """
     chosen = np.unique(
         np.linspace(0, len(pictures) - 1, min(len(pictures), PICTURES_SHOWN)).round().astype(int)

@@ -1,4 +1,4 @@
-"""One measure of every case as dots on a line, as the geometry of an inline SVG picture."""
+"""Geometry of strip plots (one dot per case) as inline SVG."""
 
 import math
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ import numpy as np
 
 from dae3d.evaluation.results import Mean
 
-WIDTH, HEIGHT = 360, 62  # the picture's own units, a phone's pixels
+WIDTH, HEIGHT = 360, 62  # SVG units, about the pixels of a phone
 LEFT, RIGHT, MIDDLE, AXIS = 10, 350, 22, 44
 RADIUS = 4.0
-MOST_DOTS = 100  # more would only lie on one another, and make a page of many classes slow
-_LAYERS = (0, -7, 7, -14, 14)  # where dots go that would hide one another
+MOST_DOTS = 100  # more would overlap, and slow down pages with many classes
+_LAYERS = (0, -7, 7, -14, 14)  # vertical offsets of overlapping dots
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A case: its place, and what it is called."""
+    """The dot of a case, with its name and value as `title`."""
 
     x: float
     y: float
@@ -26,7 +26,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Strip:
-    """A class: number of cases, dots, mean and interval on the same axis (None: not known), ticks."""
+    """The strip plot of a class; mean and interval are positions on the axis, None if unknown."""
 
     name: str
     cases: int
@@ -37,15 +37,15 @@ class Strip:
 
 
 def lowest_tick(values: Sequence[float]) -> float:
-    """Where an axis that ends at 1 begins, so that all values from 0 to 1 are on it."""
+    """The start of an axis up to 1 that includes all values, a multiple of 0.1."""
     known = [value for value in values if math.isfinite(value)]
     return min(0.9, math.floor(10 * min(known, default=0.9)) / 10)
 
 
 def strip(name: str, cases: Sequence[str], values: Sequence[float], mean: Mean, start: float) -> Strip:
-    """Lay out the values of a class by case, on an axis from `start` to 1; NaN is left out.
+    """Lay out the values of a class by case on an axis from `start` to 1; NaN is left out.
 
-    Of more than `MOST_DOTS` cases, so many are drawn, at even steps from the lowest to the highest.
+    At most `MOST_DOTS` cases are drawn, evenly spaced by rank.
     """
 
     def place(value: float) -> float:

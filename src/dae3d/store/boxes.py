@@ -1,4 +1,4 @@
-"""Boxes of voxels out of stored files, checked and padded."""
+"""Read boxes of voxels from stored files, with checks and padding."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,20 +13,20 @@ Read = Callable[[Triple, Triple], np.ndarray]
 
 
 def read_box(path: Path, size_on_disk: int | None, command: str, start: Triple, stop: Triple) -> np.ndarray:
-    """The box [start, stop) of a stored file, as stored; `command` is the command that writes such files.
+    """Read the box [start, stop) of a stored file, as stored; `command` writes such files.
 
     Raises:
-        Dae3dError: where the file is missing, damaged or not of the size that is on record.
+        Dae3dError: if the file is missing, damaged or not of the recorded size.
     """
     try:
-        # A file of another size has been prepared again, or cut short, since the index was written.
+        # A file of another size was written again, or truncated, after the index.
         if size_on_disk in (None, path.stat().st_size):
             return read_voxels(path, start, stop)
     except MemoryError:
         raise
     except OSError as error:
         raise Dae3dError(f"{path}: {error.strerror or error}; run `dae3d {command}` again") from error
-    except Exception as error:  # whatever the decoder makes of damaged bytes
+    except Exception as error:  # damaged bytes can raise anything in the decoder
         words = str(error).splitlines() or [type(error).__name__]
         raise Dae3dError(
             f"{path}: damaged ({words[0]}); delete it and run `dae3d {command}` again"
@@ -35,9 +35,9 @@ def read_box(path: Path, size_on_disk: int | None, command: str, start: Triple, 
 
 
 def padded(read: Read, shape: Triple, start: Triple, size: Triple, dtype: type) -> np.ndarray:
-    """The box of `size` voxels from `start` on of an array of `shape` that is 0 beyond it.
+    """The box of `size` voxels that begins at `start` of an array of `shape`, padded with 0.
 
-    `read` gives the box [start, stop) within the array, and is not called for a box wholly beyond it.
+    `read` gives the box [start, stop) within the array; it is not called for a box entirely outside.
     """
     first, last = overlap(shape, start, size)
     if first == last:
@@ -51,7 +51,7 @@ def padded(read: Read, shape: Triple, start: Triple, size: Triple, dtype: type) 
 
 
 def overlap(shape: Triple, start: Triple, size: Triple) -> tuple[Triple, Triple]:
-    """First and last corner of what a box has in common with an array; the same where that is nothing."""
+    """First and last corner of the overlap of a box with an array; equal if there is none."""
     first = _triple(min(max(s, 0), end) for s, end in zip(start, shape, strict=True))
     last = _triple(min(s + n, end) for s, n, end in zip(start, size, shape, strict=True))
     return first, last if all(a < b for a, b in zip(first, last, strict=True)) else first

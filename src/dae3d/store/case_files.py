@@ -1,9 +1,9 @@
-"""One labelled case in the store: its folder of Blosc2 files, and how it gets there.
+"""One labelled case in the store: its folder of Blosc2 files, and how they are written.
 
 cases/hippocampus-001-5f0c.../   0.b2nd, 1.b2nd, ...  the channels, in acquired units
                                  label.b2nd           class indices
-                                 positions.npy        where voxels of each class are, drawn
-                                 case.json            what it is; a folder without it is not a case
+                                 positions.npy        sampled positions of voxels of each class
+                                 case.json            metadata; a folder without it is not a case
 """
 
 import hashlib
@@ -35,7 +35,7 @@ LABEL, POSITIONS, CASE_JSON = "label.b2nd", "positions.npy", "case.json"
 
 
 class SourceFile(BaseModel):
-    """A file that a case was made of, as it was then."""
+    """A source file of a case, as it was when the case was prepared."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -59,10 +59,9 @@ class StoredChannel(BaseModel):
 class StoredCase(BaseModel):
     """A labelled case in the store.
 
-    `shape` and `affine` (voxel to RAS+ mm) are those of the stored arrays, whose axes run to the right,
-    anterior and superior. `voxels` counts the voxels of each class, and `drawn` those whose positions are
-    kept. `cut_away` counts labelled voxels of the source that lie beyond the foreground's box.
-    `folder` lies in the store's folder `cases`.
+    `shape` and `affine` (voxel to RAS+ mm) are those of the stored arrays, in RAS orientation. `voxels`
+    counts the voxels of each class, `drawn` those whose positions are stored, and `cut_away` the labelled
+    voxels of the source outside the foreground box. `folder` is in the store's folder `cases`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,13 +83,13 @@ class StoredCase(BaseModel):
 
     @property
     def image_digests(self) -> list[str]:
-        """Sha256 of the content of each channel's source, as of `contents_of`."""
+        """Sha256 of the content of each channel's source, as in `contents_of`."""
         return [source.digest for source in self.sources[:-1]]
 
 
 @dataclass(frozen=True)
 class CaseOutcome:
-    """What became of one case: stored, or else not usable for a `reason`."""
+    """The result for one case: stored, or not usable for a `reason`."""
 
     case: TaskCase
     stored: StoredCase | None = None
@@ -98,14 +97,14 @@ class CaseOutcome:
 
 
 def sources_of(case: TaskCase) -> list[Path]:
-    """The files of a case: its channels, then its label."""
+    """The source files of a case: its channels, then its label."""
     return [*case.images, *filter(None, [case.label])]
 
 
 def folder_name(case: TaskCase, geometry: CaseGeometry) -> str:
-    """The stored folder of a case: readable, and one for the same name, files and geometry."""
+    """A readable folder name, unique for a case's name, files and geometry."""
     paths = [os.path.abspath(path) for path in sources_of(case)]
-    # Which voxels are drawn depends on the name.
+    # The sampled positions depend on the name.
     key = "\n".join([geometry.model_dump_json(), case.name, *paths])
     readable = re.sub(r"[^a-z0-9]+", "-", case.name.lower()).strip("-")[:80]
     return f"{readable}-{hashlib.sha256(os.fsencode(key)).hexdigest()[:16]}"
@@ -115,11 +114,11 @@ def store_case(case: TaskCase, recipe: CaseRecipe, store: Path) -> CaseOutcome:
     """Prepare one case, unless the store has it.
 
     Raises:
-        Dae3dError: where the store cannot be written to, or a case in it says that it is another.
+        Dae3dError: if the store cannot be written to, or the metadata of a stored case names another folder.
     """
     try:
         sources = tuple(_source(path) for path in sources_of(case))
-        stored = _whole(case, recipe, store)
+        stored = _complete(case, recipe, store)
         if stored is not None and _digests(stored.sources) == _digests(sources):
             stored = stored.model_copy(update={"sources": sources})
             write_text(store / CASES / stored.folder / CASE_JSON, stored.model_dump_json(indent=1))
@@ -132,12 +131,12 @@ def store_case(case: TaskCase, recipe: CaseRecipe, store: Path) -> CaseOutcome:
 
 
 def unchanged(case: TaskCase, recipe: CaseRecipe, store: Path) -> StoredCase | None:
-    """The case as the store has it; None where it has not, or where a file seems changed since.
+    """The stored case; None if it is not in the store, or a source file has changed.
 
     Raises:
-        Dae3dError: where what is stored says that it lies elsewhere.
+        Dae3dError: if the metadata of the stored case names another folder.
     """
-    stored = _whole(case, recipe, store)
+    stored = _complete(case, recipe, store)
     try:
         if stored is None or any(Stamp.of(files_read(s.path)) != s.stamp for s in stored.sources):
             return None
@@ -146,8 +145,8 @@ def unchanged(case: TaskCase, recipe: CaseRecipe, store: Path) -> StoredCase | N
     return stored
 
 
-def _whole(case: TaskCase, recipe: CaseRecipe, store: Path) -> StoredCase | None:
-    """What the store has of a case, under the name it has now, if all its files are there."""
+def _complete(case: TaskCase, recipe: CaseRecipe, store: Path) -> StoredCase | None:
+    """The stored case with its present name, subject and fold, if its files are complete."""
     folder = store / CASES / folder_name(case, recipe.geometry)
     try:
         stored = StoredCase.model_validate_json((folder / CASE_JSON).read_bytes())
@@ -159,20 +158,20 @@ def _whole(case: TaskCase, recipe: CaseRecipe, store: Path) -> StoredCase | None
         return None
     if stored.folder != folder.name:
         raise Dae3dError(
-            f"{folder / CASE_JSON}: folder: must be the name of the folder that it lies in, not "
+            f"{folder / CASE_JSON}: folder: must be the name of the folder it is in, not "
             f"{stored.folder!r}; if it is a copy of another case, delete {folder}"
         )
     try:
-        whole = all(
+        complete = all(
             (folder / f"{number}.b2nd").stat().st_size == channel.bytes
             for number, channel in enumerate(stored.channels)
         )
-        whole &= (folder / LABEL).stat().st_size == stored.label_bytes
-        whole &= (folder / POSITIONS).is_file()
+        complete &= (folder / LABEL).stat().st_size == stored.label_bytes
+        complete &= (folder / POSITIONS).is_file()
     except OSError:
         return None
-    told = {"name": case.name, "subject": case.subject, "fold": case.fold}
-    return stored.model_copy(update=told) if whole else None
+    labels = {"name": case.name, "subject": case.subject, "fold": case.fold}
+    return stored.model_copy(update=labels) if complete else None
 
 
 def _digests(sources: Sequence[SourceFile]) -> list[str]:
@@ -180,10 +179,10 @@ def _digests(sources: Sequence[SourceFile]) -> list[str]:
 
 
 def read_case(images: Sequence[Path], recipe: CaseRecipe) -> ConformedCase:
-    """Read a case's channels and bring them onto the network's grid.
+    """Read a case's channels and convert them to the network's grid.
 
     Raises:
-        ScanError: naming the file or files, where one cannot be read or they do not fit.
+        ScanError: naming the files, if one cannot be read or they do not fit together.
     """
     volumes = [_read(path) for path in images]
     try:
@@ -205,7 +204,7 @@ def _convert(case: TaskCase, recipe: CaseRecipe, store: Path, sources: tuple[Sou
     label = labels_at(conformed.grid, upright)
     voxels, drawn = draw_positions(label, conformed.foreground, len(recipe.labels), case.name)
     folder = folder_name(case, recipe.geometry)
-    # A process that died of the case may have left one behind.
+    # A process that died on this case may have left such a folder.
     temporary = store / PARTIAL / f"{token_hex(4)}-{folder}"
     final = store / CASES / folder
     try:

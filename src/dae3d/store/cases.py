@@ -1,4 +1,4 @@
-"""Labelled cases prepared for fine-tuning: writing them into a store, and reading crops out of it."""
+"""Labelled cases for fine-tuning: write them into a store, and read crops from it."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class _IndexHeader(BaseModel):
-    """The first line of the index; one line a case follows."""
+    """The first line of the index; one line per case follows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,17 +46,17 @@ class _IndexHeader(BaseModel):
 
 
 class CaseStore:
-    """Prepared cases, read in boxes of voxels; it may be sent to, or forked into, any process.
+    """Prepared cases, read in boxes of voxels; it can be pickled, and used in forked processes.
 
-    `cases` are in the order in which they were given to `prepare_cases`; `recipe` is the one they were
-    prepared for, of which `intensity` and `roi` bind nobody.
+    `cases` are in the order given to `prepare_cases`. `recipe` is the one they were prepared for; its
+    `intensity` and `roi` are not binding.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open what was last prepared in folder `path`.
+        """Open the cases last prepared in folder `path`.
 
         Raises:
-            Dae3dError: where there is nothing, or the index is damaged.
+            Dae3dError: if there are none, or the index is damaged.
         """
         self.path = Path(path)
         try:
@@ -65,7 +65,7 @@ class CaseStore:
             self.recipe = header.recipe
             self.cases: Sequence[StoredCase] = tuple(map(StoredCase.model_validate_json, lines))
             if len(self.cases) != header.cases:
-                raise ValueError(f"{len(self.cases)} cases where there should be {header.cases}")
+                raise ValueError(f"{len(self.cases)} cases, expected {header.cases}")
         except (FileNotFoundError, NotADirectoryError):
             raise Dae3dError(f"{self.path}: no prepared cases here; `dae3d finetune` prepares them") from None
         except (ValidationError, ValueError) as error:
@@ -76,25 +76,25 @@ class CaseStore:
         self._numbers = {case.name: number for number, case in enumerate(self.cases)}
 
     def number(self, name: str) -> int:
-        """The place of a case in `cases`.
+        """The position of a case in `cases`.
 
         Raises:
-            KeyError: where there is none of that name.
+            KeyError: if no case has that name.
         """
         return self._numbers[name]
 
     def image(
         self, number: int, start: Triple, size: Triple, intensity: Mapping[str, str] | None = None
     ) -> np.ndarray:
-        """The box of `size` voxels from voxel `start` on, which may be negative, scaled for the network.
+        """The box of `size` voxels from voxel `start` (may be negative), scaled for the network.
 
-        `intensity` has scaling rules by modality that go before the usual ones.
+        `intensity` has scaling rules by modality, which override the defaults.
 
         Returns:
             (C, *size) float32; 0 outside the case, as if padded after scaling.
 
         Raises:
-            Dae3dError: where a stored file is missing or damaged.
+            Dae3dError: if a stored file is missing or damaged.
         """
         case = self.cases[number]
         image = np.empty((len(case.channels), *size), np.float32)
@@ -103,16 +103,16 @@ class CaseStore:
         return image
 
     def label(self, number: int, start: Triple, size: Triple) -> np.ndarray:
-        """The class indices in the box of `size` voxels from voxel `start` on: uint8, 0 outside the case."""
+        """The class indices in the box of `size` voxels from voxel `start`: uint8, 0 outside the case."""
         case = self.cases[number]
         read = partial(read_box, self.path / CASES / case.folder / LABEL, case.label_bytes, "finetune")
         return padded(read, case.shape, start, size, np.uint8)
 
     def positions(self, number: int) -> list[np.ndarray]:
-        """For each class, positions (n, 3) int32 of up to 10,000 of its voxels, drawn once and for all.
+        """For each class, positions (n, 3) int32 of up to 10,000 of its voxels, sampled when it was prepared.
 
-        An array is empty only where the case has no voxel of the class. Background is drawn inside the
-        foreground's box.
+        An array is empty only if the case has no voxel of the class. Background is sampled inside the
+        foreground box.
         """
         case = self.cases[number]
         path = self.path / CASES / case.folder / POSITIONS
@@ -140,14 +140,14 @@ class CaseStore:
 def prepare_cases(
     cases: Sequence[TaskCase], recipe: CaseRecipe, folder: Path, workers: int | None = None
 ) -> CaseStore:
-    """Write labelled cases into a store, in parallel, and only those it does not have as they are.
+    """Write labelled cases into a store, in parallel, skipping those it has already.
 
-    Runs that share a store wait for each other, and each gets its own cases. `workers` are processes, each
-    with one case in memory; none: as many as there are processor cores.
+    Runs that share a store wait for each other, and each gets its own cases. `workers` is the number of
+    processes, each with one case in memory (default: one per processor core).
 
     Raises:
-        Dae3dError: with every case that cannot be used, and why, once the others are done; or where the store
-            cannot be written to.
+        Dae3dError: if the store cannot be written to; or, once the others are done, with all cases that
+            cannot be used, and why.
     """
     with only_writer(folder, CASES, wait=True):
         stored: dict[str, StoredCase] = {}
@@ -199,7 +199,7 @@ def _died(case: TaskCase, reason: str) -> CaseOutcome:
 
 
 def _shared_contents(cases: Sequence[StoredCase]) -> dict[str, str]:
-    """Cases of which a file has the very content of another subject's: one of the two is wrong."""
+    """Cases with a file identical to one of another subject: one of the two must be wrong."""
     first: dict[str, StoredCase] = {}
     wrong = {}
     for case in cases:
@@ -216,7 +216,7 @@ def _shared_contents(cases: Sequence[StoredCase]) -> dict[str, str]:
 
 def _explain(cases: Sequence[TaskCase], unusable: Mapping[str, str]) -> str:
     lines = [f"  {case.name}: {unusable[case.name]}" for case in cases if case.name in unusable]
-    head = f"{len(lines)} of {len(cases)} cases cannot be used (mend them, or take them out of the list):"
+    head = f"{len(lines)} of {len(cases)} cases cannot be used (fix them, or remove them from the list):"
     return "\n".join([head, *lines])
 
 
@@ -225,7 +225,7 @@ def _warn_of_cut_labels(cases: Sequence[StoredCase]) -> None:
     if cut:
         some = ", ".join(f"{case.name} ({case.cut_away} voxels)" for case in cut[:5])
         _log.warning(
-            "crop_foreground cuts labelled voxels away in %d cases: %s%s; turn it off if they count",
+            "crop_foreground removes labelled voxels in %d cases: %s%s; turn it off if they matter",
             len(cut),
             some,
             " and others" if len(cut) > 5 else "",

@@ -1,4 +1,4 @@
-"""Work spread over many machines by Dask: the counterpart of `workers.work_through` (extra `cluster`)."""
+"""Distribute work over machines with Dask: the counterpart of `workers.work_through` (extra `cluster`)."""
 
 import logging
 from collections.abc import Callable, Generator, Iterable
@@ -29,15 +29,15 @@ def work_on_cluster(
     shared: Path,
     resampling: bool,
 ) -> Generator[Result, None, None]:
-    """Do `run` for each item on the workers of the Dask scheduler at `address`; yields what is done.
+    """Call `run` for each item on the workers of the Dask scheduler at `address`; yields the results.
 
-    The items of a worker that dies are given to others. `died` makes the result of an item that too many
-    workers died of (the scheduler's `allowed-failures`). Workers may come and go. `shared` is a folder that
-    all must be able to write to, and `unseen` gives what a worker, by its result, did not see although it is
-    seen from here. Interrupted, it yields what is at work, then raises KeyboardInterrupt.
+    Workers may join and leave; the items of one that dies are given to others. `died` makes the result of an
+    item on which too many workers died (the scheduler's `allowed-failures`). `shared` is a folder that all
+    must be able to write to. `unseen` returns the path that a worker could not see, by its result, although
+    it is visible here. On Ctrl-C the running items are finished and yielded before KeyboardInterrupt.
 
     Raises:
-        Dae3dError: where there is no scheduler, or it is lost, or a worker does not see what it must.
+        Dae3dError: if the scheduler cannot be reached, or a worker does not see the files.
     """
     with _connected(address) as client:
         if not client.nthreads():
@@ -48,9 +48,9 @@ def work_on_cluster(
         source = iter(items)
         try:
             while True:
-                # One for each thread and none in waiting, which would count as suspect when a worker dies.
-                room = max(1, sum(client.nthreads().values())) - len(pending)
-                for item in islice(source, max(0, room)):
+                # One item per thread and none queued: those would be suspects, too, when a worker dies.
+                free = max(1, sum(client.nthreads().values())) - len(pending)
+                for item in islice(source, max(0, free)):
                     future = client.submit(_alone, run, item, shared, resampling, pure=False)
                     pending[future] = item
                     done.add(future)
@@ -59,16 +59,16 @@ def work_on_cluster(
                 for future in done.next_batch():
                     yield _result(future, pending, died, unseen)
         except KeyboardInterrupt:
-            _log.warning("finishing the %d scans at work", len(pending))
+            _log.warning("finishing the %d scans in progress", len(pending))
             while pending:
                 yield _result(next(done), pending, died, unseen)
             raise
         except (CancelledError, OSError):
             raise Dae3dError(
-                f"lost the Dask scheduler at {address}; what is finished is kept: run the same command again"
+                f"lost the Dask scheduler at {address}; finished scans are kept: run the same command again"
             ) from None
         finally:
-            # A scan must not go on being written when the store is no longer ours.
+            # No scan may still be written after the store's lock is released.
             for _ in done:
                 pass
 
@@ -83,7 +83,7 @@ def _connected(address: str) -> Client:
 
 
 def _alone(run: Callable[[Item], Result], item: Item, shared: Path, resampling: bool) -> tuple[str, Result]:
-    """On a worker, which may have joined at any time: its address, and what came of the item."""
+    """Run on a worker, which may just have joined: its address, and the result."""
     address = get_worker().address
     if not shared.is_dir():
         raise _blindness(address, shared.parent)
@@ -93,8 +93,8 @@ def _alone(run: Callable[[Item], Result], item: Item, shared: Path, resampling: 
 
 def _blindness(address: str, path: Path) -> Dae3dError:
     return Dae3dError(
-        f"worker {address} does not see {path}: scans and store must lie on a disk that all machines have "
-        "under the same path"
+        f"worker {address} does not see {path}: scans and store must be on a disk that all machines mount at "
+        "the same path"
     )
 
 

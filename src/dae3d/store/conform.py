@@ -1,4 +1,4 @@
-"""Bring a scan into the store's form: RAS axes, the wanted spacing, the smallest lossless voxel type."""
+"""Convert a scan to the form it is stored in: RAS axes, target spacing, smallest lossless voxel type."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,10 +19,10 @@ _SMALL_TYPES = [np.dtype(name) for name in ("uint8", "int16", "uint16", "int32")
 
 
 def to_ras(volume: Volume) -> Volume:
-    """Permute and flip axes so that they run to the right, anterior and superior; no voxel changes.
+    """Permute and flip axes to RAS; voxel values do not change.
 
     Raises:
-        ScanError: where two axes of the scan point the same way.
+        ScanError: if the affine is singular.
     """
     orientation = io_orientation(volume.affine)
     if np.isnan(orientation).any():
@@ -32,7 +32,7 @@ def to_ras(volume: Volume) -> Volume:
 
 
 def apply_scale_factors(volume: Volume) -> Volume:
-    """Apply the scale factors of floating-point voxels, which save nothing and would round once more."""
+    """Apply the scale factors of floating-point voxels: they save no space, and would add a rounding."""
     if volume.array.dtype.kind != "f" or (volume.slope, volume.intercept) == (1.0, 0.0):
         return volume
     array = np.empty(volume.array.shape, np.float32)
@@ -42,11 +42,11 @@ def apply_scale_factors(volume: Volume) -> Volume:
 
 
 def resample(volume: Volume, spacing: tuple[float, float, float], modality: str = "") -> Volume:
-    """Trilinear resampling to `spacing` (mm), as MONAI's `Spacing`; a volume that has it stays as it is.
+    """Trilinear resampling to `spacing` (mm), as MONAI's `Spacing`; unchanged if the volume has that spacing.
 
-    Padding is background meanwhile, lest it blends with the scan, and padding again afterwards, where the
-    nearest voxel was. The array becomes float32; without padding the slope and intercept stay, for they
-    commute with interpolation.
+    Padding is replaced by background first, so that it does not blend with the scan, and restored where the
+    nearest voxel was padding. The array becomes float32; without padding, slope and intercept are kept
+    because they commute with interpolation.
     """
     if np.allclose(volume.spacing, spacing, rtol=_SAME_SPACING, atol=0):
         return volume
@@ -61,7 +61,7 @@ def resample(volume: Volume, spacing: tuple[float, float, float], modality: str 
 
 
 def _interpolated(volume: Volume, spacing: tuple[float, float, float], mode: str) -> Volume:
-    # MONAI and PyTorch take seconds to import, and only resampling needs them.
+    # Imported here because MONAI and PyTorch take seconds, and only resampling needs them.
     import torch
     from monai.data.meta_tensor import MetaTensor
     from monai.transforms.spatial.array import Spacing
@@ -73,12 +73,12 @@ def _interpolated(volume: Volume, spacing: tuple[float, float, float], mode: str
 
 
 def crop_to_foreground(volume: Volume, modality: str = "") -> Volume:
-    """Keep the foreground box and 10 mm around it."""
+    """Crop to the foreground box plus 10 mm."""
     return crop(volume, foreground_box([volume], [modality]))
 
 
 def foreground_box(volumes: Sequence[Volume], modalities: Sequence[str]) -> Box:
-    """The foreground of any of some volumes on one grid, and 10 mm around it, within them."""
+    """The box around the foreground of all volumes (on one grid) plus 10 mm, clipped to the grid."""
     pairs = zip(volumes, modalities, strict=True)
     first, last = map(np.array, union([measure(*pair).foreground for pair in pairs]))
     margin = np.ceil(FOREGROUND_MARGIN_MM / np.array(volumes[0].spacing)).astype(int)
@@ -88,14 +88,14 @@ def foreground_box(volumes: Sequence[Volume], modalities: Sequence[str]) -> Box:
 
 
 def union(boxes: Sequence[Box]) -> Box:
-    """The smallest box that holds all of some boxes."""
+    """The smallest box that contains all boxes."""
     x0, y0, z0 = np.min([first for first, _ in boxes], axis=0).tolist()
     x1, y1, z1 = np.max([last for _, last in boxes], axis=0).tolist()
     return (x0, y0, z0), (x1, y1, z1)
 
 
 def crop(volume: Volume, box: Box) -> Volume:
-    """The half-open `box` of a volume, with the affine moved to its first voxel."""
+    """Crop to a half-open box; the affine is moved to its first voxel."""
     start, stop = box
     affine = volume.affine.copy()
     affine[:3, 3] = apply_affine(volume.affine, start)
@@ -103,9 +103,9 @@ def crop(volume: Volume, box: Box) -> Volume:
 
 
 def narrowed(array: np.ndarray) -> np.ndarray:
-    """The same values in C order in the smallest of uint8, int16, uint16 and int32 that holds them all.
+    """The same values in C order, in the smallest of uint8, int16, uint16 and int32 that holds them.
 
-    What is not whole numbers becomes float32, which is what intensities are read as.
+    Values that are not whole numbers become float32, the type in which intensities are read.
     """
     floating = array.dtype.kind == "f"
     if floating and not all(np.array_equal(plane, np.rint(plane)) for plane in array):

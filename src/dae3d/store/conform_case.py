@@ -1,4 +1,4 @@
-"""Bring the channels and the label of a case onto the network's grid: the one place where that is decided."""
+"""Convert the channels and the label of a case to the network's grid."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,11 +22,11 @@ _NAMED = 5  # values in a message
 
 @dataclass(frozen=True)
 class ConformedCase:
-    """A case on the network's grid, and the grids it came from.
+    """A case on the network's grid.
 
-    `volumes` has the channels, in acquired units, all on the network's grid: RAS axes, the recipe's spacing,
-    cut to the foreground; `statistics` are theirs. `native` is the grid as read, whose axes are parallel to
-    the network's but for their order and direction.
+    `volumes` are the channels in acquired units, on the network's grid: RAS axes, the recipe's spacing,
+    cropped to the foreground; `statistics` are theirs. `native` is the grid of the files; up to order and
+    direction, its axes are parallel to the network's.
     """
 
     volumes: tuple[Volume, ...]
@@ -40,7 +40,7 @@ class ConformedCase:
 
     @property
     def foreground(self) -> Box:
-        """The box on the network's grid that holds the foreground of all channels."""
+        """The box on the network's grid that contains the foreground of all channels."""
         return union([statistics.foreground for statistics in self.statistics])
 
     def normalised(self, recipe: CaseRecipe) -> np.ndarray:
@@ -53,27 +53,26 @@ class ConformedCase:
 
 
 def grid_of(volume: Volume) -> Grid:
-    """Where a volume's voxels lie."""
+    """The grid of a volume."""
     x, y, z = volume.array.shape
     return Grid((x, y, z), volume.affine)
 
 
 def conform_case(volumes: Sequence[Volume], recipe: CaseRecipe) -> ConformedCase:
-    """Bring a case's channels onto the network's grid.
+    """Convert a case's channels to the network's grid.
 
-    Axes are turned to RAS; then channels are resampled (trilinear, as MONAI's `Spacing`) where the recipe has
-    a spacing; then, where it says so, cut to the box around any channel's foreground (Otsu) and 10 mm. The
-    published BTCV recipe cuts to image > 0 after windowing instead, which depends on the window and keeps
-    every bright speck.
+    Axes are reoriented to RAS. If the recipe has a spacing, channels are resampled (trilinear, as MONAI's
+    `Spacing`). If it says so, they are cropped to the box around the foreground (Otsu) of all channels plus
+    10 mm. The published BTCV recipe crops to image > 0 after windowing instead, which depends on the window
+    and keeps every bright speck.
 
     Raises:
-        ScanError: where the number of channels is not the recipe's, a channel lies on another grid than the
-            first, or is constant, not finite, of singular affine, or a CT not in HU, or axes are too sheared
-            to be resampled.
+        ScanError: if the number of channels is not the recipe's; a channel is on another grid than the first,
+            constant, not finite, of singular affine, or a CT not in HU; or axes are too sheared to resample.
     """
     if len(volumes) != len(recipe.modalities):
         wanted = f"{len(recipe.modalities)} ({', '.join(recipe.modalities)})"
-        raise ScanError(f"channels: {len(volumes)} where {wanted} are wanted")
+        raise ScanError(f"channels: {len(volumes)}, expected {wanted}")
     native = grid_of(volumes[0])
     upright = []
     for channel, volume in enumerate(volumes, 1):
@@ -105,7 +104,7 @@ def conform_case(volumes: Sequence[Volume], recipe: CaseRecipe) -> ConformedCase
 
 @contextmanager
 def _naming(channel: int, recipe: CaseRecipe) -> Iterator[None]:
-    """Say which of several channels an error is about."""
+    """Name the channel in errors, if there are several."""
     try:
         yield
     except ScanError as error:
@@ -114,11 +113,10 @@ def _naming(channel: int, recipe: CaseRecipe) -> Iterator[None]:
 
 
 def upright_label(volume: Volume, case: ConformedCase, recipe: CaseRecipe) -> Volume:
-    """A case's label, as read, as uint8 class indices with RAS axes, for `labels_at`.
+    """A case's label, as read from its file, as uint8 class indices with RAS axes, for `labels_at`.
 
     Raises:
-        ScanError: where the label lies on another grid than the image, or holds what is not a value of
-            a class.
+        ScanError: if the label is on another grid than the image, or has a value that is not a class.
     """
     difference = grid_difference(grid_of(volume), case.native)
     if difference:
@@ -128,12 +126,12 @@ def upright_label(volume: Volume, case: ConformedCase, recipe: CaseRecipe) -> Vo
 
 
 def labels_at(grid: Grid, label: Volume) -> np.ndarray:
-    """The nearest of a label's voxels at every voxel of a grid of parallel axes."""
+    """Nearest-neighbour labels at the voxels of a grid with parallel axes."""
     return np.ascontiguousarray(label.array[np.ix_(*_nearest(grid, label))])
 
 
 def cut_away(label: Volume, grid: Grid) -> int:
-    """How many labelled voxels (not background) of an upright label lie beyond a grid's box."""
+    """The number of labelled voxels (not background) of an upright label outside a grid."""
     inside = label.array[tuple(slice(at.min(), at.max() + 1) for at in _nearest(grid, label))]
     return int(np.count_nonzero(label.array) - np.count_nonzero(inside))
 
@@ -147,10 +145,10 @@ def _nearest(grid: Grid, label: Volume) -> list[np.ndarray]:
 
 
 def class_indices(volume: Volume, recipe: CaseRecipe) -> np.ndarray:
-    """A label map, as read, as uint8 class indices on its own grid.
+    """A label map as uint8 class indices on its own grid.
 
     Raises:
-        ScanError: where it holds what is not a value of a class.
+        ScanError: if it has a value that is not a class.
     """
     values = np.array(recipe.label_values)
     indices = np.empty(volume.array.shape, np.uint8)
@@ -175,19 +173,19 @@ def _unknown_values(unknown: list[float], recipe: CaseRecipe) -> str:
     named = ", ".join(f"{value:g}" for value in unknown[:_NAMED])
     more = " and others" if len(unknown) > _NAMED else ""
     if any(value != np.rint(value) for value in unknown):
-        return f"holds {named}{more}, which are not whole numbers: interpolated, or a map of probabilities?"
+        return f"contains {named}{more}, which are not whole numbers: interpolated, or a probability map?"
     classes = [f"{value} {name}" for value, name in recipe.labels.items()]
     known = ", ".join(classes[:10]) + (f" and {len(classes) - 10} others" if len(classes) > 10 else "")
-    return f"holds {named}{more}, for which there is no class (there are: {known})"
+    return f"contains {named}{more}, which are not label values of the classes ({known})"
 
 
 def _refuse_sheared(grid: Grid, ras: Grid) -> None:
-    """Refuse a resampled grid whose axes are no longer the scan's own: then voxels cannot be brought back."""
+    """Refuse a resampled grid whose axes are not those of the scan: it could not be mapped back."""
     steps = (np.linalg.inv(ras.affine) @ grid.affine)[:3, :3]
     np.fill_diagonal(steps, 0)
     moved = float((np.abs(steps) @ (np.array(grid.shape) - 1)).max())
     if moved > _ALIGNED:
         raise ScanError(
-            f"its axes are sheared, which resampling would undo, by {moved:.2g} voxels at the far corner; "
-            "straighten it first, or give no spacing"
+            f"its axes are sheared, by {moved:.2g} voxels at the far corner, which resampling would undo; "
+            "remove the shear first, or set no spacing"
         )

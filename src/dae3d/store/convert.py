@@ -1,4 +1,4 @@
-"""One scan from its source file into the store, in one call that any process can make."""
+"""Prepare one scan, in one call that any process can make."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,10 @@ _SAME_SPACING = 1e-3  # relative
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one scan: stored, newly `written` or there already, or else rejected for a `reason`.
+    """The result for one scan: stored (newly `written` or already there), or rejected for a `reason`.
 
-    `file` is its stored file's name, whether it is there or not. `unseen` says that its source could not be
-    seen from where it was looked for; what is stored of it is then kept.
+    `file` is the name of its stored file, which need not exist. `unseen`: the source was not visible to the
+    process; a stored scan is then kept.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Outcome:
 
     @classmethod
     def kept(cls, stored: StoredScan, unseen: bool = False) -> "Outcome":
-        """The store has the scan already."""
+        """The store already has the scan."""
         return cls(stored.source.name, stored.file, stored, unseen=unseen)
 
     @classmethod
@@ -46,10 +46,10 @@ class Outcome:
 
 
 def convert(scan: Scan, preparation: Preparation, store: Path, partial: str = PARTIAL) -> Outcome:
-    """Prepare one scan, unless the store has it; `partial` is the store's folder for files not yet whole.
+    """Prepare one scan, unless the store has it; `partial` is the store's folder for incomplete files.
 
     Raises:
-        Dae3dError: where the store cannot be written to.
+        Dae3dError: if the store cannot be written to.
     """
     old = read_metadata(store / SCANS / file_name(scan))
     if old is not None and not (old.preparation == preparation and measured_alike(old, scan)):
@@ -58,7 +58,7 @@ def convert(scan: Scan, preparation: Preparation, store: Path, partial: str = PA
         files = source_files(scan)
         stamp = Stamp.of(files)
     except OSError as error:
-        if old is not None and _is_whole(store / SCANS / old.file):
+        if old is not None and _is_intact(store / SCANS / old.file):
             return Outcome.kept(described(old, scan, old.source_stamp), unseen=True)
         return Outcome.rejected(scan, f"unreadable: {error.strerror}", unseen=True)
     except ScanError as error:
@@ -81,7 +81,7 @@ def convert(scan: Scan, preparation: Preparation, store: Path, partial: str = PA
 
 
 def _converted(scan: Scan, stamp: Stamp, content: str, preparation: Preparation) -> tuple[Volume, StoredScan]:
-    """A scan in the store's form, and what is to be said of it."""
+    """A scan in the form it is stored in, and its metadata."""
     volume = read_scan(scan)
     voxels = voxel_digest(volume)
     volume, statistics = examine(volume, preparation, scan.modality)
@@ -102,7 +102,7 @@ def _converted(scan: Scan, stamp: Stamp, content: str, preparation: Preparation)
     return volume, stored
 
 
-def _is_whole(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     try:
         read_intact(path)
     except (OSError, MemoryError, ScanError, ValueError):
@@ -111,10 +111,10 @@ def _is_whole(path: Path) -> bool:
 
 
 def measured_alike(stored: StoredScan, scan: Scan) -> bool:
-    """Whether what is stored of a scan also holds with what the manifest says of it now.
+    """Whether a stored scan is still valid for its present entry in the manifest.
 
-    Its statistics depend on the label. Another voxel size or orientation comes of a header that is understood
-    better than it was.
+    Statistics depend on the label. Voxel size or orientation change when a newer version reads the header
+    differently.
     """
     return (
         (stored.modality in HOUNSFIELD) == (scan.modality in HOUNSFIELD)
@@ -124,6 +124,6 @@ def measured_alike(stored: StoredScan, scan: Scan) -> bool:
 
 
 def described(stored: StoredScan, scan: Scan, stamp: Stamp) -> StoredScan:
-    """A scan that is in the store, with what the manifest says of it now."""
+    """A stored scan with its present entry in the manifest."""
     source = scan.model_copy(update={"digest": stored.source.digest, "files": ()})
     return stored.model_copy(update={"source": source, "source_stamp": stamp})

@@ -1,4 +1,4 @@
-"""What a store lists before a run of `prepare`, which adds to it, and what becomes of that."""
+"""The scans that a store lists before a run of `prepare`, and whether they are kept."""
 
 import logging
 import os
@@ -28,20 +28,18 @@ class _Labels(BaseModel):
 
 
 class _Listed(BaseModel):
-    """The part of a line of the index that says whose scan it is."""
+    """The part of an index line that `Earlier` needs."""
 
     file: str
     source: _Labels
 
 
 class Earlier:
-    """The scans that a store lists before a run of `prepare`, compared with those that the run wants.
+    """The scans that a store lists before a run of `prepare`, compared with those of the manifest.
 
-    `scans` is the number of all of them, `others` of those that are not wanted, and `relabelled` of those
-    that are to have another modality, subject or split. `moved` counts the others that `keep` left out.
-    `lost` counts stored files that are not wanted and that a damaged or missing index does not list.
-
-    Holds 8 bytes of each scan.
+    Counts all `scans`; `others` that the manifest does not list; `relabelled` ones whose modality, subject or
+    split changes; `moved` ones of the others, which `keep` left out; and `lost` stored files that neither the
+    manifest nor the damaged or missing index lists. Keeps 8 bytes per scan in memory.
     """
 
     def __init__(self, store: Path, wanted: Wanted) -> None:
@@ -63,7 +61,7 @@ class Earlier:
 
     @property
     def scans(self) -> int:
-        """How many scans the store lists."""
+        """The number of scans that the store lists."""
         return len(self._keys)
 
     def _entries(self) -> Iterator[_Listed | str]:
@@ -75,36 +73,36 @@ class Earlier:
             yield from stored_files(self._store)
 
     def refuse_other_preparation(self, preparation: Preparation, again: bool, only: bool) -> None:
-        """Raise Dae3dError where the store was prepared otherwise, and is not to be prepared `again`.
+        """Raise Dae3dError if the store was prepared with other settings, unless `again`.
 
-        What a manifest does not list cannot be prepared again, and stays only in an index of its own kind: it
-        must be said that the store is to hold `only` what is wanted.
+        An index has scans of one preparation, and scans that the manifest does not list cannot be prepared
+        again. With such scans in the store, `only` is needed too.
         """
         try:
             there = read_index_header(self._store / INDEX).preparation
             if there == preparation:
                 return
-            how = f"with {_words(there)}, not with {_words(preparation)}"
+            how = f"with {_in_words(there)}, not with {_in_words(preparation)}"
         except FileNotFoundError:
             return
         except OtherVersion:
             how = "by another version of dae3d"
         except Dae3dError:
-            return  # damaged; the stored files say how they were prepared
+            return  # damaged; the metadata in the stored files will be used
         if not again:
             raise Dae3dError(
-                f"{self._store}: was prepared {how}: name another folder, or prepare all its scans again "
+                f"{self._store}: was prepared {how}: choose another folder, or prepare all its scans again "
                 "with --again"
             )
         if self.others and not only:
             raise Dae3dError(
-                f"{self._store}: lists {self.others} scans that {self._wanted.manifest} does not, and which "
-                "cannot stay beside scans that are prepared otherwise: add --only to take them out, or name "
-                "another folder"
+                f"{self._store}: lists {self.others} scans that {self._wanted.manifest} does not; they "
+                "cannot be mixed with scans prepared with other settings: add --only to remove them, or "
+                "choose another folder"
             )
 
     def refuse_both_sides(self) -> None:
-        """Raise Dae3dError where wanted scans put a subject of the others on the other side of the split."""
+        """Raise Dae3dError if a subject of the other scans changes sides in the manifest."""
         for entry in self._entries() if self.others else ():
             if isinstance(entry, str) or entry.file in self._wanted:
                 continue
@@ -112,21 +110,21 @@ class Earlier:
             if self._wanted.has_on_other_side(subject, split):
                 there, here = ("training", "validation") if split == "train" else ("validation", "training")
                 raise Dae3dError(
-                    f"{self._store}: subject {subject} is in {there} in it, and in {here} in "
+                    f"{self._store}: subject {subject} is in {there} there, but in {here} in "
                     f"{self._wanted.manifest}: index all data into one manifest, which puts each subject on "
-                    "one side, and prepare that; or name another folder; or, with --only, let the store hold "
-                    "what the manifest lists and nothing else"
+                    "one side, and prepare that; or choose another folder; or use --only to keep only the "
+                    "scans of the manifest in the store"
                 )
 
     def added(self, tally: StoreTally) -> int:
-        """How many of the scans that a run has counted so far the store did not list."""
+        """The number of scans counted so far that the store did not list."""
         listed = np.array(self._keys, np.uint64)
         return int(np.count_nonzero(~np.isin(np.array(tally.files, np.uint64), listed)))
 
     def keep(self, tally: StoreTally, preparation: Preparation) -> None:
-        """Count the others too, but for those whose file is gone while its content is among the wanted.
+        """Add the other scans, except those whose file is gone and whose content is in the manifest.
 
-        In an index whose first line is damaged, some may be of another preparation; these are lost.
+        If the first line of the index is damaged, scans of other preparations may be in it; they are lost.
         """
         if not self.others:
             return
@@ -148,26 +146,25 @@ class Earlier:
             tally.keep(scan)
         if twice:
             _log.warning(
-                "%s: %d scans are there under another path as well, such as %s, and are drawn twice as often",
+                "%s: %d scans are stored twice, from different paths, and drawn twice as often, such as %s",
                 self._store,
                 twice,
                 example,
             )
 
     def warn_of_lost(self) -> None:
-        """Say that scans may have left the index with a part of it."""
+        """Warn that scans may have been lost with a part of the index."""
         if self.lost:
             _log.warning(
-                "%s: its index was missing or damaged, and does not list %d stored files that %s does not "
-                "list either; prepare the manifests they are of as well, or delete them with `dae3d store "
-                "check --prune`",
+                "%s: its index was missing or damaged; %d stored files are neither in it nor in %s; prepare "
+                "their manifests too, or delete them with `dae3d store check --prune`",
                 self._store,
                 self.lost,
                 self._wanted.manifest,
             )
 
 
-def _words(preparation: Preparation) -> str:
+def _in_words(preparation: Preparation) -> str:
     spacing = "as acquired"
     if preparation.spacing:
         spacing = " ".join(f"{side:g}" for side in preparation.spacing)

@@ -1,4 +1,4 @@
-"""A scan as `prepare` stores it: its form, its statistics, and whether it can be used at all."""
+"""Convert a scan to the form it is stored in, measure it, and reject it if it cannot be used."""
 
 import math
 from dataclasses import replace
@@ -12,15 +12,15 @@ from dae3d.store.statistics import Statistics, measure, refuse_non_finite
 
 AS_ACQUIRED = Preparation(spacing=None, crop_foreground=False)
 
-# A body of 2 x 0.7 x 0.7 m at 1 mm has half as many; more come of a voxel size in another unit.
+# Twice a body of 2 x 0.7 x 0.7 m at 1 mm; more means a voxel size in another unit.
 _MOST_VOXELS = 2**31
 
 
 def examine(volume: Volume, preparation: Preparation, modality: str) -> tuple[Volume, Statistics]:
-    """Bring a scan into the store's form, and measure it.
+    """Convert a scan to the form it is stored in, and measure it.
 
     Raises:
-        ScanError: where `prepare` would reject it.
+        ScanError: if it cannot be used.
     """
     conformed = conform(volume, preparation, modality)
     statistics = measure(conformed, modality)
@@ -29,11 +29,10 @@ def examine(volume: Volume, preparation: Preparation, modality: str) -> tuple[Vo
 
 
 def conform(volume: Volume, preparation: Preparation, modality: str = "") -> Volume:
-    """Bring a scan into the store's form.
+    """Convert a scan to the form it is stored in.
 
     Raises:
-        ScanError: where it has non-finite voxels, a singular affine, or one value only, or would be too
-            large.
+        ScanError: if it has non-finite voxels, a singular affine, a single value, or would be too large.
     """
     refuse_non_finite(volume)
     volume = apply_scale_factors(to_ras(volume))

@@ -1,4 +1,4 @@
-"""A scan's voxels as one short text, the same under any header, to find scans that are there twice."""
+"""A digest of a scan's voxels that does not depend on its header, to find duplicates."""
 
 import hashlib
 from dataclasses import replace
@@ -7,18 +7,17 @@ import numpy as np
 
 from dae3d.scans.readers import Volume
 
-_CHUNK = 1 << 15  # voxels at a time: what is made of them stays in the processor's cache
-# Multipliers of SplitMix64 (Steele, Lea and Flood 2014), whose steps mix a value's bits here.
+_CHUNK = 1 << 15  # voxels at a time, so that intermediate arrays stay in the processor's cache
+# Multipliers of SplitMix64 (Steele, Lea and Flood 2014), used here to mix bits.
 _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 _HIGH_HALF, _SPREAD = np.uint64(32), np.uint64(29)
 
 
 def voxel_digest(volume: Volume) -> str:
-    """A digest of a scan's intensities and the lengths of its axes, in 32 hexadecimal digits.
+    """A digest of a scan's histogram of intensities and its axis lengths, in 32 hexadecimal digits.
 
-    It is the same for the same intensities in another order or direction of the axes, voxel type, scale
-    factor or affine, because it is of how often each intensity occurs: the sums, over all voxels, of a 64-bit
-    mix of the float32 intensity and of its square.
+    It does not depend on order or direction of the axes, voxel type, scale factor or affine. It is made of
+    two sums over all voxels: of a 64-bit hash of the float32 intensity, and of the square of that hash.
     """
     total = squares = 0
     voxels = volume.array.ravel(order="K")
@@ -31,5 +30,5 @@ def voxel_digest(volume: Volume) -> str:
         mixed ^= mixed >> _SPREAD
         total += int(mixed.sum())
         squares += int(np.dot(mixed, mixed))
-    told = f"{sorted(volume.array.shape)} {total % 2**64} {squares % 2**64}"
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    text = f"{sorted(volume.array.shape)} {total % 2**64} {squares % 2**64}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,8 +1,7 @@
-"""The store's index: the metadata of all its scans in one file, so that opening a store opens no scan.
+"""The store's index: the metadata of all scans in one file, so that opening a store opens no scan.
 
-`index.jsonl` holds one JSON object a line: first what the file is, then one line a scan, 1.5 KB. A line is
-read when its scan is asked for: as objects, the scans of a large store would fill gigabytes in every loader
-process.
+`index.jsonl` has one JSON object per line: a header, then one line per scan (1.5 KB). A line is parsed when
+its scan is accessed: as objects, the scans of a large store would take gigabytes in every loader process.
 """
 
 import re
@@ -25,9 +24,9 @@ _FILE = re.compile(rb'"file":"([^"/]+)"')
 
 
 class IndexHeader(BaseModel):
-    """The first line of the index, or of a shard's part of it.
+    """The first line of the index, or of the part of one shard.
 
-    `manifest` is, in a part, the sha256 of the manifest it was made from.
+    `manifest` is, in a part, the sha256 of its manifest.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,7 +42,7 @@ class _Version(BaseModel):
 
 
 class _AnyHeader(_Version):
-    """What the index of any version of dae3d begins with."""
+    """The common part of the headers of all versions of dae3d."""
 
     preparation: _Version
 
@@ -57,7 +56,7 @@ class _Origin(BaseModel):
 
 
 class Outline(BaseModel):
-    """What decides whether a scan is used, its grid and digests: read in a third of the whole line's time."""
+    """A scan's labels, grid and digests: parsed in a third of the time of the full line."""
 
     source: _Origin
     shape: tuple[int, int, int]
@@ -66,11 +65,11 @@ class Outline(BaseModel):
 
 
 class OtherVersion(Dae3dError):
-    """A store that another version of dae3d made."""
+    """The store was made by another version of dae3d."""
 
 
 class Index(Parsed[StoredScan]):
-    """The scans of an index, in its order, and in `outlines` the outline of each."""
+    """The scans of an index, in its order; `outlines` has the `Outline` of each."""
 
     def __init__(self, path: Path) -> None:
         with _opened(path):
@@ -78,7 +77,7 @@ class Index(Parsed[StoredScan]):
         self.header = _header(lines[0] if len(lines) else b"", path)
         super().__init__(lines, StoredScan, 1, len(lines) - 1, path, _REMEDY)
         if len(self) != self.header.scans:
-            raise ValueError(f"{len(self)} scans where there should be {self.header.scans}")
+            raise ValueError(f"{len(self)} scans, expected {self.header.scans}")
         self.outlines = Parsed(lines, Outline, 1, len(self), path, _REMEDY)
 
 
@@ -86,7 +85,7 @@ def read_index(store: Path, name: str = INDEX) -> Index:
     """Read a store's index.
 
     Raises:
-        Dae3dError: where there is none, or it is not one.
+        Dae3dError: if it does not exist, or is damaged.
     """
     try:
         return Index(store / name)
@@ -100,9 +99,9 @@ def read_index_header(path: Path) -> IndexHeader:
     """The first line of an index.
 
     Raises:
-        FileNotFoundError: where there is none.
-        OtherVersion: where another version of dae3d made it.
-        Dae3dError: where it is not one.
+        FileNotFoundError: if it does not exist.
+        OtherVersion: if another version of dae3d made it.
+        Dae3dError: if it is damaged.
     """
     with _opened(path) as file:
         return _header(file.readline(), path)
@@ -112,7 +111,7 @@ def iterate(path: Path) -> Iterator[StoredScan]:
     """The scans of an index, one at a time.
 
     Raises:
-        Dae3dError: where they are not as many as it says, or a line is not one.
+        Dae3dError: if their number is not that of the header, or a line is damaged.
     """
     with _opened(path) as file:
         header = _header(file.readline(), path)
@@ -120,15 +119,15 @@ def iterate(path: Path) -> Iterator[StoredScan]:
             for _ in range(header.scans):
                 yield StoredScan.model_validate_json(file.readline())
             if file.readline():
-                raise ValueError(f"more than the {header.scans} scans that there should be")
-        except ValueError as error:  # pydantic's own is one
+                raise ValueError(f"more than the {header.scans} scans of the header")
+        except ValueError as error:  # a ValidationError is one
             raise Dae3dError(_damaged(path, error)) from None
 
 
 def readable(path: Path, model: type[Model]) -> Iterator[Model | str]:
-    """The scans on the sound lines of an index, as a `model` that is the whole or a part of `StoredScan`.
+    """The scans on the valid lines of an index, as a `model` of all or some fields of `StoredScan`.
 
-    Of other lines the stored file, where that can be read.
+    For damaged lines the name of the stored file, if that can be read.
     """
     with _opened(path) as file:
         file.readline()
@@ -141,7 +140,7 @@ def readable(path: Path, model: type[Model]) -> Iterator[Model | str]:
 
 
 def write_index(path: Path, header: IndexHeader, scans: Iterable[StoredScan | str]) -> None:
-    """Write an index of `header.scans` scans, or their lines, as they come, whole or not at all."""
+    """Write an index of `header.scans` scans, given as objects or as lines, atomically."""
     with whole_file(path) as temporary, temporary.open("w") as file:
         file.write(header.model_dump_json() + "\n")
         for scan in scans:
@@ -149,10 +148,10 @@ def write_index(path: Path, header: IndexHeader, scans: Iterable[StoredScan | st
 
 
 def refuse_unfinished(store: Path) -> None:
-    """Raise Dae3dError where a job array is at work on the store, or was given up."""
+    """Raise Dae3dError if a job array on the store is not finished."""
     missing = unfinished(store)
     if missing:
-        raise Dae3dError(_waits_for(store, missing))
+        raise Dae3dError(_unfinished_message(store, missing))
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -178,22 +177,22 @@ def _header(line: bytes, path: Path) -> IndexHeader:
 
 def _of_another_version(line: bytes) -> bool:
     try:
-        told = _AnyHeader.model_validate_json(line)
+        header = _AnyHeader.model_validate_json(line)
     except ValidationError:
         return False
     ours = (IndexHeader.model_fields["version"].default, Preparation.model_fields["version"].default)
-    return (told.version, told.preparation.version) != ours
+    return (header.version, header.preparation.version) != ours
 
 
-def _waits_for(store: Path, missing: list[Shard]) -> str:
-    return f"{store}: not whole yet: waits for {shard_list(missing)} (`dae3d prepare --shard`)"
+def _unfinished_message(store: Path, missing: list[Shard]) -> str:
+    return f"{store}: not complete yet: waiting for {shard_list(missing)} (`dae3d prepare --shard`)"
 
 
 def _why_none(store: Path) -> str:
     missing = unfinished(store)
     if missing:
-        return _waits_for(store, missing)
-    return f"{store}: no store here; make one with `dae3d prepare MANIFEST --out {store}`"
+        return _unfinished_message(store, missing)
+    return f"{store}: not a store; make one with `dae3d prepare MANIFEST --out {store}`"
 
 
 def _damaged(path: Path, error: ValueError) -> str:

@@ -1,4 +1,4 @@
-"""Is a stored file what it was when it was written: read whole and compared with what is on record."""
+"""Verify a stored file: read all of it and compare it with its checksum and the index."""
 
 import math
 from collections.abc import Iterator
@@ -14,24 +14,24 @@ from dae3d.errors import ScanError
 from dae3d.store.scan import CHECKSUM, CHUNK, METADATA, SCANS, StoredScan, checksum
 from dae3d.store.source import Stamp
 
-# What the index may say otherwise than the file: what the manifest says of a scan, and its source's state.
+# Fields in which index and file may differ: the entry in the manifest, and the state of source and file.
 _LABELS = {"source", "source_stamp", "stored_stamp"}
-# Times the size of a slab of voxels: what Blosc2 needs at most beside the file to decode one.
+# Times the size of a slab of voxels: the most memory that Blosc2 needs to decode one, apart from the file.
 _HEADROOM = 4
 
-# `unreadable` says nothing of the file: it may be whole. `other` is a whole file, but not the one listed.
-State = Literal["whole", "missing", "unreadable", "damaged", "other"]
+# An `unreadable` file may be intact. `other` is an intact file, but not the one listed.
+State = Literal["intact", "missing", "unreadable", "damaged", "other"]
 
 
 class OtherFormat(ValueError):
-    """A stored file that another version of dae3d wrote, or under another name."""
+    """A stored file written by another version of dae3d, or under another name."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found in the place of one stored file.
+    """The result for one stored file.
 
-    `scan` is what a whole file of this version says of itself. `why` says why the file is not whole, or not
+    `scan` is the metadata in an intact file of this version. `why` says why the file is not intact, or not
     the one that the index describes.
     """
 
@@ -43,7 +43,7 @@ class Checked:
 
 
 def check_file(entry: tuple[str, StoredScan | None], store: Path) -> Checked:
-    """Check the file of that name, which the index lists as the scan given with it, or does not list."""
+    """Check a file, given by its name and its entry in the index, if it has one."""
     file, listed = entry
     try:
         scan = read_intact(store / SCANS / file)
@@ -54,22 +54,22 @@ def check_file(entry: tuple[str, StoredScan | None], store: Path) -> Checked:
     except ScanError as error:
         return Checked(file, listed, "unreadable", why=str(error))
     except MemoryError:
-        return Checked(file, listed, "unreadable", why="cannot be read: too little memory")
+        return Checked(file, listed, "unreadable", why="cannot be read: not enough memory")
     except OtherFormat as error:
         return Checked(file, listed, "other", why=str(error))
     except ValueError as error:
         return Checked(file, listed, "damaged", why=f"damaged: {error}")
     difference = _difference(scan, listed) if listed else ""
-    return Checked(file, listed, "other" if difference else "whole", scan, difference)
+    return Checked(file, listed, "other" if difference else "intact", scan, difference)
 
 
 def read_intact(path: Path) -> StoredScan:
-    """What a stored file says of its scan, once all of it has been read and is as it was written.
+    """Read and verify all of a stored file; returns its metadata.
 
     Raises:
-        OSError, MemoryError, ScanError: where it could not be read, which says nothing of what it holds.
-        OtherFormat: where another version of dae3d wrote it, or it was written under another name.
-        ValueError: where it is damaged.
+        OSError, MemoryError, ScanError: if it could not be read; it may be intact.
+        OtherFormat: if it was written by another version of dae3d, or under another name.
+        ValueError: if it is damaged.
     """
     stamp = Stamp.of([path])
     content = path.read_bytes()
@@ -77,11 +77,11 @@ def read_intact(path: Path) -> StoredScan:
         scan = _decoded(content)
     except (OtherFormat, MemoryError):
         raise
-    except Exception as error:  # whatever the decoder makes of damaged bytes
+    except Exception as error:  # damaged bytes can raise anything in the decoder
         words = str(error).splitlines() or [type(error).__name__]
         raise ValueError(words[0]) from None
     if scan.file != path.name:
-        raise OtherFormat(f"says that its name is {scan.file!r}")
+        raise OtherFormat(f"was written as {scan.file!r}")
     return scan.model_copy(update={"stored_stamp": stamp})
 
 
@@ -98,26 +98,26 @@ def _decoded(content: bytes) -> StoredScan:
     if scan and (stored.shape, stored.dtype) != (scan.shape, np.dtype(scan.dtype)):
         raise ValueError(f"{stored.dtype} of shape {stored.shape}, not {scan.dtype} of {scan.shape}")
     if checksum(_planes(stored), metadata) != kept[CHECKSUM]:
-        raise ValueError("not the voxels or the metadata that were written")
+        raise ValueError("wrong checksum of voxels and metadata")
     if scan is None:
         raise OtherFormat("made by another version of dae3d")
     return scan
 
 
 def _planes(stored: blosc2.NDArray) -> Iterator[np.ndarray]:
-    """The planes of a stored array; MemoryError where there is no room to decode them."""
-    # Asked for first, because Blosc2 says the same of too little memory as of damaged bytes.
+    """The planes of a stored array; MemoryError if there is not enough memory to decode them."""
+    # Allocated first, because Blosc2 raises the same error for too little memory as for damaged bytes.
     np.empty(_HEADROOM * CHUNK * math.prod(stored.shape[1:]) * stored.dtype.itemsize, np.uint8)
     for start in range(0, stored.shape[0], CHUNK):
         yield from stored[start : start + CHUNK]
 
 
 def _difference(scan: StoredScan, listed: StoredScan) -> str:
-    """In what a whole file is not the one that the index describes."""
+    """How an intact file differs from its entry in the index."""
     for field in type(scan).model_fields:
         if field not in _LABELS and getattr(scan, field) != getattr(listed, field):
             return f"not as in the index: {field}"
     if scan.source.digest != listed.source.digest:
-        return "not as in the index: made from another content of its source"
+        return "not as in the index: made from a different version of its source"
     sizes = [one.stored_stamp.bytes if one.stored_stamp else 0 for one in (scan, listed)]
     return "" if sizes[0] == sizes[1] else f"not as in the index: {sizes[0]} bytes, not {sizes[1]}"

@@ -1,4 +1,4 @@
-"""From acquired intensities to what the network sees, and back: one rule per modality label."""
+"""Scale acquired intensities for the network, and back: one rule per modality label."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _LEAST_DEVIATION = 1e-12  # of the range
 
 
 class Normalisation(NamedTuple):
-    """What scales a scan: `(intensity - shift) / scale`, clipped to [0, 1], or with zeros that stay zeros."""
+    """`(intensity - shift) / scale`, either clipped to [0, 1] or with zeros that stay zeros."""
 
     shift: float
     scale: float
@@ -25,7 +25,7 @@ class Normalisation(NamedTuple):
 
 @dataclass(frozen=True)
 class IntensityWindow:
-    """Fixed bounds in acquired units, clipped and scaled to [0, 1]: for intensities with a physical unit.
+    """Fixed bounds in acquired units, scaled to [0, 1] and clipped: for intensities with a physical unit.
 
     As MONAI's `ScaleIntensityRange(low, high, 0, 1, clip=True)`.
     """
@@ -43,7 +43,7 @@ class ZScore:
     """Mean 0 and standard deviation 1 over the scan's non-zero, or foreground, voxels; zeros stay zeros.
 
     As MONAI's `NormalizeIntensity(nonzero=True)` on the whole scan. For MR, whose intensities have no unit.
-    Non-zero voxels are right where the background was removed, the foreground where it is noise.
+    Use non-zero voxels if the background was removed, the foreground if the background is noise.
     """
 
     over_foreground: bool = False
@@ -53,14 +53,14 @@ class ZScore:
         mean, std = statistics.mean, statistics.std
         if self.over_foreground:
             mean, std = statistics.foreground_mean, statistics.foreground_std
-        # A mask has no deviation but what rounding leaves.
+        # A mask has no deviation except rounding errors.
         std = max(std, (statistics.maximum - statistics.minimum) * _LEAST_DEVIATION)
         return Normalisation(mean, std, clips=False)
 
 
 @dataclass(frozen=True)
 class PercentileRange:
-    """The scan's own range between two percentiles, clipped and scaled to [0, 1].
+    """The range between two percentiles of the scan, scaled to [0, 1] and clipped.
 
     As MONAI's `ScaleIntensityRangePercentiles(low, high, 0, 1, clip=True)` on the whole scan.
     """
@@ -72,24 +72,24 @@ class PercentileRange:
         """From percentile to percentile."""
         low, high = statistics.percentile(self.low), statistics.percentile(self.high)
         if not distinguishable(low, high):
-            # A map that is empty nearly everywhere has no range between its percentiles.
+            # In a map that is empty nearly everywhere the percentiles are equal.
             low, high = statistics.minimum, statistics.maximum
         return Normalisation(low, high - low, clips=True)
 
 
 @dataclass(frozen=True)
 class UptakeRatio:
-    """Uptake as multiples of the body's mean, from 0 to `high`, clipped and scaled to [0, 1].
+    """Uptake from 0 to `high` times the mean of the body, scaled to [0, 1] and clipped.
 
-    For PET and SPECT. The standardised uptake value (SUV) is such a ratio, by the injected dose and the
-    weight, which image files do not tell.
+    For PET and SPECT. It stands in for the standardised uptake value (SUV), which needs the injected dose and
+    the body weight; image files do not have them.
     """
 
     high: float = 10.0
 
     def normalisation(self, statistics: Statistics) -> Normalisation:
-        """From 0 to a multiple of the body's mean."""
-        # Maps of differences may be below zero nearly everywhere.
+        """From 0 to a multiple of the mean of the body."""
+        # Difference maps may be below zero nearly everywhere.
         return Normalisation(0.0, self.high * max(statistics.body_mean, SMALLEST_RANGE), clips=True)
 
 
@@ -111,13 +111,13 @@ SCALINGS: dict[str, Scaling] = {
 
 @lru_cache(maxsize=64)
 def parse_scaling(text: str) -> Scaling:
-    """Read a rule.
+    """Parse a rule.
 
     `window:LOW:HIGH` in acquired units, `percentiles:LOW:HIGH`, `zscore` over non-zero voxels,
-    `zscore:foreground`, or `suv:HIGH` in multiples of the body's mean.
+    `zscore:foreground`, or `suv:HIGH` in multiples of the mean of the body.
 
     Raises:
-        ValueError: where it is none of these, or its bounds cannot be used.
+        ValueError: if it is not one of these, or its bounds are invalid.
     """
     kind, *words = text.strip().lower().split(":")
     if kind == "zscore" and words in ([], ["foreground"]):
@@ -138,7 +138,7 @@ def parse_scaling(text: str) -> Scaling:
     if kind == "suv":
         return UptakeRatio(high)
     if {low, high} - set(PERCENTILES):
-        raise ValueError(f"{text!r}: percentiles are those of {', '.join(f'{p:g}' for p in PERCENTILES)}")
+        raise ValueError(f"{text!r}: percentiles must be among {', '.join(f'{p:g}' for p in PERCENTILES)}")
     return PercentileRange(low, high)
 
 
@@ -147,13 +147,13 @@ def _checked_scaling(text: str) -> str:
     return text
 
 
-# For settings: a rule as it was written, and rules by modality label, which go before `SCALINGS`.
+# For settings: a rule as text, and rules by modality label, which override `SCALINGS`.
 ScalingText = Annotated[str, AfterValidator(_checked_scaling)]
 ScalingRules = dict[Label, ScalingText]
 
 
 def scaling(modality: str, rules: Mapping[str, str] | None = None) -> Scaling:
-    """The rule for a modality label; a label in neither `rules` nor `SCALINGS` is scaled as MR is."""
+    """The rule for a modality label; labels in neither `rules` nor `SCALINGS` are scaled as MR."""
     if rules and modality in rules:
         return parse_scaling(rules[modality])
     return SCALINGS.get(modality, ZScore())
@@ -162,15 +162,15 @@ def scaling(modality: str, rules: Mapping[str, str] | None = None) -> Scaling:
 def normalise(
     crop: np.ndarray, modality: str, statistics: Statistics, rules: Mapping[str, str] | None = None
 ) -> np.ndarray:
-    """Scale intensities in acquired units, of any real type, for the network; float32, in a new array.
+    """Scale intensities in acquired units, of any real type, for the network; returns a new float32 array.
 
-    Padding becomes background first: air in CT, 0 elsewhere.
+    Padding is first replaced by background: air in CT, 0 elsewhere.
     """
     if statistics.padding is not None:
         crop = np.where(crop <= statistics.padding, np.float32(background(modality)), crop)
     shift, scale, clips = scaling(modality, rules).normalisation(statistics)
     scaled = np.subtract(crop, shift, dtype=np.float32)
-    with np.errstate(over="ignore"):  # where it is clipped just below
+    with np.errstate(over="ignore"):  # such values are clipped below
         scaled /= np.float32(scale)
     if clips:
         return np.clip(scaled, 0, 1, out=scaled)
@@ -181,9 +181,9 @@ def normalise(
 def denormalise(
     crop: np.ndarray, modality: str, statistics: Statistics, rules: Mapping[str, str] | None = None
 ) -> np.ndarray:
-    """Turn what `normalise` made back into acquired units, as far as it was kept; float32, in a new array.
+    """Invert `normalise` as far as possible; returns a new float32 array in acquired units.
 
-    What was clipped stays at the bounds. Where zeros stayed zeros, an intensity equal to the mean becomes 0.
+    Clipped values stay at the bounds. With z-scores, an intensity equal to the mean becomes 0.
     """
     shift, scale, clips = scaling(modality, rules).normalisation(statistics)
     acquired = np.multiply(crop, scale, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Which folder may be a store: nothing in it is written over or deleted that dae3d has not made."""
+"""Which folder may become a store: no file is overwritten or deleted that dae3d has not made."""
 
 import os
 import re
@@ -12,41 +12,41 @@ from dae3d.store.scan import REJECTED, SCANS
 
 # Folder of a store for damaged files.
 DAMAGED = "damaged"
-# The file by which a store is known.
+# The file that marks a store.
 MARK = ".dae3d-store"
 _MARK_TEXT = "What is called {} in this folder belongs to a store of dae3d.\n"
 _NAMES = (INDEX, CASE_INDEX, REJECTED, SCANS, CASES, DAMAGED)
-# How stored files and folders of cases are called, and how tables begin: stores were not always marked.
+# Names of stored files and folders of cases, and beginnings of tables: early stores have no mark.
 _STORED = re.compile(r".*-[0-9a-f]{16}(\.b2nd)?")
 _BEGINNING = re.compile(rb'\{"version": ?\d+, ?"(preparation|recipe)":|path,reason\n')
-_LONGEST = 64  # bytes that tell how a table begins
+_LONGEST = 64  # bytes compared with _BEGINNING
 
 
 def take_place(store: Path) -> None:
-    """Make the folder of a store, or take the one that is there if it is one, or lacks a store's files.
+    """Make the folder of a store, or use an existing one that is a store or has none of a store's files.
 
     Raises:
-        Dae3dError: where it cannot be made, or holds a file or folder that a store would write to and that is
-            not a store's.
+        Dae3dError: if it cannot be made, or is not a store and has a file or folder that a store would
+            overwrite.
     """
     make_folder(store)
     if _marked(store):
         return
     with reading(store):
         others = [name for name in _NAMES if _holds_something(store / name)]
-        # Another run may have taken it meanwhile.
+        # Another run may have made it a store meanwhile.
         if others and not is_store(store):
             raise Dae3dError(
-                f"{store}: holds {', '.join(others)}, which dae3d has not made; name another folder for the "
+                f"{store}: contains {', '.join(others)}, not made by dae3d; choose another folder for the "
                 "store, such as a new one in it"
             )
     with writing(store):
-        # Not by way of another file: this is not under the store's lock, and who holds it deletes those.
+        # Not through a temporary file: without the lock, another run might delete that.
         (store / MARK).write_text(_MARK_TEXT.format(", ".join(_NAMES)))
 
 
 def is_store(folder: Path) -> bool:
-    """Whether dae3d has made a folder a store, of this version or an earlier one."""
+    """Whether a folder is a store, made by this or an earlier version of dae3d."""
     return (
         _marked(folder)
         or any(_begins_as_ours(folder / name) for name in (INDEX, CASE_INDEX, REJECTED))
@@ -55,12 +55,12 @@ def is_store(folder: Path) -> bool:
 
 
 def stored_files(store: Path) -> list[str]:
-    """The names of all stored scans, listed in the index or not."""
+    """The names of all stored files, listed in the index or not."""
     return [name for name in _entries(store / SCANS) if is_stored(name)]
 
 
 def is_stored(name: str) -> bool:
-    """Whether a stored scan, or the folder of a case, may be called that."""
+    """Whether a name is one of a stored scan or of a case's folder."""
     return _STORED.fullmatch(name) is not None
 
 
@@ -73,7 +73,7 @@ def _entries(folder: Path) -> list[str]:
 
 
 def _holds_something(path: Path) -> bool:
-    """An empty folder is nobody's loss."""
+    """Whether it exists and is not an empty folder."""
     return bool(_entries(path)) if path.is_dir() else os.path.lexists(path)
 
 

@@ -1,4 +1,4 @@
-"""Where the voxels of each class are, for crops around them: a sample drawn once for each case."""
+"""Positions of voxels of each class, sampled once per case, for crops around them."""
 
 import hashlib
 
@@ -12,10 +12,10 @@ MOST_POSITIONS = 10_000
 def draw_positions(
     label: np.ndarray, foreground: Box, classes: int, name: str
 ) -> tuple[tuple[int, ...], list[np.ndarray]]:
-    """Count the voxels of each class, and draw up to 10,000 of each, uniformly and without repetition.
+    """Count the voxels of each class, and sample up to 10,000 of each, uniformly and without replacement.
 
-    Which ones depends on the case's `name` alone. Background is drawn inside the foreground's box, which
-    holds what is worth telling apart, or anywhere where the box has none.
+    The sample depends only on the case's `name`. Background is sampled inside the foreground box, or anywhere
+    if the box has none.
 
     Returns:
         The number of voxels of each class, and for each class an int32 array (n, 3) of sorted positions.
@@ -35,12 +35,12 @@ def draw_positions(
 
 
 def _counts(label: np.ndarray, classes: int) -> np.ndarray:
-    """How many voxels of each class there are in each (Y, Z) plane: (X, classes)."""
+    """The number of voxels of each class in each (Y, Z) plane: (X, classes)."""
     return np.array([np.bincount(plane.ravel(), minlength=classes)[:classes] for plane in label])
 
 
 def _drawn(label: np.ndarray, value: int, counts: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Positions (n, 3) of some of the voxels of one value, of which there are `counts` in each plane."""
+    """Positions (n, 3) of a sample of the voxels of one value, with `counts` voxels in each plane."""
     total = int(counts.sum())
     ranks = np.sort(random.choice(total, min(total, MOST_POSITIONS), replace=False, shuffle=False))
     ends = np.cumsum(counts)

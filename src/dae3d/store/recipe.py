@@ -1,4 +1,4 @@
-"""What is done to a labelled case before the network sees it; written into the weights, for predicting."""
+"""The preprocessing of labelled cases; stored in the weights and repeated for prediction."""
 
 from typing import Annotated, Literal
 
@@ -14,10 +14,10 @@ Spacing = tuple[Millimetres, Millimetres, Millimetres]
 
 
 class CaseGeometry(BaseModel):
-    """The part of a recipe that stored files depend on; with another one, a case is prepared again.
+    """The part of a recipe that stored files depend on; if it changes, a case is prepared again.
 
-    `hounsfield` says of each channel whether it is in Hounsfield units, by which padding is told, and with it
-    statistics and foreground; files that were made before that was on record have nothing there.
+    `hounsfield`: whether each channel is in Hounsfield units, on which padding, statistics and foreground
+    depend; empty in files of early versions.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,13 +30,12 @@ class CaseGeometry(BaseModel):
 
 
 class CaseRecipe(BaseModel):
-    """How a case's channels and label become what the network works on.
+    """How a case's channels and label are preprocessed for the network.
 
-    `modalities` has one label a channel. `labels` maps the values in label files to the names of the classes;
-    0 is the background, and a class's index is the rank of its value. `spacing` is in mm along right,
-    anterior and superior (none: as acquired). `crop_foreground` cuts away what lies beyond 10 mm of the
-    foreground of all channels. `intensity` has scaling rules by modality that go before the usual ones.
-    `roi` is the side of the network's crop in voxels.
+    `modalities` has one label per channel. `labels` maps the values in label files to class names; 0 is the
+    background, and the index of a class is the rank of its value. `spacing` is in mm along the RAS axes
+    (none: as acquired). `crop_foreground` crops to the foreground of all channels plus 10 mm. `intensity` has
+    scaling rules by modality, which override the defaults. `roi` is the side of the network's crop in voxels.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,17 +54,17 @@ class CaseRecipe(BaseModel):
 
     @property
     def label_values(self) -> tuple[int, ...]:
-        """The value in label files of each class, ascending: a class's index is its place here."""
+        """The value of each class in label files, ascending: the index of a class is its position here."""
         return tuple(self.labels)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The name of each class, the background first."""
+        """The names of the classes, background first."""
         return tuple(self.labels.values())
 
     @property
     def geometry(self) -> CaseGeometry:
-        """The part that stored files depend on."""
+        """The part of the recipe that stored files depend on."""
         return CaseGeometry(
             spacing=self.spacing,
             crop_foreground=self.crop_foreground,

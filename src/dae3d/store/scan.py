@@ -1,4 +1,4 @@
-"""One prepared scan: its metadata, and the Blosc2 file that holds its voxels and its metadata."""
+"""One prepared scan: its metadata, and the Blosc2 file with its voxels and metadata."""
 
 import hashlib
 import math
@@ -19,15 +19,15 @@ from dae3d.scans.manifest import Scan, Split
 from dae3d.store.source import Stamp
 from dae3d.store.statistics import Statistics
 
-# Folders of a store: the stored files, and those being written, whose name says that it may be deleted.
+# Folders of a store: stored files, and incomplete files, which may be deleted.
 SCANS, PARTIAL = "scans", ".dae3d-partial"
 # The table of scans that could not be prepared.
 REJECTED = "rejected.csv"
 CHUNK, BLOCK = 64, 32
-# Measured on CT and MR: LZ4HC is decoded two to four times as fast as zstd, in files a fifth larger.
-# Level 9 makes them 1 % smaller and takes up to four times as long to write.
+# Measured on CT and MR: LZ4HC decodes two to four times as fast as zstd, with files a fifth larger. Level 9
+# makes them 1 % smaller, but takes up to four times as long to write.
 _LEVEL = 5
-# What a stored file holds beside its voxels: the scan's metadata, and the checksum of both.
+# Entries of a stored file: the scan's metadata, and the checksum of voxels and metadata.
 METADATA, CHECKSUM = "dae3d", "dae3d-crc32"
 
 
@@ -37,13 +37,13 @@ def _plain_name(name: str) -> str:
     return name
 
 
-# What a store says itself of where its files lie must not lead out of it.
+# File names in a store's metadata must not lead out of it.
 PlainName = Annotated[str, AfterValidator(_plain_name)]
 AffineRow = tuple[float, float, float, float]
 
 
 class Preparation(BaseModel):
-    """What was done to a scan on its way into the store; with another preparation it is done again."""
+    """How a scan was prepared; if it changes, the scan is prepared again."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,10 +55,10 @@ class Preparation(BaseModel):
 class StoredScan(BaseModel):
     """A scan in the store: intensity = voxel * `slope` + `intercept`.
 
-    `source` is the manifest's entry, with the digest of the source's content and without the names of a DICOM
-    series' files, and `source_stamp` the state it was in. `shape`, `spacing` (mm) and `affine` (voxel to RAS+
-    mm) are those of the stored array, whose axes run to the right, anterior and superior. `file` lies in the
-    store's folder `scans`. `voxel_digest` is the same for the same intensities under another header.
+    `source` is the manifest's entry, with the digest of the source's content and without the file names of a
+    DICOM series; `source_stamp` is the state of the source. `shape`, `spacing` (mm) and `affine` (voxel to
+    RAS+ mm) are those of the stored array, in RAS orientation. `file` is in the store's folder `scans`.
+    `voxel_digest` does not depend on the header.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -89,17 +89,17 @@ class StoredScan(BaseModel):
 
     @property
     def split(self) -> Split:
-        """Whether the scan is trained on or validated on."""
+        """Whether the scan is for training or validation."""
         return self.source.split
 
     @property
     def subject(self) -> str:
-        """Whom the scan is of."""
+        """The subject of the scan."""
         return self.source.subject
 
     @property
     def dataset(self) -> str:
-        """The data set that the scan is from."""
+        """The data set of the scan."""
         return self.source.dataset
 
     @property
@@ -109,9 +109,9 @@ class StoredScan(BaseModel):
 
 
 def file_name(source: Scan) -> str:
-    """The stored file of a source: readable, and one for each absolute path and part of it.
+    """A readable name for a stored file, unique for the absolute path and volume number of the source.
 
-    Made of where the scan is alone, so that another subject or modality label does not make it another file.
+    It depends on nothing else, so that a new subject or modality label does not change it.
     """
     path = os.path.abspath(source.path)
     name = source.model_copy(update={"path": Path(path)}).name
@@ -123,7 +123,7 @@ def file_name(source: Scan) -> str:
 
 
 def write_array(path: Path, array: np.ndarray) -> blosc2.NDArray:
-    """Write voxels in the form that crops are read from quickly."""
+    """Write voxels as a Blosc2 file with chunks for fast reading of crops."""
     chunks = tuple(min(CHUNK, n) for n in array.shape)
     return blosc2.asarray(
         array,
@@ -159,7 +159,7 @@ def write_scan(store: Path, array: np.ndarray, scan: StoredScan, partial: str = 
 def checksum(planes: Iterable[np.ndarray], metadata: str) -> int:
     """Crc32 of the planes of an array, and of metadata.
 
-    Blosc2 itself decodes most flipped bits into other voxels, unnoticed.
+    Blosc2 itself decodes most flipped bits to wrong voxels without an error.
     """
     total = 0
     for plane in planes:
@@ -168,25 +168,25 @@ def checksum(planes: Iterable[np.ndarray], metadata: str) -> int:
 
 
 def read_metadata(path: Path) -> StoredScan | None:
-    """What a stored file says of its scan; None where there is no such file of this version and form."""
+    """The metadata in a stored file; None if there is no valid file of this version."""
     try:
         array = blosc2.open(str(path), mode="r")
         if CHECKSUM not in array.schunk.vlmeta:
-            return None  # nobody could tell whether it is whole
+            return None  # it could not be verified
         scan = StoredScan.model_validate_json(array.schunk.vlmeta[METADATA])
         if scan.file != path.name:
             return None  # a copy under another name
         return scan.model_copy(update={"stored_stamp": Stamp.of([path])})
-    except Exception:  # Blosc2 raises whatever it comes to in damaged bytes, SyntaxError among it
+    except Exception:  # Blosc2 can raise anything for damaged bytes, even SyntaxError
         return None
 
 
 def read_voxels(path: Path, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray:
     """Read the box [start, stop) of a stored file, as stored.
 
-    The file is opened again for each box, and not mapped into memory. Opening costs 0.1 ms of the 1 ms for
-    96^3 voxels, mapping is no faster, and either would let memory grow with the number of scans. A handle
-    kept open also reads nonsense once its file has been replaced.
+    The file is opened for each box, and not memory-mapped. Opening takes 0.1 ms of the 1 ms for 96^3 voxels,
+    and mapping is no faster; open files and mappings would use memory for every scan. An open file also gives
+    wrong data after it has been replaced.
     """
     array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
     return array[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]

@@ -1,28 +1,28 @@
-"""Parts of a job array: which scans each prepares, and what each leaves in the store for the others."""
+"""Shards of a job array: which scans each prepares, and the files in which each leaves its results."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# The folder's name says whose it is: it is deleted whole.
+# Named after dae3d because the folder is deleted with everything in it.
 PARTS = "dae3d-parts"
 _NAME = re.compile(r"-\d+-of-(\d+)(?:\.jsonl)?$")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Shard `number`, from 0, `of` so many: it takes every `of`-th scan of the manifest."""
+    """Shard `number` (from 0) of `of`: it takes every `of`-th scan of the manifest."""
 
     number: int
     of: int
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """Read `i/n`.
+        """Parse `i/n`.
 
         Raises:
-            ValueError: where it is not two numbers with i < n.
+            ValueError: if it is not two numbers with i < n.
         """
         words = re.fullmatch(r"(\d+)/(\d+)", text)
         if words is None or int(words[1]) >= int(words[2]):
@@ -31,7 +31,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """The shard as a part of file names."""
+        """The shard's name in file names."""
         return f"{self.number}-of-{self.of}"
 
     @property
@@ -41,22 +41,22 @@ class Shard:
 
     @property
     def rejected(self) -> str:
-        """The store's file that lists the scans which the shard rejected."""
+        """The store's file that lists the scans that the shard rejected."""
         return f"{PARTS}/rejected-{self.name}.csv"
 
     @property
     def lock(self) -> str:
-        """The store's file that is locked while the shard is at work."""
+        """The store's file that is locked while the shard is running."""
         return f"{PARTS}/.lock-{self.name}"
 
 
 def all_shards(of: int) -> list[Shard]:
-    """The shards of an array."""
+    """All shards of an array."""
     return [Shard(number, of) for number in range(of)]
 
 
 def unfinished(store: Path) -> list[Shard]:
-    """The shards without which the store has no index; none where it was not prepared in shards."""
+    """The shards that the store's index still waits for; empty if it was not prepared in shards."""
     parts = [path for path in (store / PARTS).glob("*") if _NAME.search(path.name)]
     newest = max(parts, key=lambda path: path.stat().st_mtime_ns, default=Path())
     name = _NAME.search(newest.name)

@@ -1,4 +1,4 @@
-"""The files a scan comes from: have they changed, and what is their content."""
+"""The source files of a scan: stamps and digests to notice changes."""
 
 import hashlib
 from collections.abc import Iterable
@@ -11,10 +11,10 @@ from dae3d.scans.readers import files_read
 
 
 class Stamp(BaseModel):
-    """Size and time of last change, by which a changed file is noticed without reading it.
+    """Size and modification time, to notice a changed file without reading it.
 
-    Of several files, the sum of their sizes, the latest of their changes and, but for earlier versions,
-    a digest of `each`: one may have been replaced by another that is older than the rest.
+    For several files, the sum of sizes, the latest modification, and a digest of `each` (missing in early
+    versions), because a file may be replaced by one that is older than the rest.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -25,11 +25,11 @@ class Stamp(BaseModel):
 
     @classmethod
     def of(cls, paths: Iterable[Path]) -> "Stamp":
-        """The stamp of some files together, in any order.
+        """The stamp of several files, in any order.
 
         Raises:
-            OSError: where one cannot be found.
-            ScanError: where one is a pipe, a socket or a device.
+            OSError: if one does not exist.
+            ScanError: if one is a pipe, a socket or a device.
         """
         found = [path.stat() for path in paths]
         for stat in found:
@@ -39,7 +39,7 @@ class Stamp(BaseModel):
         return cls(bytes=sum(size for size, _ in stats), mtime_ns=max(time for _, time in stats), each=each)
 
     def __eq__(self, other: object) -> bool:
-        """Whether the files seem to be the same, as far as both stamps tell."""
+        """Whether both stamps agree, in `each` only if both have it."""
         if not isinstance(other, Stamp):
             return NotImplemented
         same = (self.bytes, self.mtime_ns) == (other.bytes, other.mtime_ns)
@@ -50,7 +50,7 @@ class Stamp(BaseModel):
 
 
 def digest(paths: Iterable[Path]) -> str:
-    """Sha256 over the content of some files, one after the other, in hexadecimal."""
+    """Sha256 of the concatenated content of several files, in hexadecimal."""
     total = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -60,9 +60,9 @@ def digest(paths: Iterable[Path]) -> str:
 
 
 def contents_of(images: Iterable[Path]) -> list[str]:
-    """Sha256 of the content of each image of a case, by which weights know what they were trained on.
+    """Sha256 of each image of a case, by which weights record what they were trained on.
 
     Raises:
-        OSError: where one cannot be read.
+        OSError: if one cannot be read.
     """
     return [digest(files_read(image)) for image in images]

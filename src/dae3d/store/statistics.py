@@ -1,4 +1,4 @@
-"""What a scan's voxels are like as a whole: the numbers that intensity scaling and cropping need."""
+"""Statistics of a scan that intensity scaling and cropping need."""
 
 import math
 from dataclasses import replace
@@ -13,24 +13,24 @@ from dae3d.scans.readers import Volume
 Box = tuple[tuple[int, int, int], tuple[int, int, int]]
 
 PERCENTILES = (0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5)
-# With these bounds, no scaling of the network's input leaves the range of float32.
+# Within these bounds, scaled intensities stay in the range of float32.
 LARGEST, SMALLEST_RANGE = 1e30, 1e-30
 _BINS = 256
-# Share of the foreground voxels that may lie beyond each side of the foreground box: specks, not anatomy.
+# Share of the foreground voxels that may be outside each side of the foreground box: specks, not anatomy.
 _SPECKS = 0.001
-# Share of the 99th percentile above which a voxel is taken for the body in an emission image, whose hottest
-# organs are the foreground.
+# Share of the 99th percentile above which a voxel counts as body in an emission image, in which only the
+# hottest organs are foreground.
 _BODY = 0.1
 
 
 class Statistics(BaseModel):
-    """Intensities of one scan in acquired units (HU for CT), and where its foreground lies.
+    """Intensities of one scan in acquired units (HU for CT), and its foreground box.
 
-    Voxels at or below `padding` were never imaged and count for `minimum` and `maximum` alone. `percentiles`
+    Voxels at or below `padding` were not imaged, and count only for `minimum` and `maximum`. `percentiles`
     are over all others, in the order of `PERCENTILES`; `mean` and `std` (of the population) over those that
-    are not zero. `foreground_mean` and `foreground_std` are over those above Otsu's threshold and `body_mean`
-    over those above a tenth of the 99th percentile, all three of intensities clipped to the outer percentiles
-    and put into 256 bins. `foreground` is a half-open box of voxels, its first and last corner.
+    are not zero. `foreground_mean` and `foreground_std` are over those above Otsu's threshold, `body_mean`
+    over those above a tenth of the 99th percentile; these three use intensities clipped to the outer
+    percentiles in 256 bins. `foreground` is a half-open box of voxels: its first and last corner.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,14 +52,14 @@ class Statistics(BaseModel):
 
 
 def measure(volume: Volume, modality: str = "") -> Statistics:
-    """Measure a scan, holding at most one more copy of its voxels.
+    """Measure a scan, with at most one more copy of its voxels in memory.
 
     Args:
         volume: finite voxels.
-        modality: label, which tells what is padding.
+        modality: label, on which padding depends.
 
     Raises:
-        ScanError: where all voxels are the same, or padding.
+        ScanError: if all voxels have the same value, or are padding.
     """
     slope, intercept = volume.slope, volume.intercept
     minimum, maximum = _extremes(volume)
@@ -69,10 +69,10 @@ def measure(volume: Volume, modality: str = "") -> Statistics:
     low, high = _extremes(replace(volume, array=array))
     _refuse_constant(low, high)
     ranked = np.percentile(array, PERCENTILES, overwrite_input=array is not volume.array)
-    # Interpolating and scaling commute; a negative slope reverses the order.
+    # Interpolation and scaling commute; a negative slope reverses the order.
     percentiles = sorted(float(v) * slope + intercept for v in ranked)
     mean, std = _non_zero_mean_and_std(volume, padding)
-    # A map that is empty nearly everywhere has no range between its percentiles.
+    # In a map that is empty nearly everywhere the percentiles are equal.
     if distinguishable(percentiles[0], percentiles[-1]):
         low, high = percentiles[0], percentiles[-1]
     histogram = _Histogram(volume, padding, low, high)
@@ -93,7 +93,7 @@ def measure(volume: Volume, modality: str = "") -> Statistics:
 
 
 def refuse_non_finite(volume: Volume) -> None:
-    """Raise ScanError, with their number, where voxels are infinite, not a number, or beyond any unit."""
+    """Raise ScanError if voxels are infinite, not a number, or beyond `LARGEST`."""
     # A comparison with NaN is false.
     if all(abs(extreme) <= LARGEST for extreme in _extremes(volume)):
         return
@@ -114,7 +114,7 @@ def _refuse_constant(minimum: float, maximum: float) -> None:
 
 
 def distinguishable(low: float, high: float) -> bool:
-    """Whether two intensities can be told apart in float32."""
+    """Whether `low` and `high` differ enough in float32 to be the bounds of a range."""
     return high - low >= SMALLEST_RANGE and bool(np.float32(low) < np.float32(high))
 
 
@@ -132,10 +132,10 @@ def _non_zero_mean_and_std(volume: Volume, padding: float | None) -> tuple[float
 
 
 class _Histogram:
-    """Intensities clipped to [low, high], lest a few bright voxels (metal, vessels) take all bins."""
+    """Intensities clipped to [low, high], so that a few bright voxels (metal, vessels) take few bins."""
 
     def __init__(self, volume: Volume, padding: float | None, low: float, high: float) -> None:
-        # Intensities are float32, in which far from zero the bounds may be elsewhere.
+        # Rounded as the intensities, which are float32.
         self.low, self.high = low, high = float(np.float32(low)), float(np.float32(high))
         self.width = (high - low) / _BINS
         counts = np.zeros(_BINS + 1, np.int64)
@@ -154,12 +154,12 @@ class _Histogram:
         mean_below = moments[:-1] / below.clip(1)
         mean_above = (moments[-1] - moments[:-1]) / above.clip(1)
         between = below.astype(np.float64) * above * np.square(mean_below - mean_above)
-        # Rounded to float32 it must stay below the upper bound, so that something is above it.
+        # Below the upper bound even in float32, so that some voxels are above the threshold.
         last = float(np.nextafter(np.float32(self.high), np.float32(self.low)))
         return min(self.low + (int(np.argmax(between)) + 1) * self.width, last)
 
     def mean_and_std(self, threshold: float) -> tuple[float, float]:
-        """Of the intensities above `threshold`, or where there are none, of the highest."""
+        """Of the intensities above `threshold`, or of the highest bin if there are none."""
         highest = int(np.flatnonzero(self.counts)[-1])
         first = min(round((threshold - self.low) / self.width), highest)
         counts = self.counts[max(first, 0) :]
@@ -170,7 +170,7 @@ class _Histogram:
 
 
 def _foreground(volume: Volume, threshold: float) -> Box:
-    """The box around the voxels above `threshold`, less the outermost 0.1 % of them on each side."""
+    """The box around the voxels above `threshold`, without the outermost 0.1 % on each side."""
     first, second, third = (np.zeros(n, np.int64) for n in volume.array.shape)
     for x, plane in enumerate(planes(volume)):
         mask = plane > threshold

@@ -1,4 +1,4 @@
-"""Reading crops out of a prepared store."""
+"""Read crops from a prepared store."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,29 +18,29 @@ __all__ = ["Store", "StoredScan"]
 class Store:
     """The prepared scans of a folder, read in boxes of voxels.
 
-    It holds the index alone and opens a scan for each crop, so it may be sent to, or forked into, any
-    process, and a crop costs the same whatever the size and the number of the scans. `scans` is a sequence of
-    `StoredScan`, in an order that stays; each access parses one entry (0.02 ms).
+    It keeps only the index in memory and opens a scan for each crop. It can be pickled, and used in forked
+    processes; the time of a crop does not depend on the size and number of scans. `scans` is a sequence of
+    `StoredScan` in fixed order; each access parses one entry (0.02 ms).
     """
 
     def __init__(self, path: str | Path, index: str = INDEX) -> None:
-        """Open the store in folder `path`, of which `index` says what scans it holds.
+        """Open the store in folder `path`; `index` is the name of its index.
 
         Raises:
-            Dae3dError: where there is no store, or its index is damaged.
+            Dae3dError: if the folder is not a store, or its index is damaged.
         """
         self.path = Path(path)
         self.scans = read_index(self.path, index)
 
     def read(self, number: int, start: Triple, size: Triple) -> np.ndarray:
-        """The box of `size` voxels from voxel `start` on, inside scan `number`, in acquired units.
+        """The box of `size` voxels from voxel `start`, inside scan `number`, in acquired units.
 
         Returns:
             Float32 array of shape `size`.
 
         Raises:
-            ValueError: where the box sticks out of the scan.
-            Dae3dError: where the stored file is missing or damaged.
+            ValueError: if the box is not inside the scan.
+            Dae3dError: if the stored file is missing or damaged.
         """
         scan = self.scans[number]
         stop = (start[0] + size[0], start[1] + size[1], start[2] + size[2])
@@ -54,15 +54,15 @@ class Store:
     def read_padded(
         self, number: int, start: Triple, size: Triple, intensity: Mapping[str, str] | None = None
     ) -> np.ndarray:
-        """The box of `size` voxels from voxel `start` on, which may be negative, scaled for the network.
+        """The box of `size` voxels from voxel `start` (may be negative), scaled for the network.
 
-        `intensity` has scaling rules by modality that go before the usual ones.
+        `intensity` has scaling rules by modality, which override the defaults.
 
         Returns:
             Float32 array of shape `size`; 0 outside the scan, as if padded after scaling.
 
         Raises:
-            Dae3dError: where the stored file is missing or damaged.
+            Dae3dError: if the stored file is missing or damaged.
         """
         scan = self.scans[number]
 
@@ -74,10 +74,10 @@ class Store:
     def read_unscaled(
         self, number: int, start: Triple, size: Triple, intensity: Mapping[str, str] | None = None
     ) -> StoredCrop:
-        """What `read_padded` reads, with scaling and padding left to do where that saves bytes.
+        """As `read_padded`, but leaves scaling and padding to the receiver if that saves bytes.
 
         Raises:
-            Dae3dError: where the stored file is missing or damaged.
+            Dae3dError: if the stored file is missing or damaged.
         """
         scan = self.scans[number]
         first, last = overlap(scan.shape, start, size)

@@ -1,4 +1,4 @@
-"""Crops as they are stored, which whoever uses them scales: fewer bytes to hand on, and less to do."""
+"""Crops in their stored voxel type, scaled by the receiver: fewer bytes to transfer, and less work."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from dae3d.store.boxes import Triple
 from dae3d.store.intensity import Normalisation
 from dae3d.store.scan import StoredScan
 
-_NATIVE = ("int8", "uint8", "int16")
+_COMPACT = ("int8", "uint8", "int16")
 
 
 class PendingScaling(NamedTuple):
-    """What is left to do to stored voxels, in this order, in float32.
+    """The scaling of stored voxels, in float32 and in this order.
 
-    Add the intercept; replace what is at or below `padding` by `background`; subtract `shift`; divide by
-    `scale`; clip to [0, 1], or else, what was 0 before `shift` is 0 again.
+    Add the intercept; replace values at or below `padding` by `background`; subtract `shift`; divide by
+    `scale`; clip to [0, 1], or else set values to 0 that were 0 before `shift`.
     """
 
     intercept: float
@@ -28,9 +28,9 @@ class PendingScaling(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredCrop:
-    """The voxels of a crop that are inside its scan, of any real type, from voxel `start` of the crop on.
+    """The part of a crop that is inside its scan, of any real type; it begins at voxel `start` of the crop.
 
-    What lies beyond is 0. `pending` is None where voxels are scaled already.
+    The rest is 0. `pending` is None if the voxels are already scaled.
     """
 
     voxels: np.ndarray
@@ -39,8 +39,8 @@ class StoredCrop:
 
 
 def pending_scaling(scan: StoredScan, normalisation: Normalisation) -> PendingScaling | None:
-    """How the voxels of a scan are scaled elsewhere; None where that would not be exact, or save no bytes."""
+    """The scaling to be done by the receiver; None if it would not be exact, or would save no bytes."""
     exact = scan.slope == 1 and scan.intercept.is_integer() and abs(scan.intercept) < np.iinfo(np.int16).max
-    if scan.dtype not in _NATIVE or not exact:
+    if scan.dtype not in _COMPACT or not exact:
         return None
     return PendingScaling(scan.intercept, scan.statistics.padding, background(scan.modality), normalisation)

@@ -1,4 +1,4 @@
-"""What a run of `prepare` has come to, kept on disk until it is written down in order."""
+"""Results of a run of `prepare`, kept on disk until they are written in order."""
 
 import csv
 import hashlib
@@ -17,7 +17,7 @@ from dae3d.store.wanted import file_key
 
 
 class SortedTexts:
-    """Texts kept in a file of `folder` that nobody else sees, given back in the order of their names."""
+    """Texts kept in an anonymous file in `folder`, iterated in the order of their names."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -28,7 +28,7 @@ class SortedTexts:
         return len(self._places)
 
     def add(self, name: str, text: str) -> None:
-        """Keep a text; raises Dae3dError where it cannot be written."""
+        """Add a text; raises Dae3dError if it cannot be written."""
         with writing(self._folder):
             self._places.append((name, self._texts.add(text)))
 
@@ -38,27 +38,27 @@ class SortedTexts:
 
 
 class StoreTally:
-    """The index's lines, the rejected scans, and the totals for the screen."""
+    """Lines of the index, rejected scans, and totals for the summary."""
 
     def __init__(self, folder: Path) -> None:
         self._lines = SortedTexts(folder)
         self._rejected = SortedTexts(folder)
-        # What 64 bits say of the scans: which stored files they are, and of which content.
+        # 64-bit keys of the scans: of their stored files, and of their contents.
         self.files, self.contents = array("Q"), array("Q")
         self.prepared = self.unseen = self.kept = self.bytes_stored = self.bytes_raw = 0
 
     @property
     def scans(self) -> int:
-        """How many scans the store has."""
+        """The number of scans in the store."""
         return len(self._lines)
 
     @property
     def rejected(self) -> int:
-        """How many scans cannot be used."""
+        """The number of rejected scans."""
         return len(self._rejected)
 
     def count(self, outcome: Outcome) -> None:
-        """Count what became of one scan; `unseen` are those kept without their source."""
+        """Count the result for one scan; `unseen` are those kept without their source."""
         if outcome.stored is None:
             self.reject(outcome.name, outcome.reason)
         else:
@@ -75,16 +75,16 @@ class StoreTally:
         self.bytes_raw += scan.voxel_bytes
 
     def keep(self, scan: StoredScan) -> None:
-        """Count one that this run has not seen to."""
+        """Count one scan of the store that the manifest does not list."""
         self.add(scan)
         self.kept += 1
 
     def reject(self, name: str, reason: str) -> None:
-        """Count one scan that cannot be used."""
+        """Count one rejected scan."""
         self._rejected.add(name, reason)
 
     def add_part(self, index: Path, rejected: Path) -> None:
-        """Count what a shard has written down; raises Dae3dError where that is missing or damaged."""
+        """Count the results of a shard; raises Dae3dError if they are missing or damaged."""
         for scan in iterate(index):
             self.add(scan)
         try:
@@ -100,8 +100,8 @@ class StoreTally:
 
     def write_index(self, path: Path, header: IndexHeader) -> None:
         """Write the index, ordered by the name of the source."""
-        whole = header.model_copy(update={"scans": self.scans})
-        write_index(path, whole, (line for _, line in self._lines))
+        counted = header.model_copy(update={"scans": self.scans})
+        write_index(path, counted, (line for _, line in self._lines))
 
     def write_rejected(self, path: Path) -> None:
         """Write the rejected scans as a table, ordered by name."""
@@ -112,6 +112,6 @@ class StoreTally:
 
 
 def content_key(scan: StoredScan) -> int:
-    """64 bits that stand for what a scan was made from, wherever that lies."""
+    """A 64-bit key of the content a scan was made from, whatever its path."""
     content = f"{scan.source.digest} {scan.source.volume}"
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest())

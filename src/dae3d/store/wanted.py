@@ -1,4 +1,4 @@
-"""The scans of a manifest that a run of `prepare` is to see to, held as a few bytes each."""
+"""The scans of a manifest that a run of `prepare` handles, with a few bytes each in memory."""
 
 import hashlib
 import os
@@ -19,10 +19,10 @@ from dae3d.store.source import Stamp
 
 
 class Wanted:
-    """The scans of a manifest, or those of one shard, and which of them are still to be done.
+    """The scans of a manifest, or of one shard, and which of them are still to be done.
 
     Raises:
-        Dae3dError: where the manifest cannot be used, lists no scans, or one of them twice.
+        Dae3dError: if the manifest cannot be used, lists no scans, or lists one twice.
     """
 
     def __init__(self, manifest: Path, shard: Shard | None = None) -> None:
@@ -57,7 +57,7 @@ class Wanted:
         return map(self._scan, np.flatnonzero(self._open))
 
     def unchanged(self, store: Path, indexes: Iterable[Path], preparation: Preparation) -> Iterator[Outcome]:
-        """Those that, by the indexes of earlier runs, need not even be opened; they then count as done."""
+        """Scans unchanged by the index of an earlier run, found without opening them; marks them as done."""
         for scan, stored in self._as_listed(store, indexes, preparation):
             try:
                 source: Stamp | None = Stamp.of(source_files(scan))
@@ -70,7 +70,7 @@ class Wanted:
     def not_looked_at(
         self, store: Path, indexes: Iterable[Path], preparation: Preparation
     ) -> Iterator[Outcome]:
-        """Those still to be done as the store has them by the indexes, whatever their sources are now."""
+        """The stored versions of scans still to be done, whether or not their sources have changed."""
         for scan, stored in self._as_listed(store, indexes, preparation):
             self.done(stored.file)
             yield Outcome.kept(described(stored, scan, stored.source_stamp))
@@ -99,7 +99,7 @@ class Wanted:
     def _as_listed(
         self, store: Path, indexes: Iterable[Path], preparation: Preparation
     ) -> Iterator[tuple[Scan, StoredScan]]:
-        """Scans still to be done, with what the indexes say of those whose stored file is as it says."""
+        """Scans still to be done whose stored files match their entries in the indexes."""
         for index in indexes:
             try:
                 header = read_index_header(index)
@@ -111,10 +111,10 @@ class Wanted:
                     if number is None or not self._open[number]:
                         continue
                     scan = self._scan(number)
-                    if measured_alike(stored, scan) and _there(store / SCANS / stored.file, stored):
+                    if measured_alike(stored, scan) and _unchanged(store / SCANS / stored.file, stored):
                         yield scan, stored
             except (FileNotFoundError, Dae3dError):
-                continue  # the stored files say what they are, only slower
+                continue  # slower: the metadata in the stored files will be read
 
     def _scan(self, number: int | np.integer) -> Scan:
         scan = self._scans[int(number)]
@@ -127,7 +127,7 @@ class Wanted:
         return int(self._order[place]) if found else None
 
 
-def _there(file: Path, stored: StoredScan) -> bool:
+def _unchanged(file: Path, stored: StoredScan) -> bool:
     """Whether a stored file has not been touched since the index was written."""
     try:
         return Stamp.of([file]) == stored.stored_stamp
@@ -136,7 +136,7 @@ def _there(file: Path, stored: StoredScan) -> bool:
 
 
 def file_key(file: str) -> int:
-    """64 bits of a stored file's name, which stand for it: no two files of a store share them by chance."""
+    """A 64-bit key of a stored file's name; collisions within a store are negligible."""
     return _key(file)
 
 

@@ -1,4 +1,4 @@
-"""Work spread over processes: each holds one scan at a time, and none outlives the one that started it."""
+"""Distribute work over processes, each with one scan at a time; they end with their parent."""
 
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -27,20 +27,19 @@ def work_through(
     workers: int,
     resampling: bool,
 ) -> Generator[Result, None, None]:
-    """Do `run` for each item in `workers` processes; yields what is done.
+    """Call `run` for each item in `workers` processes; yields the results as they are done.
 
-    An item whose process dies is tried again when the others are done, alone. Of one that it dies of again,
-    or that takes an hour, `died` makes the result, from the item and the reason. Interrupted, it still yields
-    the items that are at work, then raises KeyboardInterrupt. `resampling` says that PyTorch will be used,
-    which takes seconds to import.
+    An item whose process dies is tried again at the end, alone. If the process dies again, or takes an hour,
+    `died` makes the result from the item and the reason. On Ctrl-C the running items are finished and yielded
+    before KeyboardInterrupt. `resampling`: limit PyTorch to one thread too (its import takes seconds).
 
     Raises:
-        Exception: what `run` raises.
+        Exception: any error of `run`.
     """
     crew = _Crew(run, died, partial(use_one_thread, resampling))
     try:
         for item in items:
-            # No more are handed over than are worked on, so what is at work is what is in memory.
+            # No items are queued, so that only those in progress are in memory.
             while crew.busy >= workers:
                 yield from crew.finished()
             crew.begin(item)
@@ -50,7 +49,7 @@ def work_through(
             crew.begin(item)
             yield from crew.finished()
     except KeyboardInterrupt:
-        _log.warning("finishing the %d scans at work", crew.busy)
+        _log.warning("finishing the %d scans in progress", crew.busy)
         while crew.busy:
             yield from crew.finished()
         raise
@@ -59,7 +58,7 @@ def work_through(
 
 
 class _Crew(Generic[Item, Result]):
-    """Worker processes, and the items that they are at."""
+    """Worker processes, and their items."""
 
     def __init__(
         self, run: Callable[[Item], Result], died: Callable[[Item, str], Result], start: Callable[[], None]
@@ -72,28 +71,28 @@ class _Crew(Generic[Item, Result]):
 
     @property
     def busy(self) -> int:
-        """How many are at work."""
+        """The number of processes at work."""
         return len(self._at_work)
 
     def begin(self, item: Item) -> None:
-        """Give an item to a process that has none."""
+        """Give an item to an idle process."""
         worker = self._idle.pop() if self._idle else Worker(self._start)
         try:
             self._at_work[worker] = item
-            # What has died meanwhile is found to be dead when it is asked for its answer.
+            # A death is noticed when the answer is read.
             with suppress(WorkerDied):
                 worker.begin(self._run, item)
         except BaseException:
-            # Interrupted: whether the process knows of the item cannot be told, and nobody is to wait for it.
+            # Interrupted: the process may or may not have the item, so nothing may wait for it.
             self._at_work.pop(worker, None)
             worker.kill()
             raise
 
     def finished(self) -> Iterator[Result]:
-        """Wait until one item is done, or more; yields what came of them."""
+        """Wait until at least one item is done; yields the results."""
         signs = {sign: worker for worker in self._at_work for sign in worker.signs}
         ready = wait(list(signs), _PATIENCE)
-        # Where none is done in that time, the first has been at work the longest.
+        # If none is done in that time, the first has been running the longest.
         late = [] if ready else list(self._at_work)[:1]
         for worker in dict.fromkeys([signs[sign] for sign in ready] or late):
             item = self._at_work.pop(worker)
@@ -109,23 +108,23 @@ class _Crew(Generic[Item, Result]):
                 yield result
 
     def again(self) -> Iterator[Item]:
-        """The items whose processes have died, for the last time."""
+        """The items whose processes died, for a last try."""
         self._last_try = True
         for worker in self._idle:
             worker.end()
         self._idle.clear()
         if self._fatal:
-            _log.warning("%d scans are tried again, alone: their processes died", len(self._fatal))
+            _log.warning("their processes died: trying %d scans again, one at a time", len(self._fatal))
         yield from self._fatal
 
     def end(self) -> None:
-        """End all processes when they have done what they are at."""
+        """End all processes once their items are done."""
         for worker in [*self._idle, *self._at_work]:
             worker.end()
 
 
 def use_one_thread(resampling: bool) -> None:
-    """Keep the libraries from starting threads of their own; with `resampling`, PyTorch too."""
+    """Limit the libraries to one thread; with `resampling`, PyTorch too."""
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     if resampling:
         import torch

@@ -1,4 +1,4 @@
-"""Keeping a store whole while it is written: who may write at once, and nothing left of a killed run."""
+"""Locks for writing to a store, and removal of the files that killed runs left."""
 
 import logging
 import os
@@ -25,11 +25,11 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def only_writer(store: Path, folder: str, wait: bool = False) -> Iterator[None]:
-    """Make the store and its `folder`, clear what a killed run left, and keep other runs out.
+    """Make the store and its `folder`, delete what killed runs left, and lock out other runs.
 
     Raises:
-        Dae3dError: where it cannot be written to or is another's folder, or another run is writing and this
-            one is not to `wait`.
+        Dae3dError: if it cannot be written to or is not a store, or another run is writing to it and `wait`
+            is false.
     """
     take_place(store)
     make_folder(store / folder)
@@ -45,11 +45,11 @@ def only_writer(store: Path, folder: str, wait: bool = False) -> Iterator[None]:
 
 @contextmanager
 def shard_writer(store: Path, folder: str, shard: Shard) -> Iterator[str]:
-    """As `only_writer` for one shard, which lets others write; gives the folder for files not yet whole.
+    """As `only_writer`, for one shard among others; yields the folder for incomplete files.
 
     Raises:
-        Dae3dError: where the store cannot be written to or is another's folder, or is being written whole or
-            by this same shard.
+        Dae3dError: if the store cannot be written to or is not a store, or is being written to by a run
+            without shards or by the same shard.
     """
     take_place(store)
     make_folder(store / folder)
@@ -65,7 +65,7 @@ def shard_writer(store: Path, folder: str, shard: Shard) -> Iterator[str]:
 
 
 def refuse_writing(store: Path) -> None:
-    """Raise Dae3dError where a run is writing to the store; keeps nobody from beginning to."""
+    """Raise Dae3dError if a run is writing to the store; does not keep one from starting."""
     if os.access(store, os.W_OK):
         with locked(store / LOCK, shared=True):
             pass
@@ -73,10 +73,10 @@ def refuse_writing(store: Path) -> None:
 
 @contextmanager
 def locked(path: Path, shared: bool = False, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file `path`, alone or `shared` with others that share it.
+    """Hold the lock file `path`, exclusively or `shared`.
 
     Raises:
-        Dae3dError: where it cannot be made, or another run has it and this one is not to `wait`.
+        Dae3dError: if it cannot be created, or another run has it and `wait` is false.
     """
     try:
         file = path.open("a+b")
@@ -92,9 +92,9 @@ def locked(path: Path, shared: bool = False, wait: bool = False) -> Iterator[Non
 
 
 def leftovers(store: Path) -> list[Path]:
-    """What killed runs left: files that were not yet whole, by names that no others have."""
+    """Incomplete files that killed runs left, recognised by their names."""
     partial = [path for path in store.glob(f"{PARTIAL}*") if _PARTIAL.fullmatch(path.name)]
-    # The page is not written under the lock.
+    # The report is not among them: it is not written under the lock.
     tables = unfinished_files(store, INDEX, CASE_INDEX, REJECTED)
     return sorted([*partial, *tables, *unfinished_files(store / PARTS)])
 
