@@ -19,7 +19,8 @@ import nibabel
 import numpy as np
 import torch
 
-from dae3d.models.swin_unetr import Architecture, Segmenter
+from dae3d.models.network import Segmenter
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.models.weights import save_weights
 from dae3d.store.recipe import CaseRecipe
 
@@ -63,7 +64,7 @@ def write_scan(path: Path, shape: tuple[int, ...]) -> None:
 def write_weights(path: Path, classes: int, spacing: list[float] | None) -> None:
     torch.manual_seed(0)
     sizes = {"embed_dim": 4, "depths": (1, 1, 1, 1), "heads": (1, 1, 1, 1), "window": 2}
-    network = Segmenter(Architecture(**sizes, out_channels=classes))
+    network = Segmenter(SwinArchitecture(**sizes, out_channels=classes))
     labels = {0: "background"} | {value: f"class {value}" for value in range(1, classes)}
     recipe = CaseRecipe(modalities=("ct",), labels=labels, spacing=spacing, roi=96)
     info = {"task": "segmentation", "recipe": recipe.model_dump(mode="json")}

@@ -24,7 +24,8 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from dae3d.models import linear, norm, swin
-from dae3d.models.swin_unetr import Architecture, SwinUNETR
+from dae3d.models.network import RepairNetwork
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.training.cpu import keep_freed_memory
 from dae3d.training.record import cpu_name
 
@@ -156,10 +157,10 @@ def measure(network: str, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def ours(arguments: argparse.Namespace) -> nn.Module:
-    architecture = Architecture(
+    architecture = SwinArchitecture(
         embed_dim=arguments.embed_dim, heads=tuple(arguments.heads), window=arguments.window
     )
-    return SwinUNETR(architecture).to(memory_format=torch.channels_last_3d)
+    return RepairNetwork(architecture).to(memory_format=torch.channels_last_3d)
 
 
 def monais(arguments: argparse.Namespace) -> nn.Module:

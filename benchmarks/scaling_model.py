@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from dae3d.benchmarking.communication import step_traffic
-from dae3d.models.swin_unetr import SwinUNETR
+from dae3d.models.network import RepairNetwork
 from dae3d.settings import resolve
 from dae3d.training.pretrain_settings import PretrainSettings
 
@@ -95,7 +95,7 @@ def main() -> None:
 def when_ready(settings: PretrainSettings, roi: int) -> list[tuple[float, int]]:
     """Share of the backward pass after which each parameter's gradient is ready, and its bytes."""
     torch.manual_seed(0)
-    network = SwinUNETR(settings.architecture()).to(memory_format=torch.channels_last_3d)
+    network = RepairNetwork(settings.architecture()).to(memory_format=torch.channels_last_3d)
     network.encoder.mask_token.requires_grad_(False)
     ready: list[tuple[float, int]] = []
     for parameter in network.parameters():

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from conftest import smooth_volume
-from dae3d.models.swin_unetr import Architecture, Segmenter
+from dae3d.models.network import Segmenter
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.models.weights import save_weights
 from dae3d.store.recipe import CaseRecipe
 from scan_files import write_nifti
@@ -22,7 +23,7 @@ def recipe_of(**fields):
 def fine_tuned(path, seed=0, **fields):
     """Weights as fine-tuning writes them, of a network with random weights."""
     recipe = recipe_of(**fields)
-    architecture = Architecture(
+    architecture = SwinArchitecture(
         **SMALL, in_channels=len(recipe.modalities), out_channels=len(recipe.label_values)
     )
     torch.manual_seed(seed)

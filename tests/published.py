@@ -4,7 +4,8 @@ import importlib.util
 from pathlib import Path
 
 from dae3d.models.layouts import PRETRAINING, from_layout
-from dae3d.models.swin_unetr import Architecture, SwinUNETR
+from dae3d.models.network import RepairNetwork
+from dae3d.models.swin_unetr import SwinArchitecture
 
 PARITY = Path(__file__).parent / "parity"
 
@@ -15,8 +16,8 @@ _spec.loader.exec_module(parity)
 
 
 def published_network(axes):
-    network = SwinUNETR(
-        Architecture(
+    network = RepairNetwork(
+        SwinArchitecture(
             patch_merging="reference",
             restore_intensity=False,
             normalise_skips=False,

@@ -4,7 +4,7 @@ import nibabel
 import numpy as np
 import torch
 
-from dae3d.models.swin_unetr import Architecture
+from dae3d.models.swin_unetr import SwinArchitecture
 
 NAMES = ("clean", "disrupted", "repaired", "error")
 
@@ -23,7 +23,7 @@ class Recorder(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.seen = []
-        self.architecture = Architecture()
+        self.architecture = SwinArchitecture()
 
     def forward(self, image, channel_keep, token_mask):
         self.seen.append((image, channel_keep, token_mask))

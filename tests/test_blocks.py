@@ -151,7 +151,8 @@ def test_gradients_in_bfloat16_come_from_memory_that_was_written():
     # Memory is handed out filled with 3e38, and the lowest feature map is 2^3.
     code = """
 import torch
-from dae3d.models.swin_unetr import Architecture, SwinUNETR
+from dae3d.models.network import RepairNetwork
+from dae3d.models.swin_unetr import SwinArchitecture
 torch.manual_seed(0)
 network = SwinUNETR(Architecture(embed_dim=12, heads=(1, 1, 2, 2), window=2))
 image = torch.rand(1, 1, 64, 64, 64)

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dae3d.disrupt import DISRUPTIONS
-from dae3d.models.swin_unetr import Architecture, Segmenter
+from dae3d.models.network import Segmenter
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.store.intensity import Normalisation
 from dae3d.store.scan import Preparation
 from dae3d.store.stored_crop import PendingScaling, StoredCrop
@@ -127,7 +128,7 @@ def test_a_pre_training_step_waits_for_nothing(tmp_path, disruption, changes):
 @pytest.mark.parametrize("deep_supervision", [False, True])
 def test_a_fine_tuning_step_waits_for_nothing(tmp_path, deep_supervision):
     given = FinetuneSettings(data=tmp_path, out=tmp_path, max_steps=9, **SIZES)
-    architecture = Architecture(
+    architecture = SwinArchitecture(
         embed_dim=12,
         heads=(1, 2, 4, 8),
         window=3,

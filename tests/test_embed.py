@@ -16,7 +16,8 @@ from conftest import smooth_volume
 from dae3d.commands import embed as module
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.inference.corners import window_corners
-from dae3d.models.swin_unetr import Architecture, FeatureEncoder, Segmenter, SwinUNETR
+from dae3d.models.network import FeatureEncoder, RepairNetwork, Segmenter
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.models.weights import save_weights
 from dae3d.scans import given as given_scans
 from dae3d.scans.given import Image
@@ -32,7 +33,7 @@ WIDTH = 16 * 4
 def weights(tmp_path_factory) -> Path:
     """Random weights of a network that was trained on crops of 32^3."""
     torch.manual_seed(3)
-    network = SwinUNETR(Architecture(**SIZES))
+    network = RepairNetwork(SwinArchitecture(**SIZES))
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
     save_weights(path, network.state_dict(), network.architecture, {"settings": {"roi": 32}})
     return path
@@ -127,7 +128,7 @@ def test_the_way_a_scan_is_stored_does_not_matter(weights, scan, tmp_path, store
 
 def test_fine_tuned_weights_prepare_a_case_as_they_were_trained(scan, tmp_path):
     torch.manual_seed(4)
-    network = Segmenter(Architecture(**SIZES, in_channels=2, out_channels=3))
+    network = Segmenter(SwinArchitecture(**SIZES, in_channels=2, out_channels=3))
     recipe = {
         "modalities": ["ct", "t1"],
         "labels": {"0": "background", "1": "a", "2": "b"},
@@ -189,7 +190,7 @@ def test_other_kinds_of_file_are_refused(weights, scan, tmp_path, name):
 
 
 def test_a_network_of_unknown_channels_is_refused(scan, tmp_path):
-    network = Segmenter(Architecture(**SIZES, in_channels=4, out_channels=3))
+    network = Segmenter(SwinArchitecture(**SIZES, in_channels=4, out_channels=3))
     save_weights(
         tmp_path / "w.safetensors", network.state_dict(), network.architecture, {"task": "segmentation"}
     )
@@ -293,7 +294,7 @@ def test_what_was_finished_otherwise_is_not_lost(weights, three_scans, reads, tm
         dae3d.embed(**given)
     other = dict(given)
     if change == "weights":
-        network = SwinUNETR(Architecture(**SIZES))
+        network = RepairNetwork(SwinArchitecture(**SIZES))
         other["weights"] = tmp_path / "w.safetensors"
         save_weights(other["weights"], network.state_dict(), network.architecture, {"settings": {"roi": 32}})
     else:

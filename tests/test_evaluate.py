@@ -20,7 +20,8 @@ from dae3d.cli import main
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.evaluation import pairs
 from dae3d.evaluation.segmentation_metrics import METRICS, Masks, Metric
-from dae3d.models.swin_unetr import Architecture, Segmenter
+from dae3d.models.network import Segmenter
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.models.weights import save_weights
 from dae3d.reporting import evaluation
 from dae3d.scans.readers import read_volume, scan_stem
@@ -349,7 +350,7 @@ def test_predicts_with_weights_in_their_modalities(task: Path, tmp_path: Path) -
     content = json.loads(task.read_text())
     del content["modality"]
     task.write_text(json.dumps(content))
-    architecture = Architecture(
+    architecture = SwinArchitecture(
         embed_dim=4, heads=(1, 1, 2, 2), depths=(1, 1, 1, 1), window=2, in_channels=1, out_channels=3
     )
     torch.manual_seed(0)

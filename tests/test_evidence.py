@@ -8,9 +8,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from dae3d.models.blocks import Convolution, ResidualBlock
+from dae3d.models.network import RepairNetwork
 from dae3d.models.norm import InstanceNorm
 from dae3d.models.swin import SwinStage
-from dae3d.models.swin_unetr import Architecture, SwinUNETR
+from dae3d.models.swin_unetr import SwinArchitecture
 
 
 def script(name):
@@ -22,9 +23,9 @@ def script(name):
 
 
 def test_the_plain_path_starts_from_our_weights_and_goes_the_same_way():
-    architecture = Architecture(embed_dim=4, heads=(1, 1, 2, 2), window=3, window_edges="reference")
+    architecture = SwinArchitecture(embed_dim=4, heads=(1, 1, 2, 2), window=3, window_edges="reference")
     networks, drawn_next = [], []
-    for kind in (SwinUNETR, script("curves").PlainSwinUNETR):
+    for kind in (RepairNetwork, script("curves").PlainSwinUNETR):
         torch.manual_seed(5)
         networks.append(kind(architecture, False).to(memory_format=torch.channels_last_3d))
         drawn_next.append(torch.rand(3))

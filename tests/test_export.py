@@ -11,7 +11,8 @@ from dae3d.cli import main
 from dae3d.commands.export import to_reference
 from dae3d.errors import Dae3dError
 from dae3d.models.load_report import LoadReport
-from dae3d.models.swin_unetr import Architecture, FeatureEncoder, Segmenter, SwinUNETR
+from dae3d.models.network import FeatureEncoder, RepairNetwork, Segmenter
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.models.weights import save_weights
 from published import PARITY
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 SIZES = {"embed_dim": 12, "depths": (1, 2, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
 INFO = {
-    SwinUNETR: {"step": 5, "settings": {"lr": 1e-4}},
+    RepairNetwork: {"step": 5, "settings": {"lr": 1e-4}},
     Segmenter: {"task": "segmentation", "recipe": {"labels": {"1": "liver"}}},
     FeatureEncoder: {"task": "encoder"},
 }
@@ -27,7 +28,7 @@ INFO = {
 
 def saved(kind, path, **changes):
     torch.manual_seed(0)
-    network = kind(Architecture(**(SIZES | changes))).eval()
+    network = kind(SwinArchitecture(**(SIZES | changes))).eval()
     save_weights(path, network.state_dict(), network.architecture, INFO[kind])
     return network
 
@@ -59,12 +60,12 @@ def test_safetensors_are_the_same_again(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("kind", "classes", "keys"), [(SwinUNETR, 1, "keys.json"), (Segmenter, 14, "finetune_keys.json")]
+    ("kind", "classes", "keys"), [(RepairNetwork, 1, "keys.json"), (Segmenter, 14, "finetune_keys.json")]
 )
 def test_the_published_layout_has_every_name_and_shape_of_the_published_files(kind, classes, keys):
     # Shapes alone: on this device tensors have no values.
     with torch.device("meta"):
-        network = kind(Architecture(out_channels=classes))
+        network = kind(SwinArchitecture(out_channels=classes))
     network.load_report = LoadReport(taken=list(network.state_dict()), skipped={}, missing=[])
     exported = to_reference(network)
     published = {key["name"]: key["shape"] for key in json.loads((PARITY / keys).read_text())}
@@ -72,7 +73,7 @@ def test_the_published_layout_has_every_name_and_shape_of_the_published_files(ki
     assert exported.left_out == {}
 
 
-@pytest.mark.parametrize("kind", [SwinUNETR, Segmenter])
+@pytest.mark.parametrize("kind", [RepairNetwork, Segmenter])
 @pytest.mark.parametrize("changes", [{}, {"patch_embed": "linear"}, {"patch_merging": "reference"}])
 @torch.inference_mode()
 def test_our_weights_come_back_exactly_from_the_published_layout(kind, changes, tmp_path):
@@ -89,7 +90,7 @@ def test_our_weights_come_back_exactly_from_the_published_layout(kind, changes, 
     }
     assert sorted(torch.load(out, weights_only=True)) == [
         "dae3d",
-        "model" if kind is SwinUNETR else "state_dict",
+        "model" if kind is RepairNetwork else "state_dict",
     ]
 
 
@@ -100,7 +101,7 @@ def test_another_reader_of_the_published_layout_finds_a_published_checkpoint(tmp
         "normalise_skips": False,
         "window_edges": "reference",
     }
-    network = saved(SwinUNETR, tmp_path / "w.safetensors", **published)
+    network = saved(RepairNetwork, tmp_path / "w.safetensors", **published)
     dae3d.export(weights=tmp_path / "w.safetensors", format="reference", out=tmp_path / "ckpt.pth")
     model = torch.load(tmp_path / "ckpt.pth", weights_only=True)["model"]
     torch.save({"model": model}, tmp_path / "bare.pth")
@@ -110,7 +111,7 @@ def test_another_reader_of_the_published_layout_finds_a_published_checkpoint(tmp
 
 
 def test_what_the_published_network_does_otherwise_is_said(tmp_path, capsys):
-    saved(SwinUNETR, tmp_path / "w.safetensors")
+    saved(RepairNetwork, tmp_path / "w.safetensors")
     dae3d.export(weights=tmp_path / "w.safetensors", format="reference", out=tmp_path / "ckpt.pth")
     said = capsys.readouterr().out
     for words in (
@@ -162,7 +163,7 @@ def test_a_network_with_monai_s_patch_embedding_gives_the_same_logits_in_monai(m
 
 @torch.inference_mode()
 def test_pre_training_weights_repair_in_monai_but_for_the_intensity(tmp_path, capsys):
-    network = saved(SwinUNETR, tmp_path / "w.safetensors", patch_embed="linear")
+    network = saved(RepairNetwork, tmp_path / "w.safetensors", patch_embed="linear")
     dae3d.export(weights=tmp_path / "w.safetensors", format="monai", out=tmp_path / "monai.pt")
     said = capsys.readouterr().out
     assert "left out (this layout has no such tensor): encoder.mask_token" in said

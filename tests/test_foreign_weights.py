@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 import dae3d
 from dae3d.cli import main
 from dae3d.errors import Dae3dError, SettingsError
-from dae3d.models.swin_unetr import FeatureEncoder, ReferencePatchMerging, Segmenter
+from dae3d.models.network import FeatureEncoder, Segmenter
+from dae3d.models.swin_unetr import ReferencePatchMerging
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,8 @@ from conftest import smooth_volume
 from dae3d.errors import Dae3dError
 from dae3d.inference.given_cases import given_cases
 from dae3d.inference.given_images import given_images
-from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
+from dae3d.models.network import RepairNetwork, Segmenter
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.models.weights import save_weights
 from dae3d.scans.given import Image
 from dae3d.scans.modality_conflicts import conflict, strange
@@ -48,7 +49,7 @@ def ct(path, seed=0, shape=(20, 18, 16)):
 def fine_tuned(folder, *modalities):
     """Weights of a segmentation network that was not trained."""
     recipe = CaseRecipe(modalities=modalities, labels=LABELS, roi=32)
-    architecture = Architecture(**SMALL, in_channels=len(modalities), out_channels=2)
+    architecture = SwinArchitecture(**SMALL, in_channels=len(modalities), out_channels=2)
     torch.manual_seed(1)
     network = Segmenter(architecture)
     torch.nn.init.normal_(network.decoder.head.conv.conv.weight, std=1.0)
@@ -59,7 +60,7 @@ def fine_tuned(folder, *modalities):
 
 def pre_trained(folder, *modalities):
     torch.manual_seed(1)
-    network = SwinUNETR(Architecture(**SMALL))
+    network = RepairNetwork(SwinArchitecture(**SMALL))
     info = {"task": "pretrain", "modalities": list(modalities)}
     save_weights(folder / "p.safetensors", network.state_dict(), network.architecture, info)
     return folder / "p.safetensors"

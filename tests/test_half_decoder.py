@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dae3d.models.decoder import UnetrDecoder, _in_voxels
-from dae3d.models.swin_unetr import Architecture, SwinUNETR, _visible_intensity
+from dae3d.models.network import RepairNetwork
+from dae3d.models.swin_unetr import SwinArchitecture, _visible_intensity
 
 SIZES = {"embed_dim": 4, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
 HEADS = {"half": 3, "pyramid": 5}
@@ -37,7 +38,7 @@ def test_half_resolution_leaves_out_the_last_block_and_the_image_s_skip(kind, he
 @pytest.mark.parametrize(("kind", "heads"), HEADS.items())
 @torch.inference_mode()
 def test_repairs_come_at_full_resolution_and_at_a_quarter_an_eighth_and_so_on(kind, heads):
-    network = SwinUNETR(Architecture(**SIZES, repair_from=kind)).eval()
+    network = RepairNetwork(SwinArchitecture(**SIZES, repair_from=kind)).eval()
     image = torch.rand(2, 1, 64, 32, 32)
     every = network.images(image, network.decoder.features(image, network.encode(image)))
     shapes = [(2, 1, 64, 32, 32), (2, 1, 16, 8, 8), (2, 1, 8, 4, 4), (2, 1, 4, 2, 2), (2, 1, 2, 1, 1)]
@@ -48,8 +49,8 @@ def test_repairs_come_at_full_resolution_and_at_a_quarter_an_eighth_and_so_on(ki
 @pytest.mark.parametrize("kind", HEADS)
 @torch.inference_mode()
 def test_the_image_reaches_a_repair_through_the_encoder_alone(kind):
-    architecture = Architecture(**SIZES, repair_from=kind, restore_intensity=False)
-    network = SwinUNETR(architecture).eval()
+    architecture = SwinArchitecture(**SIZES, repair_from=kind, restore_intensity=False)
+    network = RepairNetwork(architecture).eval()
     one, other = torch.rand(2, 1, 1, 32, 32, 32)
     hidden = network.encode(one)
     assert torch.equal(network.decode(one, hidden), network.decode(other, hidden))
@@ -65,7 +66,9 @@ def block_means(image, times):
 @torch.inference_mode()
 def test_a_repair_of_a_pyramid_averages_to_the_coarser_ones(restored):
     torch.manual_seed(1)
-    network = SwinUNETR(Architecture(**SIZES, repair_from="pyramid", restore_intensity=restored)).eval()
+    network = RepairNetwork(
+        SwinArchitecture(**SIZES, repair_from="pyramid", restore_intensity=restored)
+    ).eval()
     image = torch.randn(1, 1, 64, 64, 32)
     finest, *coarse = (
         made[0, 0].double().numpy()
@@ -80,7 +83,7 @@ def test_a_repair_of_a_pyramid_averages_to_the_coarser_ones(restored):
 @torch.inference_mode()
 def test_a_level_of_a_pyramid_leaves_what_varies_more_slowly_to_those_below(level):
     torch.manual_seed(2)
-    network = SwinUNETR(Architecture(**SIZES, repair_from="pyramid", restore_intensity=False)).eval()
+    network = RepairNetwork(SwinArchitecture(**SIZES, repair_from="pyramid", restore_intensity=False)).eval()
     one, other = torch.randn(2, 1, 1, 64, 64, 64)
     hidden = network.encode(one)
     swapped = [*hidden[:level], network.encode(other)[level], *hidden[level + 1 :]]
@@ -154,7 +157,7 @@ def test_a_crop_that_is_masked_altogether_has_finite_intensity():
 @torch.inference_mode()
 def test_a_repair_has_the_intensity_of_what_is_seen():
     torch.manual_seed(0)
-    network = SwinUNETR(Architecture(**SIZES, repair_from="half")).eval()
+    network = RepairNetwork(SwinArchitecture(**SIZES, repair_from="half")).eval()
     image = torch.rand(1, 1, 32, 32, 32)
     hidden = network.encode(image)
     plain = network.decode(image, hidden)

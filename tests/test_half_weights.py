@@ -8,7 +8,8 @@ from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
 
 import dae3d
 from dae3d.models.load_report import part_of
-from dae3d.models.swin_unetr import Architecture, ReferencePatchMerging, Segmenter, SwinUNETR
+from dae3d.models.network import RepairNetwork, Segmenter
+from dae3d.models.swin_unetr import ReferencePatchMerging, SwinArchitecture
 from dae3d.models.weights import save_weights
 
 pytestmark = pytest.mark.slow
@@ -20,7 +21,7 @@ REASON = "pre-training ended at half resolution; layers above it start from rand
 
 def made(path, **changes):
     torch.manual_seed(0)
-    network = SwinUNETR(Architecture(**SIZES, repair_from="half", **changes)).eval()
+    network = RepairNetwork(SwinArchitecture(**SIZES, repair_from="half", **changes)).eval()
     save_weights(path, network.state_dict(), network.architecture, {"task": "pretrain"})
     return network
 

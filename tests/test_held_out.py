@@ -11,8 +11,9 @@ import dae3d
 from conftest import labelled_case, write_task
 from dae3d.errors import Dae3dError
 from dae3d.evaluation.held_out import HeldOut, held_out
+from dae3d.models.network import Segmenter
 from dae3d.models.provenance import entry, kept
-from dae3d.models.swin_unetr import Architecture, Segmenter
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.models.weights import save_weights
 from dae3d.reporting import evaluation
 from dae3d.scans.task import read_task
@@ -92,7 +93,7 @@ def test_weights_that_do_not_say_it(task: Path) -> None:
 def weights(task: Path, tmp_path: Path) -> Path:
     """Weights that were trained on carl and chosen by ben."""
     recipe = CaseRecipe(modalities=("t1",), labels={0: "background", 1: "organ", 4: "lesion"}, roi=32)
-    architecture = Architecture(**SMALL, out_channels=3)
+    architecture = SwinArchitecture(**SMALL, out_channels=3)
     torch.manual_seed(1)
     network = Segmenter(architecture)
     stages = entry("segmentation", content(task, "carl"), content(task, "ben"), recipe.class_names)

@@ -9,7 +9,8 @@ from torch import nn
 
 from dae3d.models.blocks import with_our_layers
 from dae3d.models.linear import Linear
-from dae3d.models.swin_unetr import Architecture, SwinUNETR
+from dae3d.models.network import RepairNetwork
+from dae3d.models.swin_unetr import SwinArchitecture
 
 
 def results(layer, x, upstream):
@@ -106,6 +107,6 @@ def test_blocks_of_monais_keep_their_parameters():
 
 
 def test_the_network_has_no_other():
-    network = SwinUNETR(Architecture(embed_dim=12, heads=(1, 2, 4, 8), window=4))
+    network = RepairNetwork(SwinArchitecture(embed_dim=12, heads=(1, 2, 4, 8), window=4))
     kinds = {type(module) for module in network.modules() if isinstance(module, nn.Linear)}
     assert kinds == {Linear}

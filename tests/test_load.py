@@ -11,13 +11,8 @@ from safetensors.torch import save_file
 import dae3d
 from dae3d.errors import Dae3dError
 from dae3d.models.loading import load_into
-from dae3d.models.swin_unetr import (
-    Architecture,
-    FeatureEncoder,
-    ReferencePatchMerging,
-    Segmenter,
-    SwinUNETR,
-)
+from dae3d.models.network import FeatureEncoder, RepairNetwork, Segmenter
+from dae3d.models.swin_unetr import ReferencePatchMerging, SwinArchitecture
 from dae3d.models.weights import read_weights, save_weights
 
 pytestmark = pytest.mark.slow
@@ -29,14 +24,14 @@ HEAD = ["decoder.head.conv.conv.weight", "decoder.head.conv.conv.bias"]
 def made(kind, path, info, **changes):
     """A network with random weights, saved."""
     torch.manual_seed(0)
-    network = kind(Architecture(**(SIZES | changes))).eval()
+    network = kind(SwinArchitecture(**(SIZES | changes))).eval()
     save_weights(path, network.state_dict(), network.architecture, info)
     return network
 
 
 @pytest.fixture
 def pretrained(tmp_path):
-    return made(SwinUNETR, tmp_path / "pretrained.safetensors", {})
+    return made(RepairNetwork, tmp_path / "pretrained.safetensors", {})
 
 
 @pytest.fixture
@@ -216,7 +211,7 @@ def test_every_load_prints_what_became_of_the_tensors(pretrained, tmp_path, caps
 
 
 def test_weights_for_another_patch_merging_are_warned_of(pretrained, tmp_path, caplog):
-    network = Segmenter(Architecture(**SIZES, patch_merging="reference"))
+    network = Segmenter(SwinArchitecture(**SIZES, patch_merging="reference"))
     load_into(network, read_weights(tmp_path / "pretrained.safetensors"), "decoder")
     assert not caplog.records
     load_into(network, read_weights(tmp_path / "pretrained.safetensors"))
@@ -227,7 +222,7 @@ def test_weights_for_another_patch_merging_are_warned_of(pretrained, tmp_path, c
 
 
 def test_headers_of_before_there_were_patch_embeddings_to_choose_from(tmp_path):
-    network = made(SwinUNETR, tmp_path / "new.safetensors", {})
+    network = made(RepairNetwork, tmp_path / "new.safetensors", {})
     fields = {
         **{name: list(value) if isinstance(value, tuple) else value for name, value in SIZES.items()},
         "patch_merging": "straight",
@@ -259,7 +254,7 @@ def test_a_state_dict_of_monai_gives_the_logits_that_monai_gives(prefix, entry, 
     torch.save({entry: state} if entry else state, tmp_path / "monai.pth")
     loaded = dae3d.load(tmp_path / "monai.pth")
     assert isinstance(loaded, Segmenter)
-    assert loaded.architecture == Architecture(
+    assert loaded.architecture == SwinArchitecture(
         **SIZES,
         patch_merging="reference",
         restore_intensity=False,

@@ -8,14 +8,8 @@ import torch
 from torch import nn
 
 from dae3d.errors import Dae3dError
-from dae3d.models.swin_unetr import (
-    UNITS,
-    Architecture,
-    FeatureEncoder,
-    ReferencePatchMerging,
-    Segmenter,
-    SwinUNETR,
-)
+from dae3d.models.network import FeatureEncoder, RepairNetwork, Segmenter
+from dae3d.models.swin_unetr import UNITS, ReferencePatchMerging, SwinArchitecture
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +18,7 @@ TINY = {"embed_dim": 4, "depths": (1, 2, 1, 1), "heads": (1, 1, 2, 2), "window":
 
 def tiny_network(**changes):
     torch.manual_seed(0)
-    return SwinUNETR(Architecture(**(TINY | changes)))
+    return RepairNetwork(SwinArchitecture(**(TINY | changes)))
 
 
 def gradients(network, image, **given):
@@ -123,7 +117,7 @@ def test_the_mask_token_has_one_where_tokens_are_masked():
 def test_checkpointed_activations_change_nothing(training):
     network = tiny_network().train(training)
     torch.manual_seed(0)
-    thrifty = SwinUNETR(Architecture(**TINY), checkpoint_activations=True).train(training)
+    thrifty = RepairNetwork(SwinArchitecture(**TINY), checkpoint_activations=True).train(training)
     image = torch.rand(1, 1, 32, 32, 64)
     keep = (torch.rand(1, 4, 1, 1, 1) > 0.3).float()
     expected = network.repair(image, keep)
@@ -136,7 +130,7 @@ def test_checkpointed_activations_change_nothing(training):
 
 
 def test_what_sharded_training_gathers_holds_nearly_all_weights():
-    network = SwinUNETR(Architecture())
+    network = RepairNetwork(SwinArchitecture())
     held = {p for module in network.modules() if isinstance(module, UNITS) for p in module.parameters()}
     for kind in UNITS:
         assert any(type(module) is kind for module in network.modules())
@@ -219,7 +213,9 @@ def test_a_constant_crop_stays_finite():
 @pytest.mark.parametrize("deep", [True, False])
 def test_logits_at_every_resolution(patch_embed, deep):
     network = Segmenter(
-        Architecture(**TINY, in_channels=2, out_channels=5, patch_embed=patch_embed, deep_supervision=deep)
+        SwinArchitecture(
+            **TINY, in_channels=2, out_channels=5, patch_embed=patch_embed, deep_supervision=deep
+        )
     )
     image = torch.rand(2, 2, 32, 64, 32)
     logits = network.all_logits(image)
@@ -233,7 +229,7 @@ def test_logits_at_every_resolution(patch_embed, deep):
 
 @torch.inference_mode()
 def test_the_decoder_gets_feature_maps_normalised_over_channels():
-    network = Segmenter(Architecture(**TINY, out_channels=3)).eval()
+    network = Segmenter(SwinArchitecture(**TINY, out_channels=3)).eval()
     encoder = FeatureEncoder(network.architecture).eval()
     encoder.load_state_dict({n: t for n, t in network.state_dict().items() if n.startswith("encoder.")})
     image = torch.rand(1, 1, 32, 32, 64)
@@ -250,7 +246,7 @@ def test_the_decoder_gets_feature_maps_normalised_over_channels():
 def test_sides_that_do_not_fit_are_named():
     with pytest.raises(Dae3dError, match="multiples of 32, not 32 x 48 x 32"):
         tiny_network()(torch.rand(1, 1, 32, 48, 32))
-    swapped = SwinUNETR(Architecture(**TINY), axes="reference")
+    swapped = RepairNetwork(SwinArchitecture(**TINY, axes="reference"))
     with pytest.raises(Dae3dError, match='8 x 8 x 8 voxels, not 32 x 32 x 32; load it with axes="straight"'):
         swapped(torch.rand(1, 1, 32, 32, 32))
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from dae3d.models.swin_unetr import Architecture, SwinUNETR
+from dae3d.models.network import RepairNetwork
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.training.optimiser import learning_rate, parameter_groups
 from dae3d.training.pretrain_settings import PretrainSettings
 
@@ -19,7 +20,7 @@ def rate(step, settings):
 
 
 def test_matrices_and_convolutions_decay_and_nothing_else():
-    network = SwinUNETR(Architecture(embed_dim=4, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2))
+    network = RepairNetwork(SwinArchitecture(embed_dim=4, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2))
     groups = parameter_groups(network, 0.05)
     decayed, plain = ([p for g in groups if g["weight_decay"] == w for p in g["params"]] for w in (0.05, 0.0))
     assert {group["scale"] for group in groups} == {1.0}
@@ -35,14 +36,14 @@ def test_matrices_and_convolutions_decay_and_nothing_else():
 
 
 def test_what_is_frozen_is_in_no_group():
-    network = SwinUNETR(Architecture(embed_dim=4, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2))
+    network = RepairNetwork(SwinArchitecture(embed_dim=4, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2))
     network.encoder.requires_grad_(False)
     learning = {id(p) for group in parameter_groups(network, 0.05) for p in group["params"]}
     assert learning == {id(p) for p in network.decoder.parameters()}
 
 
 def test_a_stage_deeper_learns_more_slowly():
-    network = SwinUNETR(Architecture(embed_dim=4, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2))
+    network = RepairNetwork(SwinArchitecture(embed_dim=4, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2))
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     expected = {"encoder.patch_embed": 0.5**5, "encoder.mask_token": 0.5**5, "decoder": 1.0}
     expected |= {f"encoder.stages.{i}": 0.5 ** (4 - i) for i in range(4)}

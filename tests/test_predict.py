@@ -18,7 +18,8 @@ from dae3d.cli import main
 from dae3d.commands import predict as module
 from dae3d.errors import Dae3dError
 from dae3d.inference import ensemble
-from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
+from dae3d.models.network import RepairNetwork, Segmenter
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.models.weights import save_weights
 from dae3d.scans.readers import read_volume
 from fine_tuned import LABELS, SMALL, ct_scan, fine_tuned, recipe_of
@@ -456,15 +457,15 @@ def test_networks_of_other_preparation_are_not_averaged(weights, tmp_path):
 
 
 def test_pre_trained_weights_must_be_fine_tuned_first(tmp_path):
-    architecture = Architecture(**SMALL)
-    state = SwinUNETR(architecture).state_dict()
+    architecture = SwinArchitecture(**SMALL)
+    state = RepairNetwork(architecture).state_dict()
     save_weights(tmp_path / "pre.safetensors", state, architecture, {})
     with pytest.raises(Dae3dError, match=r"pre\.safetensors: not a segmentation network; .*finetune --init"):
         dae3d.predict(scans=["p.nii.gz"], weights=[tmp_path / "pre.safetensors"], out=tmp_path, device="cpu")
 
 
 def test_weights_that_say_nothing_of_preparation_are_refused(tmp_path):
-    architecture = Architecture(**SMALL, out_channels=3)
+    architecture = SwinArchitecture(**SMALL, out_channels=3)
     state = Segmenter(architecture).state_dict()
     save_weights(tmp_path / "w.safetensors", state, architecture, {"task": "segmentation"})
     with pytest.raises(Dae3dError, match="does not record how scans are prepared"):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import dae3d
 from dae3d.errors import SettingsError
 from dae3d.metrics import read_metrics
-from dae3d.models.swin_unetr import SwinUNETR
+from dae3d.models.network import RepairNetwork
 from dae3d.probing.probe import probe_of_run
 from dae3d.store.examine import AS_ACQUIRED
 from dae3d.training.callbacks import find_checkpoints
@@ -112,7 +112,7 @@ def test_a_probe_draws_no_random_number_and_changes_no_weight(tiny_store, tiny_t
         data=tiny_store, out=tmp_path / "run", probe_every=1, probe_task=tiny_task, **tiny_settings
     )
     probe = probe_of_run(settings, training_data(settings, 1))
-    network = SwinUNETR(settings.architecture())
+    network = RepairNetwork(settings.architecture())
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
     assert probe(network, torch.device("cpu"))["probe/dice/all"] > 0

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dae3d.models.swin_unetr import Architecture, SwinUNETR, normalised
+from dae3d.models.network import RepairNetwork
+from dae3d.models.swin_unetr import SwinArchitecture, normalised
 from dae3d.objectives.reconstruction import reconstruction_loss
 from dae3d.probing.features import Covariance, cosines, mean_cosines, nearest_modality
 from dae3d.probing.levels import LEVELS, partners, shares, swap_errors, with_intensity_of
@@ -29,7 +30,9 @@ TINY = {"embed_dim": 4, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "window":
 @torch.inference_mode()
 def test_a_repair_is_to_encode_and_to_decode(normalise, restore):
     torch.manual_seed(0)
-    network = SwinUNETR(Architecture(**TINY, normalise_skips=normalise, restore_intensity=restore)).eval()
+    network = RepairNetwork(
+        SwinArchitecture(**TINY, normalise_skips=normalise, restore_intensity=restore)
+    ).eval()
     image = 3 + 2 * torch.rand(2, 1, 32, 32, 32)
     keep = (torch.rand(2, 4, 1, 1, 1) > 0.5).float()
     mask = torch.rand(2, 1, 16, 16, 16) > 0.5
@@ -99,7 +102,7 @@ class Zeros(torch.nn.Module):
 def test_a_level_that_the_network_cannot_tell_apart_carries_nothing():
     """A skip of which the decoder makes zeros."""
     torch.manual_seed(0)
-    network = SwinUNETR(Architecture(**TINY)).eval()
+    network = RepairNetwork(SwinArchitecture(**TINY)).eval()
     network.decoder.skips["2"] = Zeros()  # of the first stage
     image = torch.rand(4, 1, 64, 64, 64)
     errors = swap_errors(

@@ -16,7 +16,8 @@ from dae3d.commands.reconstruct import repair_scan
 from dae3d.disrupt import DisruptionSettings, sample_keys
 from dae3d.errors import Dae3dError
 from dae3d.inference.given_images import modality_of
-from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
+from dae3d.models.network import RepairNetwork, Segmenter
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.models.weights import save_weights
 from dae3d.training.pretrain_settings import PretrainSettings
 from repaired import NAMES, Recorder, voxels_of, written
@@ -191,7 +192,7 @@ def weights_of(tiny_settings, tmp_path, **changes):
     """A network that has not learned, with settings of its own."""
     settings = PretrainSettings(data="s", out=tmp_path / "none", **(tiny_settings | changes))
     torch.manual_seed(0)
-    network = SwinUNETR(settings.architecture())
+    network = RepairNetwork(settings.architecture())
     path = tmp_path / "w.safetensors"
     info = {"settings": settings.model_dump(mode="json")}
     save_weights(path, network.state_dict(), settings.architecture(), info)
@@ -346,7 +347,7 @@ def test_bad_settings_are_named(given, said, tiny_run, tmp_path):
 
 
 def test_weights_of_a_network_that_does_not_repair_are_refused(tmp_path):
-    architecture = Architecture(embed_dim=4, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2)
+    architecture = SwinArchitecture(embed_dim=4, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2)
     weights = tmp_path / "w.safetensors"
     save_weights(weights, Segmenter(architecture).state_dict(), architecture, {"task": "segmentation"})
     with pytest.raises(Dae3dError, match=r"w.safetensors: a network for segmentation; reconstruct needs"):

@@ -10,7 +10,7 @@ from conftest import smooth_volume
 from dae3d.commands.reconstruct import _trained_with, repair_scan
 from dae3d.disrupt import DisruptionSettings, sample_keys
 from dae3d.models.loading import load
-from dae3d.models.swin_unetr import SwinUNETR
+from dae3d.models.network import RepairNetwork
 from dae3d.models.weights import save_weights
 from dae3d.training.pretrain_settings import PretrainSettings
 from repaired import Recorder, voxels_of, written
@@ -23,7 +23,7 @@ def weights_of(tiny_settings, tmp_path, left_out=(), **changes):
     """A network that has not learned, with settings of its own, some of them not recorded."""
     settings = PretrainSettings(data="s", out=tmp_path / "none", **(tiny_settings | changes))
     torch.manual_seed(0)
-    network = SwinUNETR(settings.architecture())
+    network = RepairNetwork(settings.architecture())
     recorded = {n: v for n, v in settings.model_dump(mode="json").items() if n not in left_out}
     path = tmp_path / "w.safetensors"
     save_weights(path, network.state_dict(), settings.architecture(), {"settings": recorded})
@@ -111,7 +111,7 @@ def test_settings_recorded_before_a_field_was_there_mean_what_was_then(tiny_sett
 def test_weights_that_say_nothing_are_repaired_as_published(tiny_settings, tmp_path):
     settings = PretrainSettings(data="s", out="r", **(tiny_settings | PretrainSettings.earlier))
     path = tmp_path / "w.safetensors"
-    save_weights(path, SwinUNETR(settings.architecture()).state_dict(), settings.architecture(), {})
+    save_weights(path, RepairNetwork(settings.architecture()).state_dict(), settings.architecture(), {})
     trained = _trained_with(load(path))
     assert (trained.disruption, trained.clip_intensity, trained.roi) == ("all", None, 96)
     assert trained.embed_dim == tiny_settings["embed_dim"]

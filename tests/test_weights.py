@@ -12,20 +12,23 @@ from safetensors.torch import load_file, save_file
 
 from dae3d.errors import Dae3dError
 from dae3d.models.loading import load
-from dae3d.models.swin_unetr import Architecture, SwinUNETR
+from dae3d.models.network import RepairNetwork
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.models.weights import save_weights
 from published import parity, published_network
 
 pytestmark = pytest.mark.slow
 
-SMALL = Architecture(embed_dim=4, depths=(1, 2, 1, 1), heads=(1, 1, 2, 2), window=3, restore_intensity=False)
+SMALL = SwinArchitecture(
+    embed_dim=4, depths=(1, 2, 1, 1), heads=(1, 1, 2, 2), window=3, restore_intensity=False
+)
 INFO = {"step": 7, "modalities": ["ct", "t1"], "settings": {"lr": 1e-4}, "nothing": None}
 
 
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    return SwinUNETR(SMALL).eval()
+    return RepairNetwork(SMALL).eval()
 
 
 @pytest.fixture
@@ -149,7 +152,7 @@ def test_every_published_tensor_is_accounted_for(publish, published_state, prefi
     }
     assert reasons.keys() <= indices | {name for name in reasons if "never uses it" in reasons[name]}
 
-    assert loaded.architecture == Architecture(
+    assert loaded.architecture == SwinArchitecture(
         embed_dim=48,
         depths=(2, 2, 2, 2),
         heads=(3, 6, 12, 24),
@@ -177,10 +180,10 @@ def test_in_straight_axes_on_demand_it_is_the_network_of_the_parity_check(publis
 
 def test_the_published_axes_fit_a_cube_of_twice_the_embedding():
     # Small enough to run: a network whose tokens are as many along an axis as they have channels.
-    architecture = Architecture(embed_dim=32, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), window=2)
+    architecture = SwinArchitecture(embed_dim=32, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), window=2)
     torch.manual_seed(0)
-    straight = SwinUNETR(architecture).eval()
-    swapped = SwinUNETR(architecture, axes="reference").eval()
+    straight = RepairNetwork(architecture).eval()
+    swapped = RepairNetwork(replace(architecture, axes="reference")).eval()
     swapped.load_state_dict(straight.state_dict())
     image = torch.rand(1, 1, 64, 64, 64)
     with torch.inference_mode():

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from dae3d.models.swin_unetr import SwinUNETR
+from dae3d.models.network import RepairNetwork
 from dae3d.training.pretrain_settings import PretrainSettings
 
 _FLOAT = 4  # bytes
@@ -72,7 +72,7 @@ def step_traffic(settings: PretrainSettings, modalities: int) -> StepTraffic:
 def learning_parameters(settings: PretrainSettings) -> int:
     """Number of parameters with gradients; the mask token has one only if blocks are masked."""
     with torch.device("meta"):
-        network = SwinUNETR(settings.architecture())
+        network = RepairNetwork(settings.architecture())
         heads = [each.heads(settings) for each in settings.objectives().values() if each.heads]
     token = 0 if settings.disrupts().masks_voxels else settings.embed_dim
     halves = {"encoder": network.encoder, "decoder": network.decoder}

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dae3d.memory import peak_memory
-from dae3d.models.swin_unetr import Architecture, SwinUNETR
+from dae3d.models.network import RepairNetwork
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.training.cpu import keep_freed_memory
 
 _WARM_UP = 3  # uncounted steps for memory allocation and kernel selection
@@ -87,8 +88,10 @@ def make_network(
     """The SwinUNETR of "dae3d" or "monai" with one input and one output channel."""
     if name == "dae3d":
         # With the window edges of MONAI, both do the same computation.
-        architecture = Architecture(embed_dim=embed_dim, heads=heads, window=window, window_edges="reference")
-        return SwinUNETR(architecture, checkpoint_activations)
+        architecture = SwinArchitecture(
+            embed_dim=embed_dim, heads=heads, window=window, window_edges="reference"
+        )
+        return RepairNetwork(architecture, checkpoint_activations)
     from monai.networks.nets.swin_unetr import SwinUNETR as Theirs
 
     return Theirs(

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from dae3d.inference.sliding import segment
 from dae3d.memory import peak_memory
 from dae3d.models.layouts import FINETUNING, to_layout
-from dae3d.models.swin_unetr import Architecture, Segmenter
+from dae3d.models.network import Segmenter
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.phantom import phantom
 from dae3d.training.cpu import keep_freed_memory
 
@@ -50,7 +51,7 @@ def segmentation(
         Seconds, and peak memory in bytes.
     """
     torch.manual_seed(0)
-    architecture = Architecture(
+    architecture = SwinArchitecture(
         embed_dim=embed_dim,
         heads=heads,
         window=window,

@@ -14,7 +14,7 @@ from dae3d.errors import Dae3dError
 from dae3d.files import write_text
 from dae3d.inference.device import pick_device
 from dae3d.models.loading import load
-from dae3d.models.swin_unetr import SwinUNETR
+from dae3d.models.network import RepairNetwork
 from dae3d.probing.metrics import Check
 from dae3d.probing.probe import Probe, make_probe
 from dae3d.probing.table import show
@@ -88,7 +88,7 @@ def check(settings: CheckSettings) -> Check:
         )
     device = pick_device(settings.device, settings.threads)
     network = load(weights, task="pretrain", show=False)
-    if not isinstance(network, SwinUNETR):
+    if not isinstance(network, RepairNetwork):
         raise Dae3dError(f"{weights}: not a pre-training network")
     probe = _probe(settings, run)
     figures = probe.measure(_placed(network, device), device)
@@ -158,7 +158,7 @@ def _placed(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 
 
 def _with_random_weights(
-    probe: Probe, network: SwinUNETR, seed: int, device: torch.device
+    probe: Probe, network: RepairNetwork, seed: int, device: torch.device
 ) -> dict[str, float]:
     """The voxel probe of the same network with random weights: the mean of `RANDOM` draws.
 
@@ -168,7 +168,7 @@ def _with_random_weights(
     for draw in range(RANDOM if probe.voxels else 0):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + draw)
-            drawn = SwinUNETR(network.architecture, axes=network.encoder.axes)
+            drawn = RepairNetwork(network.architecture)
         for name, dice in probe.voxel_dice(_placed(drawn, device), device).items():
             found.setdefault(name, []).append(dice)
     return {name: sum(values) / len(values) for name, values in found.items()}

@@ -18,7 +18,8 @@ from dae3d.files import whole_file
 from dae3d.models.foreign import MONAI_MERGING, MonaiMerging
 from dae3d.models.layouts import FINETUNING, PRETRAINING, Layout, to_layout
 from dae3d.models.loading import load
-from dae3d.models.swin_unetr import Architecture, FeatureEncoder, SwinUNETR, sides_without_edges
+from dae3d.models.network import FeatureEncoder, RepairNetwork
+from dae3d.models.swin_unetr import SwinArchitecture, sides_without_edges
 from dae3d.models.weights import HEADER, is_ours, save_weights
 from dae3d.settings import Settings, command
 
@@ -125,7 +126,7 @@ def to_reference(network: Any) -> Exported:
     """A network in the published layout: pre-training for `SwinUNETR`, fine-tuning for `Segmenter`."""
     layout = _whole_layout(network)
     renamed = to_layout(_learned(network) | _position_indices(network), layout)
-    architecture: Architecture = network.architecture
+    architecture: SwinArchitecture = network.architecture
     state = renamed.state | _never_used(architecture.embed_dim, layout)
     notes = _edge_notes(architecture, "the published network")
     if architecture.patch_merging == "straight":
@@ -137,7 +138,7 @@ def to_reference(network: Any) -> Exported:
         notes.append(
             "The patch embedding of the published network is different and cannot use these weights."
         )
-    if isinstance(network, SwinUNETR):
+    if isinstance(network, RepairNetwork):
         notes += _repair_notes(network, "the published fine-tuning network")
         if architecture.normalise_skips:
             notes.append("The published pre-training network does not normalise the decoder's features.")
@@ -155,7 +156,7 @@ def to_monai(network: Any) -> Exported:
         Dae3dError: if MONAI does not support the network.
     """
     _whole_layout(network)
-    architecture: Architecture = network.architecture
+    architecture: SwinArchitecture = network.architecture
     if architecture.embed_dim % 12:
         raise Dae3dError(
             f"format: embed_dim of MONAI's SwinUNETR must be a multiple of 12, but it is "
@@ -172,7 +173,7 @@ def to_monai(network: Any) -> Exported:
             "Without the patch embedding the outputs differ, and it has to be trained again "
             '(weights trained with patch_embed "linear" are exported completely).'
         )
-    if isinstance(network, SwinUNETR):
+    if isinstance(network, RepairNetwork):
         notes += _repair_notes(network, "MONAI's network")
     if network.encoder.axes == "reference":
         notes.append("This network swaps depth and channels, MONAI's does not.")
@@ -181,7 +182,7 @@ def to_monai(network: Any) -> Exported:
 
 def _monai_code(network: Any, file: Path) -> list[str]:
     """Python code that loads the file."""
-    a: Architecture = network.architecture
+    a: SwinArchitecture = network.architecture
     lines = ["from monai.networks.nets import SwinUNETR"]
     downsample = '"mergingv2"'
     if a.patch_merging == "reference":
@@ -189,7 +190,7 @@ def _monai_code(network: Any, file: Path) -> list[str]:
         lines.append("from dae3d.models.swin_unetr import ReferencePatchMerging")
         downsample = "ReferencePatchMerging"
     # The published pre-training passes features to the decoder without normalisation.
-    raw = ", normalize=False" if isinstance(network, SwinUNETR) and not a.normalise_skips else ""
+    raw = ", normalize=False" if isinstance(network, RepairNetwork) and not a.normalise_skips else ""
     lines.append(
         f"network = SwinUNETR(in_channels={a.in_channels}, out_channels={a.out_channels}, "
         f"feature_size={a.embed_dim}, depths={a.depths}, num_heads={a.heads}, window_size={a.window}, "
@@ -201,7 +202,7 @@ def _monai_code(network: Any, file: Path) -> list[str]:
     return [f"    {line}" for line in lines]
 
 
-def _edge_notes(architecture: Architecture, theirs: str) -> list[str]:
+def _edge_notes(architecture: SwinArchitecture, theirs: str) -> list[str]:
     """Differences of attention at the edges of a volume."""
     if architecture.window_edges == "reference":
         return []
@@ -215,10 +216,10 @@ def _edge_notes(architecture: Architecture, theirs: str) -> list[str]:
 
 
 def _ends_at_half(network: Any) -> bool:
-    return isinstance(network, SwinUNETR) and network.architecture.repair_from != "full"
+    return isinstance(network, RepairNetwork) and network.architecture.repair_from != "full"
 
 
-def _repair_notes(network: SwinUNETR, theirs: str) -> list[str]:
+def _repair_notes(network: RepairNetwork, theirs: str) -> list[str]:
     if _ends_at_half(network):
         return [
             "The decoder of these weights ends at half resolution. Its heads are left out, and the "
@@ -238,7 +239,7 @@ def _whole_layout(network: Any) -> Layout:
         raise Dae3dError(
             f"{network.weights}: these are weights of an encoder only; export them as safetensors"
         )
-    return PRETRAINING if isinstance(network, SwinUNETR) else FINETUNING
+    return PRETRAINING if isinstance(network, RepairNetwork) else FINETUNING
 
 
 def _learned(network: Any) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.models.loading import refuse_another_network
-from dae3d.models.swin_unetr import Architecture
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.models.weights import read_weights
 from dae3d.settings import command
 from dae3d.store.recipe import CaseRecipe
@@ -89,7 +89,7 @@ def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
         SettingsError: if a given size is not that of --init, or the sizes do not fit together.
     """
     given = {name: getattr(settings, name) for name in SIZES if getattr(settings, name) is not None}
-    sizes = asdict(Architecture(window=6))  # 6 divides the grids of 96^3 crops
+    sizes = asdict(SwinArchitecture(window=6))  # 6 divides the grids of 96^3 crops
     axes: str | None = "straight"
     # A resumed run has all its sizes, and --init may no longer exist.
     settled = settings.resume and bool(find_checkpoints(settings.out / "checkpoints"))

@@ -40,7 +40,7 @@ from dae3d.inference.device import pick_device
 from dae3d.inference.given_images import GivenImage, given_images, unseen
 from dae3d.inference.prepared import Prepared, preparation_of, read_prepared
 from dae3d.models.loading import load
-from dae3d.models.swin_unetr import SwinUNETR
+from dae3d.models.network import RepairNetwork
 from dae3d.run_folder import refuse_a_runs_folder
 from dae3d.scans.given import VOLUME_GIVEN, image_names
 from dae3d.scans.modality import Label, RuleText
@@ -148,9 +148,9 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     return rows
 
 
-def _network(settings: ReconstructSettings) -> SwinUNETR:
+def _network(settings: ReconstructSettings) -> RepairNetwork:
     network = load(settings.weights, axes=settings.axes)
-    if not isinstance(network, SwinUNETR):
+    if not isinstance(network, RepairNetwork):
         task = network.info["task"]
         raise Dae3dError(f"{network.weights}: a network for {task}; reconstruct needs a pre-training network")
     return network
@@ -166,7 +166,7 @@ def _scans(settings: ReconstructSettings, known: Sequence[str]) -> list[GivenIma
 
 
 def repair_scan(
-    network: SwinUNETR,
+    network: RepairNetwork,
     image: Tensor,
     disruption: str,
     strengths: DisruptionSettings,
@@ -238,7 +238,7 @@ def _disrupt_voxels(
     return whole
 
 
-def _trained_with(network: SwinUNETR) -> PretrainSettings:
+def _trained_with(network: RepairNetwork) -> PretrainSettings:
     """The settings of a network's training; for published checkpoints, the published settings."""
     if "settings" in network.info:
         try:

@@ -1,7 +1,6 @@
 """The decoder of UNETR (Hatamizadeh et al., arXiv 2103.10504), for segmentation and for repair."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
@@ -9,12 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from dae3d.models.architecture import RepairFrom
 from dae3d.models.blocks import with_our_layers
-
-RepairFrom = Literal["full", "half", "pyramid"]
-
-# Name prefixes of the tensors that a decoder up to half resolution does not have.
-ABOVE_HALF = ("decoder.skips.0.", "decoder.ups.4.")
 
 
 class UnetrDecoder(nn.Module):

@@ -21,8 +21,8 @@ from dae3d.models.layouts import (
     networks_among,
 )
 from dae3d.models.load_report import part_of
-from dae3d.models.network import Task
-from dae3d.models.swin_unetr import Architecture, Segmenter, SwinUNETR
+from dae3d.models.network import RepairNetwork, Segmenter, Task
+from dae3d.models.swin_unetr import SwinArchitecture
 
 MonaiMerging = Literal["reference", "merging", "mergingv2"]
 MONAI_MERGING = (
@@ -94,7 +94,7 @@ def task_of(found: Found, names: Renamed) -> Task:
     return found.layout.task if has_decoder else "encoder"
 
 
-def bare_architecture(path: Path, names: Renamed) -> Architecture:
+def bare_architecture(path: Path, names: Renamed) -> SwinArchitecture:
     """The architecture of a network without metadata, assuming the published patch merging.
 
     Raises:
@@ -121,8 +121,8 @@ def could_be_of_any_monai(names: Renamed) -> bool:
 
 
 def merged_as(
-    state: dict[str, Tensor], architecture: Architecture, merging: MonaiMerging
-) -> tuple[dict[str, Tensor], Architecture]:
+    state: dict[str, Tensor], architecture: SwinArchitecture, merging: MonaiMerging
+) -> tuple[dict[str, Tensor], SwinArchitecture]:
     """Convert tensors (under our names) and architecture of a network with a given order of octants.
 
     Each of MONAI's two orders contains every octant once, so sorting the columns of the reduction and of the
@@ -141,10 +141,10 @@ def merged_as(
     return state, replace(architecture, patch_merging="straight")
 
 
-def misfits(names: Renamed, layout: Layout, architecture: Architecture) -> dict[Half, str]:
+def misfits(names: Renamed, layout: Layout, architecture: SwinArchitecture) -> dict[Half, str]:
     """What differs, for each half of a network that does not match ours."""
     with torch.device("meta"):
-        network = SwinUNETR(architecture) if layout is PRETRAINING else Segmenter(architecture)
+        network = RepairNetwork(architecture) if layout is PRETRAINING else Segmenter(architecture)
     ours = {
         name: tuple(tensor.shape)
         for name, tensor in network.state_dict().items()

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from dae3d.models.network import Task
-from dae3d.models.swin_unetr import Architecture
+from dae3d.models.swin_unetr import SwinArchitecture
 
 Half = Literal["encoder", "decoder"]
 
@@ -175,7 +175,7 @@ def to_layout(state: Mapping[str, Tensor], layout: Layout) -> Renamed:
     return renamed
 
 
-def architecture_of(state: Mapping[str, Tensor]) -> Architecture:
+def architecture_of(state: Mapping[str, Tensor]) -> SwinArchitecture:
     """The architecture of tensors under our names, assuming the published patch merging and window edges.
 
     Raises:
@@ -189,7 +189,7 @@ def architecture_of(state: Mapping[str, Tensor]) -> Architecture:
         for i in range(4)
     ]
     head = state.get("decoder.head.conv.conv.weight")
-    return Architecture(
+    return SwinArchitecture(
         embed_dim=embedding.shape[0],
         depths=(depths[0], depths[1], depths[2], depths[3]),
         heads=(tables[0].shape[1], tables[1].shape[1], tables[2].shape[1], tables[3].shape[1]),

@@ -15,17 +15,17 @@ from dae3d.models.foreign import (
 )
 from dae3d.models.layouts import MASK_TOKEN, NO_SUCH_TENSOR, Half
 from dae3d.models.load_report import LoadReport, has_head, part_of
-from dae3d.models.network import Task
+from dae3d.models.network import FeatureEncoder, RepairNetwork, Segmenter, Task
 from dae3d.models.provenance import class_names
-from dae3d.models.swin_unetr import Architecture, Axes, FeatureEncoder, Segmenter, SwinUNETR
+from dae3d.models.swin_unetr import Axes, SwinArchitecture
 from dae3d.models.weights import Contents, check_choice, read_weights
 
 log = logging.getLogger(__name__)
 
 Transfer = Literal["both", "encoder", "decoder"]
 
-NETWORKS: dict[Task, type[SwinUNETR] | type[Segmenter] | type[FeatureEncoder]] = {
-    "pretrain": SwinUNETR,
+NETWORKS: dict[Task, type[RepairNetwork] | type[Segmenter] | type[FeatureEncoder]] = {
+    "pretrain": RepairNetwork,
     "segmentation": Segmenter,
     "encoder": FeatureEncoder,
 }
@@ -47,7 +47,7 @@ def load(
     channels: int | None = None,
     show: bool = True,
     monai_merging: MonaiMerging | None = None,
-) -> SwinUNETR | Segmenter | FeatureEncoder:
+) -> RepairNetwork | Segmenter | FeatureEncoder:
     """Build a network with the weights of a file, in eval mode.
 
     Args:
@@ -183,7 +183,9 @@ def refuse_another_network(contents: Contents, task: Task, transfer: Transfer) -
     raise Dae3dError(f"{contents.path}: weights of a different network. {reasons}{remedy}")
 
 
-def _architecture(contents: Contents, task: Task, classes: int | None, channels: int | None) -> Architecture:
+def _architecture(
+    contents: Contents, task: Task, classes: int | None, channels: int | None
+) -> SwinArchitecture:
     architecture = replace(contents.architecture, in_channels=channels or contents.architecture.in_channels)
     if task != "segmentation":
         if classes is not None:

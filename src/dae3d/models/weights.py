@@ -27,7 +27,7 @@ from dae3d.models.foreign import (
 from dae3d.models.layouts import Half, Renamed
 from dae3d.models.network import Task, WeightsInfo
 from dae3d.models.pickled import read_pickled
-from dae3d.models.swin_unetr import Architecture
+from dae3d.models.swin_unetr import SwinArchitecture
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Contents:
 
     path: Path
     task: Task
-    architecture: Architecture
+    architecture: SwinArchitecture
     info: WeightsInfo
     state: dict[str, Tensor]
     origins: dict[str, str]
@@ -65,7 +65,7 @@ class Contents:
 
 
 def save_weights(
-    path: Path, state: Mapping[str, Tensor], architecture: Architecture, info: WeightsInfo
+    path: Path, state: Mapping[str, Tensor], architecture: SwinArchitecture, info: WeightsInfo
 ) -> None:
     """Write the network's weights atomically. `info` must be plain JSON."""
     header = {"format": "1", "architecture": json.dumps(asdict(architecture)), "info": json.dumps(info)}
@@ -185,7 +185,7 @@ def _of_header(
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
         }
-        architecture, info = Architecture(**values), header["info"]
+        architecture, info = SwinArchitecture(**values), header["info"]
     except (KeyError, TypeError) as error:
         raise Dae3dError(f"{path}: not a valid weights file of dae3d: {error}") from None
     task = info.get("task", "pretrain")

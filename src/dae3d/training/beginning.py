@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 from dae3d.errors import Dae3dError
 from dae3d.models.load_report import LoadReport
 from dae3d.models.loading import load_into
+from dae3d.models.network import Segmenter
 from dae3d.models.provenance import entry_of, seen
-from dae3d.models.swin_unetr import Architecture, Segmenter
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.models.weights import Contents, read_weights
 from dae3d.scans.modality_conflicts import strange
 from dae3d.store.recipe import CaseRecipe
@@ -37,7 +38,7 @@ def begin_with(settings: FinetuneSettings, data: LabelledData, resumed: bool) ->
     Raises:
         Dae3dError: where the weights are of another network, or lack what is to be frozen.
     """
-    architecture = Architecture(
+    architecture = SwinArchitecture(
         **{name: getattr(settings, name) for name in SIZES},
         restore_intensity=False,
         in_channels=len(data.recipe.modalities),

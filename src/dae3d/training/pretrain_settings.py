@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from dae3d.disrupt import DISRUPTIONS, Disruption, DisruptionSettings
 from dae3d.models.decoder import RepairFrom
-from dae3d.models.swin_unetr import Architecture
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.models.windows import WindowEdges
 from dae3d.objectives import OBJECTIVES, ObjectiveSettings
 from dae3d.store.intensity import ScalingRules
@@ -175,9 +175,9 @@ class PretrainSettings(RunSettings, ObjectiveSettings, DisruptionSettings):  # t
             "disruption": self.disrupts().masks_voxels,
         }
 
-    def architecture(self) -> Architecture:
+    def architecture(self) -> SwinArchitecture:
         """The network's sizes."""
-        return self.as_dataclass(Architecture)
+        return self.as_dataclass(SwinArchitecture)
 
     def disrupts(self) -> Disruption:
         """What is done to a crop."""

@@ -15,8 +15,7 @@ from dae3d.drawing.pictures import triptych_array
 from dae3d.evaluation.baselines import best_baselines
 from dae3d.evaluation.image_metrics import validated
 from dae3d.evaluation.quality import image_quality
-from dae3d.models.network import WeightsInfo
-from dae3d.models.swin_unetr import SwinUNETR
+from dae3d.models.network import RepairNetwork, WeightsInfo
 from dae3d.objectives import PretrainStep
 from dae3d.objectives.contrastive import contrastive_loss, pooled
 from dae3d.store.scan import Preparation
@@ -50,7 +49,7 @@ class Pretraining(TrainingModule):
         pictures: Path,
         spacing: list[float] | None = None,
     ) -> None:
-        network: Any = SwinUNETR(settings.architecture(), settings.checkpoint_activations)
+        network: Any = RepairNetwork(settings.architecture(), settings.checkpoint_activations)
         network.encoder.mask_token.requires_grad_(settings.disrupts().masks_voxels)
         if settings.freeze != "none":
             getattr(network, settings.freeze).requires_grad_(False)

@@ -1,0 +1,112 @@
+"""What a backbone is: an architecture, from which networks, losses and runs take all they need to know."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+from torch import Tensor, nn
+
+RepairFrom = Literal["full", "half", "pyramid"]
+
+
+class Decoder(Protocol):
+    """The decoder of a network that repairs or segments."""
+
+    head: nn.Module
+
+    def features(self, image: Tensor, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """Feature maps of the decoder, the finest first, then the encoder's last.
+
+        Args:
+            image: (B, C, D, H, W), the input of the encoder.
+            hidden: the feature maps of the encoder, the finest first.
+        """
+        ...
+
+    def images(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The repaired image (B, C, D, H, W), then lower resolutions if there are heads for them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Architecture(ABC):
+    """The settings that determine the parameters of a network and their shapes, and what follows from them.
+
+    Attributes:
+        in_channels: channels of the image.
+        out_channels: channels of the repaired image, or classes.
+        restore_intensity: give a repaired image the mean and deviation of the input. Instance norms remove
+            them, and in a uniform crop nothing else distinguishes soft tissue from lung. The published
+            network does not do this, and segmentation networks do not use it.
+        repair_from: the features from which pre-training computes the repaired image. "full": the whole
+            decoder, as published. "half": the decoder up to half resolution, which skips no detail past the
+            encoder and saves most of the computation; each feature vector gives its 2^3 voxels; for training,
+            two coarser maps give the image at 1/4 and 1/8 of the resolution. "pyramid": the same decoder,
+            where features at each lower resolution add only the detail that coarser ones lack. A segmentation
+            network always has the whole decoder.
+        deep_supervision: give a segmentation network heads at lower resolutions, for training.
+    """
+
+    backbone: ClassVar[str]
+
+    in_channels: int = 1
+    out_channels: int = 1
+    restore_intensity: bool = True
+    repair_from: RepairFrom = "full"
+    deep_supervision: bool = False
+
+    @abstractmethod
+    def encoder(self, checkpoint_activations: bool, repairs: bool) -> nn.Module:
+        """A module that maps an image to feature maps, the finest first.
+
+        Its `forward` takes an image (B, C, D, H, W) and, optionally, `channel_keep` and `token_mask` as of
+        `RepairNetwork.repair`. With `repairs` it is the encoder of pre-training.
+        """
+
+    @abstractmethod
+    def decoder(self, checkpoint_activations: bool, repairs: bool) -> Decoder:
+        """The decoder for a repair by `repair_from`, or for segmentation."""
+
+    @abstractmethod
+    def auxiliary_heads(self) -> nn.ModuleList:
+        """Heads for `deep_supervision`, for the decoder's features from the second finest on."""
+
+    @property
+    @abstractmethod
+    def multiple(self) -> int:
+        """Sides of an image are multiples of it."""
+
+    @property
+    @abstractmethod
+    def level_channels(self) -> tuple[int, ...]:
+        """Channels of the encoder's feature maps; local masking masks those of the first."""
+
+    @property
+    @abstractmethod
+    def level_strides(self) -> tuple[int, ...]:
+        """Voxels per step of these feature maps."""
+
+    @property
+    @abstractmethod
+    def decoder_channels(self) -> tuple[int, int]:
+        """Channels of the decoder's features at 1/2 and 1/4 of the resolution."""
+
+    @property
+    @abstractmethod
+    def image_parameters(self) -> tuple[str, ...]:
+        """Names of the weights of convolutions that see the image, as far as a network has them."""
+
+    @property
+    @abstractmethod
+    def above_half(self) -> tuple[str, ...]:
+        """Beginnings of the names of what a decoder up to half resolution does not have."""
+
+    @property
+    @abstractmethod
+    def units(self) -> tuple[type[nn.Module], ...]:
+        """Modules that FSDP gathers one at a time."""
+
+    @abstractmethod
+    def distance(self, name: str) -> int:
+        """Stages between a parameter and the decoder, 0 for the decoder's own: for layer-wise rates."""
