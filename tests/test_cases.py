@@ -230,8 +230,8 @@ def test_every_bad_case_is_told_and_the_others_are_done(tmp_path):
         [
             "case0: .*/case0.nii: unreadable",
             "case1: .*/labels/case1.nii.gz: .*shape is 30x34x25, not 30x34x26",
-            "case2: .*/labels/case2.nii.gz: holds 9",
-            "case3: .*/labels/case3.nii.gz: holds 0.3.*not whole numbers",
+            "case2: .*/labels/case2.nii.gz: contains 9",
+            "case3: .*/labels/case3.nii.gz: contains 0.3.*not whole numbers",
             "case4: .*/labels/case4.nii.gz: unreadable: No such file",
         ],
         strict=True,

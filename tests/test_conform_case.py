@@ -172,11 +172,11 @@ def test_labels_of_any_type(values, slope):
     ("value", "why"),
     [
         (3, r"contains 3, which are not label values of the classes \(0 background, 1 a, 2 b, 7 c\)"),
-        (-1, "holds -1, for which there is no class"),
-        (255, "holds 255, for which"),
-        (0.5, r"holds 0\.5, which are not whole numbers: interpolated"),
-        (np.nan, "holds nan"),
-        (1e9, r"holds 1e\+09, for which"),
+        (-1, "contains -1, which are not label values"),
+        (255, "contains 255, which"),
+        (0.5, r"contains 0\.5, which are not whole numbers: interpolated"),
+        (np.nan, "contains nan"),
+        (1e9, r"contains 1e\+09, which"),
     ],
 )
 def test_values_without_a_class(value, why):
@@ -192,7 +192,7 @@ def test_many_values_without_a_class_are_not_all_listed():
     label = np.arange(np.prod(SHAPE)).reshape(SHAPE)
     made = recipe()
     case = conform_case([Volume(label, np.eye(4))], made)
-    with pytest.raises(ScanError, match=r"holds 3, 4, 5, 6, 8 and others, for which"):
+    with pytest.raises(ScanError, match=r"contains 3, 4, 5, 6, 8 and others, which"):
         conform_label(Volume(label, np.eye(4)), case, made)
 
 

@@ -420,7 +420,7 @@ def test_the_labels_of_a_list_must_be_those_of_the_weights(weights, tmp_path, ca
         predict_with(LABELS)
         assert not caplog.text
         predict_with(LABELS | {5: "core"})
-    assert "called 0 background, 2 oedema, 5 core, but in the weights 0 background" in caplog.text
+    assert "0 background, 2 oedema, 5 core, but those of the weights are 0 background" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_a_list_with_another_class_is_refused_before_anything_is_written(
     reason = (
         r"the run cannot go on from .*tensor network.* is .* there and .* here"
         if of_old
-        else "its label values are 0, 1, 4, 5, but the run in .* was begun with 0, 1, 4;"
+        else "its label values are 0, 1, 4, 5, but the run in .* was started with 0, 1, 4;"
     )
     store = tmp_path / "store"
     with pytest.raises(Dae3dError, match=rf"more\.json: {reason}"):
