@@ -53,7 +53,7 @@ def test_a_run_moved_with_its_store_goes_on_from_any_folder(tiny_settings, tmp_p
     with caplog.at_level(logging.INFO, "dae3d"):
         dae3d.pretrain(out="new/runs/a", resume=True, max_steps=6)
     assert [leg["from"] for leg in record(new / "runs/a")["legs"]] == [0]
-    assert "the data is not that" not in caplog.text
+    assert "the data has changed" not in caplog.text
     assert record(new / "runs/a")["step"] == 6
 
 
@@ -78,8 +78,8 @@ def test_other_data_is_a_leg_of_its_own_with_baselines_of_its_own(tiny_settings,
     assert baseline_steps(run) == {0}
     with caplog.at_level(logging.WARNING, "dae3d"):
         dae3d.pretrain(out=run, resume=True, data=stores[1], max_steps=8)
-    assert "the data is not that of the steps before 4" in caplog.text
-    assert "t2 of two: 2 to train on, 0 to validate on" in caplog.text
+    assert "the data has changed at step 4" in caplog.text
+    assert "t2 of two: 2 for training, 0 for validation" in caplog.text
     first, second = record(run)["legs"]
     assert (first["from"], second["from"]) == (0, 4)
     assert [row["modality"] for row in first["data"]["rows"]] == ["t1"]
@@ -120,9 +120,7 @@ def test_training_cases_that_are_to_validate_are_named(tiny_task, tiny_finetune,
     run = dae3d.finetune(out=tmp_path / "run", **(given | {"data": before}))
     with caplog.at_level(logging.WARNING, "dae3d"):
         dae3d.finetune(out=run, resume=True, data=after, max_steps=4, **sizes)
-    assert "2 of the cases that validate now are ones that this run was trained on: sub-0_T1w, sub-1_T1w" in (
-        caplog.text
-    )
+    assert "2 validation cases were training cases earlier in this run: sub-0_T1w, sub-1_T1w" in (caplog.text)
     assert [leg["cases"]["validation"][0] for leg in record(run)["legs"]] == ["sub-4_T1w", "sub-0_T1w"]
 
 
