@@ -30,7 +30,7 @@ def files(store: Path) -> dict[str, int]:
     return {str(file): file.stat().st_mtime_ns for file in (store / "cases").rglob("*") if file.is_file()}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     shape=st.tuples(*[st.integers(2, 80)] * 2, st.integers(2, 30)),
     dtypes=st.lists(st.sampled_from(["u1", "<i2", ">i2", "<f4", "<f8"]), min_size=1, max_size=3),
@@ -88,7 +88,7 @@ def test_a_crop_is_a_slice_of_the_conformed_case(shape, dtypes, flips, spacing, 
             assert bool(len(positions)) == bool(stored.voxels[value])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     shape=st.tuples(*[st.integers(1, 40)] * 3),
     shares=st.tuples(*[st.floats(0, 1)] * 4),

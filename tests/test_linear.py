@@ -19,7 +19,7 @@ def results(layer, x, upstream):
     return [out.detach(), *torch.autograd.grad(out, [x, *layer.parameters()], upstream.to(out.dtype))]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     wide=st.integers(1, 40),

@@ -152,7 +152,7 @@ def test_mirroring_runs_the_network_on_eight_images(thresholding, tmp_path):
 # Where it is ----------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     order=ORDERS,
     tilt=st.floats(-0.5, 0.5),

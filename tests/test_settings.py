@@ -170,7 +170,7 @@ def test_every_field_is_written_in_the_order_of_definition_and_reads_as_it_was(t
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1)
 
 
-@hypothesis_settings(max_examples=80, deadline=None)
+@hypothesis_settings(max_examples=80)
 @given(
     folders=st.lists(TEXT, min_size=1, max_size=3),
     globs=st.lists(TEXT, max_size=3),
