@@ -18,6 +18,7 @@ from dae3d.errors import Dae3dError
 from dae3d.metrics import read_metrics
 from dae3d.reporting.run_folder import load_run
 from dae3d.reporting.run_text import legs as legs_in_words
+from dae3d.settings import resolve
 from dae3d.training.run_settings import RunSettings
 
 pytestmark = pytest.mark.slow
@@ -63,10 +64,14 @@ def test_relative_paths_of_older_runs_are_found_beside_the_run(tmp_path, monkeyp
     saved = {"data": "store", "out": "run"}
     (tmp_path / "a/run/settings.yaml").write_text(yaml.safe_dump(saved))
     monkeypatch.chdir(tmp_path / "b")  # which has a store too, another one
-    assert os.path.samefile(RunSettings(resume=True, out="../a/run").data, tmp_path / "a/store")
+    assert os.path.samefile(
+        resolve(RunSettings, {"resume": True, "out": "../a/run"}).data, tmp_path / "a/store"
+    )
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert os.path.samefile(RunSettings(resume=True, out="../a/run").data, tmp_path / "a/store")
-    assert RunSettings(resume=True, out="../a/run", data="given").data == Path("given")
+    assert os.path.samefile(
+        resolve(RunSettings, {"resume": True, "out": "../a/run"}).data, tmp_path / "a/store"
+    )
+    assert resolve(RunSettings, {"resume": True, "out": "../a/run", "data": "given"}).data == Path("given")
 
 
 def test_other_data_is_a_leg_of_its_own_with_baselines_of_its_own(tiny_settings, tmp_path, caplog):

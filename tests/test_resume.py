@@ -186,7 +186,7 @@ def test_a_list_with_another_class_is_refused_before_anything_is_written(
     assert contents(run) == before
 
 
-def test_a_run_of_another_verb_is_named(tiny_run):
+def test_a_run_of_another_command_is_named(tiny_run):
     with pytest.raises(Dae3dError, match=r"settings\.yaml is of another command or .* it has .*disruption"):
         dae3d.finetune(out=tiny_run, resume=True)
 
