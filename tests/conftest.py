@@ -3,10 +3,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import nibabel
 import numpy as np
 import pytest
 import torch
+
+# A busy machine is not a failure.
+hypothesis.settings.register_profile("dae3d", deadline=None)
+hypothesis.settings.load_profile("dae3d")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

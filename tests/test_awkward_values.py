@@ -356,7 +356,7 @@ SCANS_OF_ANY_KIND = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     array=SCANS_OF_ANY_KIND,
     scale=st.one_of(

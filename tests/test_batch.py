@@ -91,7 +91,7 @@ def test_padded_kinds_have_padding(store):
     assert padded == [("int16", "ct"), ("int16", "t1"), ("float32", "t1")]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     crops=st.lists(
         st.tuples(st.integers(0, len(KINDS) - 1), st.tuples(*[st.integers(-25, 40)] * 3)),

@@ -100,7 +100,7 @@ def centres(stream, count):
 # A sample is a pure function of its number
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(stream=streams(), numbers=st.lists(st.integers(0, 10**9), min_size=1, max_size=8), data=st.data())
 def test_a_sample_is_the_same_in_any_order_and_in_any_process(stream, numbers, data):
     expected = {number: stream[number] for number in numbers}
@@ -116,7 +116,7 @@ def test_another_seed_draws_other_crops_and_no_two_samples_are_augmented_alike()
     assert len({stream[i].seed for stream in (one, two) for i in range(100)}) == 200
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(stream=streams(), epoch=st.integers(0, 1000))
 def test_an_epoch_has_as_many_crops_of_each_training_case_as_asked_for(stream, epoch):
     drawn = Counter(stream[i].case for i in range(epoch * stream.per_epoch, (epoch + 1) * stream.per_epoch))
@@ -134,7 +134,7 @@ def test_every_epoch_has_its_own_order_and_crops():
 # Where crops lie
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(stream=streams(), sample=st.integers(0, 10**6))
 def test_crops_lie_inside_the_case_or_have_it_in_their_middle(stream, sample):
     crop = stream[sample]
@@ -149,7 +149,7 @@ def test_crops_lie_inside_the_case_or_have_it_in_their_middle(stream, sample):
             assert abs(before - behind) <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(stream=streams(positive_share=1.0), sample=st.integers(0, 10**6))
 def test_a_positive_crop_holds_a_labelled_voxel_wherever_its_case_has_one(stream, sample):
     crop = stream[sample]
@@ -201,7 +201,7 @@ def test_a_case_without_labels_or_without_background_gives_what_it_has():
 # Crops as the network gets them
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(label=label_maps, sample=st.integers(0, 10**6), seed=st.integers(0, 99))
 def test_an_augmented_crop_has_its_label_where_its_image_shows_it(label, sample, seed):
     asked = settings_with(seed=seed, flip_prob=0.5, rotate_prob=0.5, scale_prob=0, shift_prob=0)
@@ -275,7 +275,7 @@ def test_the_cases_of_a_batch_are_named(prepared):
     assert data.scans_of(6, 4) == sorted({data.store.cases[number].name for number in cases})
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cases=st.integers(1, 20), world=st.integers(1, 6))
 def test_ranks_share_the_validation_cases_and_take_as_many_steps(cases, world):
     places = []
@@ -299,7 +299,7 @@ def task_of(tmp_path, training, validation=()):
     return Task(tmp_path / "task.json", "t", labels, ("t1",), tuple(training), tuple(validation), ())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(count=st.integers(1, 40), data=st.data(), seed=st.integers(0, 2**31 - 1))
 def test_more_training_cases_are_a_superset(count, data, seed):
     cases = [case(str(number)) for number in range(count)]
@@ -311,7 +311,7 @@ def test_more_training_cases_are_a_superset(count, data, seed):
     assert set(one) <= set(other) <= set(cases)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(count=st.integers(1, 40), fraction=st.floats(0.001, 1), seed=st.integers(0, 99))
 def test_a_fraction_of_labels_is_the_nearest_number_of_cases_and_never_none(count, fraction, seed):
     cases = [case(str(number)) for number in range(count)]
@@ -354,7 +354,7 @@ def test_wrong_folds_are_errors_that_say_which_there_are(tmp_path):
         task_of(tmp_path, [case("a"), case("b")]).sides(0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(subjects=st.lists(st.integers(0, 12), min_size=2, max_size=30).filter(lambda s: len(set(s)) > 1))
 def test_without_validation_cases_whole_subjects_are_held_out(tmp_path_factory, subjects):
     cases = [case(f"case {place}", f"subject {subject}") for place, subject in enumerate(subjects)]

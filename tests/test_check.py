@@ -174,7 +174,7 @@ def test_the_page_has_the_verdict_and_the_bars(checked):
     for line in found.verdict:
         assert line.replace("'", "&#39;") in page
     assert page.count('class="bar"') == 6 + 5 + 2 * 6
-    for title in ("L1 with a level swapped", "Effective rank, of channels", "Voxel probe, Dice"):
+    for title in ("L1 increase with a level swapped", "Effective rank by level", "Voxel probe, Dice"):
         assert title in page
     assert f"{found.figures.dice['all']:.2f}" in page
 
@@ -190,7 +190,7 @@ def test_curves_of_probes_are_drawn(run):
         file.writelines(f"{step},probe/share/level3,{step}\n" for step in (0, 7, 14))
     assert load_run(run).metrics["probe/share/level3"].last == (14, 14)
     page = dae3d.report(run=run).read_text()
-    assert "L1 with a level swapped, +%" in page
+    assert "L1 increase with a level swapped, %" in page
     assert "level 3" in page
 
 

@@ -125,7 +125,7 @@ def test_histogram_is_of_the_voxels_that_were_imaged() -> None:
     assert min(heights[4:-4]) > 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.tuples(*[st.integers(1, 40)] * 3),
     st.tuples(*[st.sampled_from([0.01, 0.7, 30.0])] * 3),

@@ -71,7 +71,7 @@ def affine_of_itk(files):
     return LPS_TO_RAS @ affine
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     turn=st.tuples(*[st.floats(-180, 180)] * 3),
     origin=st.tuples(*[st.floats(-500, 500)] * 3),

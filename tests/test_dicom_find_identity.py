@@ -30,6 +30,19 @@ def test_own_salt_is_made_once_and_readable_by_the_user_alone(tmp_path, monkeypa
     assert [file.name for file in path.parent.iterdir()] == ["salt"]
 
 
+def test_of_two_processes_that_make_a_salt_both_use_the_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    other = tmp_path / "dae3d" / "salt"
+
+    def meanwhile(count):
+        other.write_text("another process was first\n")
+        return "ab" * count
+
+    monkeypatch.setattr("secrets.token_hex", meanwhile)
+    assert load_salt(None) == b"another process was first"
+    assert list(other.parent.iterdir()) == [other]
+
+
 def test_own_salt_without_xdg_lies_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

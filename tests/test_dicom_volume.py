@@ -182,7 +182,7 @@ def test_the_noise_of_air_is_imaged(tmp_path):
 
 
 @given(order=st.permutations(range(6)))
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_order_of_files_does_not_matter(tmp_path, order):
     files = sorted(tmp_path.glob("*.dcm")) or write_series(tmp_path, evenly(6))
     volume = read_series([files[i] for i in order])

@@ -49,7 +49,7 @@ def test_uniform_and_normal_have_their_distribution():
 
 
 @given(st.integers(0, 2**31 - 1), st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=4, unique=True))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_sample_is_disrupted_alike_in_every_batch(seed, samples):
     image = images(len(samples), 32)
     for name in DISRUPTIONS:

@@ -317,7 +317,7 @@ def test_the_journal_is_plain_json_lines(weights, three_scans, reads, tmp_path):
 # Windows
 
 
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=200)
 @given(data=st.data(), overlap=st.sampled_from([0.0, 0.25, 0.5, 0.9]))
 def test_windows_cover_the_foreground_and_no_more_than_they_must(data, overlap):
     roi = 32

@@ -249,8 +249,8 @@ def test_what_was_measured_is_not_measured_again(task: Path, monkeypatch: pytest
     write_nifti(folder / "carl.nii.gz", case_label() * np.float32(0.5), affine)
     with pytest.raises(Dae3dError) as error:
         dae3d.evaluate(predictions=folder, data=task)
-    assert f"ben: {folder / 'ben.nii.gz'}: holds 7, for which there is no class" in str(error.value)
-    assert f"carl: {folder / 'carl.nii.gz'}: holds 0.5, 2, which are not whole numbers" in str(error.value)
+    assert f"ben: {folder / 'ben.nii.gz'}: contains 7, which are not label values" in str(error.value)
+    assert f"carl: {folder / 'carl.nii.gz'}: contains 0.5, 2, which are not whole numbers" in str(error.value)
     assert not (folder / "metrics.csv").exists()
 
     compared = []

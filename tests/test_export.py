@@ -227,7 +227,7 @@ def test_what_cannot_be_written_is_said(tmp_path):
     with pytest.raises(Dae3dError, match="multiple of 12, but it is 4"):
         dae3d.export(weights=weights, format="monai", out=out)
     for layout in ("monai", "reference"):
-        with pytest.raises(Dae3dError, match=r"encoder.safetensors: weights of an encoder alone"):
+        with pytest.raises(Dae3dError, match=r"encoder.safetensors: these are weights of an encoder only"):
             dae3d.export(weights=tmp_path / "encoder.safetensors", format=layout, out=out)
     with pytest.raises(Dae3dError, match=r"out: must end in \.safetensors, not 'out\.pt'"):
         dae3d.export(weights=weights, out=out)

@@ -318,7 +318,7 @@ def test_all_cases_that_cannot_be_used_are_named_at_once(tiny_finetune, tmp_path
     lines = {line.split(":")[0].strip(): line for line in str(error.value).splitlines()[1:]}
     assert set(lines) == {"other-shape", "moved-away", "unknown"}
     assert "its shape is 30x31x30, not 30x31x32" in lines["other-shape"]
-    assert "holds 3" in lines["unknown"]
+    assert "contains 3" in lines["unknown"]
     assert not (tmp_path / "run/settings.yaml").exists()
 
 

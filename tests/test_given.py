@@ -425,7 +425,7 @@ def test_fine_tuning_from_weights_of_another_modality_is_said(tiny_run, tiny_fin
     fields = tiny_finetune | {"data": tmp_path / "task.json", "max_steps": 1, "warmup_steps": 0}
     with caplog.at_level(logging.WARNING, "dae3d"):
         dae3d.finetune(**(fields | {"init": tiny_run, "out": tmp_path / "run"}))
-    assert "trained on ct, t1, and never saw flair; fine-tuning begins with it all the same" in caplog.text
+    assert "trained on ct, t1, but not on flair; fine-tuning starts from it anyway" in caplog.text
 
 
 def test_a_list_whose_files_are_called_otherwise_is_said(tmp_path, caplog):

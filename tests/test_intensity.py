@@ -40,7 +40,7 @@ def brain(seed: int = 0) -> np.ndarray:
     return np.where(scan > 0, scan + random.normal(0, 60, scan.shape), 0).astype(np.float32)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shape=st.tuples(*[st.integers(1, 12)] * 3),
     dtype=st.sampled_from(["u1", "i2", "u2", "i4", "f4"]),

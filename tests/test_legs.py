@@ -18,6 +18,7 @@ from dae3d.errors import Dae3dError
 from dae3d.metrics import read_metrics
 from dae3d.reporting.run_folder import load_run
 from dae3d.reporting.run_text import legs as legs_in_words
+from dae3d.settings import resolve
 from dae3d.training.run_settings import RunSettings
 
 pytestmark = pytest.mark.slow
@@ -53,7 +54,7 @@ def test_a_run_moved_with_its_store_goes_on_from_any_folder(tiny_settings, tmp_p
     with caplog.at_level(logging.INFO, "dae3d"):
         dae3d.pretrain(out="new/runs/a", resume=True, max_steps=6)
     assert [leg["from"] for leg in record(new / "runs/a")["legs"]] == [0]
-    assert "the data is not that" not in caplog.text
+    assert "the data has changed" not in caplog.text
     assert record(new / "runs/a")["step"] == 6
 
 
@@ -63,10 +64,14 @@ def test_relative_paths_of_older_runs_are_found_beside_the_run(tmp_path, monkeyp
     saved = {"data": "store", "out": "run"}
     (tmp_path / "a/run/settings.yaml").write_text(yaml.safe_dump(saved))
     monkeypatch.chdir(tmp_path / "b")  # which has a store too, another one
-    assert os.path.samefile(RunSettings(resume=True, out="../a/run").data, tmp_path / "a/store")
+    assert os.path.samefile(
+        resolve(RunSettings, {"resume": True, "out": "../a/run"}).data, tmp_path / "a/store"
+    )
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert os.path.samefile(RunSettings(resume=True, out="../a/run").data, tmp_path / "a/store")
-    assert RunSettings(resume=True, out="../a/run", data="given").data == Path("given")
+    assert os.path.samefile(
+        resolve(RunSettings, {"resume": True, "out": "../a/run"}).data, tmp_path / "a/store"
+    )
+    assert resolve(RunSettings, {"resume": True, "out": "../a/run", "data": "given"}).data == Path("given")
 
 
 def test_other_data_is_a_leg_of_its_own_with_baselines_of_its_own(tiny_settings, tmp_path, caplog):
@@ -78,8 +83,8 @@ def test_other_data_is_a_leg_of_its_own_with_baselines_of_its_own(tiny_settings,
     assert baseline_steps(run) == {0}
     with caplog.at_level(logging.WARNING, "dae3d"):
         dae3d.pretrain(out=run, resume=True, data=stores[1], max_steps=8)
-    assert "the data is not that of the steps before 4" in caplog.text
-    assert "t2 of two: 2 to train on, 0 to validate on" in caplog.text
+    assert "the data has changed at step 4" in caplog.text
+    assert "t2 of two: 2 for training, 0 for validation" in caplog.text
     first, second = record(run)["legs"]
     assert (first["from"], second["from"]) == (0, 4)
     assert [row["modality"] for row in first["data"]["rows"]] == ["t1"]
@@ -120,9 +125,7 @@ def test_training_cases_that_are_to_validate_are_named(tiny_task, tiny_finetune,
     run = dae3d.finetune(out=tmp_path / "run", **(given | {"data": before}))
     with caplog.at_level(logging.WARNING, "dae3d"):
         dae3d.finetune(out=run, resume=True, data=after, max_steps=4, **sizes)
-    assert "2 of the cases that validate now are ones that this run was trained on: sub-0_T1w, sub-1_T1w" in (
-        caplog.text
-    )
+    assert "2 validation cases were training cases earlier in this run: sub-0_T1w, sub-1_T1w" in (caplog.text)
     assert [leg["cases"]["validation"][0] for leg in record(run)["legs"]] == ["sub-4_T1w", "sub-0_T1w"]
 
 

@@ -20,7 +20,7 @@ def results(layer, x, upstream):
     return [out.detach(), *torch.autograd.grad(out, [x, *layer.parameters()], upstream.to(out.dtype))]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     wide=st.integers(1, 40),
@@ -41,7 +41,9 @@ def test_results_and_gradients_are_those_of_float64(shape, wide, out, bias, tran
     assert found[0].dtype == torch.float32
     for value, truth in zip(found, expected, strict=True):
         assert value.shape == truth.shape
-        torch.testing.assert_close(value.double(), truth, rtol=1e-4, atol=1e-4)
+        # A gradient is a sum over all tokens, which may cancel.
+        largest = float(truth.abs().max())
+        torch.testing.assert_close(value.double(), truth, rtol=1e-4, atol=1e-5 * max(largest, 1))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -15,7 +15,7 @@ class Entry(BaseModel):
     number: int
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b" "))), cut=st.binary())
 def test_lines_are_those_of_the_text(tmp_path: Path, content: list[bytes], cut: bytes):
     file = tmp_path / "lines"

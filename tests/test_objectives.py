@@ -30,7 +30,7 @@ def features_of(count, width=24, seed=0):
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.sampled_from([0.07, 0.5, 2.0]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_agrees_with_the_definition_whatever_the_labels(labels, temperature):
     features = features_of(len(labels))
     loss = contrastive_loss(torch.from_numpy(features), torch.tensor(labels), temperature)
@@ -38,7 +38,7 @@ def test_agrees_with_the_definition_whatever_the_labels(labels, temperature):
 
 
 @given(st.permutations(range(7)))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_order_of_the_batch_does_not_matter(order):
     features, labels = torch.from_numpy(features_of(7)), torch.tensor([0, 0, 1, 1, 1, 2, 0])
     expected = contrastive_loss(features, labels, 0.5)

@@ -43,7 +43,7 @@ def back(probabilities, grid, original, axis=0, cuts=()):
     return classes, values
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(order=ORDERS, tilt=st.floats(-0.6, 0.6), shear=st.sampled_from([0.0, 0.3]))
 def test_without_resampling_every_voxel_comes_back_where_it_was(order, tilt, shear):
     random = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def test_without_resampling_every_voxel_comes_back_where_it_was(order, tilt, she
     assert np.array_equal(nearest_classes(ras.array, grid_of(ras), grid_of(scan)), labels)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(order=ORDERS)
 def test_what_was_cropped_away_is_background(order):
     scan = Volume(np.ones((10, 8, 9), np.uint8), affine_of(order, (1, 2, 3)))
@@ -77,7 +77,7 @@ def test_what_was_cropped_away_is_background(order):
     assert np.array_equal(np.isnan(values[1]), expected == 0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     order=ORDERS,
     tilt=st.floats(-0.6, 0.6),

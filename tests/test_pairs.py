@@ -28,7 +28,7 @@ sides = st.integers(1, 150)
 @given(
     shape=st.tuples(sides, sides, sides), roi=st.sampled_from([32, 64, 96, 160]), number=st.integers(0, 10**6)
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_second_crop_overlaps_the_first_and_stays_by_the_scan(shape, roi, number):
     random = philox(0, 9, number)
     first = random_start(scan(shape), roi, "foreground", random)

@@ -74,7 +74,7 @@ def test_only_lists_what_the_manifest_lists_and_prune_then_deletes_the_rest(two,
     two.prepare(two.second)
     capsys.readouterr()
     assert two.prepare(two.manifest("fewer", "ax"), only=True) == ["a", "x"]
-    assert rows(capsys)["taken out"] == "3, which the manifest does not list"
+    assert rows(capsys)["removed"] == "3, which the manifest does not list"
     store_check(store=two.store, prune=True, workers=1)
     assert len(written(two.store)) == 2
 
@@ -84,7 +84,7 @@ def test_other_labels_of_the_same_scans_are_taken_and_told_of(two, capsys):
     before = written(two.store)
     capsys.readouterr()
     two.prepare(two.manifest("relabelled", "ab", modality="cbct"))
-    assert rows(capsys)["other labels"].startswith("2: modality, subject or split")
+    assert rows(capsys)["relabelled"].startswith("2: modality, subject or split")
     assert [scan.modality for scan in Store(two.store).scans] == ["cbct", "cbct", "ct"]
     assert written(two.store) == before
 
@@ -94,7 +94,7 @@ def test_a_subject_on_both_sides_of_the_split_is_refused(two, shard):
     two.prepare(two.first)
     index = (two.store / "index.jsonl").read_bytes()
     follow_up = two.manifest("follow-up", "x", subject="subject b", split="val")
-    told = r"subject subject b is in training in it, and in validation in .*follow-up.jsonl"
+    told = r"subject subject b is in training there, but in validation in .*follow-up.jsonl"
     with pytest.raises(Dae3dError, match=told):
         two.prepare(follow_up, shard=shard)
     assert (two.store / "index.jsonl").read_bytes() == index
@@ -167,17 +167,17 @@ def test_a_damaged_index_loses_no_other_scans_without_a_word(two, caplog):
     lines = content.splitlines(keepends=True)
     index.write_bytes(b"".join([*lines[:2], lines[2].replace(b'"shape"', b'"shame"'), *lines[3:]]))
     assert two.prepare(two.second) == ["a", "c", "x", "y"]
-    assert "does not list 1 stored files that" in caplog.text
+    assert "1 stored files are neither in it nor in" in caplog.text
     caplog.clear()
     index.write_bytes(content[5:])
     assert two.prepare(two.second) == ["a", "b", "c", "x", "y"]
     index.write_bytes(content[5:])
     assert two.prepare(two.second, crop_foreground=True) == ["x", "y"]
-    assert "does not list 3 stored files that" in caplog.text
+    assert "3 stored files are neither in it nor in" in caplog.text
     caplog.clear()
     index.unlink()
     assert two.prepare(two.second) == ["x", "y"]
-    assert "does not list 3 stored files that" in caplog.text
+    assert "3 stored files are neither in it nor in" in caplog.text
     assert two.prepare(two.first) == ["a", "b", "c", "x", "y"]
 
 

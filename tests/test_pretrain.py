@@ -97,7 +97,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_from_there(tiny_run, tiny_store, tiny_
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=600)[0]
     assert process.returncode == 130
-    assert "interrupted; go on with --resume" in output
+    assert "interrupted; continue with --resume" in output
     assert "Traceback" not in output
     assert 3 <= int(find_checkpoints(run / "checkpoints")[0].stem.removeprefix("step-")) < 14
     dae3d.pretrain(out=run, resume=True)

@@ -108,7 +108,7 @@ def test_without_weight_there_is_no_dense_loss_and_no_repair_of_features(tiny_st
     ],
 )
 def test_what_the_parameters_depend_on_stays_as_it_was(change, named, full_run):
-    with pytest.raises(SettingsError, match=f"{named}: .*was begun with"):
+    with pytest.raises(SettingsError, match=f"{named}: .*was started with"):
         dae3d.pretrain(out=full_run, resume=True, max_steps=9, **change)
 
 

@@ -138,7 +138,7 @@ def test_the_time_of_a_probe_is_not_training(tmp_path, monkeypatch):
     ("fields", "said"),
     [
         ({"probe_every": 5, "strategy": "fsdp"}, "probe_every: not with strategy fsdp"),
-        ({"probe_task": "task.json"}, "probe_task: of no use"),
+        ({"probe_task": "task.json"}, "probe_task: has no effect"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(fields, said):

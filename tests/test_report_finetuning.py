@@ -54,7 +54,7 @@ def test_the_page_says_what_was_learned_from_what_and_how_well(run):
     text = words(dae3d.report(run=run))
     assert (
         "A network of 3.89 million parameters, initialised with the weights of runs/pretrained, was "
-        "fine-tuned to segment anterior and posterior on 3 cases of t1, for 200 of 200 steps in 3 min 10 s."
+        "trained to segment anterior and posterior on 3 cases of t1, for 200 of 200 steps in 3 min 10 s."
         in text
     )
     assert "Best validation, at step 100: mean Dice 0.750 over 2 validation cases (anterior 0.800" in text
@@ -93,6 +93,6 @@ def test_an_unfinished_run_gets_a_page_that_says_so(run):
     (run / "run.json").write_text(json.dumps(record))
     (run / "metrics.csv").write_text("step,metric,value\n10,train/loss,1.5\n")
     text = words(dae3d.report(run=run))
-    assert "trained from scratch" in text
+    assert "initialised at random" in text
     assert "No validation results yet." in text
     assert "The run is not finished: 10 of 200 steps." in text

@@ -93,7 +93,7 @@ def test_the_advice_about_a_loss_that_is_not_finite_works(tiny_store, tiny_setti
     # The second step is ruinous: step 3 begins with the weights of checkpoint 2.
     settings = tiny_settings | {"lr": 1e30, "warmup_steps": 5, "warmup_lr": 0, "save_every": 1, "keep": 9}
     run = tmp_path / "run"
-    with pytest.raises(Dae3dError, match=r"step-00000002\.ckpt.*holds the weights that this step began with"):
+    with pytest.raises(Dae3dError, match=r"step-00000002\.ckpt.*holds the weights before this very step"):
         dae3d.pretrain(data=tiny_store, out=run, max_steps=4, **settings)
     (run / "checkpoints/step-00000002.ckpt").unlink()
     dae3d.pretrain(out=run, resume=True, lr=1e-3)
@@ -131,7 +131,7 @@ def test_settings_of_the_beginning_stay_as_they_were(finetuned, tiny_run, tmp_pa
 def test_fine_tuning_cannot_go_on_with_another_network(change, finetuned):
     before = contents(finetuned)
     [name] = change
-    with pytest.raises(Dae3dError, match=f"^{name}: the run in .* was begun with"):
+    with pytest.raises(Dae3dError, match=f"^{name}: the run in .* was started with"):
         dae3d.finetune(out=finetuned, resume=True, max_steps=20, **change)
     assert contents(finetuned) == before
 
@@ -151,7 +151,7 @@ def test_fine_tuning_cannot_go_on_with_another_network(change, finetuned):
 def test_pre_training_cannot_go_on_with_another_network(change, tiny_run):
     before = contents(tiny_run)
     [name] = change
-    with pytest.raises(Dae3dError, match=f"^{name}: the run in .* was begun with"):
+    with pytest.raises(Dae3dError, match=f"^{name}: the run in .* was started with"):
         dae3d.pretrain(out=tiny_run, resume=True, max_steps=20, **change)
     assert contents(tiny_run) == before
 
@@ -175,9 +175,9 @@ def test_a_list_with_another_class_is_refused_before_anything_is_written(
     task.write_text(json.dumps(content))
     before = contents(run)
     reason = (
-        r"the run cannot go on from .*tensor network.* is .* there and .* here"
+        r"the run cannot be resumed from .*tensor network.* is .* in the checkpoint and .* in this"
         if of_old
-        else "its label values are 0, 1, 4, 5, but the run in .* was begun with 0, 1, 4;"
+        else "its label values are 0, 1, 4, 5, but the run in .* was started with 0, 1, 4;"
     )
     store = tmp_path / "store"
     with pytest.raises(Dae3dError, match=rf"more\.json: {reason}"):
@@ -186,8 +186,8 @@ def test_a_list_with_another_class_is_refused_before_anything_is_written(
     assert contents(run) == before
 
 
-def test_a_run_of_another_verb_is_named(tiny_run):
-    with pytest.raises(Dae3dError, match=r"settings\.yaml is of another command, .* it has .*disruption"):
+def test_a_run_of_another_command_is_named(tiny_run):
+    with pytest.raises(Dae3dError, match=r"settings\.yaml is of another command or .* it has .*disruption"):
         dae3d.finetune(out=tiny_run, resume=True)
 
 
@@ -220,7 +220,7 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_never_run(make, named, tiny
     make(newest, tmp_path / "sprung")
     before = contents(run)
     for _ in range(2):
-        with pytest.raises(Dae3dError, match=rf"{newest.name}: was not loaded.*{named}"):
+        with pytest.raises(Dae3dError, match=rf"{newest.name}: not loaded.*{named}"):
             dae3d.pretrain(out=run, resume=True, max_steps=20)
     assert not (tmp_path / "sprung").exists()
     assert contents(run) == before
@@ -298,13 +298,13 @@ def test_results_do_not_replace_those_of_a_run_or_of_other_scans(tiny_run, tiny_
 
 
 def test_resuming_where_there_is_no_run_says_so(tiny_store, tiny_settings, tmp_path, caplog):
-    with pytest.raises(Dae3dError, match=r"holds no settings\.yaml of a run"):
+    with pytest.raises(Dae3dError, match=r"has no settings\.yaml of a run"):
         dae3d.pretrain(out=tmp_path / "typing-error", resume=True)
     assert not (tmp_path / "typing-error").exists()
     with caplog.at_level(logging.INFO):
         settings = tiny_settings | {"warmup_steps": 1}
         dae3d.pretrain(data=tiny_store, out=tmp_path / "run", max_steps=1, resume=True, **settings)
-    assert f"no checkpoint in {tmp_path / 'run'} to resume from: beginning at step 0" in caplog.text
+    assert f"no checkpoint in {tmp_path / 'run'} to resume from: starting at step 0" in caplog.text
 
 
 # Ctrl-C, and the progress bar
@@ -315,7 +315,7 @@ def test_resuming_where_there_is_no_run_says_so(tiny_store, tiny_settings, tmp_p
     [
         ("validation_step", 0, "nothing was saved yet to resume from"),
         ("training_step", 2, "nothing was saved yet to resume from"),
-        ("training_step", 4, "go on with --resume, from step 4"),
+        ("training_step", 4, "continue with --resume, from step 4"),
     ],
 )
 def test_an_interrupted_run_says_what_there_is_to_resume(

@@ -74,7 +74,7 @@ def counts_in_batch(stream, batch):
 # A sample is a pure function of its number
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(stream=streams(), numbers=st.lists(st.integers(0, 10**12), min_size=1, max_size=12), data=st.data())
 def test_a_sample_is_the_same_in_any_order_and_after_any_other(stream, numbers, data):
     expected = {number: stream[number] for number in numbers}
@@ -83,7 +83,7 @@ def test_a_sample_is_the_same_in_any_order_and_after_any_other(stream, numbers, 
         assert {number: again[number] for number in other} == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     world_size=st.integers(1, 8),
     batch_size=st.integers(1, 5),
@@ -97,7 +97,7 @@ def test_the_parts_of_all_ranks_in_order_are_the_global_batches(world_size, batc
     assert seen == list(range(first * size, (first + steps) * size))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(batch_size=st.integers(1, 5), rank=st.integers(0, 3), done=st.integers(0, 50))
 def test_resuming_at_a_batch_gives_the_tail_of_the_stream(batch_size, rank, done):
     whole = iter(BatchSampler(0, batch_size, rank, 4))
@@ -116,7 +116,7 @@ def test_another_seed_draws_other_crops():
 # Batches mix the modalities
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(stream=streams(), batch=st.integers(0, 10**9))
 def test_every_global_batch_draws_each_modality_floor_or_ceil_of_its_quota(stream, batch):
     size, counts = stream.global_batch, counts_in_batch(stream, batch)
@@ -224,7 +224,7 @@ def test_all_scans_of_a_modality_are_drawn_alike():
 SHARES = st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=6).map(np.array)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(shares=SHARES, global_batch=st.integers(1, 64))
 def test_quotas_sum_to_the_batch_and_are_one_or_more_where_there_is_room(shares, global_batch):
     quotas = batch_quotas(shares, global_batch)
@@ -257,7 +257,7 @@ def test_weights_are_above_zero_and_one_for_each_modality(weights):
 # Where crops lie
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     scan=scans(),
     roi=st.sampled_from([1, 32, 64, 96]),
@@ -277,7 +277,7 @@ def test_crops_lie_inside_the_scan_or_have_it_in_their_middle(scan, roi, region,
             assert abs(before - behind) <= 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(scan=scans(), roi=st.sampled_from([8, 32, 64]), seed=st.integers(0, 99))
 def test_a_foreground_crop_covers_the_foreground_or_lies_in_it_along_each_axis(scan, roi, seed):
     start = random_start(scan, roi, "foreground", np.random.default_rng(seed))

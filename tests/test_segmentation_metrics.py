@@ -177,7 +177,7 @@ masks = arrays(bool, st.tuples(*[st.integers(2, 5)] * 3))
 spacings = st.tuples(*[st.sampled_from([0.4, 1.0, 1.3, 5.0])] * 3)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data(), masks, spacings)
 def test_distances_agree_with_all_pairs(
     data: st.DataObject, first: np.ndarray, spacing: tuple[float, float, float]
@@ -192,7 +192,7 @@ def test_distances_agree_with_all_pairs(
         assert 0 <= scores["nsd"] <= 1
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data(), masks, spacings, st.permutations(range(3)), st.integers(0, 3))
 def test_neither_the_surroundings_nor_the_axes_nor_the_order_matter(
     data: st.DataObject,
@@ -241,7 +241,7 @@ def test_areas_of_elements_are_monais(spacing: tuple[float, float, float]) -> No
     assert element_areas(spacing) == pytest.approx(get_code_to_measure_table(spacing)[0].numpy(), rel=1e-6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.data(),
     arrays(bool, st.tuples(*[st.integers(1, 6)] * 3)),

@@ -127,7 +127,7 @@ def test_a_whole_run_takes_over_and_its_store_is_not_mixed_with_older_parts(mani
     run(manifest, out, "1/2", again=True)
     assert not (out / PARTS / "index-0-of-2.jsonl").exists()
     # The index of the whole run lists files that the shards are replacing.
-    with pytest.raises(Dae3dError, match="waits for shard 0 of 2"):
+    with pytest.raises(Dae3dError, match="waiting for shard 0 of 2"):
         Store(out)
     assert {scan.preparation.spacing for scan in run(manifest, out, "0/2", again=True).scans} == {None}
 
@@ -139,7 +139,7 @@ def test_an_unfinished_array_of_the_same_settings_leaves_the_index_and_is_not_re
     run(manifest, out, "0/3")
     run(manifest, out, "2/3")
     assert (out / "index.jsonl").read_bytes() == before
-    with pytest.raises(Dae3dError, match="waits for shard 1 of 3"):
+    with pytest.raises(Dae3dError, match="waiting for shard 1 of 3"):
         store_check(store=out, repair=True, workers=1)
     assert sorted(path.name for path in (out / PARTS).glob("index*")) == [
         "index-0-of-3.jsonl",
@@ -213,7 +213,7 @@ def test_a_stopped_shard_is_not_taken_for_done(tmp_path, kind):
     before = written(out)
     assert 14 <= len(before) < 24
     run(manifest, out, "1/2")
-    with pytest.raises(Dae3dError, match="waits for shard 0 of 2"):
+    with pytest.raises(Dae3dError, match="waiting for shard 0 of 2"):
         Store(out)
     store = run(manifest, out, "0/2")
     assert len(store.scans) == 24

@@ -121,7 +121,7 @@ def short_run(tmp_path, tiny_settings):
 def test_a_run_says_what_it_flips_and_its_weights_know(short_run, tmp_path, caplog):
     with caplog.at_level("INFO", "dae3d"):
         dae3d.finetune(**short_run)
-    assert "tell left from right (left kidney, right kidney): crops are flipped along si alone" in caplog.text
+    assert "tell left from right (left kidney, right kidney): crops are flipped only along si" in caplog.text
     assert read_weights(tmp_path / "run").info["flip_axes"] == ["si"]
     assert load_ensemble([tmp_path / "run"], torch.device("cpu")).flips == ("si",)
     assert yaml.safe_load((tmp_path / "run" / "settings.yaml").read_text())["flip_axes"] == ["si"]
@@ -130,7 +130,7 @@ def test_a_run_says_what_it_flips_and_its_weights_know(short_run, tmp_path, capl
 def test_flips_that_exchange_sides_are_warned_of(short_run, caplog):
     with caplog.at_level("WARNING", "dae3d"):
         dae3d.finetune(**short_run, flip_axes=["ap"])
-    assert "flips along ap, with axial rotations, exchange the two" in caplog.text
+    assert "flips along ap, with axial rotations, swap the two" in caplog.text
 
 
 def test_a_run_begun_without_the_setting_goes_on_as_it_began(short_run, tmp_path, caplog):
@@ -146,7 +146,7 @@ def test_a_run_begun_without_the_setting_goes_on_as_it_began(short_run, tmp_path
         "ap",
         "si",
     ]
-    assert "flips along lr and ap exchange the two" in caplog.text
+    assert "flips along lr and ap swap the two" in caplog.text
 
 
 class Sides(torch.nn.Module):

@@ -57,7 +57,7 @@ def by_monai(network, image, overlap):
     return logits[0].softmax(dim=0)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     shape=st.tuples(*[st.integers(1, 21)] * 3),
     overlap=st.sampled_from([0.0, 0.25, 0.5, 0.6, 0.9]),

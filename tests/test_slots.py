@@ -52,7 +52,7 @@ def check(batch: Packed) -> None:
     np.testing.assert_array_equal(image[:, 0], np.stack([crop_of(sample).crop.voxels for sample in samples]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     workers=st.integers(1, 3),
     each=st.integers(1, 3),

@@ -41,7 +41,7 @@ def boxes(draw: st.DrawFn, shape: tuple[int, int, int]) -> Box:
     return start, size
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shape=st.tuples(st.integers(1, 90), st.integers(1, 90), st.integers(2, 40)),
     dtype=st.sampled_from(["u1", "i1", "<i2", ">i2", "<u2", "<i4", "<u4", "<f4", ">f4", "<f8"]),
@@ -105,7 +105,7 @@ def two_scans(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarra
     return folder / "store", ct.astype(np.float32), padded
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     number=st.integers(0, 1),
     start=st.tuples(*[st.integers(-60, 80)] * 3),

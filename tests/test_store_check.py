@@ -199,7 +199,7 @@ def test_shards_that_are_missing_are_not_papered_over(prepared, tmp_path, capsys
     prepare(manifest=prepared / "manifest.jsonl", out=out, shard="1/2", workers=1, report=False)
     status, _, err = shown(capsys, out, "--repair")
     assert status == 1
-    assert "waits for shard 0 of 2" in err
+    assert "waiting for shard 0 of 2" in err
     prepare(manifest=prepared / "manifest.jsonl", out=out, shard="0/2", workers=1, report=False)
     assert shown(capsys, out)[0] == 0
 

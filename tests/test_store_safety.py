@@ -190,7 +190,7 @@ def test_prune_and_repair_leave_an_unfinished_array_alone(prepared, store, capsy
     for words in ((), ("--repair",), ("--prune",)):
         status, _, err = shown(capsys, store, *words)
         assert status == 1
-        assert "waits for shard 0 of 2" in err
+        assert "waiting for shard 0 of 2" in err
         assert "--repair" not in err
     assert sorted(path for path in store.rglob("*") if path.is_file()) == before
 

@@ -105,7 +105,7 @@ def test_recomputed_activations_give_the_same_gradients():
         assert torch.equal(one.grad, other.grad)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.tuples(*[st.integers(1, 11)] * 3), st.integers(1, 3), st.integers(1, 5), st.booleans(), st.booleans()
 )
@@ -123,7 +123,7 @@ def test_windows_hold_every_token_once_and_give_it_back(sides, batch, window, sh
         assert torch.equal(rows.grad, torch.ones_like(rows))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.tuples(*[st.integers(1, 11)] * 3), st.integers(2, 5))
 def test_tokens_are_kept_apart_as_monai_does(sides, window):
     sizes, shifts = get_window_size(sides, (window,) * 3, (window // 2,) * 3)
@@ -307,7 +307,7 @@ def test_a_grid_first_seen_in_inference_mode_can_be_trained_on():
     assert all(torch.isfinite(parameter.grad).all() for parameter in stage.parameters())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.tuples(*[st.integers(1, 11)] * 3), st.integers(2, 5), st.booleans())
 def test_every_window_holds_a_token_and_no_token_sees_padding(sides, window, shifted):
     where = windows(2, sides, window, shifted, CPU)

@@ -94,7 +94,7 @@ def test_sizes_that_do_not_fit_together_are_an_error(tiny_finetune, tmp_path):
         ({"transfer": "encoder"}, "transfer: encoder needs --init"),
         ({"freeze": "encoder"}, "freeze: .*--init"),
         ({"freeze_steps": 5}, "freeze_steps: needs --freeze"),
-        ({"label_fraction": 0.5, "train_cases": 2}, "train_cases: not together with label_fraction"),
+        ({"label_fraction": 0.5, "train_cases": 2}, "train_cases: cannot be combined with label_fraction"),
         ({"intensity": {"t1": "window"}}, "intensity: .*window:LOW:HIGH"),
         ({"spacing": (1, 1, 0)}, "spacing: "),
     ],
@@ -235,7 +235,7 @@ def test_voxels_of_another_size_than_those_pre_trained_on_are_warned_of(
     warned = [record.message for record in caplog.records if "voxels of" in record.message]
     assert len(warned) == (said is not None)
     if said:
-        assert f"was trained on voxels of 1 x 1 x 1 mm (median), and here they are of {said}" in warned[0]
+        assert f"trained on voxels of 1 x 1 x 1 mm (median), but the cases have {said}" in warned[0]
         assert "--spacing 1 1 1 resamples" in warned[0]
 
 
@@ -288,4 +288,4 @@ def test_an_encoder_of_two_channels_is_frozen_with_the_sum_of_them_in_one(
     name = "encoder.patch_embed.conv1.conv.weight"
     torch.testing.assert_close(ours[name][:, 0], theirs[name][:, 0] + theirs[name][:, 1])
     assert same(ours, theirs, "encoder.stages")
-    assert "was trained on the channels t1+flair, and here they are t1" in caplog.text
+    assert "trained on the channels t1+flair, but the cases have t1" in caplog.text

@@ -1,6 +1,7 @@
 """Time and memory of segmenting one scan with sliding windows."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def segmentation(
     )
     ours = Segmenter(architecture).eval()
     image = torch.from_numpy(np.resize(phantom(0), scan).astype(np.float32) / 1000)[None]
-    model: Any = ours if network == "dae3d" else _monais(ours, tuned)
+    model: Any = ours if network == "dae3d" else _monai_network(ours, tuned)
     on_gpu = device != "cpu"
     if tuned:
         model = model.to(memory_format=torch.channels_last_3d)
@@ -77,19 +78,7 @@ def segmentation(
     if network == "dae3d":
         classes = segment([logits], image, roi, overlap, device=torch.device(device))
     else:
-        from monai.inferers.utils import sliding_window_inference
-
-        scores: Any = sliding_window_inference(
-            image[None],
-            roi,
-            4 if tuned else 1,
-            logits,
-            overlap,
-            mode="gaussian",
-            sw_device=device,
-            device=device if tuned else "cpu",
-        )
-        classes = scores[0].argmax(0).to(torch.uint8).cpu()
+        classes = _segment_with_monai(logits, image, roi, overlap, device, tuned)
     seconds = time.perf_counter() - start
     np.save(Path(labels), classes.numpy())
     return {
@@ -98,7 +87,26 @@ def segmentation(
     }
 
 
-def _monais(network: Segmenter, flash: bool) -> nn.Module:
+def _segment_with_monai(
+    logits: Callable[[Tensor], Tensor], image: Tensor, roi: int, overlap: float, device: str, tuned: bool
+) -> Tensor:
+    """The most probable class of each voxel by the sliding-window inference of MONAI."""
+    from monai.inferers.utils import sliding_window_inference
+
+    scores: Any = sliding_window_inference(
+        image[None],
+        roi,
+        4 if tuned else 1,
+        logits,
+        overlap,
+        mode="gaussian",
+        sw_device=device,
+        device=device if tuned else "cpu",
+    )
+    return scores[0].argmax(0).to(torch.uint8).cpu()
+
+
+def _monai_network(network: Segmenter, flash: bool) -> nn.Module:
     from monai.networks.nets.swin_unetr import SwinUNETR
 
     a = network.architecture

@@ -169,7 +169,7 @@ def _predict_case(
     conformed = case.read(recipe)
     say_strange_values(case, conformed, recipe)
     image = torch.from_numpy(conformed.normalised(recipe))
-    grid, original = conformed.grid, conformed.native
+    grid, original = conformed.grid, conformed.original
     del conformed  # frees memory
     label_file, *probability_files = _files(case, settings)
     windows = window_count(grid.shape, recipe.roi, settings.overlap)

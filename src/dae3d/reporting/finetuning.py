@@ -72,10 +72,10 @@ def training(run: Run) -> str:
     """A sentence about the network, the initial weights, the data and the duration."""
     record = run.record
     network = f"A network of {quantity(record.parameters)} parameters" if record.parameters else "A network"
-    begun = f"initialised with the weights of {record.init}" if record.init else "trained from scratch"
+    begun = f"initialised with the weights of {record.init}" if record.init else "initialised at random"
     names = classes(run)
     many = f"{len(names)} classes: " if len(names) > _NAMED else ""
-    task = f" was fine-tuned to segment {many}{some(names, _NAMED)}" if names else " was fine-tuned"
+    task = f" was trained to segment {many}{some(names, _NAMED)}" if names else " was trained"
     rows = record.data.rows
     cases = f" on {plural(sum(row.train for row in rows), 'case')} of {rows[0].modality}" if rows else ""
     length = f", for {progress(run)}" if record.step is not None else ""

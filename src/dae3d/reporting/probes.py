@@ -46,7 +46,11 @@ def probe_charts(run: Run) -> list[Chart | None]:
 
     levels = {name: f"level {number}" for name, number in _NAMES.items()}
     return [
-        of("L1 with a level swapped, +%", "share", {**levels, "all": "all levels", "image": "image skip"}),
+        of(
+            "L1 increase with a level swapped, %",
+            "share",
+            {**levels, "all": "all levels", "image": "image skip"},
+        ),
         of("Effective rank", "rank", levels),
         of("Mean cosine of pooled features", "cosine", _COSINES),
         chart("Nearest crop of the same modality", {"share": run.metrics.get("probe/nearest")}, smooth=False),
@@ -59,14 +63,19 @@ def _shares(check: Check) -> BarChart | None:
     # A decoder that ends at half resolution has no skip from the image.
     others = [name for name in ("all", "image") if name == "all" or name in shares]
     values = [shares.get(name) for name in (*LEVELS, *others)]
-    return bar_chart("L1 with a level swapped, +%", [*_NAMES.values(), *others], {"share": values}, "z.1f")
+    return bar_chart(
+        "L1 increase with a level swapped, %", [*_NAMES.values(), *others], {"share": values}, "z.1f"
+    )
 
 
 def _ranks(check: Check) -> BarChart | None:
     figures = check.figures
-    groups = [f"{n} of {figures.channels.get(name, '?')}" for name, n in _NAMES.items()]
+    groups = [f"{n} ({figures.channels.get(name, '?')})" for name, n in _NAMES.items()]
     return bar_chart(
-        "Effective rank, of channels", groups, {"rank": [figures.rank.get(name) for name in LEVELS]}, ".1f"
+        "Effective rank by level (number of channels)",
+        groups,
+        {"rank": [figures.rank.get(name) for name in LEVELS]},
+        ".1f",
     )
 
 

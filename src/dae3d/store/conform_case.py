@@ -25,13 +25,13 @@ class ConformedCase:
     """A case on the network's grid.
 
     `volumes` are the channels in acquired units, on the network's grid: RAS axes, the recipe's spacing,
-    cropped to the foreground; `statistics` are theirs. `native` is the grid of the files; up to order and
+    cropped to the foreground; `statistics` are theirs. `original` is the grid of the files; up to order and
     direction, its axes are parallel to the network's.
     """
 
     volumes: tuple[Volume, ...]
     statistics: tuple[Statistics, ...]
-    native: Grid
+    original: Grid
 
     @property
     def grid(self) -> Grid:
@@ -73,16 +73,16 @@ def conform_case(volumes: Sequence[Volume], recipe: CaseRecipe) -> ConformedCase
     if len(volumes) != len(recipe.modalities):
         wanted = f"{len(recipe.modalities)} ({', '.join(recipe.modalities)})"
         raise ScanError(f"channels: {len(volumes)}, expected {wanted}")
-    native = grid_of(volumes[0])
+    original = grid_of(volumes[0])
     upright = []
     for channel, volume in enumerate(volumes, 1):
-        difference = grid_difference(grid_of(volume), native)
+        difference = grid_difference(grid_of(volume), original)
         if difference:
             names = [f"channel {n} ({recipe.modalities[n - 1]})" for n in (channel, 1)]
             raise ScanError(f"{names[0]} is on another grid than {names[1]}: {difference}")
         with _naming(channel, recipe):
             refuse_non_finite(volume)
-            upright.append(apply_scale_factors(to_ras(replace(volume, affine=native.affine))))
+            upright.append(apply_scale_factors(to_ras(replace(volume, affine=original.affine))))
     ras = grid_of(upright[0])
     conformed = upright
     if recipe.spacing is not None:
@@ -99,7 +99,7 @@ def conform_case(volumes: Sequence[Volume], recipe: CaseRecipe) -> ConformedCase
             found = measure(volume, modality)
             refuse_non_hounsfield(volume, found, modality)
             statistics.append(found)
-    return ConformedCase(volumes=tuple(conformed), statistics=tuple(statistics), native=native)
+    return ConformedCase(volumes=tuple(conformed), statistics=tuple(statistics), original=original)
 
 
 @contextmanager
@@ -118,10 +118,10 @@ def upright_label(volume: Volume, case: ConformedCase, recipe: CaseRecipe) -> Vo
     Raises:
         ScanError: if the label is on another grid than the image, or has a value that is not a class.
     """
-    difference = grid_difference(grid_of(volume), case.native)
+    difference = grid_difference(grid_of(volume), case.original)
     if difference:
         raise ScanError(f"is on another grid than the image: {difference}")
-    indices = Volume(class_indices(volume, recipe), case.native.affine)
+    indices = Volume(class_indices(volume, recipe), case.original.affine)
     return to_ras(indices)
 
 

@@ -1,4 +1,4 @@
-"""Augmentation of labelled crops, with MONAI's transforms, each sample's drawn from its own seed."""
+"""Augmentation of labelled crops with MONAI's transforms, seeded per sample."""
 
 import logging
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ log = logging.getLogger(__name__)
 
 
 def flipped_axes(settings: FinetuneSettings) -> tuple[Axis, ...]:
-    """The axes that crops are flipped along."""
+    """The axes along which crops are flipped."""
     chosen = AXES if settings.flip_axes is None else settings.flip_axes
     return tuple(axis for axis in AXES if axis in chosen) if settings.flip_prob else ()
 
 
 def with_flip_axes(settings: FinetuneSettings, classes: Sequence[str]) -> FinetuneSettings:
-    """The settings with the axes to flip along chosen, for classes of these names.
+    """The settings with the axes to flip along filled in, for classes with these names.
 
-    Where names tell left from right, axes that exchange the two are left out.
+    If class names distinguish left from right, axes whose flips swap the two are left out.
 
     Args:
         settings: of the run.
@@ -36,7 +36,7 @@ def with_flip_axes(settings: FinetuneSettings, classes: Sequence[str]) -> Finetu
 
 
 def say_sides(settings: FinetuneSettings, classes: Sequence[str]) -> None:
-    """Say what flips do to classes that tell left from right, where there are any."""
+    """Log what flips do to classes that distinguish left from right, if there are any."""
     sides, axes = sided(classes), flipped_axes(settings)
     if not sides or not axes:
         return
@@ -44,19 +44,20 @@ def say_sides(settings: FinetuneSettings, classes: Sequence[str]) -> None:
     wrong = [axis for axis in axes if axis in exchanging]
     if wrong:
         log.warning(
-            "%s: flips along %s%s exchange the two, and the network cannot learn which is which; "
-            "--flip-axes %s keeps them apart",
+            "%s: flips along %s%s swap the two, so the network cannot learn to distinguish them; "
+            "--flip-axes %s avoids that",
             *(telling(sides), " and ".join(wrong), "" if "lr" in wrong else ", with axial rotations,"),
             " ".join(axis for axis in AXES if axis not in exchanging),
         )
     else:
-        log.info("%s: crops are flipped along %s alone (--flip-axes)", telling(sides), " and ".join(axes))
+        log.info("%s: crops are flipped only along %s (--flip-axes)", telling(sides), " and ".join(axes))
 
 
 def _exchanging(settings: FinetuneSettings) -> set[Axis]:
-    """The axes along which flips exchange left and right.
+    """The axes whose flips swap left and right.
 
-    With rotations, from front to back too: turned by 180 degrees that is a flip from left to right.
+    With rotations this includes front to back: a rotation by 180 degrees turns it into a flip from left to
+    right.
     """
     return {"lr", "ap"} if settings.rotate_prob else {"lr"}
 
@@ -66,7 +67,7 @@ class Augmentation:
 
     def __init__(self, settings: FinetuneSettings) -> None:
         s, both, axes = settings, ("image", "label"), flipped_axes(settings)
-        # Axes without flips draw all the same, so that what is drawn after them stays as it is.
+        # Axes without flips draw too, so that later random numbers stay the same.
         probabilities = [s.flip_prob if axis in axes else 0.0 for axis in AXES]
         self.transform = Compose(
             [
@@ -82,8 +83,8 @@ class Augmentation:
 
         Args:
             image: (C, D, H, W) normalised.
-            label: (1, D, H, W) class indices, moved as the image is.
-            seed: decides everything that is drawn.
+            label: (1, D, H, W) class indices, transformed like the image.
+            seed: of all random numbers.
         """
         self.transform.set_random_state(seed)
         made = self.transform({"image": image, "label": label})

@@ -1,4 +1,4 @@
-"""Saving while training goes on: a copy of what is to be written, and one thread that writes."""
+"""Writing files while training continues: a copy of what is to be written, and a thread that writes it."""
 
 import copy
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 
 class Background:
-    """A thread that does one job at a time.
+    """A thread that runs one job at a time.
 
-    What a job raises is raised by whatever is called next. The interpreter does not end before a job has.
+    An exception of a job is raised by the next call. The interpreter does not exit before a job has finished.
     """
 
     def __init__(self) -> None:
@@ -21,47 +21,47 @@ class Background:
         self._job: Future[None] | None = None
 
     def start(self, job: Callable[[], None]) -> None:
-        """Start a job once the one before is done."""
+        """Start a job once the previous one has finished."""
         self.wait()
         self._job = self._thread.submit(job)
 
     def check(self) -> None:
-        """Raise what a job that is done has raised, without waiting for one that is not."""
+        """Raise the exception of a finished job, without waiting for a running one."""
         if self._job is not None and self._job.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until there is nothing to do."""
+        """Wait until no job is running."""
         job, self._job = self._job, None
         if job is not None:
             job.result()
 
 
 class Snapshots(TorchCheckpointIO):
-    """Keeps a copy of a checkpoint in the CPU's memory, for the `Saver` to write; reads them as ever.
+    """Keeps a copy of a checkpoint in CPU memory, for the `Saver` to write; reading is unchanged.
 
-    Lightning hands over what all ranks have gathered, on the first one alone.
+    Lightning passes the state gathered from all ranks, on rank 0 only.
     """
 
     def __init__(self) -> None:
         self._taken: dict[str, Any] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, *_: Any, **__: Any) -> None:
-        """Copy it."""
+        """Copy the checkpoint."""
         self._taken = on_cpu(checkpoint)
 
     def take(self) -> dict[str, Any]:
-        """The last one, which is then no longer kept here."""
+        """Return the last copy, and release it here."""
         taken, self._taken = self._taken, {}
         return taken
 
 
 def on_cpu(state: Any) -> Any:
-    """A copy, in the CPU's memory, of tensors in dicts, lists and tuples, and of what else is in there."""
+    """A copy in CPU memory of tensors in dicts, lists and tuples, and of everything else in them."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
-        # A copy keeps the kind of dict, and what a state dict says of its modules' versions.
+        # A copy keeps the type of dict, and the module versions that a state dict carries.
         copied = copy.copy(state)
         copied.update((key, on_cpu(value)) for key, value in state.items())
         return copied

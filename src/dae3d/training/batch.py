@@ -1,7 +1,7 @@
-"""A batch of crops on its way: voxels as stored, packed into one run of bytes, scaled where they arrive.
+"""Transfer of a batch of crops: voxels as stored, packed into one byte array, scaled on the device.
 
-A loader process fills a slot of shared memory, and a GPU gets one copy out of pinned memory, which
-nothing waits for, and of a half or a quarter of the bytes that float32 takes.
+A loader process fills a slot of shared memory. A GPU gets a single asynchronous copy from pinned memory, of a
+half or a quarter of the bytes that float32 takes.
 """
 
 import weakref
@@ -25,7 +25,7 @@ _ALIGNMENT = 16  # bytes
 
 
 class Part(NamedTuple):
-    """A crop's voxels among the bytes of a batch, and what is to become of them."""
+    """Where a crop's voxels are among the bytes of a batch, and how to unpack them."""
 
     first_byte: int
     last_byte: int
@@ -36,7 +36,7 @@ class Part(NamedTuple):
 
 
 class NumberedCrop(NamedTuple):
-    """A crop with the number of its modality and of its sample, and where in the scan it begins."""
+    """A crop with its modality and sample numbers, and its first voxel in the scan."""
 
     crop: StoredCrop
     modality: int
@@ -46,11 +46,11 @@ class NumberedCrop(NamedTuple):
 
 @dataclass
 class Packed:
-    """`voxels` (bytes), where among them the crops' `parts` are, and by crop, int64, `numbers` (B, 5).
+    """`voxels` (bytes), the `parts` of them that are crops, and by crop, int64, `numbers` (B, 5).
 
-    These are modality, sample, and the first voxel of the crop in its scan.
+    Numbers are the modality, the sample, and the first voxel of the crop in its scan.
 
-    Voxels that lie in a slot are taken out once: pinned, moved to another device or unpacked.
+    Voxels in a slot can be used only once: pinned, moved to another device or unpacked.
     """
 
     voxels: Tensor
@@ -59,7 +59,7 @@ class Packed:
     slot: Slot | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A tensor sent to another process takes a file in /dev/shm, of which Docker gives 64 MiB in all.
+        # A tensor sent to another process takes a file in /dev/shm, where Docker allows only 64 MiB.
         voxels = self.voxels.numpy() if self.slot is None else len(self.voxels)
         return {"parts": self.parts, "slot": self.slot, "voxels": voxels, "numbers": self.numbers.tolist()}
 
@@ -70,11 +70,11 @@ class Packed:
             self.voxels = torch.from_numpy(state["voxels"])
         else:
             self.voxels = self.slot.bytes(state["voxels"])
-            # Once only: when voxels have been taken out, or when nobody will.
+            # Run once: when the voxels have been used, or never will be.
             self._empty_slot = weakref.finalize(self, self.slot.empty)
 
     def pin_memory(self) -> "Packed":
-        """The batch in memory that a GPU copies from by itself."""
+        """The batch in pinned memory."""
         return self._moved(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "Packed":
@@ -84,9 +84,9 @@ class Packed:
         return self._moved(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
 
     def unpack(self, roi: int) -> Sample:
-        """What the network gets.
+        """The input of the network.
 
-        "image" (B, 1, roi, roi, roi) float32; "inside" of that shape, bool, false where a crop sticks out of
+        "image" (B, 1, roi, roi, roi) float32; "inside" of that shape, bool, false where a crop extends beyond
         the scan; "modality" and "sample" (B,); "origin" (B, 3), the first voxel in the scan.
         """
         image = torch.zeros((len(self.parts), 1, roi, roi, roi), device=self.voxels.device)
@@ -114,7 +114,7 @@ class Packed:
 
 
 def pack(crops: Sequence[NumberedCrop], slots: Slots | None = None) -> Packed:
-    """Put crops together into a batch, in a loader process in one of its slots where one is empty."""
+    """Pack crops into a batch; a loader process uses one of its slots if one is free."""
     arrays = [numbered.crop.voxels for numbered in crops]
     firsts = [0, *accumulate(map(aligned, (array.nbytes for array in arrays)))]
     slot = slot_of_this_process(slots)
@@ -132,30 +132,30 @@ def pack(crops: Sequence[NumberedCrop], slots: Slots | None = None) -> Packed:
 
 
 def slot_of_this_process(slots: Slots | None) -> Slot | None:
-    """An empty slot of this loader process; None where there is none, or this is not a loader process."""
+    """A free slot of this loader process; None if there is none, or in another process."""
     worker = get_worker_info()
     return slots.fill(worker.id) if slots and worker else None
 
 
 def slot_bytes(batch_size: int, roi: int) -> int:
-    """Bytes of the largest batch of crops of `roi`^3 voxels, all of them float32."""
+    """Size in bytes of the largest batch of crops of `roi`^3 voxels, all float32."""
     return batch_size * aligned(4 * roi**3)
 
 
 def aligned(size: int) -> int:
-    """Bytes from the start of one part of a batch to that of the next."""
+    """Size in bytes of one part of a batch, rounded up to the alignment of the next."""
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _scale(image: Tensor, pending: PendingScaling) -> None:
-    """Scale in place, to the bit as `dae3d.store.intensity.normalise` does."""
+    """Scale in place, bit-identical to `dae3d.store.intensity.normalise`."""
     shift, scale, clips = pending.normalisation
     image += pending.intercept
     if pending.padding is not None:
         image.masked_fill_(image <= pending.padding, pending.background)
     zeros = None if clips else image == 0
     image -= shift
-    # By a number from the CPU, CUDA would not divide but multiply by its reciprocal, which rounds twice.
+    # Dividing by a number from the CPU, CUDA would multiply by the reciprocal, which rounds twice.
     image /= torch.full((), scale, device=image.device)
     if zeros is None:
         image.clamp_(0, 1)

@@ -1,4 +1,4 @@
-"""The network that fine-tuning begins with, and what is odd about the weights that it takes over."""
+"""The network that fine-tuning starts from, and warnings about the weights loaded into it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,13 +17,13 @@ from dae3d.training.finetune_settings import FinetuneSettings
 
 SIZES = ("embed_dim", "depths", "heads", "window", "window_edges", "patch_embed", "patch_merging")
 _NAMED = 5  # cases
-_SAME_SIZE = 1.2  # voxels whose sides differ by a smaller factor are of one size
+_SAME_SIZE = 1.2  # voxel sides that differ by a smaller factor count as equal
 
 
 class Beginning(NamedTuple):
-    """A `network`, what the weights in it were `trained_on`, and what to say of them.
+    """A `network`, what its weights were `trained_on`, and warnings about them.
 
-    `report` is of what was taken over of --init, None where nothing is.
+    `report` tells what was loaded from --init; None if nothing was.
     """
 
     network: Segmenter
@@ -33,10 +33,10 @@ class Beginning(NamedTuple):
 
 
 def begin_with(settings: FinetuneSettings, data: LabelledData, resumed: bool) -> Beginning:
-    """Make the network, and load the weights of --init into it; a run that is resumed has its own.
+    """Build the network and load the weights of --init into it; a resumed run has its own weights.
 
     Raises:
-        Dae3dError: where the weights are of another network, or lack what is to be frozen.
+        Dae3dError: if the weights are from another kind of network, or lack what is to be frozen.
     """
     architecture = SwinArchitecture(
         **{name: getattr(settings, name) for name in SIZES},
@@ -59,12 +59,12 @@ def begin_with(settings: FinetuneSettings, data: LabelledData, resumed: bool) ->
 
 
 def _refuse_to_freeze(settings: FinetuneSettings, report: LoadReport) -> None:
-    """Raise where a tensor would stay at its random values, because nothing was loaded for it."""
+    """Raise if a frozen tensor would keep random values, because nothing was loaded for it."""
     missing = [name for name in report.missing if name.startswith("encoder.")]
     if settings.freeze == "encoder" and missing:
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise Dae3dError(
-            f"freeze: {len(missing)} tensors of the encoder are not taken over from --init {settings.init}, "
+            f"freeze: {len(missing)} tensors of the encoder are not loaded from --init {settings.init}, "
             f"and would keep random values: {some}; leave --freeze out"
         )
 
@@ -79,24 +79,24 @@ def _on_channels(contents: Contents, recipe: CaseRecipe) -> Iterator[str]:
     before = tuple(contents.info.get("recipe", {}).get("modalities", ()))
     if len(before) > 1 and before != recipe.modalities:
         yield (
-            f"{contents.path}: was trained on the channels {'+'.join(before)}, and here they are "
-            f"{'+'.join(recipe.modalities)}; in this order, or their sum, they are taken over"
+            f"{contents.path}: trained on the channels {'+'.join(before)}, but the cases have "
+            f"{'+'.join(recipe.modalities)}; weights are loaded in this order, or as their sum"
         )
     known = contents.info.get("modalities") or before
     new = [modality for modality in recipe.modalities if known and strange(modality, known)]
     if new:
         yield (
-            f"{contents.path}: trained on {', '.join(known)}, and never saw {', '.join(dict.fromkeys(new))}; "
-            "fine-tuning begins with it all the same"
+            f"{contents.path}: trained on {', '.join(known)}, but not on {', '.join(dict.fromkeys(new))}; "
+            "fine-tuning starts from it anyway"
         )
 
 
 def _on_spacing(contents: Contents, data: LabelledData) -> Iterator[str]:
-    """On voxels of another size, what the weights know looks larger or smaller than they know it."""
+    """Voxels of another size make structures appear larger or smaller than in the earlier training."""
     info = contents.info
     recorded = info.get("preparation", {}), info.get("recipe", {})
-    told = [info.get("spacing"), *(each.get("spacing") for each in recorded)]
-    before = next(filter(None, told), None)
+    candidates = [info.get("spacing"), *(each.get("spacing") for each in recorded)]
+    before = next(filter(None, candidates), None)
     here = data.spacing()
     if before is None:
         return
@@ -104,9 +104,9 @@ def _on_spacing(contents: Contents, data: LabelledData) -> Iterator[str]:
     if max(factors) > _SAME_SIZE:
         wanted = " ".join(f"{side:.3g}" for side in before)
         yield (
-            f"{contents.path}: was trained on voxels of {_millimetres(before)} (median), and here they are "
-            f"of {_millimetres(here)}, so that everything looks larger or smaller than it learned; "
-            f"--spacing {wanted} resamples the cases to that"
+            f"{contents.path}: trained on voxels of {_millimetres(before)} (median), but the cases have "
+            f"{_millimetres(here)}, so structures appear larger or smaller than in training; "
+            f"--spacing {wanted} resamples the cases"
         )
 
 
@@ -115,7 +115,7 @@ def _millimetres(spacing: Sequence[float]) -> str:
 
 
 def _on_cases(contents: Contents, data: LabelledData) -> Iterator[str]:
-    """On cases that the weights of --init were trained on, a network is better than on new ones."""
+    """The Dice of validation cases that the weights of --init were trained on is too good."""
     stored = [data.store.cases[number] for number in data.validation]
     found = seen(contents.info, {case.name: case.image_digests for case in stored})
     for task, trained in (("pretrain", "pre-trained"), ("segmentation", "fine-tuned")):
@@ -124,5 +124,5 @@ def _on_cases(contents: Contents, data: LabelledData) -> Iterator[str]:
             some = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
             yield (
                 f"{contents.path}: was {trained} on {len(names)} of the {len(stored)} validation cases, so "
-                f"their Dice does not measure how well new ones are segmented: {some}"
+                f"their Dice does not measure performance on new cases: {some}"
             )

@@ -1,4 +1,4 @@
-"""What happens around the steps: stopping at a bad loss, saving, Ctrl-C, the progress bar."""
+"""Lightning callbacks: stop at a non-finite loss, save, handle Ctrl-C, show progress."""
 
 import functools
 import logging
@@ -25,17 +25,17 @@ from dae3d.training.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
-_ENDS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopAtNonFiniteLoss(lightning.Callback):
     """Ends the run when a loss or a gradient is NaN or infinite, before its weights are saved.
 
-    The check of a step waits until the next one has been handed to the device, or until something is about
-    to be saved, so that it costs no idle time.
+    A step is checked only after the next one has been sent to the device, or before something is saved, so
+    that the check does not stall the device.
 
     Args:
-        scans_of: the files in the global batch that a sample is of.
+        scans_of: the files in the global batch of a given sample.
         out: run folder.
     """
 
@@ -44,22 +44,22 @@ class StopAtNonFiniteLoss(lightning.Callback):
         self._pending: tuple[int, torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Check the step before this one, and remember this one."""
+        """Check the previous step, and remember this one."""
         self.check()
-        # With fp16 the gradient scaler meets infinite gradients as a matter of course, and skips them.
+        # With fp16, infinite gradients are normal: the gradient scaler skips them.
         gradient = None if module.run_settings.precision == "16-mixed" else module.grad_norm
         self._pending = (trainer.global_step, batch["sample"], outputs["loss"].detach(), gradient)
 
     def on_validation_start(self, trainer: Any, module: Any) -> None:
-        """Nothing bad is validated."""
+        """Check before validation."""
         self.check()
 
     def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: Any) -> None:
-        """Nothing bad is saved."""
+        """Check before saving."""
         self.check()
 
     def check(self) -> None:
-        """Raise if the remembered step was bad.
+        """Raise if the remembered step was not finite.
 
         Raises:
             Dae3dError: with the step, the scans of its batch and the last good checkpoint.
@@ -84,40 +84,39 @@ class StopAtNonFiniteLoss(lightning.Callback):
 
 
 def _advice(step: int, saved: list[Path]) -> str:
-    """What to do about a bad step; a lower rate helps if it changes the weights that the step began with."""
+    """What to do about a bad step; a lower rate helps only if it changes the weights before that step."""
     if not saved:
-        return "Look at these scans; begin again with a lower lr, or in precision 32-true, and with --resume."
+        return "Check these scans; start over with --resume and a lower lr, or with precision 32-true."
     if step_of(saved[0]) < step - 1:
-        return "Look at these scans; lower lr (--resume --lr ...), or go on in precision 32-true."
+        return "Check these scans; resume with a lower lr (--resume --lr ...), or with precision 32-true."
     return (
-        "It holds the weights that this step began with, so lower lr from an earlier one: remove it, then "
-        "--resume --lr ...; or look at these scans, or go on in precision 32-true."
+        "It holds the weights before this very step, so lower lr from an earlier one: remove it, "
+        "then --resume --lr ...; or check these scans, or resume with precision 32-true."
     )
 
 
 class Rows(lightning.Callback):
-    """Ends each optimiser step: averages the weights, writes a row of metrics when one is due."""
+    """Ends each optimiser step: averages the weights and writes a row of metrics when due."""
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Leave it to the module; its own hook of this name would run after the callbacks that save."""
+        """Call the module; its own hook of this name would run after the callbacks that save."""
         if (batch_idx + 1) % module.run_settings.accumulate == 0:
             module.end_step()
 
 
 class Saver(lightning.Callback):
-    """Checkpoints to resume from, weights to use: last, and best by validation loss.
+    """Saves checkpoints to resume from, and weights to use: last, and best by validation loss.
 
-    Training stops for a copy alone, and goes on while that is written. A checkpoint that is due with a
-    validation is taken after it, so that a resumed run finds both done.
-    Ctrl-C or SIGTERM ends the run at the next row of metrics with everything saved; a second one ends it at
-    once.
+    Training waits only for a copy in memory, and continues while it is written. If a validation is due at the
+    same step, the checkpoint is saved after it, so that a resumed run does not repeat it. Ctrl-C or SIGTERM
+    ends the run at the next row of metrics with everything saved; a second one ends it at once.
 
     Args:
         settings: of the run.
         schedule: of the run.
-        about: what `run.json` and the weights say of the data.
-        snapshots: the trainer's way to save a checkpoint.
-        trained_on: what the weights say of the very scans, as of `dae3d.models.provenance.entry`.
+        about: description of the data for `run.json` and the weights.
+        snapshots: the trainer's checkpoint plugin.
+        trained_on: fingerprints of the scans for the weights, as returned by `dae3d.models.provenance.entry`.
     """
 
     def __init__(
@@ -137,26 +136,26 @@ class Saver(lightning.Callback):
         self._background = Background()
 
     def state_dict(self) -> dict[str, Any]:
-        """The best validation so far, and what was trained on, kept in checkpoints."""
+        """The best validation so far, and the training scans; part of checkpoints."""
         return {"best": dict(self.best), "trained_on": self.trained_on}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Back from a checkpoint."""
+        """Restore from a checkpoint."""
         self.best = state_dict["best"]
         self.trained_on = continued(state_dict.get("trained_on"), self.trained_on)
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        """Listen for Ctrl-C, and for the SIGTERM of a launcher or a queue."""
+        """Handle Ctrl-C, and SIGTERM from a launcher or a queue."""
         self.record = RunRecord(self.settings, self.schedule.max_steps, self.about, trainer, module.network)
         if trainer.is_global_zero:
             self.record.write(trainer.global_step, finished=False)
-        self._previous = {number: signal.signal(number, self._interrupt) for number in _ENDS}
+        self._previous = {number: signal.signal(number, self._interrupt) for number in _SIGNALS}
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save when it is time.
+        """Save when due.
 
         Raises:
-            Dae3dError: where what was being saved cannot be written.
+            Dae3dError: if the previous save could not be written.
         """
         self._background.check()
         step = trainer.global_step
@@ -172,7 +171,7 @@ class Saver(lightning.Callback):
             self._save(trainer, module, best=False, checkpoint=True)
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
-        """Keep the best, and save what was due."""
+        """Save the best weights, and the checkpoint if due."""
         if trainer.sanity_checking:
             return
         better = module.val_loss < self.best["loss"]
@@ -183,12 +182,12 @@ class Saver(lightning.Callback):
             self._save(trainer, module, better, due)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        """Stop listening for Ctrl-C once everything is written."""
+        """Restore the signal handlers once everything is written."""
         self._background.wait()
         self._stop_listening()
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        """Finish what is being written, and stop listening for Ctrl-C."""
+        """Finish writing, and restore the signal handlers."""
         try:
             self._background.wait()
         except Dae3dError as error:
@@ -206,8 +205,8 @@ class Saver(lightning.Callback):
         log.info("\nstopping after the next row of metrics; press Ctrl-C again to stop at once")
 
     def _save(self, trainer: Any, module: Any, best: bool, checkpoint: bool) -> None:
-        """Copy what is to be saved of this step, and start to write it."""
-        self._background.wait()  # so that there is one copy in memory at most
+        """Copy the state of this step, and start writing it."""
+        self._background.wait()  # so that there is at most one copy in memory
         if checkpoint:
             trainer.save_checkpoint(self.checkpoints)
             whole = self.snapshots.take()
@@ -230,7 +229,7 @@ class Saver(lightning.Callback):
         self, weights: Callable[[Path], None], best: bool, checkpoint: dict[str, Any], finished: bool
     ) -> None:
         try:
-            # A checkpoint knows which weights are best, and so does not come before them.
+            # A checkpoint refers to the best weights, so these are written first.
             if best:
                 weights(self.weights / "best.safetensors")
             if checkpoint:
@@ -239,12 +238,12 @@ class Saver(lightning.Callback):
                     torch.save(checkpoint, temporary)
                 weights(self.weights / "last.safetensors")
                 self.record.write(step, finished)
-                # One of a later step could not be read, or this run would have begun there.
+                # A checkpoint of a later step is unreadable, or this run would have resumed from it.
                 kept = [path for path in find_checkpoints(self.checkpoints) if step_of(path) <= step]
                 for old in kept[self.settings.keep :]:
                     old.unlink()
         except RuntimeError as error:
-            # What PyTorch raises where a disk is full.
+            # PyTorch raises this if the disk is full.
             reason = str(error).splitlines()[0]
             raise Dae3dError(f"{self.settings.out}: cannot be written: {reason}") from error
 
@@ -262,7 +261,7 @@ class Saver(lightning.Callback):
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bar, over all steps of the run, with the latest row of metrics."""
+    """Lightning's progress bar, over all steps of the run, with the latest row of metrics."""
 
     def __init__(self, settings: RunSettings, schedule: Schedule, what: str) -> None:
         super().__init__(refresh_rate=settings.log_every * settings.accumulate)
@@ -271,11 +270,11 @@ class Progress(TQDMProgressBar):
 
     @property
     def total_train_batches(self) -> int:
-        """Batches of the whole run; the loader itself has no end."""
+        """Batches of the whole run; the loader itself is endless."""
         return self.batches
 
     def on_train_start(self, trainer: Any, *_: Any) -> None:
-        """Begin at the step resumed from, so that rate and estimate are those of this process."""
+        """Start at the step resumed from, so that rate and estimate are those of this process."""
         super().on_train_start(trainer)
         bar = self.train_progress_bar
         bar.reset(self.batches)
@@ -283,10 +282,10 @@ class Progress(TQDMProgressBar):
         bar.set_description(self.what)
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """The bar has begun: all steps are one epoch, in which a resumed run is already."""
+        """Do not reset the bar: all steps are one epoch."""
 
     def get_metrics(self, trainer: Any, module: Any) -> dict[str, int | str | float | dict[str, float]]:
-        """Losses and rate."""
+        """Losses and samples per second."""
         shown = (
             "train/loss",
             "train/l1",
@@ -305,5 +304,5 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint is of."""
+    """The step of a checkpoint."""
     return int(checkpoint.stem.removeprefix("step-"))

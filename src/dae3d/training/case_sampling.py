@@ -1,4 +1,4 @@
-"""Which case and which crop a fine-tuning sample is: a pure function of settings, seed and sample number."""
+"""Case and crop of each fine-tuning sample: a pure function of settings, seed and sample number."""
 
 import functools
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _EPOCH, _SAMPLE = 4, 5
 
 @dataclass(frozen=True)
 class CaseCrop:
-    """A crop of a case: number of the case, first voxel on each axis, and seed of the augmentation."""
+    """A crop of a case: number of the case, first voxel on each axis, seed of the augmentation."""
 
     case: int
     start: tuple[int, int, int]
@@ -22,9 +22,9 @@ class CaseCrop:
 
 
 class CaseStream:
-    """An endless stream of crops; every epoch has `crops_per_case` of each training case, in a new order.
+    """An endless stream of crops; every epoch has `crops_per_case` of each training case, in random order.
 
-    Crops are centred on a voxel: on a labelled one with probability `positive_share`, else on background.
+    Crops are centred on a labelled voxel with probability `positive_share`, otherwise on background.
 
     Args:
         store: of the cases.
@@ -46,7 +46,7 @@ class CaseStream:
         return CaseCrop(case, _start(centre, shape, s.roi), int(random.integers(2**32)))
 
     def _centre(self, case: int, random: np.random.Generator) -> np.ndarray:
-        """A voxel of the class drawn."""
+        """A random voxel of a random class."""
         positions = self.store.positions(case)
         counts = np.array(self.store.cases[case].voxels, float)
         counts[[len(where) == 0 for where in positions]] = 0
@@ -65,7 +65,7 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def _start(centre: np.ndarray, shape: tuple[int, int, int], roi: int) -> tuple[int, int, int]:
-    """First voxel of the crop around a voxel, moved inside; a case that is smaller sits in its middle."""
+    """First voxel of a crop around a voxel, moved inside the case; a smaller case is centred in it."""
     x, y, z = (
         min(max(int(middle) - roi // 2, 0), side - roi) if side > roi else (side - roi) // 2
         for middle, side in zip(centre, shape, strict=True)

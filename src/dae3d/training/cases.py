@@ -1,4 +1,4 @@
-"""The labelled cases of a fine-tuning run: which are trained on, which validate, and the loaders."""
+"""The labelled cases of a fine-tuning run: training and validation cases, and their loaders."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _SUBSET = 6
 
 @dataclass(frozen=True)
 class LabelledData:
-    """A task's cases as one run sees them; `training` and `validation` are numbers of cases in the store."""
+    """The cases of one run; `training` and `validation` are numbers of cases in the store."""
 
     recipe: CaseRecipe
     store: CaseStore
@@ -38,19 +38,19 @@ class LabelledData:
     validation: list[int]
 
     def scans_of(self, sample: int, global_batch: int) -> list[str]:
-        """The cases in the global batch that a sample is of."""
+        """The cases in the global batch of a given sample."""
         first = sample // global_batch * global_batch
         numbers = {self.stream[i].case for i in range(first, first + global_batch)}
         return sorted(self.store.cases[number].name for number in numbers)
 
     def spacing(self) -> list[float]:
-        """Median voxel size of the training cases in mm, right, anterior, superior."""
+        """Median voxel size of the training cases in mm (right, anterior, superior)."""
         affines = np.array([self.store.cases[number].affine for number in self.training])
         found: list[float] = np.median(np.linalg.norm(affines[:, :3, :3], axis=1), 0).tolist()
         return found
 
     def trained_on(self, earlier: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """For the weights: the content of the cases' images, after what was `earlier` trained on."""
+        """Fingerprints of the cases' images for the weights, after those of the `earlier` training."""
         training, validation = (
             [kept(digest) for number in numbers for digest in self.store.cases[number].image_digests]
             for numbers in (self.training, self.validation)
@@ -58,7 +58,7 @@ class LabelledData:
         return entry("segmentation", training, validation, self.recipe.class_names, earlier)
 
     def about(self, task: Path) -> dict[str, Any]:
-        """For `run.json`: the cases."""
+        """Description of the cases for `run.json`."""
         names = {
             "training": [self.store.cases[number].name for number in self.training],
             "validation": [self.store.cases[number].name for number in self.validation],
@@ -81,13 +81,13 @@ def labelled_data(
     check: Callable[[CaseRecipe], None] | None = None,
     validation_cases: int | None = None,
 ) -> LabelledData:
-    """Read the list, choose the cases, and prepare those that the store does not have.
+    """Read the list, choose the cases, and prepare those that are not in the store yet.
 
-    `check` may refuse what the list says of channels and classes, before any case is prepared.
-    `validation_cases` is the most to validate on, drawn by the seed; None takes them all.
+    `check` may refuse the channels and classes of the list before any case is prepared. `validation_cases` is
+    the maximum number to validate on, drawn by the seed; None: all.
 
     Raises:
-        Dae3dError: where the list, or a case, cannot be used.
+        Dae3dError: if the list, or a case, cannot be used.
     """
     task = read_task(settings.data, modality=settings.modality)
     training, validation = (task.split(side, settings.fold) for side in ("training", "validation"))
@@ -103,10 +103,10 @@ def labelled_data(
         intensity=settings.intensity,
         roi=settings.roi,
     )
-    strangers = sorted(set(recipe.intensity) - set(recipe.modalities))
-    if strangers:
+    unknown = sorted(set(recipe.intensity) - set(recipe.modalities))
+    if unknown:
         raise Dae3dError(
-            f"intensity: {', '.join(strangers)}: no channel of {settings.data} is of that modality; "
+            f"intensity: {', '.join(unknown)}: {settings.data} has no such channel; "
             f"it has {', '.join(recipe.modalities)}"
         )
     if check is not None:
@@ -124,12 +124,13 @@ def labelled_data(
 
 
 def subset(cases: Sequence[TaskCase], settings: FinetuneSettings) -> Sequence[TaskCase]:
-    """The training cases to use: the first of an order drawn by the seed, so that more labels are a superset.
+    """The training cases to use: the first ones in an order drawn by the seed.
 
-    They keep the order of the list, so that taking all of them is the same run as the default.
+    A larger subset thus contains the smaller ones. The cases keep the order of the list, so that using all of
+    them is the same run as the default.
 
     Raises:
-        Dae3dError: where there are fewer than asked for.
+        Dae3dError: if there are fewer than requested.
     """
     if settings.label_fraction is None and settings.train_cases is None:
         return cases
@@ -163,7 +164,7 @@ class LabelledCrops(Dataset[Sample]):
 
 
 class CaseLoaders(lightning.LightningDataModule):
-    """Loaders of a run: endless training crops from the trainer's step on, and the numbers of whole cases."""
+    """Loaders of a run: endless training crops from the trainer's step on, and whole validation cases."""
 
     def __init__(self, data: LabelledData, settings: FinetuneSettings) -> None:
         super().__init__()
@@ -177,11 +178,11 @@ class CaseLoaders(lightning.LightningDataModule):
         return endless_loader(crops, given, self.trainer, partial(pack_labelled, slots=slots))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Take a batch of crops apart; validation has numbers of cases."""
+        """Unpack a batch of crops; validation passes case numbers."""
         return batch.unpack(self.settings.roi) if isinstance(batch, Packed) else batch
 
     def val_dataloader(self) -> DataLoader[int]:
-        """This rank's validation cases, by place in `data.validation`; -1 where another rank has one more."""
+        """Indices of this rank's cases in `data.validation`; -1 pads ranks with one case less."""
         assert self.trainer is not None
         rank, world = self.trainer.global_rank, self.trainer.world_size
         places: list[int] = list(range(rank, len(self.data.validation), world))

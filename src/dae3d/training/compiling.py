@@ -1,4 +1,4 @@
-"""torch.compile of a network in training."""
+"""torch.compile for training."""
 
 import logging
 import time
@@ -15,23 +15,23 @@ log = logging.getLogger(__name__)
 
 
 class CompiledBlocks(lightning.Callback):
-    """Compiles the MLPs of the transformer's blocks, for training alone.
+    """Compiles the MLPs of the transformer blocks, for training only.
 
-    Attention and norms have passes of their own, which a compiler does not better. Names of weights and
-    checkpoints stay as they are. Crops of training have one shape, so that a stage is compiled once;
-    validation, of other shapes and without gradients, runs uncompiled.
+    Attention and norms have custom kernels that a compiler does not improve. Names of weights and checkpoints
+    stay the same. Training crops all have one shape, so that a stage is compiled once; validation, with other
+    shapes and without gradients, is not compiled.
     """
 
     def __init__(self) -> None:
         self._first_step = 0.0
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
-        """Compile, which happens when a block first runs.
+        """Mark blocks for compilation, which happens when they first run.
 
         Raises:
-            Dae3dError: where there is no compiler that works.
+            Dae3dError: if there is no working compiler.
         """
-        _try(trainer.strategy.root_device)
+        _check_compiler(trainer.strategy.root_device)
         for block in module.network.modules():
             if isinstance(block, MLPBlock):
                 block.compile(dynamic=False)
@@ -41,36 +41,36 @@ class CompiledBlocks(lightning.Callback):
         self._first_step = self._first_step or time.monotonic()
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Say how long the first step took."""
+        """Log how long the first step took."""
         if self._first_step < float("inf"):
             _announce(time.monotonic() - self._first_step)
             self._first_step = float("inf")
 
     def on_validation_start(self, trainer: Any, module: Any) -> None:
-        """Nothing is compiled for validation."""
+        """Validation runs uncompiled."""
         torch.compiler.set_stance("force_eager")
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
-        """Back to what was compiled."""
+        """Training runs compiled again."""
         torch.compiler.set_stance("default")
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        """Leave this process as it was."""
+        """Restore the default for this process."""
         torch.compiler.set_stance("default")
 
 
 @rank_zero_only
 def _announce(seconds: float) -> None:
-    log.info("compiled in %.0f s, the first step with it", seconds)
+    log.info("compiled in %.0f s, including the first step", seconds)
 
 
-def _try(device: torch.device) -> None:
-    """Compile something small, to find out whether there is a C++ compiler, or Triton."""
+def _check_compiler(device: torch.device) -> None:
+    """Compile something small, to find out whether there is a C++ compiler, or Triton on a GPU."""
     try:
         torch.compile(torch.nn.functional.gelu)(torch.ones(8, device=device))
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
         raise Dae3dError(
             f"compile: PyTorch's compiler does not work here: {reason}; install g++ (on a GPU, Triton too), "
-            "or say --compile off"
+            "or use --compile off"
         ) from error

@@ -1,4 +1,4 @@
-"""Crops from the store to the network: the dataset and the loaders."""
+"""The data set of crops from the store, and its loaders."""
 
 import hashlib
 import os
@@ -31,12 +31,12 @@ from dae3d.training.sampling import (
 )
 from dae3d.training.slots import Slots
 
-# Batches that a loader process makes ahead, and those that may be on their way to the device.
-_AHEAD, _MOVING = 4, 2
+# Batches that a loader process prefetches, and those that may be in transfer to the device.
+_PREFETCHED, _IN_TRANSFER = 4, 2
 
 
 class CropDataset(Dataset[NumberedCrop]):
-    """Crops by number, as stored where that is smaller; the last of fixed ones has sample number `last`."""
+    """Crops by number, in the stored type if smaller; fixed ones have sample numbers down from `last`."""
 
     def __init__(
         self,
@@ -55,14 +55,14 @@ class CropDataset(Dataset[NumberedCrop]):
         return NumberedCrop(voxels, crop.modality, sample, crop.start)
 
     def __len__(self) -> int:
-        """Number of crops; of fixed ones only, a stream has no end."""
+        """Number of fixed crops; a stream is endless."""
         assert not isinstance(self.crops, SampleStream)
         return len(self.crops)
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """A store as one run sees it: its stream of crops, its fixed validation crops, its scans."""
+    """A store as used by one run: its stream of crops, its fixed validation crops, its scans."""
 
     store: Store
     stream: SampleStream
@@ -76,18 +76,18 @@ class TrainingData:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Global batches in which as many crops are drawn as there are training scans."""
+        """Global batches needed to draw as many crops as there are training scans."""
         return -(-sum(map(len, self.scans.training.values())) // self.stream.global_batch)
 
     def scans_of(self, sample: int) -> list[str]:
-        """The files in the global batch that a sample is of."""
+        """The files in the global batch of a given sample."""
         size = self.stream.global_batch
         first = sample // size * size
         crops = (self.stream[i] for i in range(first, first + size))
         return sorted({str(self.store.scans[crop.scan].path) for crop in crops})
 
     def about(self) -> dict[str, Any]:
-        """For `run.json`: the scans by modality and data set, and the validation crops."""
+        """For `run.json`: numbers of scans by modality and data set, and the validation crops."""
         return {
             "data": {
                 "store": str(self.store.path.absolute()),
@@ -98,7 +98,7 @@ class TrainingData:
         }
 
     def trained_on(self) -> list[dict[str, Any]]:
-        """For the weights: the scans that are trained on, and those of the validation crops."""
+        """Fingerprints for the weights, of the training scans and those of the validation crops."""
         validation = (fingerprints(self.store.scans[crop.scan]) for crop in self.validation)
         return entry("pretrain", self.scans.fingerprints, chain.from_iterable(validation))
 
@@ -118,19 +118,19 @@ class TrainingData:
 
 
 class Scans:
-    """The scans that a run uses, by modality, as numbers in the store: to train on and held out."""
+    """The scans of a run by modality, as numbers in the store: for training and held out."""
 
     def __init__(self) -> None:
         self.training: dict[str, list[int]] = {}
         self.held_out: dict[str, list[int]] = {}
-        # What weights keep of the training scans.
+        # Of the training scans, for the weights.
         self.fingerprints = array("Q")
         self._spacings = array("f")  # of the training scans, three each
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
         self._digest = hashlib.blake2b(digest_size=8)
 
     def add(self, number: int, scan: Outline) -> None:
-        """Use a scan."""
+        """Add a scan."""
         modality, dataset, split = scan.source.modality, scan.source.dataset, scan.source.split
         (self.training if split == "train" else self.held_out).setdefault(modality, []).append(number)
         if split == "train":
@@ -144,30 +144,30 @@ class Scans:
         row["voxels"] += scan.shape[0] * scan.shape[1] * scan.shape[2]
 
     def rows(self) -> list[dict[str, Any]]:
-        """How many there are of each modality and data set."""
+        """Numbers of scans and voxels for each modality and data set."""
         return [self._rows[key] for key in sorted(self._rows)]
 
     def spacing(self) -> list[float]:
-        """Median voxel size of the training scans in mm, right, anterior, superior."""
+        """Median voxel size of the training scans in mm (right, anterior, superior)."""
         spacings = np.frombuffer(self._spacings, np.float32).astype(float)
         found: list[float] = np.median(spacings.reshape(-1, 3), 0).round(3).tolist()
         return found
 
     def digest(self) -> str:
-        """The same for the same scans in the same order, wherever their files and the store are."""
+        """A digest of the scans and their order, independent of where the files and the store are."""
         return self._digest.hexdigest()
 
 
 def fingerprints(scan: Outline | StoredScan) -> list[int]:
-    """What weights keep of a scan: of the content of its files, and of its voxels under any header."""
+    """Fingerprints of a scan for the weights: of its files' content, and of its voxels without the header."""
     return [kept(digest) for digest in (scan.source.digest, scan.voxel_digest) if digest]
 
 
 def training_data(settings: PretrainSettings, world_size: int) -> TrainingData:
-    """Open the store and choose what the run trains and validates on.
+    """Open the store and choose the scans for training and validation.
 
     Raises:
-        Dae3dError: where the store has no training scan, or a named data set or modality is not in it.
+        Dae3dError: if the store has no training scan, or a requested data set or modality is not in it.
     """
     store = Store(settings.data)
     scans = _choose(store, settings)
@@ -182,14 +182,14 @@ def training_data(settings: PretrainSettings, world_size: int) -> TrainingData:
         settings.shuffle_modalities,
         settings.pairs,
     )
-    # A modality without a validation scan lends its training scans.
+    # A modality without validation scans uses its training scans.
     candidates = [scans.held_out.get(name, scans.training[name]) for name in stream.modalities]
     crops = validation_crops(store.scans, candidates, settings.roi, settings.val_crops)
     return TrainingData(store, stream, crops, scans)
 
 
 def _choose(store: Store, settings: PretrainSettings) -> Scans:
-    """Go once through the index, which may be long."""
+    """Choose scans in a single pass over the index, which may be long."""
     scans, modalities, datasets = Scans(), set(), set()
     for number, scan in enumerate(store.scans.outlines):
         modalities.add(scan.source.modality)
@@ -201,17 +201,17 @@ def _choose(store: Store, settings: PretrainSettings) -> Scans:
             raise Dae3dError(
                 f"datasets: {settings.data} has no {name!r}; it has {', '.join(sorted(datasets))}"
             )
-    strangers = ", ".join(sorted(set(settings.intensity) - modalities))
-    if strangers:
+    unknown = ", ".join(sorted(set(settings.intensity) - modalities))
+    if unknown:
         known = ", ".join(sorted(modalities))
-        raise Dae3dError(f"intensity: {settings.data} has no {strangers}; it has {known}")
+        raise Dae3dError(f"intensity: {settings.data} has no {unknown}; it has {known}")
     if not scans.training:
         raise Dae3dError(f"{settings.data}: no training scans; prepare some with split train")
     return scans
 
 
 class CropLoaders(lightning.LightningDataModule):
-    """Loaders of a run. Training goes on from the trainer's step, so that a resumed run repeats nothing."""
+    """Loaders of a run. Training continues from the trainer's step, so that a resumed run repeats nothing."""
 
     def __init__(self, data: TrainingData, settings: PretrainSettings) -> None:
         super().__init__()
@@ -224,12 +224,12 @@ class CropLoaders(lightning.LightningDataModule):
         return endless_loader(crops, given, self.trainer, partial(pack, slots=slots))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """All fixed crops, on every rank alike: there are few, and so no rank waits or disagrees."""
+        """All fixed crops on every rank: there are few, and no rank has to wait or gets other results."""
         crops = self._crops(self.data.validation, LAST_SAMPLE)
         return DataLoader(crops, batch_size=self.settings.batch_size, shuffle=False, collate_fn=pack)
 
     def on_after_batch_transfer(self, batch: Packed, dataloader_idx: int) -> Sample:
-        """Scale the batch where it has arrived."""
+        """Unpack and scale the batch on the device."""
         return batch.unpack(self.settings.roi)
 
     def _crops(self, crops: SampleStream | Sequence[Crop], last: int | None = None) -> CropDataset:
@@ -237,20 +237,20 @@ class CropLoaders(lightning.LightningDataModule):
 
 
 def slots_of(settings: RunSettings, trainer: Any, size: int) -> Slots:
-    """Shared memory for the batches, of `size` bytes, that loader processes make ahead.
+    """Shared memory for batches of `size` bytes that loader processes prefetch.
 
     Raises:
-        Dae3dError: where there is not enough for these processes.
+        Dae3dError: if there is not enough for these processes.
     """
     workers = loader_processes(settings, trainer)
     check_shared_memory(workers)
-    return Slots(workers, _AHEAD + _MOVING, size)
+    return Slots(workers, _PREFETCHED + _IN_TRANSFER, size)
 
 
 def endless_loader(
     crops: Dataset[Any], settings: RunSettings, trainer: Any, collate: Callable[[Any], Any]
 ) -> DataLoader[Any]:
-    """Batches of this rank's samples from the trainer's step on, without end."""
+    """An endless loader of this rank's batches, from the trainer's step on."""
     workers = loader_processes(settings, trainer)
     first = trainer.global_step * settings.accumulate
     return DataLoader(
@@ -259,14 +259,14 @@ def endless_loader(
         num_workers=workers,
         collate_fn=collate,
         persistent_workers=workers > 0,
-        prefetch_factor=_AHEAD if workers else None,
+        prefetch_factor=_PREFETCHED if workers else None,
         pin_memory=not _on_cpu(trainer),
         worker_init_fn=start_loader_process,
     )
 
 
 def loader_processes(settings: RunSettings, trainer: Any) -> int:
-    """How many loader processes a device gets; 0 where it loads crops itself."""
+    """Number of loader processes per device; 0: the training process loads crops itself."""
     if settings.workers is not None:
         return settings.workers
     return 1 if _on_cpu(trainer) else max(1, min(8, usable_cores() // trainer.num_devices))

@@ -1,4 +1,4 @@
-"""Settings of fine-tuning. Defaults are the published recipe for BTCV where it has one."""
+"""Settings of fine-tuning. Defaults follow the published recipe for BTCV where it specifies them."""
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -15,7 +15,7 @@ from dae3d.store.recipe import Spacing
 from dae3d.training.run_settings import DATA, NETWORK, OPTIMISATION, RECORD, RunSettings
 from dae3d.training.schedule import Duration, is_zero
 
-TRANSFER = Group("what is taken over")
+TRANSFER = Group("initial weights")
 PREPARATION = Group("preparation of the cases")
 AUGMENTATION = Group("crops and augmentation")
 
@@ -23,7 +23,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class FinetuneSettings(RunSettings):
-    """Everything that decides a fine-tuning run."""
+    """All settings of a fine-tuning run."""
 
     configs: ClassVar[str] = "finetune"
     earlier: ClassVar[dict[str, Any]] = {
@@ -33,30 +33,30 @@ class FinetuneSettings(RunSettings):
     }
 
     data: Path = Field(
-        description='list of labelled cases in the manner of the Medical Segmentation Decathlon ("training", '
-        '"validation", "labels", "modality"; several images a case are its channels; "fold")'
+        description='list of labelled cases in the format of the Medical Segmentation Decathlon ("training", '
+        '"validation", "labels", "modality", "fold"); several images of a case are its channels'
     )
-    max_steps: Duration = Field(10_000, description='optimiser steps to train, or epochs as "300 epochs"')
+    max_steps: Duration = Field(10_000, description='number of optimiser steps, or of epochs as "300 epochs"')
 
     init: Annotated[Path | None, TRANSFER] = Field(
-        None, description="run folder or file of weights to begin with (default: from scratch)"
+        None, description="run folder or weights file to start from (default: random weights)"
     )
     transfer: Annotated[Literal["both", "encoder", "decoder", "none"] | None, TRANSFER] = Field(
         None,
-        description="half of --init that is taken over; none: only its sizes (default: the encoder of "
-        "weights that repair, all of those that segment)",
+        description="half of --init to load; none: only its sizes (default: the encoder of pre-trained "
+        "weights, both halves of segmentation weights)",
     )
     axes: Annotated[Literal["straight", "reference"] | None, TRANSFER] = Field(
-        None, description="order of the token axes (default: what --init was trained with)"
+        None, description="order of the token axes (default: as in --init)"
     )
     monai_merging: Annotated[MonaiMerging | None, TRANSFER] = Field(
         None, description=f"of --init: {MONAI_MERGING} (default: reference, with a warning)"
     )
     freeze: Annotated[Literal["none", "encoder"], TRANSFER] = Field(
-        "none", description="half of the network that does not learn"
+        "none", description="half of the network that is not trained"
     )
     freeze_steps: Annotated[Duration, TRANSFER] = Field(
-        0, description="steps (or epochs) after which it learns after all; 0: never"
+        0, description="steps (or epochs) after which it is trained too; 0: never"
     )
 
     label_fraction: Annotated[float | None, DATA] = Field(
@@ -68,123 +68,123 @@ class FinetuneSettings(RunSettings):
     fold: Annotated[int | None, DATA] = Field(
         None,
         ge=0,
-        description="fold held out for validation (default: the list's validation cases, else a fifth of the "
+        description="fold used for validation (default: the list's validation cases, else a fifth of the "
         "subjects)",
     )
 
     store: Annotated[Path | None, PREPARATION] = Field(
-        None, description="folder of the prepared cases, which several runs may share (default: OUT/store)"
+        None, description="folder of the prepared cases, can be shared by runs (default: OUT/store)"
     )
     modality: Annotated[list[Label] | None, PREPARATION] = Field(
-        None, description="label of each channel (default: what the list says)"
+        None, description="label of each channel (default: as in the list)"
     )
     spacing: Annotated[Spacing | None, PREPARATION] = Field(
-        None, description="voxel size in mm to resample to, right, anterior, superior; none: as acquired"
+        None, description="voxel size in mm to resample to (right, anterior, superior); none: as acquired"
     )
     crop_foreground: Annotated[bool, PREPARATION] = Field(
-        False, description="cut away the surroundings beyond 10 mm of the foreground"
+        False, description="crop to the foreground with a margin of 10 mm"
     )
     intensity: Annotated[ScalingRules, PREPARATION] = Field(
         {},
-        description="scaling of a modality, when not the usual one: ct=window:-175:250, t1=zscore, "
+        description="scaling of a modality, if not the default: ct=window:-175:250, t1=zscore, "
         "t2=zscore:foreground, adc=percentiles:0.5:99.5, pet=suv:15",
     )
 
     prepare_workers: Annotated[int | None, PREPARATION] = Field(
-        None, ge=1, description="processes, each with one case in memory (default: one a processor core)"
+        None, ge=1, description="processes, each with one case in memory (default: one per processor core)"
     )
 
     embed_dim: Annotated[int | None, NETWORK] = Field(
-        None, ge=1, description="channels of the token embedding (default: of --init, else 48)"
+        None, ge=1, description="channels of the token embedding (default: as in --init, else 48)"
     )
     depths: Annotated[tuple[int, int, int, int] | None, NETWORK] = Field(
-        None, description="transformer blocks of the four stages (default: of --init, else 2 2 2 2)"
+        None, description="transformer blocks of the four stages (default: as in --init, else 2 2 2 2)"
     )
     heads: Annotated[tuple[int, int, int, int] | None, NETWORK] = Field(
-        None, description="attention heads of the four stages (default: of --init, else 3 6 12 24)"
+        None, description="attention heads of the four stages (default: as in --init, else 3 6 12 24)"
     )
     window: Annotated[int | None, NETWORK] = Field(
-        None, ge=2, description="side of the attention windows, in tokens (default: of --init, else 6)"
+        None, ge=2, description="side of the attention windows, in tokens (default: as in --init, else 6)"
     )
     window_edges: Annotated[WindowEdges | None, NETWORK] = Field(
-        None, description="as of `dae3d pretrain` (default: of --init, else exact)"
+        None, description="as in `dae3d pretrain` (default: as in --init, else exact)"
     )
     patch_embed: Annotated[Literal["conv", "linear"] | None, NETWORK] = Field(
-        None, description="as of `dae3d pretrain` (default: of --init, else conv)"
+        None, description="as in `dae3d pretrain` (default: as in --init, else conv)"
     )
     patch_merging: Annotated[Literal["straight", "reference"] | None, NETWORK] = Field(
-        None, description="as of `dae3d pretrain` (default: of --init, else straight)"
+        None, description="as in `dae3d pretrain` (default: as in --init, else straight)"
     )
     deep_supervision: Annotated[bool, NETWORK] = Field(
-        False, description="losses at 1/2, 1/4 and 1/8 of the resolution too, each with half the weight"
+        False, description="add losses at 1/2, 1/4 and 1/8 of the resolution, with halved weights"
     )
 
     crops_per_case: Annotated[int, AUGMENTATION] = Field(
-        4, ge=1, description="crops of every training case in an epoch"
+        4, ge=1, description="crops of every training case per epoch"
     )
     positive_share: Annotated[Probability, AUGMENTATION] = Field(
-        0.5, description="share of crops centred on a labelled voxel; the others are on background"
+        0.5, description="share of crops centred on a labelled voxel, others on background"
     )
     crop_balance: Annotated[Literal["voxels", "classes"], AUGMENTATION] = Field(
-        "voxels", description="draw that voxel from all labelled ones, or draw its class first"
+        "voxels", description="draw that voxel from all labelled voxels, or draw its class first"
     )
     flip_prob: Annotated[Probability, AUGMENTATION] = Field(
-        0.2, description="of a flip, for each of --flip-axes"
+        0.2, description="probability of a flip, for each of --flip-axes"
     )
     flip_axes: Annotated[list[Axis] | None, AUGMENTATION] = Field(
         None,
         min_length=1,
-        description=f"axes that crops are flipped along: {AXES_SHOWN} (default: all three; where names of "
-        "classes tell left from right, none that exchanges the two: si, and ap with --rotate-prob 0)",
+        description=f"axes along which crops are flipped: {AXES_SHOWN} (default: all three; if class names "
+        "distinguish left from right, only those that keep the two: si, and ap with --rotate-prob 0)",
     )
     rotate_prob: Annotated[Probability, AUGMENTATION] = Field(
-        0.2, description="of a rotation by 90, 180 or 270 degrees in the axial plane"
+        0.2, description="probability of a rotation by 90, 180 or 270 degrees in the axial plane"
     )
     scale_intensity: Annotated[float, AUGMENTATION] = Field(
-        0.1, ge=0, lt=1, description="intensities are multiplied by up to 1 plus or minus this"
+        0.1, ge=0, lt=1, description="intensities are multiplied by a factor of up to 1 plus or minus this"
     )
-    scale_prob: Annotated[Probability, AUGMENTATION] = Field(0.1, description="of that")
+    scale_prob: Annotated[Probability, AUGMENTATION] = Field(0.1, description="probability of that")
     shift_intensity: Annotated[float, AUGMENTATION] = Field(
-        0.1, ge=0, description="up to this is added to or taken from intensities"
+        0.1, ge=0, description="an offset of up to plus or minus this is added to intensities"
     )
-    shift_prob: Annotated[Probability, AUGMENTATION] = Field(0.1, description="of that")
+    shift_prob: Annotated[Probability, AUGMENTATION] = Field(0.1, description="probability of that")
 
-    lr: Annotated[float, OPTIMISATION] = Field(8e-4, gt=0, description="highest learning rate (AdamW)")
+    lr: Annotated[float, OPTIMISATION] = Field(8e-4, gt=0, description="peak learning rate (AdamW)")
     min_lr: Annotated[float, OPTIMISATION] = Field(0.0, ge=0, description="learning rate at the end")
     warmup_lr: Annotated[float, OPTIMISATION] = Field(0.0, ge=0, description="learning rate at the start")
     weight_decay: Annotated[float, OPTIMISATION] = Field(
-        1e-5, ge=0, description="of matrices and convolutions alone"
+        1e-5, ge=0, description="weight decay of matrices and convolutions only"
     )
     layer_decay: Annotated[float, OPTIMISATION] = Field(
         1.0,
         gt=0,
         le=1,
-        description="factor on the learning rate for every stage further from the output than the decoder",
+        description="layer-wise learning rate decay: factor per stage, from the decoder back to the input",
     )
     val_overlap: Annotated[float, RECORD] = Field(
-        0.5, ge=0, lt=1, description="share of a window that the next one covers too, in validation"
+        0.5, ge=0, lt=1, description="overlap of neighbouring windows in validation, as a share of a window"
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.strategy == "fsdp":
             raise ValueError(
-                "strategy: not fsdp, whose processes would wait for each other's windows; use ddp"
+                "strategy: fsdp is not possible, because processes would wait for each other; use ddp"
             )
         if self.label_fraction is not None and self.train_cases is not None:
-            raise ValueError("train_cases: not together with label_fraction; give one of them")
+            raise ValueError("train_cases: cannot be combined with label_fraction; give one of them")
         if self.init is None and self.transfer in ("encoder", "decoder"):
             raise ValueError(f"transfer: {self.transfer} needs --init")
         if self.init is None and self.monai_merging is not None:
             raise ValueError("monai_merging: needs --init")
         if self.freeze == "encoder" and (self.init is None or self.transfer not in (None, "both", "encoder")):
-            raise ValueError("freeze: an encoder that nothing was learned by must learn; give --init")
+            raise ValueError("freeze: an encoder with random weights must be trained; load one with --init")
         if not is_zero(self.freeze_steps) and self.freeze == "none":
             raise ValueError("freeze_steps: needs --freeze encoder")
         return self
 
     def kept(self) -> dict[str, Any]:
-        """What decides the network, its parameters and which of them learn, by setting."""
+        """Values that decide the network, its parameters and which of them are trained, by setting."""
         names = (
             "embed_dim",
             "depths",
@@ -201,5 +201,5 @@ class FinetuneSettings(RunSettings):
             "deep_supervision": self.deep_supervision,
             "freeze": self.freeze,
             "freeze_steps": is_zero(self.freeze_steps),
-            "layer_decay": self.layer_decay == 1,  # whether every stage has a rate of its own
+            "layer_decay": self.layer_decay == 1,  # whether stages have separate rates
         }

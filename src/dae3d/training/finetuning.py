@@ -1,4 +1,4 @@
-"""The training step of fine-tuning: Dice and cross-entropy; and its validation on whole cases."""
+"""Fine-tuning: a training step with Dice and cross-entropy, and validation on whole cases."""
 
 from pathlib import Path
 from typing import Any
@@ -59,14 +59,14 @@ class Finetuning(TrainingModule):
         return parameter_groups(self.network, self.settings.weight_decay, self.settings.layer_decay)
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
-        """Forget the gradients of an encoder that is still frozen: nothing of it moves, or is clipped."""
+        """Drop the gradients of an encoder that is still frozen: it is neither updated nor clipped."""
         if self.settings.freeze == "encoder" and self.global_step < self.schedule.freeze_steps:
             for parameter in self.network.encoder.parameters():
                 parameter.grad = None
         super().configure_gradient_clipping(*args, **kwargs)
 
     def header(self) -> WeightsInfo:
-        """What a prediction needs to know: how cases are prepared, the classes, what was flipped."""
+        """Metadata for prediction: preparation of the cases, classes, flipped axes."""
         return {
             "task": "segmentation",
             "recipe": self.data.recipe.model_dump(mode="json"),
@@ -75,7 +75,7 @@ class Finetuning(TrainingModule):
         }
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
-        """The loss of one batch of this rank: Dice and cross-entropy, at every resolution that has a head."""
+        """The loss of one batch of this rank: Dice and cross-entropy at every resolution with a head."""
         every = self.network.all_logits(batch["image"])
         weights = torch.tensor([0.5**level for level in range(len(every))])
         weights /= weights.sum()
@@ -91,14 +91,14 @@ class Finetuning(TrainingModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """No case has been scored."""
+        """Reset the scores."""
         super().on_validation_epoch_start()
         # Dice of each case and class, and whether it is defined.
         shape = (2, len(self.data.validation), len(self.data.recipe.labels) - 1)
         self._scores = torch.zeros(shape, device=self.device)
 
     def validation_step(self, place: int, batch_idx: int) -> None:
-        """Segment a whole case by sliding windows."""
+        """Segment a whole case with sliding windows."""
         if place < 0:
             return
         number = self.data.validation[place]
@@ -122,7 +122,7 @@ class Finetuning(TrainingModule):
             self.picture(case.name, draw_case(view, view.fullest, title, names))
 
     def on_validation_epoch_end(self) -> None:
-        """Record the mean Dice of each class, and the mean over cases of a case's mean over classes."""
+        """Record the mean Dice of each class, and the mean over cases of the mean over classes."""
         values, defined = self.trainer.strategy.reduce(self._scores, reduce_op="sum").cpu()
         by_class = values.sum(0) / defined.sum(0)
         by_case = values.sum(1) / defined.sum(1)
@@ -139,7 +139,7 @@ class Finetuning(TrainingModule):
 
 
 def dice_by_class(predicted: Tensor, reference: Tensor, classes: int) -> Tensor:
-    """Dice of every class but the background, NaN for a class that the reference lacks, as MONAI has it.
+    """Dice of every class but the background; NaN if the reference lacks the class, as in MONAI.
 
     Args:
         predicted: (X, Y, Z) class indices, on the CPU.
@@ -147,7 +147,7 @@ def dice_by_class(predicted: Tensor, reference: Tensor, classes: int) -> Tensor:
         classes: number of classes, background included.
     """
     counts = torch.zeros(classes * classes, dtype=torch.int64)
-    # A plane at a time: whole volumes would be copied as int64.
+    # One plane at a time, because whole volumes would be copied as int64.
     for plane, truth in zip(predicted, reference, strict=True):
         pairs = truth.long() * classes + plane
         counts += torch.bincount(pairs.ravel(), minlength=classes * classes)

@@ -1,4 +1,4 @@
-"""A batch of labelled crops on its way, in the slots of shared memory that batches of pre-training take."""
+"""Transfer of a batch of labelled crops, in the same slots of shared memory as in pre-training."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ _TENSORS = ("image", "label")
 
 
 class LabelledBatch(Packed):
-    """Its two parts are the images and the labels of the whole batch, its `numbers` (B,) those of samples."""
+    """Its two parts are the images and the labels of the whole batch; `numbers` (B,) are the samples."""
 
     def unpack(self, roi: int) -> Sample:
-        """Give "image" (B, C, roi, roi, roi) float32, "label" (B, 1, ...) uint8, "sample"."""
+        """Returns "image" (B, C, roi, roi, roi) float32, "label" (B, 1, ...) uint8, "sample" (B,)."""
         made = {}
         for name, part in zip(_TENSORS, self.parts, strict=True):
             tensor = self.voxels[part.first_byte : part.last_byte].view(part.dtype).view(part.shape)
@@ -24,7 +24,7 @@ class LabelledBatch(Packed):
 
 
 def pack_labelled(samples: Sequence[Sample], slots: Slots | None = None) -> LabelledBatch:
-    """Put labelled crops together into a batch, in a slot of a loader process where one is empty."""
+    """Pack labelled crops into a batch; a loader process uses one of its slots if one is free."""
     parts, size = [], 0
     for name in _TENSORS:
         first = samples[0][name]
@@ -41,5 +41,5 @@ def pack_labelled(samples: Sequence[Sample], slots: Slots | None = None) -> Labe
 
 
 def labelled_slot_bytes(batch_size: int, channels: int, roi: int) -> int:
-    """Bytes of a batch of crops of `roi`^3 voxels: `channels` float32 and a label of uint8."""
+    """Size in bytes of a batch of crops of `roi`^3 voxels: `channels` float32 and a uint8 label."""
     return aligned(batch_size * channels * 4 * roi**3) + aligned(batch_size * roi**3)

@@ -1,4 +1,4 @@
-"""The legs of a run: from which step on it was trained, and validated, on which data."""
+"""The legs of a run: on which data it was trained and validated, from which step on."""
 
 import json
 import logging
@@ -14,17 +14,17 @@ log = logging.getLogger(__name__)
 
 Leg = dict[str, Any]
 
-# What `run.json` says of the data, and a leg too.
+# Entries of `run.json` about the data, which a leg has too.
 _DATA = ("data", "validation", "cases")
 
 
 def legs_of(out: Path, about: Mapping[str, Any], resumed_at: int | None) -> list[Leg]:
-    """The legs of a run that is about to go on; the last one is that of the data it has.
+    """The legs of a run that is about to continue; the last one has the current data.
 
     Args:
         out: run folder.
-        about: what `run.json` is going to say of the data.
-        resumed_at: step of the checkpoint that the run goes on from.
+        about: description of the data for `run.json`.
+        resumed_at: step of the checkpoint that the run is resumed from.
     """
     leg = {"from": resumed_at or 0, **{name: about[name] for name in _DATA if name in about}}
     path = out / "run.json"
@@ -32,7 +32,7 @@ def legs_of(out: Path, about: Mapping[str, Any], resumed_at: int | None) -> list
         return [leg]
     record = json.loads(path.read_text())
     first = {"from": 0, **{name: record[name] for name in _DATA if name in record}}
-    # What began at this step, or later, is about to be trained again.
+    # Legs from this step on are about to be trained again.
     before = [old for old in record.get("legs", [first]) if old["from"] < max(resumed_at, 1)]
     if before and _same(before[-1], leg):
         return before
@@ -46,27 +46,27 @@ def baselines_due(out: Path, legs: Sequence[Leg]) -> bool:
 
 
 def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether two legs have the same data, as far as both tell; where it lies does not matter."""
+    """Whether two legs have the same data, as far as both record it; paths do not matter."""
     for name in (old.keys() & new.keys()) - {"from", "store"}:
         one, other = old[name], new[name]
         same = _same(one, other) if isinstance(one, Mapping) and name != "cases" else one == other
         if not same:
             return False
-    # An entry for each modality: another modality is another validation.
+    # `validation` has an entry for each modality: another set of modalities is another validation.
     return old.get("validation", {}).keys() == new.get("validation", {}).keys()
 
 
 @rank_zero_only
 def say_new_data(legs: Sequence[Leg], resumed_at: int | None) -> None:
-    """Say where a run resumed at this step begins a leg there, and what that means for its validation."""
+    """Warn if a run resumed at this step begins a new leg there, and what that means for validation."""
     *before, leg = legs
     if not before or leg["from"] != resumed_at:
         return
     log.warning(
-        "the data is not that of the steps before %d: from here on %s. run.json keeps both, by leg",
+        "the data has changed at step %d: from here on %s. run.json records both, by leg",
         leg["from"],
         "; ".join(
-            f"{row['modality']} of {row['dataset']}: {row['train']} to train on, {row['val']} to validate on"
+            f"{row['modality']} of {row['dataset']}: {row['train']} for training, {row['val']} for validation"
             for row in leg["data"]["rows"]
         ),
     )
@@ -74,8 +74,8 @@ def say_new_data(legs: Sequence[Leg], resumed_at: int | None) -> None:
     moved = sorted(trained.intersection(leg.get("cases", {}).get("validation", [])))
     if moved:
         log.warning(
-            "%d of the cases that validate now are ones that this run was trained on: %s. Their Dice says "
-            "nothing of new cases, and chooses best.safetensors",
+            "%d validation cases were training cases earlier in this run: %s. Their Dice does not measure "
+            "performance on new cases, but selects best.safetensors",
             len(moved),
             ", ".join(moved),
         )

@@ -1,4 +1,4 @@
-"""Loader processes: what one does before its first crop, and what is said where one fails."""
+"""Loader processes: their set-up, and messages if they fail."""
 
 import gc
 import multiprocessing
@@ -10,21 +10,21 @@ from contextlib import contextmanager
 
 from dae3d.errors import Dae3dError
 
-_LOCKS = 8  # more than PyTorch's queues and events have of each process
+_LOCKS = 8  # more than PyTorch's queues and events use for each process
 _ADVICE = "give the container more (docker run --shm-size 1g), or train with fewer --workers (0 needs none)"
 
 
 def start_loader_process(number: int) -> None:
-    """Leave signals to the process that trains, and memory as it was forked.
+    """Ignore signals from other processes than the parent, and keep forked memory shared.
 
-    Ctrl-C reaches every process of a terminal, and a queue sends SIGTERM to every process of a job; a loader
-    process that ended of it would end the run before anything is saved. So only its parent may end it. It
-    ends by itself where its parent is gone (PyTorch's loop watches for that).
+    Ctrl-C reaches every process of a terminal, and a queue sends SIGTERM to every process of a job. If that
+    ended a loader process, the run would end before anything is saved, so only the parent may end it. It
+    exits by itself if its parent is gone (PyTorch's loop watches for that).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
-    # What the process was forked with stays shared with its parent: collecting garbage would write to it.
+    # Forked memory stays shared with the parent as long as it is not written; garbage collection would.
     gc.freeze()
 
 
@@ -35,26 +35,26 @@ def _end_when_parent_says(parent: int) -> None:
 
 
 def check_shared_memory(processes: int) -> None:
-    """See that the locks of so many loader processes, a page of shared memory each, can be had.
+    """Check that the locks of this many loader processes, a page of shared memory each, can be created.
 
     Raises:
-        Dae3dError: where they cannot; PyTorch would leave processes behind, and at times wait for ever.
+        Dae3dError: if not; PyTorch would leave processes behind, and sometimes wait forever.
     """
     try:
         locks = [multiprocessing.Lock() for _ in range(_LOCKS * processes)]
     except OSError as error:
         raise Dae3dError(
-            f"workers: /dev/shm has no room for {processes} loader processes ({error.strerror}); {_ADVICE}"
+            f"workers: /dev/shm has no space for {processes} loader processes ({error.strerror}); {_ADVICE}"
         ) from None
     del locks
 
 
 @contextmanager
 def naming_loader_processes() -> Iterator[None]:
-    """Say what to do where loader processes cannot be started, or die.
+    """Advise what to do if loader processes cannot be started, or die.
 
     Raises:
-        Dae3dError: in the place of the error that PyTorch, or the system, gives then.
+        Dae3dError: in place of the error of PyTorch or the system.
     """
     try:
         yield

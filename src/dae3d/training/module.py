@@ -1,4 +1,4 @@
-"""What the training steps of pre-training and fine-tuning share: averaging, clipping, learning rate, rows."""
+"""What pre-training and fine-tuning share: averaging, clipping, learning rate, metrics."""
 
 import math
 import time
@@ -32,7 +32,7 @@ class TrainingModule(lightning.LightningModule, ABC):
         schedule: of the run.
         network: to be trained.
         pictures: folder for `<name>/<step>.png`.
-        sums: what `training_step` adds the losses of a batch to.
+        sums: to which `training_step` adds the losses of a batch.
     """
 
     validates_first: ClassVar[bool]  # whether there is a validation before the first step
@@ -50,7 +50,7 @@ class TrainingModule(lightning.LightningModule, ABC):
         self.network: Any = network
         self.average = None
         if settings.ema_decay is not None:
-            # Buffers are position indices: copied, for an average of whole numbers would be rounded.
+            # Buffers are position indices: they are copied, because averages of integers would be rounded.
             self.average = AveragedModel(
                 network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=False
             ).requires_grad_(False)
@@ -62,19 +62,19 @@ class TrainingModule(lightning.LightningModule, ABC):
 
     @abstractmethod
     def header(self) -> WeightsInfo:
-        """What the weights' file says of this network, besides the step and the versions."""
+        """Metadata for the weights file, apart from the step and the versions."""
 
     @property
     def evaluated(self) -> Any:
-        """The network that is validated and exported: the average where one is kept."""
+        """The network that is validated and exported: the average if there is one."""
         return self.network if self.average is None else self.average.module
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimiser, each with the `scale` of its learning rate."""
+        """Groups for the optimiser, each with a `scale` for its learning rate."""
         return parameter_groups(self.network, self.run_settings.weight_decay)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Clip by global norm, and keep the norm."""
+        """Clip by global norm, and remember the norm."""
         limit = self.run_settings.clip_grad or math.inf
         model: Any = self.trainer.model
         if self.run_settings.strategy == "fsdp":
@@ -84,15 +84,15 @@ class TrainingModule(lightning.LightningModule, ABC):
             self.grad_norm = torch.nn.utils.clip_grad_norm_(learning, limit)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW with this run's settings, whatever those of a checkpoint are."""
-        # One pass over a tensor, but for fp16, whose gradients are unscaled, and clipped, before.
+        """AdamW with this run's settings, also when resuming a checkpoint with others."""
+        # Fused: one pass over each tensor. Not for fp16, where gradients are unscaled and clipped before.
         fused = self.run_settings.precision != "16-mixed"
         optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.run_settings.lr, fused=fused)
         optimizer.register_load_state_dict_pre_hook(keep_settings)
         return optimizer
 
     def set_rates(self) -> None:
-        """Give the optimiser the learning rate of the next step."""
+        """Set the learning rate of the next step."""
         highest = self.run_settings.lr
         rate = learning_rate(self.global_step, self.run_settings, self.schedule)
         for optimizer in self.trainer.optimizers:
@@ -100,11 +100,11 @@ class TrainingModule(lightning.LightningModule, ABC):
                 group["lr"] = highest * (group["scale"] * rate / highest)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what the network is, for a run that goes on from there."""
+        """Add the metadata of the network."""
         checkpoint["header"] = self.header()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count the batches as this run has them a step, where `accumulate` is another than before."""
+        """Recompute the number of batches from the steps, because `accumulate` may have changed."""
         batches = checkpoint["global_step"] * self.run_settings.accumulate
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
@@ -113,13 +113,13 @@ class TrainingModule(lightning.LightningModule, ABC):
             counts.update({name: count + moved for name, count in counts.items()})
 
     def on_train_start(self) -> None:
-        """Set the first rate, and start the clock of the first row."""
+        """Set the first learning rate, and start the clock of the first row."""
         self.set_rates()
         self.sums.reset(self.device)
         self._row_start, self._validation_seconds = time.monotonic(), 0.0
 
     def end_step(self) -> None:
-        """Average the weights, set the next rate, and write a row of metrics when one is due."""
+        """Average the weights, set the next learning rate, and write a row of metrics when due."""
         self.set_rates()
         if self.average is not None:
             self.average.update_parameters(self.network)
@@ -140,16 +140,16 @@ class TrainingModule(lightning.LightningModule, ABC):
         self._row_start, self._validation_seconds = time.monotonic(), 0.0
 
     def on_validation_epoch_start(self) -> None:
-        """Time spent validating does not count as training."""
+        """Start the clock of validation, which does not count as training time."""
         self._validation_start = time.monotonic()
 
     def on_validation_epoch_end(self) -> None:
-        """Stop that clock."""
+        """Stop the clock of validation."""
         self._validation_seconds += time.monotonic() - self._validation_start
 
     @contextmanager
     def not_training(self) -> Iterator[None]:
-        """Time spent within does not count as training."""
+        """Time spent within does not count as training time."""
         start = time.monotonic()
         try:
             yield
@@ -157,13 +157,13 @@ class TrainingModule(lightning.LightningModule, ABC):
             self._validation_seconds += time.monotonic() - start
 
     def record(self, row: dict[str, float]) -> None:
-        """Write a row of metrics at this step, and show it in the progress bar."""
+        """Write a row of metrics of this step, and show it in the progress bar."""
         self.latest |= row
         for logger in self.loggers:
             logger.log_metrics(row, self.global_step)
 
     def picture(self, name: str, image: np.ndarray) -> None:
-        """Keep a picture (H, W, 3) uint8 of this step, in the run folder and in TensorBoard."""
+        """Save a picture (H, W, 3) uint8 of this step, in the run folder and in TensorBoard."""
         save_picture(image, inside(self.pictures, name) / f"{self.global_step:08d}.png")
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):

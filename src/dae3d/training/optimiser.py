@@ -1,4 +1,4 @@
-"""Parameter groups and the learning rate of each step."""
+"""Parameter groups, and the learning rate of each step."""
 
 import math
 import re
@@ -10,16 +10,16 @@ from torch.optim import Optimizer
 from dae3d.training.run_settings import RunSettings
 from dae3d.training.schedule import Schedule
 
-_SPARED = re.compile(r"\.bias$|norm\d*\.weight$|relative_position_bias_table$|mask_token$")
-_DECODER = 5  # the depth of the decoder: after the patch embedding (0) and four stages
+_NO_DECAY = re.compile(r"\.bias$|norm\d*\.weight$|relative_position_bias_table$|mask_token$")
+_DECODER = 5  # depth of the decoder, after the patch embedding (0) and four stages
 
 
 def parameter_groups(
     network: nn.Module, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Parameters that learn, with weight decay on all but biases, norms, position tables and mask token.
+    """Trainable parameters, with weight decay on all but biases, norms, position bias tables and mask token.
 
-    Each group has a `scale` of its learning rate: 1 for the decoder, `layer_decay` for the encoder's last
+    Each group has a `scale` for its learning rate: 1 for the decoder, `layer_decay` for the last encoder
     stage, `layer_decay` squared for the one before, and so on to the patch embedding.
     """
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
@@ -27,11 +27,11 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         # By name, because FSDP makes all parameters one-dimensional.
-        spared = bool(_SPARED.search(name))
+        no_decay = bool(_NO_DECAY.search(name))
         scale = layer_decay ** (_DECODER - _depth(name))
-        decay = 0.0 if spared else weight_decay
+        decay = 0.0 if no_decay else weight_decay
         group = {"params": [], "weight_decay": decay, "scale": scale}
-        groups.setdefault((scale, spared), group)["params"].append(parameter)
+        groups.setdefault((scale, no_decay), group)["params"].append(parameter)
     return list(groups.values())
 
 
@@ -44,21 +44,21 @@ def _depth(name: str) -> int:
 
 
 def keep_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A state to load into an optimiser, with the optimiser's own settings in place of those in there.
+    """A state to load into an optimiser, with the settings of the optimiser instead of the saved ones.
 
     Args:
         optimizer: with groups of as many parameters.
-        state: as of `Optimizer.state_dict`.
+        state: as from `Optimizer.state_dict`.
     """
     pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
     return {**state, "param_groups": [{**own, "params": saved["params"]} for own, saved in pairs]}
 
 
 def learning_rate(step: int, settings: RunSettings, schedule: Schedule) -> float:
-    """Linear warm-up, then half a cosine that ends with the run.
+    """Linear warm-up, then a half cosine until the end of the run.
 
-    The cosine counts from the end of the warm-up, or with `cosine_from` "start" from step 0, as in the
-    published pre-training: then it begins below `lr`.
+    The cosine starts at the end of the warm-up, or with `cosine_from` "start" at step 0 as in the published
+    pre-training; then the rate is below `lr` after the warm-up.
     """
     warmup, total = schedule.warmup_steps, schedule.max_steps
     if step < warmup:

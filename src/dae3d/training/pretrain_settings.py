@@ -1,4 +1,4 @@
-"""Settings of pre-training. Defaults are the published recipe, but for what docs/design.md says of it."""
+"""Settings of pre-training. Defaults follow the published recipe, with the exceptions in docs/design.md."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -27,10 +27,10 @@ PROBE_EVERY = 0
 
 # Pydantic's plugin for mypy gives each base a `model_construct` of its own.
 class PretrainSettings(RunSettings, ObjectiveSettings, DisruptionSettings):  # type: ignore[misc]
-    """Everything that decides a pre-training run."""
+    """All settings of a pre-training run."""
 
     configs: ClassVar[str] = "pretrain"
-    # The published recipe has the same.
+    # These values are also those of the published recipe.
     earlier: ClassVar[dict[str, Any]] = {
         **RunSettings.earlier,
         "normalise_skips": False,
@@ -61,82 +61,83 @@ class PretrainSettings(RunSettings, ObjectiveSettings, DisruptionSettings):  # t
     window: Annotated[int, NETWORK] = Field(
         6,
         ge=2,
-        description="side of the attention windows, in tokens; one that divides roi / 16, as 6 does for 96 "
-        "and 8 for 128, leaves no padding; the published one is 7",
+        description="side of the attention windows, in tokens; a divisor of roi / 16 (6 for 96, 8 for 128) "
+        "needs no padding; the published size is 7",
     )
     window_edges: Annotated[WindowEdges, NETWORK] = Field("exact", description=WINDOW_EDGES)
     patch_embed: Annotated[Literal["conv", "linear"], NETWORK] = Field(
         "conv",
-        description="patch embedding: two convolutions, as published, or the single one of MONAI's "
+        description="patch embedding: conv, two convolutions as published; linear, the single one of MONAI's "
         "SwinUNETR, to which all weights can then be exported",
     )
     patch_merging: Annotated[Literal["straight", "reference"], NETWORK] = Field(
         "straight",
-        description="order of octants in patch merging; the published one repeats two and lacks two, and is "
-        "needed for published weights alone",
+        description="order of octants in patch merging; the published one (reference) repeats two and lacks "
+        "two, and is only needed for published weights",
     )
     restore_intensity: Annotated[bool, NETWORK] = Field(
         True,
-        description="give the output the mean and deviation of the input, which instance norm forgets; the "
+        description="give the output the mean and deviation of the input, which instance norm removes; the "
         "published network does not",
     )
     normalise_skips: Annotated[bool, NETWORK] = Field(
         True,
-        description="normalise the feature maps that decoder and contrastive loss get over their channels, "
-        "as fine-tuning does; the published pre-training does not",
+        description="normalise feature maps over channels before the decoder and the contrastive loss, as in "
+        "fine-tuning; the published pre-training does not",
     )
     repair_from: Annotated[RepairFrom, NETWORK] = Field(
         "pyramid",
-        description="what a repair is made from: full, as published, the whole decoder, which gets the "
-        "disrupted image too; half, the decoder up to half resolution, which leaves no way past the encoder "
-        "and is cheaper; pyramid, the same, where each resolution adds what coarser ones do not show",
+        description="features that the repaired image is computed from: full, the whole decoder with a skip "
+        "from the disrupted image, as published; half, the decoder up to half resolution, cheaper "
+        "and without a path around the encoder; pyramid, the same, where each resolution adds detail to the "
+        "coarser ones",
     )
     skip_drop: Annotated[float, NETWORK] = Field(
         0.0,
         ge=0,
         lt=1,
-        description="chance that the decoder does without the tokens of a sample; half of it: without the "
-        "first stage too, a quarter: without the second, and so on, so that the stages below are needed",
+        description="probability that the decoder gets no tokens of a sample; half of that: no output of the "
+        "first stage either, a quarter: nor of the second, and so on, so that deeper stages are needed",
     )
     freeze: Annotated[Literal["none", "encoder", "decoder"], NETWORK] = Field(
-        "none", description="half of the network that does not learn"
+        "none", description="half of the network that is not trained"
     )
 
     crop_region: Annotated[Literal["volume", "foreground"], DATA] = Field(
         "foreground", description="where crops are drawn: anywhere, or around the scan's foreground"
     )
     modality_weights: Annotated[dict[str, float] | None, DATA] = Field(
-        None, description="share of each modality in a batch (default: by the square root of its scans)"
+        None, description="share of each modality in a batch (default: square root of its number of scans)"
     )
     shuffle_modalities: Annotated[bool, DATA] = Field(
         True,
-        description="draw each batch's modalities in another order, so that any two of them meet; in the "
-        "order of their names some never do, where a batch has no room for all",
+        description="draw the modalities of each batch in random order, so that any two can meet; in the "
+        "order of their names some never do, if a batch cannot hold all",
     )
     datasets: Annotated[list[str] | None, DATA] = Field(
-        None, description="train on the scans of these data sets of the store alone"
+        None, description="use only the scans of these data sets in the store"
     )
     intensity: Annotated[ScalingRules, DATA] = Field(
         {},
-        description="scaling of a modality, when not the usual one: ct=window:-175:250, t1=zscore, "
+        description="scaling of a modality, if not the default: ct=window:-175:250, t1=zscore, "
         "t2=zscore:foreground, adc=percentiles:0.5:99.5, pet=suv:15",
     )
 
     clip_intensity: Annotated[float | None, DATA] = Field(
         5.0,
         gt=0,
-        description="largest absolute value of a scaled intensity: bright vessels reach z-scores of 16",
+        description="largest absolute value of scaled intensities; bright vessels reach z-scores of 16",
     )
 
-    val_crops: Annotated[int, RECORD] = Field(4, ge=1, description="fixed validation crops of each modality")
+    val_crops: Annotated[int, RECORD] = Field(4, ge=1, description="fixed validation crops per modality")
     probe_every: Annotated[Duration, RECORD] = Field(
         PROBE_EVERY,
-        description="steps (or epochs) between measurements of what each level of the encoder carries, as by "
+        description="steps (or epochs) between measurements of what each encoder level represents, as in "
         "`dae3d check`; 0: none",
     )
     probe_task: Annotated[Path | None, RECORD] = Field(
         None,
-        description="list of labelled cases, as of `dae3d finetune`, for the voxel probe of --probe-every",
+        description="list of labelled cases, as for `dae3d finetune`, for the voxel probe of --probe-every",
     )
 
     @model_validator(mode="after")
@@ -148,8 +149,8 @@ class PretrainSettings(RunSettings, ObjectiveSettings, DisruptionSettings):  # t
         if self.pairs and self.batch_size % 2:
             named = " and ".join(f"{each.setting} 0" for each in self.objectives().values() if each.pairs)
             raise ValueError(
-                f"batch_size: must be even, not {self.batch_size}, since two crops of a scan are compared; "
-                f"or leave that out, with {named}"
+                f"batch_size: must be even, not {self.batch_size}, because two crops of a scan are "
+                f"compared; or turn that off with {named}"
             )
         check_heads(self.embed_dim, self.heads)
         self._check_probe()
@@ -158,19 +159,19 @@ class PretrainSettings(RunSettings, ObjectiveSettings, DisruptionSettings):  # t
     def _check_probe(self) -> None:
         probes = not is_zero(self.probe_every)
         if probes and self.strategy == "fsdp":
-            raise ValueError("probe_every: not with strategy fsdp, of which no process has the whole network")
+            raise ValueError("probe_every: not with strategy fsdp, where no process has the whole network")
         if self.probe_task is not None and not probes:
             raise ValueError(
-                "probe_task: of no use with probe_every 0; give --probe-every too, or --probe-task none"
+                "probe_task: has no effect with probe_every 0; give --probe-every too, or --probe-task none"
             )
 
     def kept(self) -> dict[str, Any]:
-        """What decides the network, its parameters and which of them learn, by setting."""
+        """Values that decide the network, its parameters and which of them are trained, by setting."""
         return {
             **super().kept(),
             **asdict(self.architecture()),
             "freeze": self.freeze,
-            # Whether there are heads to learn, and a mask token.
+            # Whether there are heads to train, and a mask token.
             **{each.setting: each.weight(self) > 0 for each in OBJECTIVES.values() if each.heads},
             "disruption": self.disrupts().masks_voxels,
         }
@@ -180,5 +181,5 @@ class PretrainSettings(RunSettings, ObjectiveSettings, DisruptionSettings):  # t
         return self.as_dataclass(SwinArchitecture)
 
     def disrupts(self) -> Disruption:
-        """What is done to a crop."""
+        """The disruption of the crops."""
         return DISRUPTIONS[self.disruption]

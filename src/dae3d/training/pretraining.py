@@ -1,4 +1,4 @@
-"""The training step of pre-training: disrupt, repair, compare; and its validation on fixed crops."""
+"""Pre-training: a training step that disrupts, repairs and compares, and validation on fixed crops."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -64,12 +64,12 @@ class Pretraining(TrainingModule):
         for each in self.objectives.values():
             if each.heads is not None:
                 self.add_module(each.heads_name, each.heads(settings))
-        self.baselines_due = False  # before the next validation crops are repaired by baselines, too
+        self.baselines_due = False  # whether the next validation measures baselines too
         self._validated: list[dict[str, Tensor]] = []
-        self.probe: Callable[..., dict[str, float]] | None = None  # of a network, its device and how it runs
+        self.probe: Callable[..., dict[str, float]] | None = None  # of network, device, context
 
     def header(self) -> WeightsInfo:
-        """The modalities, by number, how scans were prepared, and their voxel size."""
+        """Modalities by number, preparation of the scans, and their voxel size."""
         preparation = self.preparation.model_dump(mode="json", exclude={"version"})
         header: WeightsInfo = {
             "task": "pretrain",
@@ -118,14 +118,14 @@ class Pretraining(TrainingModule):
         }
 
     def _disrupt(self, batch: Sample) -> tuple[Tensor, Disrupted]:
-        """The clean crops and the disrupted ones."""
+        """The clean and the disrupted crops."""
         s = self.settings
         keys = sample_keys(s.seed, batch["sample"])
         clean = jitter(clipped(batch["image"], s.clip_intensity), batch["inside"], keys, s.intensity_jitter)
         return clean, disrupt(clean, s.seed, batch["sample"], s, s.embed_dim)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups of the network's parameters, and of what is thrown away after pre-training."""
+        """Groups for the network, and for the heads that are discarded after pre-training."""
         groups = super().parameter_groups()
         for heads in self._heads.values():
             decay = self.settings.weight_decay
@@ -135,26 +135,26 @@ class Pretraining(TrainingModule):
     # Probing
 
     def on_train_start(self) -> None:
-        """Probe the network as it begins, too."""
+        """Also probe the network before the first step."""
         if self.global_step == 0:
             self._probe()
         super().on_train_start()
 
     def end_step(self) -> None:
-        """Probe when it is time, before anything of this step is saved."""
+        """Probe when due, before anything of this step is saved."""
         super().end_step()
         every = self.schedule.probe_every
         if every and self.global_step % every == 0:
             self._probe()
 
     def _probe(self) -> None:
-        """Record what the levels of the encoder carry; every rank finds the same."""
+        """Record what the encoder levels represent; every rank gets the same result."""
         if self.probe is not None:
             with self.not_training():
                 self.record(self.probe(self.evaluated, self.device, self._computing))
 
     def _computing(self) -> AbstractContextManager[Any]:
-        """In the run's precision, as validation is, and without what was compiled for training."""
+        """The run's precision, as in validation, and without compilation."""
         contexts = ExitStack()
         contexts.enter_context(self.trainer.precision_plugin.forward_context())
         if self.settings.compile == "on":
@@ -164,7 +164,7 @@ class Pretraining(TrainingModule):
     # Validation
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last validation."""
+        """Reset the results."""
         super().on_validation_epoch_start()
         self._validated = []
 

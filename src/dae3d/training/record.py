@@ -1,4 +1,4 @@
-"""What a run writes about itself: `metrics.csv`, `run.json`, `log.txt`."""
+"""Files that a run writes about itself: `metrics.csv`, `run.json`, `log.txt`."""
 
 import csv
 import io
@@ -27,9 +27,9 @@ from dae3d.version import __version__
 
 
 class MetricsFile(Logger):
-    """Metrics as `step,metric,value` rows, floats in full precision, every row on disk when it is written.
+    """Metrics as `step,metric,value` rows, floats in full precision, each row written at once.
 
-    A run resumed at a step drops the rows after it: they are about to be repeated.
+    A run resumed at a step drops the later rows, because those steps are repeated.
     """
 
     def __init__(self, path: Path, resumed_at: int | None) -> None:
@@ -44,7 +44,7 @@ class MetricsFile(Logger):
 
     @property
     def version(self) -> str:
-        """There is one."""
+        """Lightning requires one."""
         return ""
 
     @rank_zero_only
@@ -68,9 +68,9 @@ class MetricsFile(Logger):
 
 
 class RunRecord:
-    """`run.json`: what ran where, on what, how far and how fast, written as the run goes on.
+    """`run.json`: hardware, versions, data, progress and speed, updated as the run continues.
 
-    `about` is what is particular to pre-training or to fine-tuning: the data, the validation.
+    `about` has the entries specific to pre-training or fine-tuning: data and validation.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class RunRecord:
         }
 
     def write(self, step: int, finished: bool) -> None:
-        """Write the record as it stands at `step`."""
+        """Write the state at `step`."""
         rates = [
             value for _, name, value in read_metrics(self.metrics)[0] if name == "train/samples_per_second"
         ]
@@ -111,14 +111,14 @@ class RunRecord:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that can change a number."""
+    """Versions of every package that can change results."""
     packages = ("torch", "monai", "lightning", "numpy", "blosc2", "nibabel", "SimpleITK")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Copy the first process's messages to a file as well."""
+    """Also copy the messages of the first process to a file."""
     handler = _log_file(path)
     if handler is None:
         yield

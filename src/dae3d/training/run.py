@@ -1,4 +1,4 @@
-"""What every training run does around its loop: folder, devices, trainer, stopping."""
+"""What every training run does around its loop: folder, devices, trainer, interruption."""
 
 import logging
 import os
@@ -54,25 +54,25 @@ def train(
     trained_on: list[dict[str, Any]],
     announce: Callable[[], None],
 ) -> None:
-    """Train to the last step, and write everything of it to the run folder.
+    """Train to the last step, and write everything to the run folder.
 
-    Nothing is written before it is sure that the run can go on from the checkpoint, on these devices.
+    Nothing is written before it is certain that the run can start, or resume, on these devices.
 
     Args:
         settings: of the run.
-        module: what is trained.
+        module: to be trained.
         loaders: of this run.
-        checkpoint: to go on from.
-        about: what `run.json` and the weights say of the data.
-        scans_of: the files in the global batch that a sample is of.
+        checkpoint: to resume from.
+        about: description of the data for `run.json` and the weights.
+        scans_of: the files in the global batch of a given sample.
         what: the command, for the progress bar.
-        trained_on: what the weights say of the very scans, as of `dae3d.models.provenance.entry`.
-        announce: says what is trained, once it is sure that it is.
+        trained_on: fingerprints of the scans for the weights, as returned by `dae3d.models.provenance.entry`.
+        announce: logs what is trained, once that is certain.
 
     Raises:
-        Dae3dError: where the devices are not there, the checkpoint is of another network, or the loss is not
+        Dae3dError: if the devices are not available, the checkpoint is of another network, or the loss is not
             finite.
-        KeyboardInterrupt: where Ctrl-C ended it early; it says what was saved.
+        KeyboardInterrupt: if Ctrl-C ended the run early; the message tells how to resume.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     resumed_at = None if checkpoint is None else step_of(checkpoint)
@@ -90,8 +90,8 @@ def train(
         trainer = _trainer(settings, schedule, callbacks, snapshots, resumed_at, module.validates_first)
     except MisconfigurationException as error:
         raise Dae3dError(f"accelerator, devices, nodes or strategy: {error}") from error
-    # Before every step Lightning asks rank 0 whether to end, and waits for the device to answer. `Saver` asks
-    # all ranks, with every row of metrics.
+    # Before every step Lightning asks rank 0 whether to stop, which waits for the device. `Saver` asks all
+    # ranks instead, with every row of metrics.
     loop: Any = trainer.fit_loop.epoch_loop
     loop._broadcast_sigterm_tensor = lambda: None
     if trainer.strategy.root_device.type == "cpu":
@@ -118,7 +118,7 @@ def _fit(trainer: Any, module: Any, loaders: Any, checkpoint: Path | None, out: 
         with naming_loader_processes():
             trainer.fit(module, loaders, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:
-        # Lightning's answer to a KeyboardInterrupt; it also leaves Ctrl-C without effect.
+        # Lightning's reaction to a KeyboardInterrupt; it also disables Ctrl-C.
         if not trainer.interrupted:
             raise
         signal.signal(signal.SIGINT, on_interrupt)
@@ -128,8 +128,8 @@ def _fit(trainer: Any, module: Any, loaders: Any, checkpoint: Path | None, out: 
 def _how_to_go_on(out: Path) -> str:
     found = find_checkpoints(out / "checkpoints")
     if found:
-        return f"go on with --resume, from step {step_of(found[0])}"
-    return "nothing was saved yet to resume from; --resume begins again at step 0"
+        return f"continue with --resume, from step {step_of(found[0])}"
+    return "nothing was saved yet to resume from; --resume starts over at step 0"
 
 
 def _trainer(
@@ -143,7 +143,7 @@ def _trainer(
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Grad strides do not match.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
-    # Their successors are not in every PyTorch that will do.
+    # The replacements are not in every supported PyTorch.
     warnings.filterwarnings("ignore", message=".*(broadcast_buffers|gather_into_tensor).* is deprecated.*")
     loggers = [
         MetricsFile(settings.out / "metrics.csv", resumed_at),
@@ -175,18 +175,18 @@ def _trainer(
 
 
 def device_count(settings: RunSettings) -> tuple[int, int]:
-    """Devices a node and nodes: as asked for, as the launcher (torchrun) says, or all GPUs there are.
+    """Devices per node and nodes: as given, as set by the launcher (torchrun), or all GPUs.
 
     Raises:
-        Dae3dError: where a GPU is asked for, and there is none.
+        Dae3dError: if a GPU is requested, but there is none.
     """
     local, world = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
     gpus = torch.cuda.device_count() if settings.accelerator != "cpu" else 0
     if settings.accelerator == "gpu" and not (gpus or torch.backends.mps.is_available()):
         raise Dae3dError(
-            "accelerator: gpu was asked for (shipped configs for GPUs do so), and PyTorch finds none here. "
-            "--config small-cpu fits a machine without; --accelerator cpu trains this network all the same, "
-            "which may take weeks"
+            "accelerator: gpu was requested (as in the shipped configs for GPUs), but PyTorch finds none. "
+            "--config small-cpu is for a machine without a GPU; --accelerator cpu trains this network "
+            "anyway, which may take weeks"
         )
     devices = settings.devices or int(local or 0) or max(1, gpus)
     nodes = settings.nodes or (int(world) // devices if world and local else 1)
@@ -226,7 +226,7 @@ def _write_settings(settings: RunSettings, schedule: Schedule) -> None:
 
 @rank_zero_only
 def _remove_unfinished(out: Path) -> None:
-    """Remove what a process that was killed was about to write: a checkpoint may be gigabytes."""
+    """Remove partial files of a killed process: a checkpoint may be gigabytes."""
     for folder in ("checkpoints", "weights"):
         for part in unfinished_files(out / folder):
             part.unlink(missing_ok=True)
@@ -246,7 +246,7 @@ def _announce(settings: RunSettings, resumed_at: int | None, trainer: Any, netwo
     parameters = sum(p.numel() for p in network.parameters())
     if settings.accelerator == "auto" and trainer.strategy.root_device.type == "cpu" and parameters > _LARGE:
         log.warning(
-            "no GPU was found: a network of %.0f million parameters takes minutes a step on a CPU; "
-            "small-cpu (embed_dim 12) fits one",
+            "no GPU was found: a network of %.0f million parameters takes minutes per step on a CPU; "
+            "use small-cpu (embed_dim 12)",
             parameters / 1e6,
         )

@@ -1,4 +1,4 @@
-"""Settings that every training run has: how to optimise, on what, and what to keep."""
+"""Settings common to all training runs: optimisation, hardware, validation and saving."""
 
 import logging
 import math
@@ -25,13 +25,13 @@ HARDWARE = Group("hardware")
 RECORD = Group("validation and saving")
 
 WINDOW_EDGES = (
-    "exact: any two tokens get the bias of their own offset, and padding is not attended to; reference: as "
-    "published, where grids smaller than a window take other biases and padding is attended to"
+    "exact: any two tokens get the bias of their own offset, and padding is masked; reference: as published, "
+    "where grids smaller than a window use biases of other offsets and padding is attended to"
 )
 
 
 def _found(path: Path, was: Path, out: Path) -> Path:
-    """A path that a run in `was` had, for the run in `out`: the same one, or where it is beside the run."""
+    """A path of a run that was in `was`, for the run in `out`: unchanged, or moved along with the run."""
     if path.is_absolute() and path.exists():
         return path
     beside = out / os.path.relpath(path, was)
@@ -39,82 +39,82 @@ def _found(path: Path, was: Path, out: Path) -> Path:
 
 
 class RunSettings(Settings):
-    """What pre-training and fine-tuning have in common."""
+    """Settings common to pre-training and fine-tuning."""
 
-    # What a settings.yaml from before a setting was there means.
+    # Values of settings that are missing in an older settings.yaml.
     earlier: ClassVar[dict[str, Any]] = {"cosine_from": "start"}
 
     data: Path = Field(description="what to train on")
     out: Path = Field(description="run folder to write")
     resume: bool = Field(
-        False, description="go on from the last checkpoint in --out, with its settings unless given again"
+        False, description="continue from the last checkpoint in --out, with its settings unless given again"
     )
-    max_steps: Duration = Field(30_000, description='optimiser steps to train, or epochs as "300 epochs"')
-    seed: int = Field(0, ge=0, lt=2**31, description="decides the weights at the start and every sample")
+    max_steps: Duration = Field(30_000, description='number of optimiser steps, or of epochs as "300 epochs"')
+    seed: int = Field(0, ge=0, lt=2**31, description="random seed of the initial weights and of every sample")
 
     roi: Annotated[int, DATA] = Field(96, ge=32, description="side of the crops in voxels, a multiple of 32")
-    batch_size: Annotated[int, DATA] = Field(4, ge=1, description="crops a device and step")
+    batch_size: Annotated[int, DATA] = Field(4, ge=1, description="crops per device and step")
     workers: Annotated[int | None, DATA] = Field(
-        None, ge=0, description="loader processes a device (default: 1 on a CPU, up to 8 for a GPU)"
+        None, ge=0, description="loader processes per device (default: 1 on a CPU, up to 8 for a GPU)"
     )
     checkpoint_activations: Annotated[bool, NETWORK] = Field(
         False, description="recompute activations in the backward pass: less memory, slower"
     )
 
-    lr: Annotated[float, OPTIMISATION] = Field(1e-4, gt=0, description="highest learning rate (AdamW)")
+    lr: Annotated[float, OPTIMISATION] = Field(1e-4, gt=0, description="peak learning rate (AdamW)")
     min_lr: Annotated[float, OPTIMISATION] = Field(1e-5, ge=0, description="learning rate at the end")
     warmup_lr: Annotated[float, OPTIMISATION] = Field(1e-6, ge=0, description="learning rate at the start")
     warmup_steps: Annotated[Duration, OPTIMISATION] = Field(
-        300, description="steps of linear warm-up, or epochs"
+        300, description="steps (or epochs) of linear warm-up"
     )
     cosine_from: Annotated[Literal["start", "warmup"], OPTIMISATION] = Field(
         "warmup",
-        description="where the cosine after the warm-up counts from: the end of the warm-up, or the start of "
-        "the run, as in the published pre-training",
+        description="where the cosine after the warm-up starts: at the end of the warm-up, or at the start "
+        "of the run, as in the published pre-training",
     )
     weight_decay: Annotated[float, OPTIMISATION] = Field(
-        0.05, ge=0, description="of matrices and convolutions alone"
+        0.05, ge=0, description="weight decay of matrices and convolutions only"
     )
-    clip_grad: Annotated[float | None, OPTIMISATION] = Field(1.0, gt=0, description="largest gradient norm")
-    accumulate: Annotated[int, OPTIMISATION] = Field(1, ge=1, description="batches an optimiser step")
+    clip_grad: Annotated[float | None, OPTIMISATION] = Field(1.0, gt=0, description="maximum gradient norm")
+    accumulate: Annotated[int, OPTIMISATION] = Field(1, ge=1, description="batches per optimiser step")
     ema_decay: Annotated[float | None, OPTIMISATION] = Field(
         None, gt=0, lt=1, description="keep an exponential moving average of the weights, and export that"
     )
 
     precision: Annotated[Literal["auto", "32-true", "bf16-mixed", "16-mixed"], HARDWARE] = Field(
         "auto",
-        description="auto: bf16-mixed on a GPU that has it, else 32-true, though some CPUs have it too "
-        "(AVX512-BF16, AMX)",
+        description="auto: bf16-mixed on a GPU that supports it, else 32-true, although some CPUs support it "
+        "too (AVX512-BF16, AMX)",
     )
     compile: Annotated[Literal["auto", "on", "off"], HARDWARE] = Field(
         "auto",
-        description="torch.compile the transformer's MLPs; auto: off, for it gains nothing on a CPU, "
-        "and on a GPU has not been measured",
+        description="torch.compile the transformer's MLPs; auto: off, because it gains nothing on "
+        "a CPU, and has not been measured on a GPU",
     )
     accelerator: Annotated[Literal["auto", "cpu", "gpu"], HARDWARE] = Field(
         "auto", description="where to run"
     )
     threads: Annotated[int | None, HARDWARE] = Field(None, ge=1, description=THREADS)
     devices: Annotated[int | None, HARDWARE] = Field(
-        None, ge=1, description="devices a node (default: all GPUs, or what the launcher says)"
+        None, ge=1, description="devices per node (default: all GPUs, or as set by the launcher)"
     )
     nodes: Annotated[int | None, HARDWARE] = Field(
-        None, ge=1, description="machines (default: 1, or what the launcher says)"
+        None, ge=1, description="machines (default: 1, or as set by the launcher)"
     )
     strategy: Annotated[Literal["auto", "ddp", "fsdp"], HARDWARE] = Field(
-        "auto", description="auto: ddp where there are several devices"
+        "auto", description="auto: ddp if there are several devices"
     )
 
     val_every: Annotated[Duration, RECORD] = Field(1000, description="steps (or epochs) between validations")
     save_every: Annotated[Duration, RECORD] = Field(1000, description="steps (or epochs) between checkpoints")
-    keep: Annotated[int, RECORD] = Field(2, ge=1, description="how many of these checkpoints are kept")
+    keep: Annotated[int, RECORD] = Field(2, ge=1, description="number of these checkpoints to keep")
     log_every: Annotated[int, RECORD] = Field(
         10, ge=1, description="steps between rows of metrics.csv, each the mean over those steps"
     )
 
     @classmethod
     def completed(cls, given: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
-        """A resumed run keeps its settings, except those given again; no rate is above the highest."""
+        """A resumed run keeps its settings unless given again; min_lr and warmup_lr are at most lr."""
         if given.get("resume") in (True, "true") and "out" in given:
             out = Path(given["out"])
             given = {**cls._moved(_saved(cls, out, begins="data" in given), out), **given}
@@ -122,18 +122,18 @@ class RunSettings(Settings):
 
     @classmethod
     def _moved(cls, saved: dict[str, Any], out: Path) -> dict[str, Any]:
-        """Saved settings, with paths that lie as they did relative to the run, wherever both are by now."""
+        """Saved settings; paths relative to the run are kept if both have moved."""
         names = [name for name in cls.path_fields() if saved.get(name) is not None]
         return saved | {name: _found(Path(saved[name]), Path(saved.get("out", out)), out) for name in names}
 
     @classmethod
     def path_fields(cls) -> list[str]:
-        """The settings that name a file or folder, but for the run's own."""
+        """The settings that name a file or folder, except the run's own."""
         kinds = {name: field.annotation for name, field in cls.model_fields.items() if name != "out"}
         return [name for name, kind in kinds.items() if Path in (kind, *get_args(kind))]
 
     def with_absolute_paths(self) -> Self:
-        """The settings as they mean the same from any folder."""
+        """The settings with absolute paths, so that they are valid from any folder."""
         paths = {name: getattr(self, name) for name in (*self.path_fields(), "out")}
         made = {name: Path(os.path.abspath(path)) for name, path in paths.items() if path is not None}
         return self.model_copy(update=made)
@@ -149,7 +149,7 @@ class RunSettings(Settings):
         if self.roi % 32:
             raise ValueError(f"roi: must be a multiple of 32, not {self.roi}")
         if self.ema_decay is not None and self.strategy == "fsdp":
-            raise ValueError("ema_decay: not with strategy fsdp, which has no whole copy of the weights")
+            raise ValueError("ema_decay: not with strategy fsdp, which keeps no full copy of the weights")
         if isinstance(self.save_every, int) and self.save_every % self.log_every:
             raise ValueError(
                 f"save_every: must be a multiple of log_every {self.log_every}, not {self.save_every}"
@@ -159,8 +159,8 @@ class RunSettings(Settings):
     def schedule(self, steps_per_epoch: int) -> Schedule:
         """Every duration in steps.
 
-        save_every is rounded up to whole log_every. The usual warm-up, where it is as long as the run or
-        longer, is a tenth of the run; one that was given stays as it is. Both are said.
+        save_every is rounded up to a multiple of log_every. The default warm-up is shortened to a tenth of
+        the run if it is as long as the run or longer; one that was given is kept. Both are logged.
         """
         names = [field.name for field in fields(Schedule) if field.name in type(self).model_fields]
         steps = {name: in_steps(getattr(self, name), steps_per_epoch) for name in names}
@@ -169,50 +169,48 @@ class RunSettings(Settings):
         if warmup >= total and "warmup_steps" in self.model_fields_set:
             highest = self.warmup_lr + (total - 1) * (self.lr - self.warmup_lr) / warmup
             _warn(
-                f"warmup_steps: {warmup}, but the run has {total} steps, so the learning rate rises to "
-                f"{highest:.3g} and no higher: lr {self.lr:g} is not reached"
+                f"warmup_steps: {warmup}, but the run has {total} steps, so the learning rate rises only to "
+                f"{highest:.3g}: lr {self.lr:g} is not reached"
             )
         elif warmup >= total:
             steps["warmup_steps"] = total // 10
-            _say(f"warmup_steps: {total // 10} instead of {warmup}, for the run has {total} steps")
+            _say(f"warmup_steps: {total // 10} instead of {warmup}, because the run has {total} steps")
         return Schedule(**steps)
 
     def recorded(self, schedule: Schedule) -> Self:
-        """The settings as a run's files have them: durations in steps, and not of a run that is resumed."""
+        """The settings as recorded in a run's files: durations in steps, without resume."""
         steps = {name: count for name, count in asdict(schedule).items() if name in type(self).model_fields}
         return self.model_copy(update={**steps, "resume": False})
 
     def kept(self) -> dict[str, Any]:
-        """What decides the network, its parameters and which of them learn, by setting.
+        """Values that decide the network, its parameters and which of them are trained, by setting.
 
-        A run cannot change it when it is resumed.
+        They must not change when a run is resumed.
         """
         return {"ema_decay": self.ema_decay is not None}
 
 
 def _saved(model: type[RunSettings], out: Path, begins: bool) -> dict[str, Any]:
-    """The settings of the run in a folder, {} where there is none and `begins` says that one may begin."""
+    """The settings of the run in a folder; {} if there are none and `begins` says that a run may start."""
     path = out / "settings.yaml"
     if not path.is_file():
         if not begins:
-            raise SettingsError(
-                f"resume: {out} holds no settings.yaml of a run; to begin one there, give data"
-            )
+            raise SettingsError(f"resume: {out} has no settings.yaml of a run; to start one there, give data")
         return {}
     try:
         saved = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"resume: {path} is not YAML: {' '.join(str(error).split())}") from None
+        raise SettingsError(f"resume: {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(saved, dict):
-        raise SettingsError(f"resume: {path} holds no settings")
-    strangers = ", ".join(sorted(saved.keys() - model.model_fields.keys()))
-    if strangers:
-        raise SettingsError(f"resume: {path} is of another command or a newer version: it has {strangers}")
+        raise SettingsError(f"resume: {path} contains no settings")
+    unknown = ", ".join(sorted(saved.keys() - model.model_fields.keys()))
+    if unknown:
+        raise SettingsError(f"resume: {path} is of another command or a newer version: it has {unknown}")
     return {**model.earlier, **saved}
 
 
 def _lowered_rates(model: type[Settings], given: dict[str, Any], chosen: set[str]) -> dict[str, float]:
-    """The rates that lie above the highest one and were not chosen, lowered to it."""
+    """The rates above lr that were not chosen by the user, lowered to it."""
     values = {
         name: _number(given.get(name, model.model_fields[name].default))
         for name in ("lr", "min_lr", "warmup_lr")
@@ -220,12 +218,12 @@ def _lowered_rates(model: type[Settings], given: dict[str, Any], chosen: set[str
     lr = values.pop("lr")
     lowered = {name: lr for name, value in values.items() if 0 < lr < value and name not in chosen}
     for name in lowered:
-        _say(f"{name}: {lr:g} instead of {values[name]:g}, for it cannot be above lr")
+        _say(f"{name}: {lr:g} instead of {values[name]:g}, because it cannot exceed lr")
     return lowered
 
 
 def _number(value: Any) -> float:
-    """A number as given, NaN for what is none: its field will say so."""
+    """A number as given, or NaN for anything else, which its field refuses."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -243,7 +241,7 @@ def _warn(message: str) -> None:
 
 
 def check_heads(embed_dim: int, heads: tuple[int, int, int, int]) -> None:
-    """Raise ValueError where a stage's channels cannot be shared out among its attention heads."""
+    """Raise ValueError if the channels of a stage cannot be divided among its attention heads."""
     for stage, count in enumerate(heads):
         channels = embed_dim * 2**stage
         if count < 1 or channels % count:

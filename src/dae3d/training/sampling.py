@@ -1,8 +1,8 @@
-"""Which scan and which crop a sample is: a pure function of settings, seed and sample number.
+"""Scan and crop of each pre-training sample: a pure function of settings, seed and sample number.
 
-Sample `i` sits at place `i % G` of global batch `i // G`, where the global batch of G samples is that of all
-devices together. Nothing here has state, so a run resumed at any step, or with other loader workers or
-another split of the global batch over devices, sees the same samples.
+Sample `i` is at place `i % G` of global batch `i // G`, where a global batch has the G samples of all devices
+together. Nothing here has state, so a run sees the same samples if it is resumed at any step, with other
+loader workers, or with another split of the global batch over devices.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _BATCH, _SAMPLE, _VALIDATION = 1, 2, 3
 # Disruptions of validation crops take sample numbers from the top of the 32-bit range.
 LAST_SAMPLE = 2**32 - 1
 
-# Voxels: what the tokens of a feature map at 1/4 of the resolution are apart.
+# Voxels: the spacing of tokens at 1/4 of the resolution.
 PAIR_STEP = 4
 
 
@@ -37,8 +37,8 @@ class Crop:
 class SampleStream:
     """An endless stream of training crops in which every global batch mixes the modalities.
 
-    A batch of 4 or more samples draws modalities, and two samples of each drawn; it holds every modality
-    where it has room for two of each.
+    With 4 or more samples per batch, modalities are drawn, and two samples of each; every modality is in each
+    batch that can hold two samples of all.
 
     Args:
         scans: of the store.
@@ -47,10 +47,10 @@ class SampleStream:
         global_batch: samples in a batch of all devices.
         seed: of the run.
         region: "volume" or "foreground".
-        weights: share of each modality; None for the square root of its number of scans.
-        shuffle: put the modalities into another order for each batch, so that any two of them meet; in
-            the order of their names some never do, where a batch has no room for all.
-        pairs: let samples 2k and 2k + 1 be crops of one scan that overlap: `near_start`.
+        weights: share of each modality; None: the square root of its number of scans.
+        shuffle: draw the modalities of each batch in random order, so that any two can meet; in the order of
+            their names some never do, if a batch cannot hold all.
+        pairs: samples 2k and 2k + 1 are overlapping crops of one scan: `near_start`.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class SampleStream:
         self.shuffle, self.pairs = shuffle, pairs
         self.modalities = sorted(training)
         self.by_modality = [np.array(training[name]) for name in self.modalities]
-        # The contrastive loss needs two samples of a modality: from 4 samples on, modalities come in twos.
+        # The contrastive loss needs two samples of a modality: from 4 samples on, modalities come in pairs.
         self.each = 2 if global_batch >= 4 or pairs else 1
         self.draws = -(-global_batch // self.each)
         self.quotas = batch_quotas(self._shares(weights), self.draws)
@@ -112,7 +112,7 @@ class SampleStream:
         return np.array([weights[name] for name in self.modalities])
 
     def _modalities_of_batch(self, batch: int) -> np.ndarray:
-        """Systematic sampling: each modality comes floor or ceil of its quota times, in random places."""
+        """Systematic sampling: each modality occurs floor or ceil of its quota times, at random places."""
         random = philox(self.seed, _BATCH, batch)
         order = np.arange(len(self.quotas))
         if self.shuffle:
@@ -124,7 +124,7 @@ class SampleStream:
 
 
 def batch_quotas(shares: np.ndarray, draws: int) -> np.ndarray:
-    """How many of `draws` each modality gets on average; at least one where there are enough for all."""
+    """Average number of the `draws` for each modality; at least one if there are enough for all."""
     shares = shares / shares.sum()
     quotas = draws * shares
     if draws < len(shares):
@@ -140,9 +140,9 @@ def batch_quotas(shares: np.ndarray, draws: int) -> np.ndarray:
 def random_start(
     scan: StoredScan, roi: int, region: str, random: np.random.Generator
 ) -> tuple[int, int, int]:
-    """First voxel of a random crop: anywhere in the scan, or with the foreground filling or inside it.
+    """First voxel of a random crop: anywhere in the scan, or filled by or containing the foreground.
 
-    A scan smaller than the crop sits in its middle, so that a start can be negative.
+    A scan smaller than the crop is centred in it, so a start can be negative.
     """
     low, high = (0, 0, 0), scan.shape
     if region == "foreground":
@@ -161,10 +161,10 @@ def random_start(
 def near_start(
     scan: StoredScan, start: tuple[int, int, int], roi: int, random: np.random.Generator
 ) -> tuple[int, int, int]:
-    """First voxel of a crop that overlaps the one from `start` on, along each axis by 5/8 of its side.
+    """First voxel of a crop that overlaps the one at `start` by at least 5/8 of its side along each axis.
 
-    It is whole steps of 4 voxels away, so that tokens of both lie on one grid, and sticks out of the scan by
-    no more than 3/8 of its side.
+    The shift is a multiple of 4 voxels, so that the tokens of both crops are on one grid. The crop extends
+    beyond the scan by at most 3/8 of its side.
     """
     most = 3 * roi // 8 // PAIR_STEP
     moved = []
@@ -182,7 +182,7 @@ def validation_crops(
 ) -> list[Crop]:
     """`count` fixed crops of each modality, around the foreground of its `candidates` (numbers of scans).
 
-    They depend on the scans alone, so that runs compare.
+    They depend only on the scans, so that runs are comparable.
     """
     crops = []
     for modality, numbers in enumerate(candidates):
@@ -194,9 +194,9 @@ def validation_crops(
 
 
 class BatchSampler(Sampler[list[int]]):
-    """Endless batches of sample numbers for one rank, from a batch on.
+    """Endless batches of sample numbers for one rank, starting at batch `first`.
 
-    Rank r's batch n holds the r-th part of global batch n, so that all ranks' parts in order are that batch.
+    Batch n of rank r is the r-th part of global batch n.
     """
 
     def __init__(self, first: int, batch_size: int, rank: int, world_size: int) -> None:
@@ -211,5 +211,5 @@ class BatchSampler(Sampler[list[int]]):
 
 
 def philox(seed: int, stream: int, number: int) -> np.random.Generator:
-    """A generator for one draw, keyed by the seed, what is drawn, and its number."""
+    """A generator for one draw, keyed by the seed, the kind of draw, and its number."""
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, number]))

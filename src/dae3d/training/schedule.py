@@ -1,4 +1,4 @@
-"""When things happen in a run: durations in steps or epochs, and what they come to in steps."""
+"""Durations in steps or epochs, and the schedule of a run in steps."""
 
 import re
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def in_steps(duration: int | str, steps_per_epoch: int) -> int:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The durations of a run in optimiser steps, by the names of their settings.
+    """The durations of a run in optimiser steps, named like their settings.
 
     Attributes:
         probe_every: of pre-training; 0: never.

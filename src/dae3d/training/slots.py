@@ -1,6 +1,6 @@
-"""Memory that loader processes share with the process that trains, used again batch after batch.
+"""Memory shared by the loader processes and the training process, reused for every batch.
 
-Fresh shared memory costs a page fault for every 4 KiB, which takes longer than to copy voxels into it.
+Fresh shared memory costs a page fault for every 4 KiB, which takes longer than copying voxels into it.
 """
 
 import mmap
@@ -15,14 +15,14 @@ _known: "WeakValueDictionary[str, Slots]" = WeakValueDictionary()
 
 
 class Slots:
-    """Slots that each of some loader processes fills, and the process that forked them empties.
+    """Slots that loader processes fill, and the process that forked them empties.
 
-    What is pickled is their name, which those processes know; any other one gets None in their place.
+    Pickling passes only their name, which the forked processes know; any other process gets None.
 
     Args:
         workers: number of loader processes.
         each: slots of each process.
-        size: bytes of a slot; a page of it is taken from the system when it is first written to.
+        size: of a slot in bytes; its pages are allocated when first written to.
     """
 
     def __init__(self, workers: int, each: int, size: int) -> None:
@@ -36,7 +36,7 @@ class Slots:
         return _find, (self._name,)
 
     def fill(self, worker: int) -> "Slot | None":
-        """A slot of a process that is empty, to be filled; None where there is none."""
+        """Reserve an empty slot of a process; None if there is none."""
         first = worker * self._each
         for place in range(first, first + self._each):
             if not self._filled[place]:
@@ -52,11 +52,11 @@ class Slot(NamedTuple):
     place: int
 
     def bytes(self, count: int) -> Tensor:
-        """Its first bytes (uint8), not a copy."""
+        """Its first bytes (uint8), without a copy."""
         return torch.frombuffer(self.slots._memory[self.place], dtype=torch.uint8, count=count)
 
     def empty(self) -> None:
-        """Let it be filled again."""
+        """Mark it as empty."""
         self.slots._filled[self.place] = 0
 
 

@@ -1,4 +1,4 @@
-"""What a row of metrics is the mean of."""
+"""Sums for the rows of metrics."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 class MetricSums:
-    """Sums over the steps since the last row, on the device, so that no step waits for a value of it.
+    """Sums over the steps since the last row, kept on the device so that no step has to wait for a value.
 
     Args:
-        losses: names of what every batch has one value of.
-        kinds: names of samples' kinds, of which one loss is also averaged alone.
+        losses: names of the values of each batch.
+        kinds: names of the kinds of samples; one loss is also averaged for each kind.
     """
 
     def __init__(self, losses: Sequence[str], kinds: Sequence[str] = ()) -> None:
@@ -34,7 +34,7 @@ class MetricSums:
 
         Args:
             losses: scalars by name, all of them, in the order of `losses`.
-            samples: in the batch.
+            samples: number in the batch.
             each: (B,) the loss of every sample.
             kind: (B,) int64, the number of its kind.
         """
@@ -51,7 +51,7 @@ class MetricSums:
         """Mean losses, mean losses of the kinds that occurred, and the number of samples.
 
         Args:
-            values: those of all processes, summed.
+            values: summed over all processes.
         """
         batches, samples, *rest = values
         losses, by_kind = rest[: len(self.losses)], rest[len(self.losses) :]

@@ -63,7 +63,12 @@ def _make(place: Path) -> None:
         try:
             with os.fdopen(descriptor, "w") as file:
                 file.write(secrets.token_hex(32) + "\n")
-            if not place.exists():
+            # Unlike a rename, a link does not replace what another process made meanwhile.
+            try:
+                os.link(temporary, place)
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without hard links
                 temporary.replace(place)
         finally:
             temporary.unlink(missing_ok=True)
