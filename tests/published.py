@@ -22,8 +22,8 @@ def published_network(axes):
             restore_intensity=False,
             normalise_skips=False,
             window_edges="reference",
-        ),
-        axes=axes,
+            axes=axes,
+        )
     ).eval()
     state = from_layout(parity.state_dict(0), PRETRAINING).state
     missing, unexpected = network.load_state_dict(state, strict=False)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dae3d.models.decoder import UnetrDecoder, _in_voxels
-from dae3d.models.network import RepairNetwork
-from dae3d.models.swin_unetr import SwinArchitecture, _visible_intensity
+from dae3d.models.network import RepairNetwork, _visible_intensity
+from dae3d.models.swin_unetr import SwinArchitecture
 
 SIZES = {"embed_dim": 4, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
 HEADS = {"half": 3, "pyramid": 5}

@@ -9,7 +9,7 @@ from torch import nn
 
 from dae3d.errors import Dae3dError
 from dae3d.models.network import FeatureEncoder, RepairNetwork, Segmenter
-from dae3d.models.swin_unetr import UNITS, ReferencePatchMerging, SwinArchitecture
+from dae3d.models.swin_unetr import ReferencePatchMerging, SwinArchitecture
 
 pytestmark = pytest.mark.slow
 
@@ -131,8 +131,9 @@ def test_checkpointed_activations_change_nothing(training):
 
 def test_what_sharded_training_gathers_holds_nearly_all_weights():
     network = RepairNetwork(SwinArchitecture())
-    held = {p for module in network.modules() if isinstance(module, UNITS) for p in module.parameters()}
-    for kind in UNITS:
+    units = network.architecture.units
+    held = {p for module in network.modules() if isinstance(module, units) for p in module.parameters()}
+    for kind in units:
         assert any(type(module) is kind for module in network.modules())
     assert sum(p.numel() for p in held) > 0.98 * sum(p.numel() for p in network.parameters())
 

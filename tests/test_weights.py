@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -161,9 +161,10 @@ def test_every_published_tensor_is_accounted_for(publish, published_state, prefi
         restore_intensity=False,
         normalise_skips=False,
         window_edges="reference",
+        axes="reference",
     )
     assert loaded.info == {"axes": "reference"}
-    assert loaded.encoder.axes == "reference"
+    assert loaded.architecture.axes == "reference"
     # The indices that the file holds (zeros here) are not taken.
     index = loaded.encoder.stages[0].blocks[0].attn.relative_position_index
     assert len(index.unique()) == 13**3
@@ -171,7 +172,7 @@ def test_every_published_tensor_is_accounted_for(publish, published_state, prefi
 
 def test_in_straight_axes_on_demand_it_is_the_network_of_the_parity_check(publish):
     loaded = load(publish(), axes="straight")
-    assert loaded.encoder.axes == "straight"
+    assert loaded.architecture.axes == "straight"
     expected = published_network("straight")
     image = parity.volume(1, (1, 1, 32, 32, 32))
     with torch.inference_mode():

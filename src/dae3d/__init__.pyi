@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 from torch import nn
 
 from dae3d.commands.embed import Embeddings
-from dae3d.models.swin_unetr import FeatureEncoder, Segmenter, SwinUNETR
+from dae3d.models.network import FeatureEncoder, RepairNetwork, Segmenter
 from dae3d.probing.metrics import Check
 from dae3d.scans.manifest import Manifest
 from dae3d.store.store import Store
@@ -27,7 +27,7 @@ def load(
     channels: int | None = None,
     show: bool = True,
     monai_merging: Literal["reference", "merging", "mergingv2"] | None = None,
-) -> SwinUNETR: ...
+) -> RepairNetwork: ...
 @overload
 def load(
     weights: str | Path,

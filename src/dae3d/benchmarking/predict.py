@@ -109,7 +109,7 @@ def _segment_with_monai(
 def _monai_network(network: Segmenter, flash: bool) -> nn.Module:
     from monai.networks.nets.swin_unetr import SwinUNETR
 
-    a = network.architecture
+    a: Any = network.architecture
     theirs = SwinUNETR(
         1,
         CLASSES,

@@ -3,7 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +104,7 @@ def _write_reference(network: Any, out: Path) -> Exported:
     """The published layout, with our header as an additional entry."""
     exported = to_reference(network)
     architecture = replace(network.architecture, deep_supervision=False)
-    header = {"architecture": asdict(architecture), "info": network.info}
+    header = {"architecture": architecture.header(), "info": network.info}
     with whole_file(out) as temporary:
         torch.save({_whole_layout(network).entry: exported.state, HEADER: header}, temporary)
     return exported
@@ -116,7 +116,7 @@ def _write_monai(network: Any, out: Path) -> Exported:
     exported.notes.extend(["In MONAI:", *_monai_code(network, out)])
     architecture = replace(network.architecture, deep_supervision=False)
     state: Any = OrderedDict(exported.state)
-    state._metadata = OrderedDict({HEADER: {"architecture": asdict(architecture), "info": network.info}})
+    state._metadata = OrderedDict({HEADER: {"architecture": architecture.header(), "info": network.info}})
     with whole_file(out) as temporary:
         torch.save(state, temporary)
     return exported
@@ -142,9 +142,9 @@ def to_reference(network: Any) -> Exported:
         notes += _repair_notes(network, "the published fine-tuning network")
         if architecture.normalise_skips:
             notes.append("The published pre-training network does not normalise the decoder's features.")
-        if network.encoder.axes == "straight":
+        if architecture.axes == "straight":
             notes.append("The published pre-training network swaps depth and channels, this one does not.")
-    elif network.encoder.axes == "reference":
+    elif architecture.axes == "reference":
         notes.append("This network swaps depth and channels, the published fine-tuning network does not.")
     return Exported(state, renamed.skipped, notes)
 
@@ -175,7 +175,7 @@ def to_monai(network: Any) -> Exported:
         )
     if isinstance(network, RepairNetwork):
         notes += _repair_notes(network, "MONAI's network")
-    if network.encoder.axes == "reference":
+    if architecture.axes == "reference":
         notes.append("This network swaps depth and channels, MONAI's does not.")
     return Exported(state, left_out, notes)
 

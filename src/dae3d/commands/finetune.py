@@ -113,11 +113,7 @@ def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
         check_heads(resolved["embed_dim"], resolved["heads"])
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    if resolved["axes"] == "reference" and settings.roi != 2 * resolved["embed_dim"]:
-        raise SettingsError(
-            f"roi: with reference axes it must be {2 * resolved['embed_dim']}, not {settings.roi}; "
-            "or use --axes straight, as the published fine-tuning does"
-        )
+    SwinArchitecture(**resolved).check_side(settings.roi)
     return settings.model_copy(update=resolved)
 
 

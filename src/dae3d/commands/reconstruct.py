@@ -115,8 +115,7 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     roi = settings.roi or trained.roi
     disruption = settings.disruption or trained.disruption
     preparation = preparation_of(network)
-    if network.encoder.axes == "reference" and roi != 2 * trained.embed_dim:
-        raise Dae3dError(f"roi: with reference axes it must be {2 * trained.embed_dim}, not {roi}")
+    network.architecture.check_side(roi)
     results = settings.out / "metrics.csv"
     refuse_other_file(results, "table of `reconstruct`", rb"scan,modality,image,l1,psnr")
     log.info("%s, windows of %d^3", disruption, roi)
@@ -196,9 +195,8 @@ def repair_scan(
         nonlocal windows_seen
         numbers = torch.arange(windows_seen, windows_seen + len(windows), device=windows.device)
         windows_seen += len(windows)
-        batch = Disrupted(
-            windows[:, :1].contiguous(), keys + ((numbers + 1) << 40), channels=network.architecture.embed_dim
-        )
+        channels = network.architecture.level_channels[0]
+        batch = Disrupted(windows[:, :1].contiguous(), keys + ((numbers + 1) << 40), channels=channels)
         for step in in_windows:
             batch = step(batch, strengths)
         if whole.voxel_mask is not None:
@@ -248,13 +246,9 @@ def _trained_with(network: RepairNetwork) -> PretrainSettings:
             raise Dae3dError(
                 f"{network.weights}: its training settings are not valid: {error.errors()[0]['msg']}"
             ) from None
-    architecture = network.architecture
-    published = {
-        **PretrainSettings.earlier,
-        "disruption": "all",
-        "embed_dim": architecture.embed_dim,
-        "heads": architecture.heads,
-    }
+    sizes = dataclasses.asdict(network.architecture)
+    own = {name: value for name, value in sizes.items() if name in PretrainSettings.model_fields}
+    published = {**PretrainSettings.earlier, "disruption": "all", **own}
     return PretrainSettings.model_validate({"data": Path(), "out": Path(), **published})
 
 

@@ -2,10 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
+
+from dae3d.errors import Dae3dError
 
 RepairFrom = Literal["full", "half", "pyramid"]
 
@@ -56,17 +58,25 @@ class Architecture(ABC):
     repair_from: RepairFrom = "full"
     deep_supervision: bool = False
 
+    def header(self) -> dict[str, Any]:
+        """The fields as plain JSON, for a weights file."""
+        return {"backbone": self.backbone, **asdict(self)}
+
     @abstractmethod
     def encoder(self, checkpoint_activations: bool, repairs: bool) -> nn.Module:
         """A module that maps an image to feature maps, the finest first.
 
-        Its `forward` takes an image (B, C, D, H, W) and, optionally, `channel_keep` and `token_mask` as of
+        Its `forward` takes an image (B, C, D, H, W) and, if it repairs, optionally `channel_keep` and `token_mask` as of
         `RepairNetwork.repair`. With `repairs` it is the encoder of pre-training.
         """
 
     @abstractmethod
     def decoder(self, checkpoint_activations: bool, repairs: bool) -> Decoder:
         """The decoder for a repair by `repair_from`, or for segmentation."""
+
+    def passed_on(self, maps: list[Tensor], repairs: bool) -> list[Tensor]:
+        """The feature maps of the encoder as the decoder, and whoever uses them, gets them."""
+        return maps
 
     @abstractmethod
     def auxiliary_heads(self) -> nn.ModuleList:
@@ -106,6 +116,11 @@ class Architecture(ABC):
     @abstractmethod
     def units(self) -> tuple[type[nn.Module], ...]:
         """Modules that FSDP gathers one at a time."""
+
+    def check_side(self, roi: int) -> None:
+        """Raise Dae3dError if crops of `roi` voxels a side do not fit."""
+        if roi % self.multiple:
+            raise Dae3dError(f"roi: must be a multiple of {self.multiple}, not {roi}")
 
     @abstractmethod
     def distance(self, name: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from dae3d.errors import Dae3dError
-from dae3d.models.decoder import ABOVE_HALF
+from dae3d.models.architecture import Architecture
 from dae3d.models.foreign import (
     MonaiMerging,
 )
@@ -29,13 +29,6 @@ NETWORKS: dict[Task, type[RepairNetwork] | type[Segmenter] | type[FeatureEncoder
     "segmentation": Segmenter,
     "encoder": FeatureEncoder,
 }
-
-_SEES_THE_IMAGE = (
-    "encoder.patch_embed.conv1.conv.weight",
-    "encoder.patch_embed.weight",
-    "decoder.skips.0.layer.conv1.conv.weight",
-    "decoder.skips.0.layer.conv3.conv.weight",
-)
 
 
 def load(
@@ -82,8 +75,11 @@ def load(
     contents = read_weights(weights, monai_merging)
     task = task or contents.task
     architecture = _architecture(contents, task, classes, channels)
-    trained: Any = contents.info.get("axes", "straight")
-    network = NETWORKS[task](architecture, axes=axes or trained)
+    if axes is not None:
+        if not isinstance(architecture, SwinArchitecture):
+            raise Dae3dError(f"axes: only for {SwinArchitecture.backbone}, not for {architecture.backbone}")
+        architecture = replace(architecture, axes=axes)
+    network = NETWORKS[task](architecture)
     network.load_report = load_into(network, contents, transfer, show)
     network.info, network.weights = contents.info, contents.path
     return network.eval()
@@ -101,7 +97,7 @@ def load_into(
     A head is loaded only if the network has the same task and the same classes.
 
     Args:
-        network: a `SwinUNETR`, `Segmenter` or `FeatureEncoder`.
+        network: a `RepairNetwork`, `Segmenter` or `FeatureEncoder`.
         contents: of the file.
         transfer: the half to load.
         show: print what was loaded.
@@ -153,7 +149,7 @@ def _fitting(
     skipped = dict(contents.skipped)
     theirs = class_names(contents.info)
     for name, tensor in contents.state.items():
-        tensor, how = _with_channels(name, tensor, wanted)
+        tensor, how = _with_channels(name, tensor, wanted, contents.architecture.image_parameters)
         reason = _why_not(name, tensor, wanted, contents.task, task, transfer)
         if reason is None and part_of(name) == "head" and theirs and classes:
             reason = _other_classes(theirs, classes)
@@ -183,9 +179,7 @@ def refuse_another_network(contents: Contents, task: Task, transfer: Transfer) -
     raise Dae3dError(f"{contents.path}: weights of a different network. {reasons}{remedy}")
 
 
-def _architecture(
-    contents: Contents, task: Task, classes: int | None, channels: int | None
-) -> SwinArchitecture:
+def _architecture(contents: Contents, task: Task, classes: int | None, channels: int | None) -> Architecture:
     architecture = replace(contents.architecture, in_channels=channels or contents.architecture.in_channels)
     if task != "segmentation":
         if classes is not None:
@@ -201,12 +195,14 @@ def _architecture(
     return replace(architecture, out_channels=classes or architecture.out_channels)
 
 
-def _with_channels(name: str, tensor: Tensor, wanted: dict[str, Tensor]) -> tuple[Tensor, str]:
+def _with_channels(
+    name: str, tensor: Tensor, wanted: dict[str, Tensor], image_parameters: Sequence[str]
+) -> tuple[Tensor, str]:
     """Adapt the weights of a convolution on the image to another number of channels, and say how.
 
     An image with identical channels gives the same output as before.
     """
-    if name in wanted and name in _SEES_THE_IMAGE and tensor.ndim == wanted[name].ndim:
+    if name in wanted and name in image_parameters and tensor.ndim == wanted[name].ndim:
         before, channels = tensor.shape[1], wanted[name].shape[1]
         if before != channels:
             adapted = tensor.sum(1, keepdim=True).repeat(1, channels, 1, 1, 1) / channels
@@ -275,7 +271,7 @@ def _beyond_half(contents: Contents, missing: Iterable[str], transfer: Transfer)
     if contents.architecture.repair_from == "full" or contents.task != "pretrain" or transfer == "encoder":
         return {}
     reason = "pre-training ended at half resolution; layers above it start from random values"
-    return {name: reason for name in missing if name.startswith(ABOVE_HALF)}
+    return {name: reason for name in missing if name.startswith(contents.architecture.above_half)}
 
 
 def _other_classes(theirs: Sequence[str], ours: Sequence[str]) -> str | None:
@@ -289,7 +285,7 @@ def _other_classes(theirs: Sequence[str], ours: Sequence[str]) -> str | None:
 
 
 def _warn_of_other_merging(network: Any, contents: Contents, taken: dict[str, Tensor]) -> None:
-    trained, now = contents.architecture.patch_merging, network.architecture.patch_merging
+    trained, now = (getattr(of.architecture, "patch_merging", None) for of in (contents, network))
     if trained != now and any("downsample" in name for name in taken):
         log.warning(
             'trained with patch_merging "%s"; with "%s" these weights are of little use', trained, now

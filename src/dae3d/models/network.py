@@ -113,8 +113,8 @@ class RepairNetwork(Network):
         self, image: Tensor, channel_keep: Tensor | None = None, token_mask: Tensor | None = None
     ) -> list[Tensor]:
         """The feature maps for the decoder, the finest first; arguments as for `repair`."""
-        maps: list[Tensor] = self.encoder(image, channel_keep, token_mask)
-        return maps
+        maps = self.encoder(image, channel_keep, token_mask)
+        return self.architecture.passed_on(maps, repairs=True)
 
     def decode(self, image: Tensor, hidden: Sequence[Tensor], token_mask: Tensor | None = None) -> Tensor:
         """The repaired image, from the input (B, C, D, H, W) and its feature maps as returned by `encode`."""
@@ -197,7 +197,8 @@ class Segmenter(Network):
         ]
 
     def _features(self, image: Tensor) -> list[Tensor]:
-        features: list[Tensor] = self.decoder.features(image, self.encoder(image))
+        maps = self.architecture.passed_on(self.encoder(image), repairs=False)
+        features: list[Tensor] = self.decoder.features(image, maps)
         return features
 
 
@@ -215,5 +216,4 @@ class FeatureEncoder(Network):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """(B, C, D, H, W) to the feature maps of all levels, the finest first."""
-        maps: list[Tensor] = self.encoder(image)
-        return maps
+        return self.architecture.passed_on(self.encoder(image), repairs=False)

@@ -54,8 +54,8 @@ class ConvNorm(nn.Module):
         activates: bool = True,
     ) -> None:
         super().__init__()
-        padding = tuple((side - 1) // 2 for side in kernel)
-        self.conv = Convolution(channels_in, channels_out, kernel, stride, padding, bias=bias)
+        depth, height, width = ((side - 1) // 2 for side in kernel)
+        self.conv = Convolution(channels_in, channels_out, kernel, stride, (depth, height, width), bias=bias)
         self.norm = InstanceNorm(channels_out, affine=True)
         self.activates = activates
 
@@ -198,7 +198,7 @@ class ResEncDecoder(nn.Module):
 
 
 def initialise(network: nn.Module) -> None:
-    """Random weights as nnU-Net draws them: He's for a leaky ReLU, and residual blocks begin as identities."""
+    """Random weights as in nnU-Net: He's for a leaky ReLU, and residual blocks that begin as identities."""
     for module in network.modules():
         if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
             nn.init.kaiming_normal_(module.weight, a=_SLOPE)

@@ -96,11 +96,24 @@ class SwinArchitecture(Architecture):
         sizes = self.embed_dim, self.in_channels, self.out_channels
         return UnetrDecoder(*sizes, checkpoint_activations, repair_from)
 
+    def passed_on(self, maps: list[Tensor], repairs: bool) -> list[Tensor]:
+        """Normalised over channels in segmentation, and in pre-training with `normalise_skips`."""
+        return normalised(maps) if self.normalise_skips or not repairs else maps
+
     def auxiliary_heads(self) -> nn.ModuleList:
         """At 1/2, 1/4 and 1/8 of the resolution."""
         return nn.ModuleList(
             with_our_layers(UnetOutBlock(3, self.embed_dim * times, self.out_channels)) for times in (1, 2, 4)
         )
+
+    def check_side(self, roi: int) -> None:
+        """As for any architecture; with reference axes it must be twice the embedding."""
+        super().check_side(roi)
+        if self.axes == "reference" and roi != 2 * self.embed_dim:
+            raise Dae3dError(
+                f"roi: with reference axes it must be {2 * self.embed_dim}, not {roi}; or use --axes "
+                "straight, as the published fine-tuning does"
+            )
 
     def distance(self, name: str) -> int:
         """1 to 4 for the stages, the last one first, 5 for the patch embedding."""
@@ -137,7 +150,6 @@ class SwinEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.axes = architecture.axes
-        self.normalises = architecture.normalise_skips or not repairs
         dim = architecture.embed_dim
         self.patch_embed = _patch_embedding(architecture)
         if repairs:
@@ -183,7 +195,7 @@ class SwinEncoder(nn.Module):
         hidden = [tokens]
         for stage in self.stages:
             hidden.append(stage(hidden[-1]))
-        return normalised(hidden) if self.normalises else hidden
+        return hidden
 
 
 def _patch_embedding(architecture: SwinArchitecture) -> nn.Module:

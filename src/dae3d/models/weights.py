@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from dae3d.errors import Dae3dError
 from dae3d.files import whole_file
+from dae3d.models.architecture import Architecture
+from dae3d.models.backbones import architecture_of_header
 from dae3d.models.foreign import (
     MonaiMerging,
     bare_architecture,
@@ -27,7 +29,6 @@ from dae3d.models.foreign import (
 from dae3d.models.layouts import Half, Renamed
 from dae3d.models.network import Task, WeightsInfo
 from dae3d.models.pickled import read_pickled
-from dae3d.models.swin_unetr import SwinArchitecture
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Contents:
 
     path: Path
     task: Task
-    architecture: SwinArchitecture
+    architecture: Architecture
     info: WeightsInfo
     state: dict[str, Tensor]
     origins: dict[str, str]
@@ -65,10 +66,10 @@ class Contents:
 
 
 def save_weights(
-    path: Path, state: Mapping[str, Tensor], architecture: SwinArchitecture, info: WeightsInfo
+    path: Path, state: Mapping[str, Tensor], architecture: Architecture, info: WeightsInfo
 ) -> None:
     """Write the network's weights atomically. `info` must be plain JSON."""
-    header = {"format": "1", "architecture": json.dumps(asdict(architecture)), "info": json.dumps(info)}
+    header = {"format": "1", "architecture": json.dumps(architecture.header()), "info": json.dumps(info)}
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in state.items()
@@ -163,6 +164,8 @@ def _in_another_layout(path: Path, file: Any, monai_merging: MonaiMerging | None
             '"merging" (its default) or "mergingv2"'
         )
     info: WeightsInfo = {"axes": "reference"} if task == "pretrain" else {"task": task}
+    if task == "pretrain":
+        architecture = replace(architecture, axes="reference")
     if monai_merging is not None:
         info["monai_merging"] = monai_merging
     wrong = misfits(names, found.layout, architecture)
@@ -180,12 +183,13 @@ def _of_header(
         raise Dae3dError(f"monai_merging: {path} records its patch merging; leave this setting out")
     try:
         # Values of fields that are missing in older files.
-        earlier = {"normalise_skips": False, "window_edges": "reference"}
-        fields = {**earlier, **header["architecture"]}
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-        }
-        architecture, info = SwinArchitecture(**values), header["info"]
+        earlier: dict[str, Any] = {}
+        if "backbone" not in header["architecture"]:
+            earlier = {"normalise_skips": False, "window_edges": "reference"}
+        info = header["info"]
+        if "axes" in info:
+            earlier["axes"] = info["axes"]
+        architecture = architecture_of_header({**earlier, **header["architecture"]})
     except (KeyError, TypeError) as error:
         raise Dae3dError(f"{path}: not a valid weights file of dae3d: {error}") from None
     task = info.get("task", "pretrain")

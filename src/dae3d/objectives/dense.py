@@ -94,7 +94,7 @@ class DenseSettings(Settings):
 
 
 def _heads(settings: Any) -> Projections:
-    return Projections([settings.embed_dim, 2 * settings.embed_dim])
+    return Projections(settings.architecture().decoder_channels)
 
 
 def _loss(step: PretrainStep, settings: DenseSettings, projections: Projections) -> Tensor:

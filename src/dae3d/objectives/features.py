@@ -21,13 +21,12 @@ class FeatureHeads(nn.ModuleList):
     """A prediction MLP for each of the four stages; discarded after pre-training.
 
     Args:
-        embed_dim: channels of the tokens; the stages have 2, 4, 8 and 16 times as many.
+        channels: channels of the stages.
         roi: side of the crops in voxels. At 32 the last stage is a single token, which the loss leaves out;
             its head is frozen because DDP would otherwise wait for its gradients.
     """
 
-    def __init__(self, embed_dim: int, roi: int) -> None:
-        channels = [embed_dim * 2**stage for stage in range(1, 5)]
+    def __init__(self, channels: Sequence[int], roi: int) -> None:
         super().__init__(nn.Sequential(nn.Linear(c, 2 * c), nn.GELU(), nn.Linear(2 * c, c)) for c in channels)
         self[-1].requires_grad_(roi > 32)
 
@@ -77,7 +76,7 @@ class FeatureSettings(Settings):
 
 
 def _heads(settings: Any) -> FeatureHeads:
-    return FeatureHeads(settings.embed_dim, settings.roi)
+    return FeatureHeads(settings.architecture().level_channels[1:], settings.roi)
 
 
 def _loss(step: PretrainStep, settings: FeatureSettings, heads: FeatureHeads) -> Tensor:

@@ -39,7 +39,7 @@ class Probe:
     voxels: VoxelProbe | None = None
 
     def measure(self, network: Any, device: torch.device, computing: Computing = nullcontext) -> ProbeMetrics:
-        """All metrics of a `SwinUNETR` on the device; its forward passes run within `computing()`."""
+        """All metrics of a `RepairNetwork` on the device; its forward passes run within `computing()`."""
         with eval_mode(network), torch.no_grad():
             given = _Network(network, computing)
             found = self._crops(given, device)
@@ -93,7 +93,7 @@ class Probe:
         s = self.settings
         for batch in self.crops.read(places, s.batch_size, device):
             clean = clipped(batch["image"], s.clip_intensity)
-            disrupted = disrupt(clean, s.seed, batch["sample"], s, s.embed_dim)
+            disrupted = disrupt(clean, s.seed, batch["sample"], s, s.architecture().level_channels[0])
             hidden = network.encode(disrupted.image, disrupted.channel_keep, disrupted.token_mask)
             compared = pooled(network, clean, hidden, s)
             parts.append(_Group(clean, batch["inside"], disrupted, hidden, compared))
@@ -143,7 +143,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class _Network:
-    """A `SwinUNETR` whose forward passes run within a context such as autocast."""
+    """A `RepairNetwork` whose forward passes run within a context such as autocast."""
 
     network: Any
     computing: Computing

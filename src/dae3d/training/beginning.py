@@ -40,12 +40,13 @@ def begin_with(settings: FinetuneSettings, data: LabelledData, resumed: bool) ->
     """
     architecture = SwinArchitecture(
         **{name: getattr(settings, name) for name in SIZES},
+        axes=settings.axes or "straight",
         restore_intensity=False,
         in_channels=len(data.recipe.modalities),
         out_channels=len(data.recipe.labels),
         deep_supervision=settings.deep_supervision,
     )
-    network = Segmenter(architecture, settings.checkpoint_activations, settings.axes or "straight")
+    network = Segmenter(architecture, settings.checkpoint_activations)
     if settings.init is None or settings.transfer == "none":
         return Beginning(network, [], None, [])
     if resumed:

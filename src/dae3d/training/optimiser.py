@@ -4,19 +4,16 @@ import math
 import re
 from typing import Any
 
-from torch import nn
 from torch.optim import Optimizer
 
+from dae3d.models.network import Network
 from dae3d.training.run_settings import RunSettings
 from dae3d.training.schedule import Schedule
 
 _NO_DECAY = re.compile(r"\.bias$|norm\d*\.weight$|relative_position_bias_table$|mask_token$")
-_DECODER = 5  # depth of the decoder, after the patch embedding (0) and four stages
 
 
-def parameter_groups(
-    network: nn.Module, weight_decay: float, layer_decay: float = 1.0
-) -> list[dict[str, Any]]:
+def parameter_groups(network: Network, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Trainable parameters, with weight decay on all but biases, norms, position bias tables and mask token.
 
     Each group has a `scale` for its learning rate: 1 for the decoder, `layer_decay` for the last encoder
@@ -28,19 +25,11 @@ def parameter_groups(
             continue
         # By name, because FSDP makes all parameters one-dimensional.
         no_decay = bool(_NO_DECAY.search(name))
-        scale = layer_decay ** (_DECODER - _depth(name))
+        scale = layer_decay ** network.architecture.distance(name)
         decay = 0.0 if no_decay else weight_decay
         group = {"params": [], "weight_decay": decay, "scale": scale}
         groups.setdefault((scale, no_decay), group)["params"].append(parameter)
     return list(groups.values())
-
-
-def _depth(name: str) -> int:
-    """0 for the patch embedding, 1 to 4 for the encoder's stages, 5 for the decoder."""
-    stage = re.match(r"encoder\.stages\.(\d)\.", name)
-    if stage:
-        return int(stage[1]) + 1
-    return 0 if name.startswith("encoder.") else _DECODER
 
 
 def keep_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:

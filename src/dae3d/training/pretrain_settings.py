@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from dae3d.disrupt import DISRUPTIONS, Disruption, DisruptionSettings
-from dae3d.models.decoder import RepairFrom
+from dae3d.models.architecture import RepairFrom
 from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.models.windows import WindowEdges
 from dae3d.objectives import OBJECTIVES, ObjectiveSettings

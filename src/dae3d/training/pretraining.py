@@ -50,7 +50,9 @@ class Pretraining(TrainingModule):
         spacing: list[float] | None = None,
     ) -> None:
         network: Any = RepairNetwork(settings.architecture(), settings.checkpoint_activations)
-        network.encoder.mask_token.requires_grad_(settings.disrupts().masks_voxels)
+        mask_token = getattr(network.encoder, "mask_token", None)
+        if mask_token is not None:
+            mask_token.requires_grad_(settings.disrupts().masks_voxels)
         if settings.freeze != "none":
             getattr(network, settings.freeze).requires_grad_(False)
         self.objectives = settings.objectives()
@@ -122,7 +124,7 @@ class Pretraining(TrainingModule):
         s = self.settings
         keys = sample_keys(s.seed, batch["sample"])
         clean = jitter(clipped(batch["image"], s.clip_intensity), batch["inside"], keys, s.intensity_jitter)
-        return clean, disrupt(clean, s.seed, batch["sample"], s, s.embed_dim)
+        return clean, disrupt(clean, s.seed, batch["sample"], s, self.network.architecture.level_channels[0])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the network, and for the heads that are discarded after pre-training."""

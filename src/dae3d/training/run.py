@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,6 +77,7 @@ def train(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     resumed_at = None if checkpoint is None else step_of(checkpoint)
     schedule, snapshots = module.schedule, Snapshots()
+    units = module.network.architecture.units
     # The order matters: a bad step is found before anything of it is recorded or saved.
     callbacks: list[lightning.Callback] = [
         StopAtNonFiniteLoss(scans_of, settings.out),
@@ -87,7 +88,9 @@ def train(
     if settings.compile == "on":
         callbacks.append(CompiledBlocks())
     try:
-        trainer = _trainer(settings, schedule, callbacks, snapshots, resumed_at, module.validates_first)
+        trainer = _trainer(
+            settings, schedule, units, callbacks, snapshots, resumed_at, module.validates_first
+        )
     except MisconfigurationException as error:
         raise Dae3dError(f"accelerator, devices, nodes or strategy: {error}") from error
     # Before every step Lightning asks rank 0 whether to stop, which waits for the device. `Saver` asks all
@@ -135,6 +138,7 @@ def _how_to_go_on(out: Path) -> str:
 def _trainer(
     settings: RunSettings,
     schedule: Schedule,
+    units: Sequence[type[nn.Module]],
     callbacks: list[lightning.Callback],
     snapshots: Snapshots,
     resumed_at: int | None,
@@ -154,7 +158,7 @@ def _trainer(
         accelerator=settings.accelerator,
         devices=devices,
         num_nodes=nodes,
-        strategy=_strategy(settings, devices * nodes),
+        strategy=_strategy(settings, devices * nodes, units),
         precision=_precision(settings),
         max_steps=schedule.max_steps,
         max_epochs=-1,
@@ -193,13 +197,11 @@ def device_count(settings: RunSettings) -> tuple[int, int]:
     return devices, nodes
 
 
-def _strategy(settings: RunSettings, world_size: int) -> Strategy | str:
+def _strategy(settings: RunSettings, world_size: int, units: Sequence[type[nn.Module]]) -> Strategy | str:
     if settings.strategy == "fsdp":
         if settings.accelerator == "cpu" or not torch.cuda.is_available():
             raise Dae3dError("strategy: fsdp needs GPUs; use ddp")
-        from dae3d.models.swin_unetr import UNITS
-
-        return FSDPStrategy(auto_wrap_policy=set(UNITS), state_dict_type="full", use_orig_params=True)
+        return FSDPStrategy(auto_wrap_policy=set(units), state_dict_type="full", use_orig_params=True)
     if settings.strategy == "ddp" or world_size > 1:
         # Buffers are tables of positions, the same in every process from the start.
         return DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)
