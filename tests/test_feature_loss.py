@@ -74,7 +74,7 @@ def test_heads_learn_to_predict_and_give_the_stages_gradients(roi):
     shapes = [(2, 2 * 2**stage, *(roi // 4 // 2**stage,) * 3) for stage in range(4)]
     wanted = [torch.randn(shape) for shape in shapes]
     stages = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    heads = FeatureHeads([2, 4, 8, 16], roi)
+    heads = FeatureHeads([2, 4, 8, 16], [4, 8, 16, 32], roi)
     learning = [head[0].weight.requires_grad for head in heads]
     assert learning == [True, True, True, roi > 32]
     parameters = [parameter for parameter in heads.parameters() if parameter.requires_grad]

@@ -63,7 +63,9 @@ def test_the_header_says_what_network_it_is_and_how_it_was_trained(saved):
         header = file.metadata()
         names = file.keys()
     assert header["format"] == "1"
-    assert json.loads(header["architecture"]) == json.loads(json.dumps(asdict(SMALL)))
+    assert json.loads(header["architecture"]) == json.loads(
+        json.dumps({"backbone": "swin-unetr", **asdict(SMALL)})
+    )
     assert json.loads(header["info"]) == INFO
     assert not [name for name in names if name.endswith("relative_position_index")]
 

@@ -66,8 +66,8 @@ class Architecture(ABC):
     def encoder(self, checkpoint_activations: bool, repairs: bool) -> nn.Module:
         """A module that maps an image to feature maps, the finest first.
 
-        Its `forward` takes an image (B, C, D, H, W) and, if it repairs, optionally `channel_keep` and `token_mask` as of
-        `RepairNetwork.repair`. With `repairs` it is the encoder of pre-training.
+        Its `forward` takes an image (B, C, D, H, W) and optionally, if it repairs, `channel_keep` and
+        `token_mask` as of `RepairNetwork.repair`.
         """
 
     @abstractmethod

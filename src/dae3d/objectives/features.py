@@ -22,13 +22,15 @@ class FeatureHeads(nn.ModuleList):
 
     Args:
         channels: channels of the stages.
-        roi: side of the crops in voxels. At 32 the last stage is a single token, which the loss leaves out;
-            its head is frozen because DDP would otherwise wait for its gradients.
+        strides: voxels per token of the stages.
+        roi: side of the crops in voxels. The loss leaves out a stage that is a single token, and its head is
+            frozen because DDP would otherwise wait for its gradients.
     """
 
-    def __init__(self, channels: Sequence[int], roi: int) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], roi: int) -> None:
         super().__init__(nn.Sequential(nn.Linear(c, 2 * c), nn.GELU(), nn.Linear(2 * c, c)) for c in channels)
-        self[-1].requires_grad_(roi > 32)
+        for head, stride in zip(self, strides, strict=True):
+            head.requires_grad_(roi > stride)
 
 
 def feature_loss(
@@ -76,7 +78,8 @@ class FeatureSettings(Settings):
 
 
 def _heads(settings: Any) -> FeatureHeads:
-    return FeatureHeads(settings.architecture().level_channels[1:], settings.roi)
+    architecture = settings.architecture()
+    return FeatureHeads(architecture.level_channels[1:], architecture.level_strides[1:], settings.roi)
 
 
 def _loss(step: PretrainStep, settings: FeatureSettings, heads: FeatureHeads) -> Tensor:
