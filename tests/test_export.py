@@ -1,6 +1,7 @@
 """Weights in other layouts: what is written, what MONAI makes of it, and that ours come back exactly."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,7 +107,8 @@ def test_another_reader_of_the_published_layout_finds_a_published_checkpoint(tmp
     model = torch.load(tmp_path / "ckpt.pth", weights_only=True)["model"]
     torch.save({"model": model}, tmp_path / "bare.pth")
     loaded = dae3d.load(tmp_path / "bare.pth")
-    assert loaded.architecture == network.architecture
+    # Nothing says that this one was trained with straight axes.
+    assert loaded.architecture == replace(network.architecture, axes="reference")
     assert loaded.info == {"axes": "reference"}
 
 
