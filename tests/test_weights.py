@@ -251,7 +251,7 @@ def test_what_holds_no_weights_is_named_and_never_run(tmp_path, name, write):
 def test_a_file_cut_short_is_named(saved, kept):
     whole = saved.read_bytes()
     saved.write_bytes(whole[: int(kept * len(whole))])
-    with pytest.raises(Dae3dError, match="not a weights file") as error:
+    with pytest.raises(Dae3dError, match="not a valid weights file") as error:
         load(saved)
     assert str(saved) in str(error.value)
 
