@@ -132,7 +132,7 @@ def test_a_run_from_before_it_could_be_probed_is_checked_too(run):
 def test_a_store_that_was_moved_is_named_again(run, tiny_store, tmp_path):
     moved = shutil.copytree(tiny_store, tmp_path / "elsewhere" / "scans")
     changed_settings(run, data=str(tmp_path / "gone"))
-    with pytest.raises(Dae3dError, match=r"store: .*gone is not there.*--store"):
+    with pytest.raises(Dae3dError, match=r"store: .*gone does not exist.*--store"):
         dae3d.check(run=run, device="cpu")
     assert dae3d.check(run=run, store=moved, device="cpu").figures.share
 

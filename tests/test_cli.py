@@ -216,7 +216,8 @@ def test_version(capsys):
     assert dae3d.__version__ == version("dae3d")
 
 
-def test_help_lists_the_commands(capsys):
+def test_help_lists_the_commands(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # so that no word is broken
     with pytest.raises(SystemExit) as exit_:
         main(["--help"])
     assert exit_.value.code == 0

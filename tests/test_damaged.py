@@ -190,7 +190,7 @@ def test_check_and_prepare_name_what_went_bad_since_and_go_on(tmp_path: Path, ca
     page = check_scans(Manifest.load(manifest), manifest, 1).read_text()
     assert "damaged" in page
     assert "its process crashed (SIGSEGV)" in page
-    assert "2 of 4 scans cannot be used, such as" in caplog.text
+    assert "2 of 4 scans are rejected, such as" in caplog.text
 
 
 def nested(depth: int, group: int = 0x0008) -> bytes:

@@ -299,7 +299,7 @@ def test_what_was_finished_otherwise_is_not_lost(weights, three_scans, reads, tm
         save_weights(other["weights"], network.state_dict(), network.architecture, {"settings": {"roi": 32}})
     else:
         other["overlap"] = 0.5
-    with pytest.raises(Dae3dError, match=rf"\.e\.npz\.unfinished: of other .*{change}.*another --out"):
+    with pytest.raises(Dae3dError, match=rf"\.e\.npz\.unfinished: made with other .*{change}.*another --out"):
         dae3d.embed(**other)
     dae3d.embed(**given)
     assert reads[2:] == ["sub-1_T1w.nii.gz", "sub-2_T1w.nii.gz"]

@@ -12,8 +12,9 @@ ROOT = Path(dae3d.__file__).parent
 # From the lowest. Parts of one layer know nothing of each other.
 LAYERS = (
     ("configs", "cores", "errors", "memory", "metrics", "version", "words"),
-    ("files", "lines", "locks", "processes", "run_folder", "settings"),
-    ("journal", "phantom"),
+    ("files", "locks", "processes", "run_folder", "settings"),
+    ("lines", "phantom"),
+    ("journal",),
     ("scans",),
     ("store",),
     ("disrupt", "models"),

@@ -291,7 +291,7 @@ def test_a_folder_of_other_weights_or_settings_is_refused(thresholding, tmp_path
     dae3d.predict(**given)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     with pytest.raises(
-        Dae3dError, match=r"out/predictions\.jsonl: of other .*overlap: 0\.5 there, 0\.25 here"
+        Dae3dError, match=r"out/predictions\.jsonl: made with other .*overlap: 0\.5 there, 0\.25 here"
     ):
         dae3d.predict(**given, overlap=0.25)
     network.weights.write_bytes(b"trained on")

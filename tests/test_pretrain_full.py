@@ -135,7 +135,7 @@ def test_a_contrastive_loss_that_has_nothing_to_learn_from_is_said(
 ):
     small = tiny_settings | {"batch_size": 2, "max_steps": 3}
     run = dae3d.pretrain(data=tiny_store, out=tmp_path / "small", **small)
-    assert "with 2 crops a step" in caplog.text
+    assert "with 2 crops per step" in caplog.text
     assert {value for (_, name), value in rows(run).items() if name == "train/contrastive"} == {0.0}
     caplog.clear()
     dae3d.pretrain(data=tiny_store, out=tmp_path / "without", contrastive_weight=0.0, **small)
