@@ -19,7 +19,7 @@ from dae3d.models.provenance import entry, kept
 from dae3d.store.index import Outline
 from dae3d.store.store import Store, StoredScan
 from dae3d.training.batch import NumberedCrop, Packed, Sample, pack, slot_bytes
-from dae3d.training.loader_process import check_shared_memory, start_loader_process
+from dae3d.training.loader_process import Loader, check_shared_memory, start_loader_process
 from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.run_settings import RunSettings
 from dae3d.training.sampling import (
@@ -253,7 +253,7 @@ def endless_loader(
     """An endless loader of this rank's batches, from the trainer's step on."""
     workers = loader_processes(settings, trainer)
     first = trainer.global_step * settings.accumulate
-    return DataLoader(
+    return Loader(
         crops,
         batch_sampler=BatchSampler(first, settings.batch_size, trainer.global_rank, trainer.world_size),
         num_workers=workers,

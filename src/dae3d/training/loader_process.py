@@ -7,11 +7,30 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from torch.utils.data import DataLoader
 
 from dae3d.errors import Dae3dError
 
 _LOCKS = 8  # more than PyTorch's queues and events use for each process
 _ADVICE = "give the container more (docker run --shm-size 1g), or train with fewer --workers (0 needs none)"
+
+
+class Loader(DataLoader[Any]):
+    """A data loader whose processes start with SIGTERM blocked, for `start_loader_process`.
+
+    PyTorch starts threads of its own in a process before that, and a signal reaches any thread that does not
+    block it.
+    """
+
+    def __iter__(self) -> Any:
+        """Start the processes, if they are not there yet."""
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def start_loader_process(number: int) -> None:
