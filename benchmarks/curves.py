@@ -27,6 +27,7 @@ from monai.networks.nets.swin_unetr import BasicLayer, PatchMergingV2
 import dae3d
 from dae3d.metrics import read_metrics
 from dae3d.models import decoder, swin_unetr
+from dae3d.models.network import RepairNetwork
 from dae3d.models.swin import SwinStage
 from dae3d.store.store import Store
 from dae3d.training import pretraining
@@ -42,7 +43,7 @@ SMOOTHED = 15  # steps
 Curve = tuple[np.ndarray, np.ndarray]
 
 
-class PlainSwinUNETR(swin_unetr.SwinUNETR):
+class PlainSwinUNETR(RepairNetwork):
     """Our parameters in MONAI's and PyTorch's modules, in the contiguous layout."""
 
     nudge = 0.0
@@ -83,7 +84,7 @@ def monai_stage(ours: SwinStage) -> BasicLayer:
 def train(path: str, store: Path, out: Path, steps: int, batch_size: int) -> None:
     if path != "fast":
         PlainSwinUNETR.nudge = torch.finfo(torch.float32).eps if path == "nudged" else 0.0
-        pretraining.SwinUNETR = PlainSwinUNETR
+        pretraining.RepairNetwork = PlainSwinUNETR
     modalities = {scan.modality for scan in Store(store).scans}
     dae3d.pretrain(
         config="small-cpu",

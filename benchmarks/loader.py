@@ -22,7 +22,7 @@ import numpy as np
 
 from dae3d.scans.manifest import Scan
 from dae3d.scans.readers import Volume
-from dae3d.store.index import INDEX, Header, read_index, write_index
+from dae3d.store.index import INDEX, IndexHeader, read_index, write_index
 from dae3d.store.scan import PARTIAL, SCANS, Preparation, StoredScan, write_scan
 from dae3d.store.source import Stamp
 from dae3d.store.statistics import measure
@@ -81,7 +81,7 @@ def row(store: Path, number: int, crops: int) -> dict[str, float]:
     scans = list(read_index(store))[:number]
     part = store / f"first-{number}"
     (part / SCANS).mkdir(parents=True, exist_ok=True)
-    write_index(part / INDEX, Header(preparation=PREPARATION, scans=len(scans)), scans)
+    write_index(part / INDEX, IndexHeader(preparation=PREPARATION, scans=len(scans)), scans)
     for scan in scans:
         link = part / SCANS / scan.file
         link.unlink(missing_ok=True)
@@ -133,7 +133,7 @@ def make_store(store: Path, number: int) -> None:
         (store / folder).mkdir(parents=True, exist_ok=True)
     originals = [write_original(store, seed) for seed in range(min(DISTINCT, number))]
     scans = originals + [copied(store, originals[i % DISTINCT], i) for i in range(DISTINCT, number)]
-    write_index(store / INDEX, Header(preparation=PREPARATION, scans=len(scans)), scans)
+    write_index(store / INDEX, IndexHeader(preparation=PREPARATION, scans=len(scans)), scans)
 
 
 def write_original(store: Path, seed: int) -> StoredScan:

@@ -23,7 +23,7 @@ import numpy as np
 from dae3d.memory import peak_memory
 from dae3d.scans.manifest import Scan
 from dae3d.scans.readers import Volume
-from dae3d.store.index import INDEX, Header, write_index
+from dae3d.store.index import INDEX, IndexHeader, write_index
 from dae3d.store.scan import PARTIAL, SCANS, Preparation, StoredScan, write_scan
 from dae3d.store.source import Stamp
 from dae3d.store.statistics import measure
@@ -95,7 +95,7 @@ def make_store(store: Path, number: int) -> None:
     for folder in (SCANS, PARTIAL):
         (store / folder).mkdir(parents=True)
     originals = [written(store, place) for place in range(min(ORIGINALS, number))]
-    header = Header(preparation=PREPARATION, scans=number)
+    header = IndexHeader(preparation=PREPARATION, scans=number)
     write_index(store / INDEX, header, scans(store, originals, number))
 
 

@@ -154,7 +154,7 @@ import torch
 from dae3d.models.network import RepairNetwork
 from dae3d.models.swin_unetr import SwinArchitecture
 torch.manual_seed(0)
-network = SwinUNETR(Architecture(embed_dim=12, heads=(1, 1, 2, 2), window=2))
+network = RepairNetwork(SwinArchitecture(embed_dim=12, heads=(1, 1, 2, 2), window=2))
 image = torch.rand(1, 1, 64, 64, 64)
 with torch.autocast("cpu", torch.bfloat16):
     (network(image).float() - image).abs().mean().backward()

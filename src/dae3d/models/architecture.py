@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from dae3d.errors import Dae3dError
+from dae3d.errors import SettingsError
 
 RepairFrom = Literal["full", "half", "pyramid"]
 
@@ -118,9 +118,9 @@ class Architecture(ABC):
         """Modules that FSDP gathers one at a time."""
 
     def check_side(self, roi: int) -> None:
-        """Raise Dae3dError if crops of `roi` voxels a side do not fit."""
+        """Raise SettingsError if crops of `roi` voxels a side do not fit."""
         if roi % self.multiple:
-            raise Dae3dError(f"roi: must be a multiple of {self.multiple}, not {roi}")
+            raise SettingsError(f"roi: must be a multiple of {self.multiple}, not {roi}")
 
     @abstractmethod
     def distance(self, name: str) -> int:

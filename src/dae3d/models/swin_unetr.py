@@ -17,7 +17,7 @@ from monai.networks.blocks.unetr_block import UnetrBasicBlock
 from monai.networks.nets.swin_unetr import PatchMergingV2
 from torch import Tensor, nn
 
-from dae3d.errors import Dae3dError
+from dae3d.errors import Dae3dError, SettingsError
 from dae3d.models.architecture import Architecture
 from dae3d.models.blocks import UpBlock, our_convolution, with_our_layers
 from dae3d.models.decoder import UnetrDecoder
@@ -110,7 +110,7 @@ class SwinArchitecture(Architecture):
         """As for any architecture; with reference axes it must be twice the embedding."""
         super().check_side(roi)
         if self.axes == "reference" and roi != 2 * self.embed_dim:
-            raise Dae3dError(
+            raise SettingsError(
                 f"roi: with reference axes it must be {2 * self.embed_dim}, not {roi}; or use --axes "
                 "straight, as the published fine-tuning does"
             )
