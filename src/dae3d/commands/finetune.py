@@ -99,7 +99,7 @@ def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
         transfer = settings.transfer or ("both" if contents.task == "segmentation" else "encoder")
         settings = settings.model_copy(update={"transfer": transfer})
         if transfer != "none":
-            axes = contents.info.get("axes", "straight")
+            axes = sizes["axes"]
             refuse_another_network(contents, "segmentation", transfer)
         for name, value in given.items():
             if value != sizes[name]:

@@ -42,11 +42,11 @@ class Architecture(ABC):
             them, and in a uniform crop nothing else distinguishes soft tissue from lung. The published
             network does not do this, and segmentation networks do not use it.
         repair_from: the features from which pre-training computes the repaired image. "full": the whole
-            decoder, as published. "half": the decoder up to half resolution, which skips no detail past the
-            encoder and saves most of the computation; each feature vector gives its 2^3 voxels; for training,
-            two coarser maps give the image at 1/4 and 1/8 of the resolution. "pyramid": the same decoder,
-            where features at each lower resolution add only the detail that coarser ones lack. A segmentation
-            network always has the whole decoder.
+            decoder, as published. "half": the decoder up to half resolution. Without the last block no path
+            bypasses the encoder, and most of the computation is saved. Each feature vector gives its 2^3
+            voxels; for training, two coarser maps give the image at 1/4 and 1/8 of the resolution. "pyramid":
+            the same decoder, where features at each lower resolution add only the detail that coarser ones
+            lack. A segmentation network always has the whole decoder.
         deep_supervision: give a segmentation network heads at lower resolutions, for training.
     """
 

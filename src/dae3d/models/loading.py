@@ -48,8 +48,8 @@ def load(
             state dict of MONAI's `SwinUNETR`, or MONAI's `model_swinvit.pt`. The tensors may be under other
             entries of the file, and their names may have a prefix ("module.", "teacher.backbone.").
         task: what the network returns for an image (B, C, D, H, W): "pretrain" the repaired image,
-            "segmentation" logits (B, classes, D, H, W), "encoder" the five feature maps normalised over
-            channels. None: what the file was trained for.
+            "segmentation" logits (B, classes, D, H, W), "encoder" the feature maps (five of Swin UNETR),
+            normalised over channels. None: what the file was trained for.
         classes: number of classes of a segmentation network; None: as in the file.
         transfer: the half to load from the file; the other keeps random values.
         axes: order of the token axes; None: as trained. Published pre-training used "reference", because it
