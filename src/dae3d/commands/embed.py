@@ -21,7 +21,7 @@ from dae3d.inference.given_cases import ScanCase, given_cases, say_strange_value
 from dae3d.inference.given_images import given_images, unseen
 from dae3d.inference.prepared import preparation_of, read_prepared
 from dae3d.journal import Journal
-from dae3d.models.foreign import MONAI_MERGING, MonaiMerging
+from dae3d.models.contents import MONAI_MERGING, MonaiMerging
 from dae3d.models.loading import load
 from dae3d.scans.channels import ScanText, channel_files
 from dae3d.scans.given import SCANS_GIVEN, VOLUME_GIVEN, Image

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dae3d.errors import Dae3dError
 from dae3d.files import whole_file
-from dae3d.models.foreign import MONAI_MERGING, MonaiMerging
+from dae3d.models.contents import MONAI_MERGING, MonaiMerging
 from dae3d.models.layouts import FINETUNING, PRETRAINING, Layout, to_layout
 from dae3d.models.loading import load
 from dae3d.models.network import FeatureEncoder, RepairNetwork

@@ -1,21 +1,19 @@
 """The command `finetune`."""
 
 import logging
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from dae3d.errors import Dae3dError, SettingsError
+from dae3d.errors import Dae3dError
 from dae3d.models.loading import refuse_another_network
-from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.models.weights import read_weights
 from dae3d.settings import command
 from dae3d.store.recipe import CaseRecipe
 from dae3d.training.augment import say_sides, with_flip_axes
-from dae3d.training.beginning import SIZES, Beginning, begin_with
+from dae3d.training.beginning import ONE_MM, Beginning, begin_with, with_all_sizes, with_sizes_of_init
 from dae3d.training.callbacks import find_checkpoints, step_of
 from dae3d.training.cases import CaseLoaders, LabelledData, labelled_data
 from dae3d.training.finetune_settings import FinetuneSettings
@@ -23,7 +21,6 @@ from dae3d.training.finetuning import Finetuning
 from dae3d.training.legs import Leg, legs_of, say_new_data
 from dae3d.training.resume import checkpoint_of, read_checkpoint, saved_settings
 from dae3d.training.run import device_count, train
-from dae3d.training.run_settings import check_heads
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +40,13 @@ def finetune(settings: FinetuneSettings) -> Path:
         Dae3dError: if the list or a case cannot be used, the weights do not fit, the run folder already
             holds a run or one that cannot be resumed, or the loss is not finite.
     """
-    settings = with_sizes(settings)
+    settings = with_init(settings)
     checkpoint = checkpoint_of(settings)
     if checkpoint is not None:
         settings = _as_begun(settings, checkpoint)
     devices, nodes = device_count(settings)
     data = labelled_data(settings, check=partial(_refuse_other_classes, settings, checkpoint))
+    settings = with_all_sizes(settings, data.spacing())
     batch = settings.batch_size * devices * nodes
     schedule = settings.schedule(-(-data.stream.per_epoch // (batch * settings.accumulate)))
     settings = with_flip_axes(settings, data.recipe.class_names)
@@ -82,39 +80,23 @@ def finetune(settings: FinetuneSettings) -> Path:
     return settings.out
 
 
-def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
-    """Fill in the network's sizes, the order of axes and `transfer`, from --init or the defaults.
+def with_init(settings: FinetuneSettings) -> FinetuneSettings:
+    """Fill in the network's sizes, the order of axes and `transfer`, from --init if there is one.
 
     Raises:
-        SettingsError: if a given size is not that of --init, or the sizes do not fit together.
+        SettingsError: if a given size is not that of --init, or crops do not fit the network.
     """
-    given = {name: getattr(settings, name) for name in SIZES if getattr(settings, name) is not None}
-    sizes = asdict(SwinArchitecture(window=6))  # 6 divides the grids of 96^3 crops
-    axes: str | None = "straight"
     # A resumed run has all its sizes, and --init may no longer exist.
     settled = settings.resume and bool(find_checkpoints(settings.out / "checkpoints"))
-    if settings.init is not None and not settled:
-        contents = read_weights(settings.init, settings.monai_merging)
-        sizes = asdict(contents.architecture)
-        transfer = settings.transfer or ("both" if contents.task == "segmentation" else "encoder")
-        settings = settings.model_copy(update={"transfer": transfer})
-        if transfer != "none":
-            axes = sizes["axes"]
-            refuse_another_network(contents, "segmentation", transfer)
-        for name, value in given.items():
-            if value != sizes[name]:
-                assumed = "; ".join(f"{what} assumed: {why}" for what, why in contents.assumed.items())
-                raise SettingsError(
-                    f"{name}: the network of --init {settings.init} has {sizes[name]}, not {value}"
-                    + (f" ({assumed})" if assumed and name == "patch_merging" else "")
-                )
-    resolved = {name: sizes[name] for name in SIZES} | given | {"axes": settings.axes or axes}
-    try:
-        check_heads(resolved["embed_dim"], resolved["heads"])
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
-    SwinArchitecture(**resolved).check_side(settings.roi)
-    return settings.model_copy(update=resolved)
+    if settings.init is None or settled:
+        return settings if settings.needs_spacing else with_all_sizes(settings, ONE_MM)
+    contents = read_weights(settings.init, settings.monai_merging)
+    transfer = settings.transfer or ("both" if contents.task == "segmentation" else "encoder")
+    if transfer != "none":
+        refuse_another_network(contents, "segmentation", transfer)
+    axes = getattr(contents.architecture, "axes", None) if transfer != "none" else None
+    update = {"transfer": transfer, "axes": settings.axes or axes}
+    return with_all_sizes(with_sizes_of_init(settings, contents).model_copy(update=update), ONE_MM)
 
 
 def _as_begun(settings: FinetuneSettings, checkpoint: Path) -> FinetuneSettings:

@@ -7,8 +7,10 @@ from pathlib import Path
 import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from dae3d.models.weights import read_weights
 from dae3d.probing.probe import probe_of_run
 from dae3d.settings import command
+from dae3d.training.beginning import Beginning, begin_pretraining, with_all_sizes, with_sizes_of_init
 from dae3d.training.callbacks import step_of
 from dae3d.training.data import CropLoaders, TrainingData, training_data
 from dae3d.training.legs import Leg, baselines_due, legs_of, say_new_data
@@ -35,20 +37,24 @@ def pretrain(settings: PretrainSettings) -> Path:
             be resumed, or the loss is not finite.
     """
     checkpoint = checkpoint_of(settings)
+    if settings.init is not None and checkpoint is None:
+        settings = with_sizes_of_init(settings, read_weights(settings.init, settings.monai_merging))
     devices, nodes = device_count(settings)
     data = training_data(settings, devices * nodes)
+    settings = with_all_sizes(settings, data.scans.spacing())
     schedule = settings.schedule(-(-data.batches_per_epoch // settings.accumulate))
     resumed_at = None if checkpoint is None else step_of(checkpoint)
     if resumed_at is not None and resumed_at >= schedule.max_steps:
         log.info("%s is already at step %s of %s", settings.out, resumed_at, schedule.max_steps)
         return settings.out
     lightning.seed_everything(settings.seed, verbose=False)
+    begun = begin_pretraining(settings, resumed=checkpoint is not None)
     preparation = data.store.scans.header.preparation
-    module = Pretraining(
-        settings, schedule, data.modalities, preparation, settings.out / "pictures", data.scans.spacing()
-    )
+    pictures, spacing = settings.out / "pictures", data.scans.spacing()
+    module = Pretraining(settings, schedule, data.modalities, preparation, pictures, spacing, begun.network)
     about = {
         "kind": "pretrain",
+        "init": str(settings.init) if settings.init else None,
         "disruption": settings.disruption,
         "damage": settings.disrupts().damage,
         **data.about(),
@@ -64,15 +70,19 @@ def pretrain(settings: PretrainSettings) -> Path:
         about={**about, "legs": legs},
         scans_of=data.scans_of,
         what="pretrain",
-        trained_on=data.trained_on(),
-        announce=partial(_announce, settings, data, legs, resumed_at),
+        trained_on=data.trained_on(begun.trained_on),
+        announce=partial(_announce, settings, data, begun, legs, resumed_at),
     )
     return settings.out
 
 
 @rank_zero_only
 def _announce(
-    settings: PretrainSettings, data: TrainingData, legs: list[Leg], resumed_at: int | None
+    settings: PretrainSettings,
+    data: TrainingData,
+    begun: Beginning,
+    legs: list[Leg],
+    resumed_at: int | None,
 ) -> None:
     modalities = ", ".join(data.modalities)
     log.info("pre-training on %s: %s, disruption %s", settings.data, modalities, settings.disruption)
@@ -82,11 +92,10 @@ def _announce(
             "contrastive_weight: %s; use more crops per step or more modalities, or --contrastive-weight 0",
             idle,
         )
-    if settings.freeze != "none":
-        log.warning(
-            "freeze: the %s keeps its random initial weights, because pre-training does not load any",
-            settings.freeze,
-        )
+    if begun.report is not None:
+        begun.report.print()
+    if settings.freeze != "none" and settings.init is None:
+        log.warning("freeze: the %s keeps its random initial weights; --init loads others", settings.freeze)
     say_new_data(legs, resumed_at)
 
 

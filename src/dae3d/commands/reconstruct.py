@@ -195,8 +195,9 @@ def repair_scan(
         nonlocal windows_seen
         numbers = torch.arange(windows_seen, windows_seen + len(windows), device=windows.device)
         windows_seen += len(windows)
-        channels = network.architecture.level_channels[0]
-        batch = Disrupted(windows[:, :1].contiguous(), keys + ((numbers + 1) << 40), channels=channels)
+        channels, stride = network.architecture.tokens
+        image, own_keys = windows[:, :1].contiguous(), keys + ((numbers + 1) << 40)
+        batch = Disrupted(image, own_keys, channels=channels, stride=stride)
         for step in in_windows:
             batch = step(batch, strengths)
         if whole.voxel_mask is not None:

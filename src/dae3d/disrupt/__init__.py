@@ -65,7 +65,12 @@ class DisruptionSettings(
 
 
 def disrupt(
-    image: Tensor, seed: int, samples: Tensor, settings: DisruptionSettings, channels: int
+    image: Tensor,
+    seed: int,
+    samples: Tensor,
+    settings: DisruptionSettings,
+    channels: int,
+    stride: tuple[int, int, int] = (2, 2, 2),
 ) -> Disrupted:
     """Disrupt a batch on its own device, without synchronising with it.
 
@@ -75,9 +80,10 @@ def disrupt(
         samples: (B,) int64 sample numbers on the same device. The disruption of a sample depends only on its
             number and the seed.
         settings: the disruption and its strengths.
-        channels: channels of the token embedding.
+        channels: channels of the token embedding, or of the stem.
+        stride: voxels per token.
     """
-    batch = Disrupted(image, sample_keys(seed, samples), channels=channels)
+    batch = Disrupted(image, sample_keys(seed, samples), channels=channels, stride=stride)
     for step in DISRUPTIONS[settings.disruption].steps:
         batch = step(batch, settings)
     return batch

@@ -15,10 +15,11 @@ class Disrupted:
     Attributes:
         image: (B, C, D, H, W), the image after the steps so far.
         keys: (B,) int64, the key of each sample's random numbers.
-        channel_keep: (B, embed_dim, 1, 1, 1) or (B, embed_dim, D/2, H/2, W/2), 0 where a channel of the
-            token embedding is masked, or None.
+        channel_keep: (B, channels, 1, 1, 1) or, of the tokens' shape, (B, channels, D/2, H/2, W/2), 0 where a
+            channel of the token embedding is masked, or None.
         voxel_mask: (B, 1, D, H, W) bool, true in masked blocks, or None.
-        channels: channels of the token embedding.
+        channels: channels of the token embedding, or of the stem.
+        stride: voxels per token along each axis.
     """
 
     image: Tensor
@@ -26,11 +27,13 @@ class Disrupted:
     channel_keep: Tensor | None = None
     voxel_mask: Tensor | None = None
     channels: int = 0
+    stride: tuple[int, int, int] = (2, 2, 2)
 
     @property
     def token_mask(self) -> Tensor | None:
-        """(B, 1, D/2, H/2, W/2) bool: tokens in masked blocks, which are replaced by the mask token."""
-        return None if self.voxel_mask is None else self.voxel_mask[:, :, ::2, ::2, ::2]
+        """Of the tokens' shape, (B, 1, D/2, H/2, W/2), bool: tokens in masked blocks."""
+        x, y, z = self.stride
+        return None if self.voxel_mask is None else self.voxel_mask[:, :, ::x, ::y, ::z]
 
     def rows(self, rows: slice) -> "Disrupted":
         """A slice of the batch."""
@@ -54,6 +57,7 @@ class Disrupted:
             torch.cat(channels) if channels else None,
             torch.cat(voxels) if voxels else None,
             parts[0].channels,
+            parts[0].stride,
         )
 
 

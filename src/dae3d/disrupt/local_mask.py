@@ -32,7 +32,8 @@ class LocalMaskSettings(Settings):
 def local_mask(batch: Disrupted, settings: LocalMaskSettings) -> Disrupted:
     """Mask int(ratio * channels) channels, the same in all tokens of a sample or drawn per token."""
     channels = batch.channels
-    grid = [side // 2 for side in batch.image.shape[2:]] if settings.channel_mask_per_token else [1, 1, 1]
+    sides = zip(batch.image.shape[2:], batch.stride, strict=True)
+    grid = [side // step for side, step in sides] if settings.channel_mask_per_token else [1, 1, 1]
     tokens = grid[0] * grid[1] * grid[2]
     masked = choose(batch.keys, tokens, channels, int(settings.channel_mask_ratio * channels), STREAM)
     keep = (~masked).transpose(1, 2).unflatten(2, grid)

@@ -15,7 +15,7 @@ def drop_skips(hidden: Sequence[Tensor], keys: Tensor, chance: float) -> list[Te
     Where a map is dropped, all finer maps of the sample are dropped too.
 
     Args:
-        hidden: the five feature maps (B, C, D, H, W), finest first. The last one is never dropped.
+        hidden: the feature maps (B, C, D, H, W), finest first. The last one is never dropped.
         keys: (B,) int64, the key of each sample's random numbers.
         chance: probability to drop the first map; it halves with each following map.
     """

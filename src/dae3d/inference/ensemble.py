@@ -10,7 +10,8 @@ from torch import nn
 from dae3d.errors import Dae3dError
 from dae3d.models.loading import load
 from dae3d.models.network import Network, WeightsInfo
-from dae3d.models.weights import Contents, read_weights
+from dae3d.models.contents import Contents
+from dae3d.models.weights import read_weights
 from dae3d.scans.sides import AXES, Axis
 from dae3d.store.recipe import CaseRecipe
 from dae3d.store.source import digest

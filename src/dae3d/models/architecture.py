@@ -2,14 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from torch import Tensor, nn
 
 from dae3d.errors import SettingsError
+from dae3d.settings import Settings
 
 RepairFrom = Literal["full", "half", "pyramid"]
+Triple = tuple[int, int, int]
 
 
 class Decoder(Protocol):
@@ -51,12 +53,43 @@ class Architecture(ABC):
     """
 
     backbone: ClassVar[str]
+    settings: ClassVar[type[Settings]]  # what the user can choose
+    needs_spacing: ClassVar[bool] = False  # whether sizes that are not given depend on the voxel size
 
     in_channels: int = 1
     out_channels: int = 1
     restore_intensity: bool = True
     repair_from: RepairFrom = "full"
     deep_supervision: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings, roi: Triple, spacing: Sequence[float], **values: Any) -> Self:
+        """The architecture of a new network.
+
+        Args:
+            settings: of a run; the fields of its names are taken, unless they are None.
+            roi: sides of the crops in voxels.
+            spacing: voxel size in mm.
+            values: of further fields.
+
+        Raises:
+            ValueError: if sizes do not fit together.
+        """
+        known = type(settings).model_fields
+        given = {name: getattr(settings, name) for name in (*_names(cls), *_names(cls.settings)) if name in known}
+        given = {name: value for name, value in given.items() if value is not None}
+        sizes = cls.sizes(given, roi, spacing)
+        return cls(**{name: value for name, value in {**sizes, **values}.items() if name in _names(cls)})
+
+    @classmethod
+    def sizes(cls, given: dict[str, Any], roi: Triple, spacing: Sequence[float]) -> dict[str, Any]:
+        """The given fields and settings, and values for those that are missing."""
+        return given
+
+    @classmethod
+    def own(cls) -> tuple[str, ...]:
+        """The fields that other architectures do not have."""
+        return tuple(name for name in _names(cls) if name not in _names(Architecture))
 
     def header(self) -> dict[str, Any]:
         """The fields as plain JSON, for a weights file."""
@@ -90,7 +123,7 @@ class Architecture(ABC):
     @property
     @abstractmethod
     def level_channels(self) -> tuple[int, ...]:
-        """Channels of the encoder's feature maps; local masking masks those of the first."""
+        """Channels of the encoder's feature maps, the finest first."""
 
     @property
     @abstractmethod
@@ -98,9 +131,24 @@ class Architecture(ABC):
         """Voxels per step of these feature maps."""
 
     @property
+    def tokens(self) -> tuple[int, Triple]:
+        """Channels and strides of the feature map that local masking masks, the tokens or the stem."""
+        return self.level_channels[0], self.level_strides[0]
+
+    @property
     @abstractmethod
-    def decoder_channels(self) -> tuple[int, int]:
-        """Channels of the decoder's features at 1/2 and 1/4 of the resolution."""
+    def decoder_channels(self) -> tuple[int, ...]:
+        """Channels of the decoder's features below full resolution, the finest first."""
+
+    @property
+    @abstractmethod
+    def decoder_strides(self) -> tuple[Triple, ...]:
+        """Voxels per step of these features."""
+
+    @property
+    def sees_image(self) -> bool:
+        """Whether the decoder of a repair uses the image itself."""
+        return False
 
     @property
     @abstractmethod
@@ -125,3 +173,8 @@ class Architecture(ABC):
     @abstractmethod
     def distance(self, name: str) -> int:
         """Stages between a parameter and the decoder, 0 for the decoder's own: for layer-wise rates."""
+
+
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    """Fields of a dataclass or of settings."""
+    return tuple(kind.model_fields) if issubclass(kind, Settings) else tuple(each.name for each in fields(kind))

@@ -1,13 +1,72 @@
-"""The table of backbones. To add one, write its `Architecture` in a file of its own, and add it here."""
+"""The table of backbones. To add one, write its `Architecture` and its settings in a folder of its own, add the
+former to `BACKBONES`, and let `NetworkSettings` inherit the latter."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field
 
 from dae3d.errors import Dae3dError
-from dae3d.models.architecture import Architecture
-from dae3d.models.swin_unetr import SwinArchitecture
+from dae3d.models.architecture import Architecture, Triple
+from dae3d.models.resenc import ResEncArchitecture, ResEncSettings
+from dae3d.models.swin_unetr import SwinArchitecture, SwinSettings
+from dae3d.settings import Group, Settings
 
-BACKBONES: dict[str, type[Architecture]] = {each.backbone: each for each in (SwinArchitecture,)}
-_FIRST = SwinArchitecture.backbone  # of files that do not name theirs
+BACKBONES: dict[str, type[Architecture]] = {
+    each.backbone: each for each in (SwinArchitecture, ResEncArchitecture)
+}
+FIRST = SwinArchitecture.backbone  # of files that do not name theirs
+NETWORK = Group("network")
+
+
+def _known(name: str) -> str:
+    if name not in BACKBONES:
+        raise ValueError(f"must be one of {', '.join(BACKBONES)}")
+    return name
+
+
+class _Choice(Settings):
+    backbone: Annotated[Annotated[str, AfterValidator(_known)] | None, NETWORK] = Field(
+        None,
+        description="network: swin-unetr, as published; resenc, nnU-Net's residual encoder U-Net (default: as in "
+        "--init, else swin-unetr)",
+    )
+
+
+class NetworkSettings(ResEncSettings, SwinSettings, _Choice):
+    """The choice of backbone and the settings of all; None stands for that of --init or the default."""
+
+    @property
+    def architecture_class(self) -> type[Architecture]:
+        """Of the chosen backbone."""
+        return BACKBONES[self.backbone or FIRST]
+
+    def architecture_of(self, roi: Triple, spacing: Sequence[float] = (1.0, 1.0, 1.0), **values: Any) -> Any:
+        """The architecture with these settings; arguments as for `Architecture.of`."""
+        return self.architecture_class.of(self, roi, spacing, **values)
+
+    def sizes(self) -> dict[str, Any]:
+        """The choice of backbone and its own settings."""
+        names = self.architecture_class.settings.model_fields
+        return {"backbone": self.backbone, **{name: getattr(self, name) for name in names}}
+
+    @property
+    def needs_spacing(self) -> bool:
+        """Whether sizes are missing that depend on the voxel size."""
+        kind = self.architecture_class
+        return kind.needs_spacing and None in [getattr(self, name) for name in _fields(kind)]
+
+    def with_sizes_of(self, architecture: Architecture) -> Self:
+        """The settings with the backbone of an architecture and its sizes."""
+        values = asdict(architecture)
+        own = {name: values[name] for name in _fields(type(architecture))}
+        return self.model_copy(update={"backbone": architecture.backbone, **own})
+
+
+def _fields(kind: type[Architecture]) -> list[str]:
+    """The fields of an architecture that can be chosen."""
+    return [name for name in kind.own() if name in kind.settings.model_fields]
 
 
 def architecture_of_header(fields: dict[str, Any]) -> Architecture:
@@ -17,7 +76,7 @@ def architecture_of_header(fields: dict[str, Any]) -> Architecture:
         Dae3dError: if this version does not have its backbone.
         TypeError: if a field is unknown.
     """
-    name = fields.get("backbone", _FIRST)
+    name = fields.get("backbone", FIRST)
     if name not in BACKBONES:
         raise Dae3dError(f"backbone {name!r} is not one of this version: {', '.join(BACKBONES)}")
     values = {field: _as_tuple(value) for field, value in fields.items() if field != "backbone"}

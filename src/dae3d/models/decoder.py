@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from dae3d.models.architecture import RepairFrom
 from dae3d.models.blocks import with_our_layers
+from dae3d.models.repair_heads import RepairHeads
 
 
 class UnetrDecoder(nn.Module):
@@ -72,10 +72,11 @@ class UnetrDecoder(nn.Module):
             self.head = with_our_layers(UnetOutBlock(3, dim, out_channels))
         else:
             coarse = [dim * 2**i for i in range(1, 5 if repair_from == "pyramid" else 3)]
-            self.repair_heads = nn.ModuleList(
+            heads = [
                 with_our_layers(UnetOutBlock(3, width, made))
                 for width, made in [(dim, 8 * out_channels), *((width, out_channels) for width in coarse)]
-            )
+            ]
+            self.repair_heads = RepairHeads(heads, (2, 2, 2), repair_from == "pyramid")
 
     def forward(self, image: Tensor, hidden: Sequence[Tensor]) -> Tensor:
         """(B, C, D, H, W) and the encoder's five feature maps to (B, out_channels, D, H, W)."""
@@ -86,11 +87,7 @@ class UnetrDecoder(nn.Module):
 
         Lower resolutions are 1/4 and 1/8 with `repair_from` "half", 1/4 to 1/32 with "pyramid".
         """
-        if self.repair_from == "full":
-            return [self.head(features[0])]
-        made = [head(feature) for head, feature in zip(self.repair_heads, features, strict=False)]
-        made[0] = _in_voxels(made[0])
-        return _added_up(made) if self.repair_from == "pyramid" else made
+        return [self.head(features[0])] if self.repair_from == "full" else self.repair_heads(features)
 
     def features(self, image: Tensor, hidden: Sequence[Tensor]) -> list[Tensor]:
         """Inputs of the heads, the finest map first.
@@ -113,34 +110,6 @@ class UnetrDecoder(nn.Module):
         if self.checkpoint_activations and self.training:
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
-
-
-def _added_up(details: Sequence[Tensor]) -> list[Tensor]:
-    """Images from a Laplacian pyramid (Burt and Adelson, 1983): each detail is added to a coarser image.
-
-    Averaging an image to the next coarser resolution gives the coarser image exactly, because a detail has
-    mean zero within each coarse voxel. Slow variation is thus left to the coarse levels.
-
-    Args:
-        details: (B, C, D, H, W), the finest first; the sides of each are multiples of those of the next.
-
-    Returns:
-        As many images of the same shapes, float32.
-    """
-    *finer, coarsest = details
-    images = [coarsest.float()]
-    for detail in reversed(finer):
-        times = detail.shape[2] // images[0].shape[2]
-        image = functional.interpolate(images[0], scale_factor=float(times), mode="trilinear") + detail
-        missing = images[0] - functional.avg_pool3d(image, times)
-        images.insert(0, image + functional.interpolate(missing, scale_factor=float(times)))
-    return images
-
-
-def _in_voxels(features: Tensor) -> Tensor:
-    """(B, 8 * C, D, H, W) to (B, C, 2D, 2H, 2W), a 3D pixel shuffle."""
-    voxels = features.unflatten(1, (-1, 2, 2, 2)).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return voxels.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
 def _residual_block(channels_in: int, channels_out: int) -> UnetrBasicBlock:

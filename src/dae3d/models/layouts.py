@@ -6,15 +6,14 @@ MONAI's `SwinUNETR`, and MONAI's self-supervised encoder (`model_swinvit.pt`).
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
+from dae3d.models.contents import Half, Renamed
 from dae3d.models.network import Task
 from dae3d.models.swin_unetr import SwinArchitecture
-
-Half = Literal["encoder", "decoder"]
 
 MASK_TOKEN = "encoder.mask_token"
 NEVER_USED = "the published network never uses it"
@@ -44,8 +43,8 @@ _HALVES: Mapping[Half, re.Pattern[str]] = {
 # counts.
 _FIRST_STAGE = re.compile(
     r"^(?P<prefix>(?:.*?\.)??)"
-    r"(?:(?P<pretraining>encoder\.layers1\.0\.0\.)|(?P<finetuning>(?:swinViT|swin_vit)\.layers1\.0\.)"
-    r"|(?P<swin_vit>layers1\.0\.))"
+    r"(?:(?P<pretrain>encoder\.layers1\.0\.0\.)|(?P<segmentation>(?:swinViT|swin_vit)\.layers1\.0\.)"
+    r"|(?P<encoder>layers1\.0\.))"
 )
 _OTHER_NAME = re.compile(r"^swin_vit\.")
 
@@ -110,33 +109,10 @@ SWIN_VIT = Layout(
 )
 
 
-def networks_among(names: Iterable[str]) -> dict[str, Layout]:
-    """The networks that tensor names belong to: the prefix of the names ("" or "module.") and the layout."""
-    layouts = {"pretraining": PRETRAINING, "finetuning": FINETUNING, "swin_vit": SWIN_VIT}
-    found: dict[str, Layout] = {}
-    for name in names:
-        if match := _FIRST_STAGE.match(name):
-            layout = next(layouts[kind] for kind in layouts if match[kind])
-            found.setdefault(match["prefix"], layout)
-    return found
-
-
-@dataclass(frozen=True)
-class Renamed:
-    """A state dict under our names.
-
-    Attributes:
-        state: tensors by our names.
-        origins: their names in the file, by our names.
-        skipped: why a tensor was left out, by its name in the file.
-        strangers: names in the file of tensors that another kind of Swin UNETR has and ours does not, with
-            the half they belong to.
-    """
-
-    state: dict[str, Tensor]
-    origins: dict[str, str]
-    skipped: dict[str, str]
-    strangers: dict[str, Half] = field(default_factory=dict)
+def prefix_before(name: str, layout: Layout) -> str | None:
+    """The prefix ("" or "module.") of a name that only networks of a layout have; None for other names."""
+    match = _FIRST_STAGE.match(name)
+    return match["prefix"] if match and match[layout.task] else None
 
 
 def from_layout(state: Mapping[str, Tensor], layout: Layout, prefix: str = "") -> Renamed:

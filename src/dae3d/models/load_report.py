@@ -10,6 +10,7 @@ from rich.table import Table
 PARTS = ("encoder", "decoder", "head")
 _HEADS = ("decoder.head.", "decoder.repair_heads.", "auxiliary_heads.")
 EXAMPLES = 2
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -78,3 +79,9 @@ def _by_reason(what: str, reasons: dict[str, str]) -> Iterator[str]:
         names = [name for name, why in reasons.items() if why == reason]
         more = ", ..." if len(names) > EXAMPLES else ""
         yield f"{what} {len(names)} ({reason}): {', '.join(names[:EXAMPLES])}{more}"
+
+
+def some(names: list[str], what: str) -> str:
+    """A number of names with the first few."""
+    more = ", ..." if len(names) > _SHOWN else ""
+    return f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{more}"

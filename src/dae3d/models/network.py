@@ -97,10 +97,10 @@ class RepairNetwork(Network):
 
         Args:
             image: (B, C, D, H, W); sides are multiples of `architecture.multiple`.
-            channel_keep: factor on the first feature map, broadcastable to its shape, such as (B, embed_dim,
-                D/2, H/2, W/2); 0 masks a channel.
-            token_mask: (B, 1, D/2, H/2, W/2), true where voxels are masked; a mask token, if the encoder has
-                one, replaces their embedding.
+            channel_keep: factor on the tokens or the stem, broadcastable to their shape, such as (B,
+                embed_dim, D/2, H/2, W/2); 0 masks a channel.
+            token_mask: of the shape of the tokens or the stem with one channel, true where voxels are masked;
+                a mask token, if the encoder has one, replaces their embedding.
 
         Returns:
             The repaired image (B, out_channels, D, H, W), and the bottleneck's features averaged over space
@@ -150,10 +150,10 @@ def _visible_intensity(image: Tensor, token_mask: Tensor | None) -> tuple[Tensor
 
     Block means are used because noise adds to the deviation of voxels, but hardly to that of means.
     """
-    blocks = nn.functional.avg_pool3d(image, 4)
+    blocks = nn.functional.avg_pool3d(image, [min(4, side) for side in image.shape[2:]])
     seen = torch.ones_like(blocks[:, :1])
     if token_mask is not None:
-        seen = 1 - nn.functional.avg_pool3d(token_mask.to(image.dtype), 2)
+        seen = 1 - nn.functional.adaptive_avg_pool3d(token_mask.to(image.dtype), blocks.shape[2:])
         blocks = blocks / seen.clamp(min=0.125)  # masked voxels are zero
     weight = seen / seen.sum(dim=(2, 3, 4), keepdim=True).clamp(min=1e-6)
     mean = (blocks * weight).sum(dim=(2, 3, 4), keepdim=True)

@@ -9,24 +9,65 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock
 from monai.networks.nets.swin_unetr import PatchMergingV2
+from pydantic import Field
 from torch import Tensor, nn
 
 from dae3d.errors import Dae3dError, SettingsError
-from dae3d.models.architecture import Architecture
+from dae3d.models.architecture import Architecture, Triple
 from dae3d.models.blocks import UpBlock, our_convolution, with_our_layers
 from dae3d.models.decoder import UnetrDecoder
 from dae3d.models.swin import SwinStage
 from dae3d.models.windows import WindowEdges
+from dae3d.settings import Group, Settings
 
 Axes = Literal["straight", "reference"]
 PatchMergingOrder = Literal["straight", "reference"]
 PatchEmbedding = Literal["conv", "linear"]
+
+
+SWIN = Group("network, with --backbone swin-unetr")
+
+
+class SwinSettings(Settings):
+    """Sizes of Swin UNETR."""
+
+    embed_dim: Annotated[int | None, SWIN] = Field(
+        None, ge=1, description="channels of the token embedding (default: as in --init, else 48)"
+    )
+    depths: Annotated[tuple[int, int, int, int] | None, SWIN] = Field(
+        None, description="transformer blocks of the four stages (default: as in --init, else 2 2 2 2)"
+    )
+    heads: Annotated[tuple[int, int, int, int] | None, SWIN] = Field(
+        None, description="attention heads of the four stages (default: as in --init, else 3 6 12 24)"
+    )
+    window: Annotated[int | None, SWIN] = Field(
+        None,
+        ge=2,
+        description="side of the attention windows, in tokens; a divisor of roi / 16 (6 for 96, 8 for 128) "
+        "needs no padding; the published size is 7 (default: as in --init, else 6)",
+    )
+    window_edges: Annotated[WindowEdges | None, SWIN] = Field(
+        None,
+        description="exact: any two tokens get the bias of their own offset, and padding is masked; reference: "
+        "as published, where grids smaller than a window use biases of other offsets and padding is attended "
+        "to (default: as in --init, else exact)",
+    )
+    patch_embed: Annotated[PatchEmbedding | None, SWIN] = Field(
+        None,
+        description="patch embedding: conv, two convolutions as published; linear, the single one of MONAI's "
+        "SwinUNETR, to which all weights can then be exported (default: as in --init, else conv)",
+    )
+    patch_merging: Annotated[PatchMergingOrder | None, SWIN] = Field(
+        None,
+        description="order of octants in patch merging; the published one (reference) repeats two and lacks "
+        "two, and is only needed for published weights (default: as in --init, else straight)",
+    )
 
 
 @dataclass(frozen=True)
@@ -54,6 +95,7 @@ class SwinArchitecture(Architecture):
     """
 
     backbone: ClassVar[str] = "swin-unetr"
+    settings: ClassVar[type[Settings]] = SwinSettings
 
     embed_dim: int = 48
     depths: tuple[int, int, int, int] = (2, 2, 2, 2)
@@ -81,10 +123,32 @@ class SwinArchitecture(Architecture):
         """Of the tokens, and of the four stages."""
         return tuple(self.embed_dim * 2**level for level in range(5))
 
+    @classmethod
+    def sizes(cls, given: dict[str, Any], roi: Triple, spacing: Sequence[float]) -> dict[str, Any]:
+        """Windows of 6 unless given, which divides the grids of 96^3 crops."""
+        return {"window": 6, **given}
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if the channels of a stage cannot be divided among its attention heads."""
+        for stage, count in enumerate(self.heads):
+            channels = self.embed_dim * 2**stage
+            if count < 1 or channels % count:
+                raise ValueError(f"heads: stage {stage + 1} has {channels} channels, not a multiple of {count}")
+
     @property
-    def decoder_channels(self) -> tuple[int, int]:
-        """Those of the tokens and of the first stage."""
-        return self.embed_dim, 2 * self.embed_dim
+    def decoder_channels(self) -> tuple[int, ...]:
+        """As of the encoder."""
+        return self.level_channels
+
+    @property
+    def decoder_strides(self) -> tuple[Triple, ...]:
+        """As of the encoder."""
+        return self.level_strides
+
+    @property
+    def sees_image(self) -> bool:
+        """Whether the whole decoder is used."""
+        return self.repair_from == "full"
 
     def encoder(self, checkpoint_activations: bool, repairs: bool) -> "SwinEncoder":
         """With a mask token if it repairs."""

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,18 +16,9 @@ from dae3d.errors import Dae3dError
 from dae3d.files import whole_file
 from dae3d.models.architecture import Architecture
 from dae3d.models.backbones import architecture_of_header
-from dae3d.models.foreign import (
-    MonaiMerging,
-    bare_architecture,
-    could_be_of_any_monai,
-    find_network,
-    merged_as,
-    misfits,
-    renamed,
-    task_of,
-)
-from dae3d.models.layouts import Half, Renamed
-from dae3d.models.network import Task, WeightsInfo
+from dae3d.models.contents import Contents, MonaiMerging, Renamed
+from dae3d.models.foreign import find_network
+from dae3d.models.network import WeightsInfo
 from dae3d.models.pickled import read_pickled
 
 log = logging.getLogger(__name__)
@@ -36,33 +27,6 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 # Key of our header in a file with another layout.
 HEADER = "dae3d"
-
-
-@dataclass(frozen=True)
-class Contents:
-    """The contents of a weights file.
-
-    Attributes:
-        path: the file.
-        task: what its network was trained for.
-        architecture: of its network.
-        info: metadata of the training, as far as the file has it.
-        state: tensors under our names.
-        origins: their names in the file, if different.
-        skipped: names in the file of tensors that are not in `state`, with the reason.
-        assumed: assumptions about what the file does not record, with an explanation.
-        misfits: what differs in a half of its network that does not match ours.
-    """
-
-    path: Path
-    task: Task
-    architecture: Architecture
-    info: WeightsInfo
-    state: dict[str, Tensor]
-    origins: dict[str, str]
-    skipped: dict[str, str]
-    assumed: Mapping[str, str] = field(default_factory=dict)
-    misfits: Mapping[Half, str] = field(default_factory=dict)
 
 
 def save_weights(
@@ -149,30 +113,18 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | N
 
 
 def _in_another_layout(path: Path, file: Any, monai_merging: MonaiMerging | None) -> Contents:
-    """A published checkpoint, MONAI's weights, or ours in one of these layouts."""
+    """Weights of another program, or ours in its layout."""
     found, others = find_network(path, file)
-    names = renamed(found)
+    names = found.reader.renamed(found)
     # A state dict has metadata of its modules, where PyTorch keeps entries that it does not know.
     header = file.get(HEADER) or getattr(found.tensors, "_metadata", {}).get(HEADER)
     if header:
         return _of_header(path, names, header, monai_merging)
-    task, architecture = task_of(found, names), bare_architecture(path, names)
-    assumed = {f"network of {found}": f"the file also has {others}"} if others else {}
-    if monai_merging is None and could_be_of_any_monai(names):
-        assumed['patch merging "reference"'] = (
-            "as published and in MONAI before 1.5; for weights of a later MONAI give monai_merging "
-            '"merging" (its default) or "mergingv2"'
-        )
-    info: WeightsInfo = {"axes": "reference"} if task == "pretrain" else {"task": task}
-    if task == "pretrain":
-        architecture = replace(architecture, axes="reference")
-    if monai_merging is not None:
-        info["monai_merging"] = monai_merging
-    wrong = misfits(names, found.layout, architecture)
-    state = names.state
-    if "encoder" not in wrong:
-        state, architecture = merged_as(state, architecture, monai_merging or "reference")
-    return Contents(path, task, architecture, info, state, names.origins, names.skipped, assumed, wrong)
+    contents = found.reader.read(path, file, found, names, monai_merging)
+    if not others:
+        return contents
+    several = {f"network of {found}": f"the file also has {others}"}
+    return replace(contents, assumed={**several, **contents.assumed})
 
 
 def _of_header(
@@ -190,7 +142,7 @@ def _of_header(
         if "axes" in info:
             earlier["axes"] = info["axes"]
         architecture = architecture_of_header({**earlier, **header["architecture"]})
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise Dae3dError(f"{path}: not a valid weights file of dae3d: {error}") from None
     task = info.get("task", "pretrain")
     return Contents(path, task, architecture, info, names.state, names.origins, names.skipped)

@@ -17,14 +17,14 @@ class PretrainStep:
     """What a pre-training step has computed, as input to the losses.
 
     Attributes:
-        network: the network in training; `encode` maps images to five feature maps, `pooled` maps these to
+        network: the network in training; `encode` maps images to feature maps, `pooled` maps these to
             one vector per crop.
         teacher: the network whose features are predicted: the moving average (EMA) of the weights if one is
             kept.
         clean: (B, C, D, H, W), the crops before disruption.
         disrupted: the input of the network.
-        hidden: the encoder's five feature maps of the disrupted crops.
-        features: the decoder's feature maps, the last five at 1/2 to 1/32 of the resolution.
+        hidden: the encoder's feature maps of the disrupted crops.
+        features: the decoder's feature maps, the finest first.
         inside: (B, 1, D, H, W) bool, true inside the scan, false in the padding.
         modality: (B,) int64 labels.
         origin: (B, 3) int64, the first voxel of each crop in its scan.

@@ -5,11 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-LEVELS = tuple(f"level{number}" for number in range(5))  # the tokens, then the four stages
 ALL, IMAGE = "all", "image"
 NOTHING = "nothing"
 
 Decode = Callable[[Tensor, list[Tensor], slice], Tensor]
+
+
+def level_names(count: int) -> list[str]:
+    """Names of the encoder's feature maps, the finest first."""
+    return [f"level{number}" for number in range(count)]
 
 
 def partners(scans: Sequence[int]) -> list[int | None]:
@@ -43,13 +47,13 @@ def swap_errors(
             image.
         error: maps repaired crops (b, C, D, H, W) and their slice of the batch to errors (b,).
         image: (B, C, D, H, W), the disrupted crops.
-        hidden: the five feature maps of the batch, (B, ...) each.
+        hidden: the feature maps of the batch, (B, ...) each.
         partner: (B,) index of the partner of each crop.
         together: crops decoded at a time.
         sees_image: whether the decoder has a skip connection from the image.
 
     Returns:
-        (B,) errors under `LEVELS`, "all", "nothing" and, with such a skip, "image".
+        (B,) errors under the `level_names`, "all", "nothing" and, with such a skip, "image".
     """
     found: dict[str, list[Tensor]] = {}
     for first in range(0, len(image), together):
@@ -58,7 +62,7 @@ def swap_errors(
         maps = [level[rows] for level in hidden]
         others = [level[partner[rows]] for level in hidden]
         trials = {NOTHING: (own, maps), ALL: (own, others)}
-        for number, name in enumerate(LEVELS):
+        for number, name in enumerate(level_names(len(maps))):
             trials[name] = (own, [*maps[:number], others[number], *maps[number + 1 :]])
         if sees_image:
             trials[IMAGE] = (with_intensity_of(own, image[partner[rows]]), maps)

@@ -1,6 +1,8 @@
 """The metrics of a probe, as written to `check.json`; what was not measured is absent."""
 
 import math
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -17,12 +19,18 @@ def _measured(values: Any) -> Any:
     return {name: v for name, v in values.items() if not (isinstance(v, float) and not math.isfinite(v))}
 
 
+def levels_among(names: Iterable[str]) -> list[str]:
+    """The names of encoder levels ("level0", "level1", ...) among others, the finest first."""
+    numbers = {int(match[1]) for name in names if (match := re.fullmatch(r"level(\d+)", name))}
+    return [f"level{number}" for number in sorted(numbers)]
+
+
 class ProbeMetrics(_Record):
     """Metrics of one network.
 
     Attributes:
         l1: L1 of the repaired crops that were used for swapping.
-        share: increase of this L1 in percent when a level ("level0" to "level4"), "all" levels or the "image"
+        share: increase of this L1 in percent when a level ("level0", the finest, and so on), "all" levels or the "image"
             skip is replaced by that of a crop of another scan.
         rank: effective rank of the features of each level.
         channels, tokens: per level; the rank is at most the number of channels and less than the number of
@@ -47,6 +55,11 @@ class ProbeMetrics(_Record):
     crops: dict[str, int] = {}
     swapped: int = 0
     dice: dict[str, float] = {}
+
+    @property
+    def levels(self) -> list[str]:
+        """Names of the encoder's levels, the finest first."""
+        return levels_among((*self.channels, *self.rank, *self.share, *self.dice))
 
     @field_validator("share", "rank", "cosine", "dice", mode="before")
     @classmethod

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dae3d.disrupt import Disrupted, clipped, disrupt
+from dae3d.models.architecture import Architecture
 from dae3d.objectives.contrastive import pooled, standardised
 from dae3d.probing.crops import SWAPPED, ProbeCrops, probe_crops
 from dae3d.probing.features import Covariance, cosines, mean_cosines, nearest_modality
-from dae3d.probing.levels import LEVELS, NOTHING, partners, shares, swap_errors
+from dae3d.probing.levels import NOTHING, level_names, partners, shares, swap_errors
 from dae3d.probing.metrics import ProbeMetrics
 from dae3d.probing.voxel_probe import CASES, VoxelProbe, voxel_probe
 from dae3d.training.data import TrainingData
@@ -61,14 +62,15 @@ class Probe:
             return self.voxels.dice(network.encode, device)
 
     def _crops(self, network: "_Network", device: torch.device) -> dict[str, Any]:
-        covariances = [Covariance() for _ in LEVELS]
+        names = level_names(len(network.architecture.level_channels))
+        covariances = [Covariance() for _ in names]
         channels: dict[str, int] = {}
         pooled: dict[int, np.ndarray] = {}
         errors: dict[str, list[Tensor]] = {}
         swapped = 0
         for places in self.crops.groups():
             group = self._encoded(network, places, device)
-            for name, covariance, level in zip(LEVELS, covariances, group.hidden, strict=True):
+            for name, covariance, level in zip(names, covariances, group.hidden, strict=True):
                 covariance.add(level)
                 channels[name] = level.shape[1]
             pooled |= dict(zip(places, group.pooled.float().cpu().numpy(), strict=True))
@@ -80,9 +82,9 @@ class Probe:
         return {
             "l1": float(joined[NOTHING].mean()) if swapped else None,
             "share": shares(joined) if swapped else {},
-            "rank": {name: c.effective_rank() for name, c in zip(LEVELS, covariances, strict=True)},
+            "rank": {name: c.effective_rank() for name, c in zip(names, covariances, strict=True)},
             "channels": channels,
-            "tokens": {name: c.count for name, c in zip(LEVELS, covariances, strict=True)},
+            "tokens": {name: c.count for name, c in zip(names, covariances, strict=True)},
             "crops": self.crops.counts,
             "swapped": swapped,
             **self._pooled(np.stack([pooled[place] for place in sorted(pooled)])),
@@ -93,7 +95,7 @@ class Probe:
         s = self.settings
         for batch in self.crops.read(places, s.batch_size, device):
             clean = clipped(batch["image"], s.clip_intensity)
-            disrupted = disrupt(clean, s.seed, batch["sample"], s, s.architecture().level_channels[0])
+            disrupted = disrupt(clean, s.seed, batch["sample"], s, *network.architecture.tokens)
             hidden = network.encode(disrupted.image, disrupted.channel_keep, disrupted.token_mask)
             compared = pooled(network, clean, hidden, s)
             parts.append(_Group(clean, batch["inside"], disrupted, hidden, compared))
@@ -121,7 +123,7 @@ class Probe:
             group.hidden,
             torch.tensor(partner, device=group.clean.device),
             self.settings.batch_size,
-            sees_image=self.settings.repair_from == "full",
+            sees_image=network.architecture.sees_image,
         )
 
     def _pooled(self, features: np.ndarray) -> dict[str, Any]:
@@ -147,6 +149,10 @@ class _Network:
 
     network: Any
     computing: Computing
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.network.architecture  # type: ignore[no-any-return]
 
     def encode(self, *given: Tensor | None) -> list[Tensor]:
         with self.computing():

@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dae3d.probing.levels import ALL, IMAGE, LEVELS
+from dae3d.probing.levels import ALL, IMAGE
 from dae3d.probing.metrics import Check
 
 _NAMES = {ALL: "all levels", IMAGE: "image skip"}
@@ -31,8 +31,8 @@ def _levels(check: Check) -> Table:
         table.add_column("probe Dice", justify="right")
         table.add_column("random weights", justify="right")
     # A decoder that ends at half resolution has no skip from the image.
-    for number, name in enumerate((*LEVELS, ALL, *([IMAGE] if IMAGE in figures.share else []))):
-        label = _NAMES.get(name) or (f"{number} (tokens)" if number == 0 else f"{number} (stage {number})")
+    for name in (*figures.levels, ALL, *([IMAGE] if IMAGE in figures.share else [])):
+        label = _NAMES.get(name) or name.removeprefix("level")
         cells = [
             str(figures.channels.get(name, "")),
             _figure(figures.share.get(name), "+z.1f", " %"),

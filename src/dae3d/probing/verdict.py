@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dae3d.probing.levels import ALL, IMAGE, LEVELS
+from dae3d.probing.levels import ALL, IMAGE
 from dae3d.probing.metrics import ProbeMetrics
 from dae3d.words import listing
 
@@ -39,7 +39,7 @@ def verdict(
 def _spatial_levels(figures: ProbeMetrics) -> list[str]:
     """Levels with more than one token per crop, as far as known."""
     crops = sum(figures.crops.values())
-    return [name for name in LEVELS if figures.tokens.get(name, crops + 1) > crops]
+    return [name for name in figures.levels if figures.tokens.get(name, crops + 1) > crops]
 
 
 def _idle(figures: ProbeMetrics) -> list[str]:
@@ -55,7 +55,7 @@ def _idle(figures: ProbeMetrics) -> list[str]:
 
 def _single(figures: ProbeMetrics) -> list[str]:
     """Levels with a single token per crop."""
-    single = [name for name in LEVELS if name not in _spatial_levels(figures)]
+    single = [name for name in figures.levels if name not in _spatial_levels(figures)]
     if not single:
         return []
     has, it = ("have", "them") if len(single) > 1 else ("has", "it")

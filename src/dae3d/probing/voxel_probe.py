@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dae3d.errors import Dae3dError
 from dae3d.inference.corners import window_corners
-from dae3d.probing.levels import ALL, LEVELS
+from dae3d.probing.levels import ALL, level_names
 from dae3d.probing.metrics import ProbeTask
 from dae3d.probing.ridge import Ridge, at_voxels, fit_ridge, look_up, mean_dice, overlaps
 from dae3d.scans.task import read_task
@@ -87,7 +87,7 @@ class VoxelProbe:
         The Dice of a case is the mean over its foreground classes within its windows.
 
         Args:
-            encode: maps images (1, C, D, H, W) to five feature maps.
+            encode: maps images (1, C, D, H, W) to feature maps.
             device: device of the encoder.
         """
         cases = [self._to_fit_on(number, encode, device) for number in self.training]
@@ -96,7 +96,7 @@ class VoxelProbe:
         labels, stand_for = [case.label for case in cases], [case.stand_for for case in cases]
         ridges = {
             name: fit_ridge([case.features[level] for case in cases], labels, stand_for, self.classes)
-            for level, name in enumerate(LEVELS)
+            for level, name in enumerate(level_names(len(cases[0].features)))
         }
         ridges[ALL] = fit_ridge(
             [torch.cat(case.features, 1) for case in cases], labels, stand_for, self.classes
@@ -113,7 +113,7 @@ class VoxelProbe:
             maps, label = encode(window.image.to(device)), window.label.to(device)
             together = at_voxels(ridges[ALL].parts([each.shape[1] for each in maps]), maps, label.shape)
             scores = {ALL: together}
-            for name, feature in zip(LEVELS, maps, strict=True):
+            for name, feature in zip(level_names(len(maps)), maps, strict=True):
                 scores[name] = at_voxels([ridges[name]], [feature], label.shape)
             for name, found in scores.items():
                 counts[name] += overlaps(found.argmax(1)[0], label, self.classes)
@@ -126,13 +126,13 @@ class VoxelProbe:
         drawn = torch.from_numpy(draw_voxels(labels.numpy(), VOXELS, philox(self.seed, _VOXELS, number)))
         label = labels[tuple(drawn.T)]
         often, of_drawn = (torch.bincount(each.flatten(), minlength=self.classes) for each in (labels, label))
-        found: list[list[Tensor]] = [[] for _ in LEVELS]
+        found: list[list[Tensor]] = []
         for place, window in enumerate(windows):
             where = drawn[drawn[:, 0] == place][:, 1:]
             if len(where):
-                for level, feature in enumerate(encode(window.image.to(device))):
-                    found[level].append(look_up(feature[0], where, window.label.shape).cpu())
-        return _Fitted([torch.cat(parts) for parts in found], label, (often / of_drawn)[label])
+                maps = encode(window.image.to(device))
+                found.append([look_up(feature[0], where, window.label.shape).cpu() for feature in maps])
+        return _Fitted([torch.cat(parts) for parts in zip(*found, strict=True)], label, (often / of_drawn)[label])
 
     def _windows(self, number: int) -> Iterator[LabelledWindow]:
         store, size = self.data.store, (self.roi,) * 3

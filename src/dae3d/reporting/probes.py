@@ -5,13 +5,11 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from dae3d.probing.metrics import Check
+from dae3d.probing.metrics import Check, levels_among
 from dae3d.reporting.bars import BarChart, bar_chart
 from dae3d.reporting.curves import Chart, chart
 from dae3d.reporting.run_folder import Run
 
-LEVELS = tuple(f"level{number}" for number in range(5))
-_NAMES = {name: name.removeprefix("level") for name in LEVELS}
 _COSINES = {"within": "same modality", "between": "different modalities", "scan": "same scan"}
 
 
@@ -44,7 +42,8 @@ def probe_charts(run: Run) -> list[Chart | None]:
         series = {label: run.metrics.get(f"probe/{metric}/{name}") for name, label in names.items()}
         return chart(title, series, smooth=False)
 
-    levels = {name: f"level {number}" for name, number in _NAMES.items()}
+    found = levels_among(name.rpartition("/")[2] for name in run.metrics if name.startswith("probe/"))
+    levels = {name: f"level {_number(name)}" for name in found}
     return [
         of(
             "L1 increase with a level swapped, %",
@@ -58,33 +57,41 @@ def probe_charts(run: Run) -> list[Chart | None]:
     ]
 
 
+def _number(name: str) -> str:
+    """ "level3" -> "3"; other names stay."""
+    return name.removeprefix("level")
+
+
 def _shares(check: Check) -> BarChart | None:
     shares = check.figures.share
     # A decoder that ends at half resolution has no skip from the image.
     others = [name for name in ("all", "image") if name == "all" or name in shares]
-    values = [shares.get(name) for name in (*LEVELS, *others)]
+    names = [*check.figures.levels, *others]
+    values = [shares.get(name) for name in names]
     return bar_chart(
-        "L1 increase with a level swapped, %", [*_NAMES.values(), *others], {"share": values}, "z.1f"
+        "L1 increase with a level swapped, %", list(map(_number, names)), {"share": values}, "z.1f"
     )
 
 
 def _ranks(check: Check) -> BarChart | None:
     figures = check.figures
-    groups = [f"{n} ({figures.channels.get(name, '?')})" for name, n in _NAMES.items()]
+    groups = [f"{_number(name)} ({figures.channels.get(name, '?')})" for name in figures.levels]
     return bar_chart(
         "Effective rank by level (number of channels)",
         groups,
-        {"rank": [figures.rank.get(name) for name in LEVELS]},
+        {"rank": [figures.rank.get(name) for name in figures.levels]},
         ".1f",
     )
 
 
 def _dice(check: Check) -> BarChart | None:
+    names = [*check.figures.levels, "all"]
+
     def of(dice: dict[str, float]) -> Sequence[float | None]:
-        return [dice.get(name) for name in (*LEVELS, "all")]
+        return [dice.get(name) for name in names]
 
     series = {"pre-trained": of(check.figures.dice), "random weights": of(check.random)}
-    return bar_chart("Voxel probe, Dice", [*_NAMES.values(), "all"], series, ".2f")
+    return bar_chart("Voxel probe, Dice", list(map(_number, names)), series, ".2f")
 
 
 def _facts(check: Check) -> dict[str, str]:

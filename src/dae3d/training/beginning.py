@@ -1,21 +1,25 @@
-"""The network that fine-tuning starts from, and warnings about the weights loaded into it."""
+"""The network that training starts from, and warnings about the weights loaded into it."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from dae3d.errors import Dae3dError
+from dae3d.errors import Dae3dError, SettingsError
+from dae3d.models.contents import Contents
 from dae3d.models.load_report import LoadReport
-from dae3d.models.loading import load_into
-from dae3d.models.network import Segmenter
+from dae3d.models.loading import load_into, refuse_another_network
+from dae3d.models.network import Network, RepairNetwork, Segmenter
 from dae3d.models.provenance import entry_of, seen
-from dae3d.models.swin_unetr import SwinArchitecture
-from dae3d.models.weights import Contents, read_weights
+from dae3d.models.weights import read_weights
 from dae3d.scans.modality_conflicts import strange
 from dae3d.store.recipe import CaseRecipe
 from dae3d.training.cases import LabelledData
 from dae3d.training.finetune_settings import FinetuneSettings
+from dae3d.training.pretrain_settings import PretrainSettings
+from dae3d.training.run_settings import RunSettings
 
-SIZES = ("embed_dim", "depths", "heads", "window", "window_edges", "patch_embed", "patch_merging")
+ONE_MM = (1.0, 1.0, 1.0)
+AnyRun = TypeVar("AnyRun", bound=RunSettings)
+
 _NAMED = 5  # cases
 _SAME_SIZE = 1.2  # voxel sides that differ by a smaller factor count as equal
 
@@ -26,10 +30,59 @@ class Beginning(NamedTuple):
     `report` tells what was loaded from --init; None if nothing was.
     """
 
-    network: Segmenter
+    network: Network
     trained_on: list[dict[str, Any]]
     report: LoadReport | None
     warnings: list[str]
+
+
+def with_sizes_of_init(settings: AnyRun, contents: Contents) -> AnyRun:
+    """Fill in the backbone and its sizes from the weights of --init.
+
+    Raises:
+        SettingsError: if a setting that was given differs from them.
+    """
+    filled = settings.with_sizes_of(contents.architecture)
+    there = filled.sizes()
+    for name, value in settings.sizes().items():
+        if value is not None and value != there.get(name):
+            assumed = contents.assumed.get('patch merging "reference"') if name == "patch_merging" else None
+            raise SettingsError(
+                f"{name}: the network of --init {contents.path} has {there.get(name)}, not {value}"
+                + (f' (patch merging "reference" assumed: {assumed})' if assumed else "")
+            )
+    return filled
+
+
+def with_all_sizes(settings: AnyRun, spacing: Sequence[float]) -> AnyRun:
+    """Fill in the sizes that were not given, for crops of this voxel size in mm.
+
+    Raises:
+        SettingsError: if the sizes do not fit together, or crops do not fit them.
+    """
+    try:
+        architecture = settings.architecture_of(settings.roi, spacing)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    architecture.check_side(settings.roi)
+    return settings.with_sizes_of(architecture)
+
+
+def begin_pretraining(settings: PretrainSettings, resumed: bool) -> Beginning:
+    """Build the network to pre-train and load the weights of --init into it; a resumed run has its own.
+
+    Raises:
+        Dae3dError: if the weights are from another kind of network.
+    """
+    network = RepairNetwork(settings.architecture(), settings.checkpoint_activations)
+    if settings.init is None:
+        return Beginning(network, [], None, [])
+    if resumed:
+        return Beginning(network, entry_of({}), None, [])
+    contents = read_weights(settings.init, settings.monai_merging)
+    refuse_another_network(contents, "pretrain", settings.transfer)
+    report = load_into(network, contents, settings.transfer, show=False)
+    return Beginning(network, entry_of(contents.info), report, [])
 
 
 def begin_with(settings: FinetuneSettings, data: LabelledData, resumed: bool) -> Beginning:
@@ -38,13 +91,11 @@ def begin_with(settings: FinetuneSettings, data: LabelledData, resumed: bool) ->
     Raises:
         Dae3dError: if the weights are from another kind of network, or lack what is to be frozen.
     """
-    architecture = SwinArchitecture(
-        **{name: getattr(settings, name) for name in SIZES},
-        axes=settings.axes or "straight",
+    architecture = settings.architecture_of(
+        settings.roi,
         restore_intensity=False,
         in_channels=len(data.recipe.modalities),
         out_channels=len(data.recipe.labels),
-        deep_supervision=settings.deep_supervision,
     )
     network = Segmenter(architecture, settings.checkpoint_activations)
     if settings.init is None or settings.transfer == "none":

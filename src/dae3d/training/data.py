@@ -97,10 +97,15 @@ class TrainingData:
             "validation": self._validation(),
         }
 
-    def trained_on(self) -> list[dict[str, Any]]:
-        """Fingerprints for the weights, of the training scans and those of the validation crops."""
+    def trained_on(self, earlier: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+        """Fingerprints for the weights, of the training scans and those of the validation crops.
+
+        They follow those of the `earlier` training.
+        """
         validation = (fingerprints(self.store.scans[crop.scan]) for crop in self.validation)
-        return entry("pretrain", self.scans.fingerprints, chain.from_iterable(validation))
+        return entry(
+            "pretrain", self.scans.fingerprints, chain.from_iterable(validation), earlier=earlier
+        )
 
     def _validation(self) -> dict[str, Any]:
         described: dict[str, Any] = {}

@@ -5,17 +5,15 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dae3d.models.foreign import MONAI_MERGING, MonaiMerging
-from dae3d.models.windows import WindowEdges
+from dae3d.models.backbones import NETWORK
 from dae3d.scans.modality import Label
 from dae3d.scans.sides import AXES, AXES_SHOWN, Axis
 from dae3d.settings import Group
 from dae3d.store.intensity import ScalingRules
 from dae3d.store.recipe import Spacing
-from dae3d.training.run_settings import DATA, NETWORK, OPTIMISATION, RECORD, RunSettings
+from dae3d.training.run_settings import DATA, OPTIMISATION, RECORD, TRANSFER, RunSettings
 from dae3d.training.schedule import Duration, is_zero
 
-TRANSFER = Group("initial weights")
 PREPARATION = Group("preparation of the cases")
 AUGMENTATION = Group("crops and augmentation")
 
@@ -38,9 +36,6 @@ class FinetuneSettings(RunSettings):
     )
     max_steps: Duration = Field(10_000, description='number of optimiser steps, or of epochs as "300 epochs"')
 
-    init: Annotated[Path | None, TRANSFER] = Field(
-        None, description="run folder or weights file to start from (default: random weights)"
-    )
     transfer: Annotated[Literal["both", "encoder", "decoder", "none"] | None, TRANSFER] = Field(
         None,
         description="half of --init to load; none: only its sizes (default: the encoder of pre-trained "
@@ -48,9 +43,6 @@ class FinetuneSettings(RunSettings):
     )
     axes: Annotated[Literal["straight", "reference"] | None, TRANSFER] = Field(
         None, description="order of the token axes (default: as in --init)"
-    )
-    monai_merging: Annotated[MonaiMerging | None, TRANSFER] = Field(
-        None, description=f"of --init: {MONAI_MERGING} (default: reference, with a warning)"
     )
     freeze: Annotated[Literal["none", "encoder"], TRANSFER] = Field(
         "none", description="half of the network that is not trained"
@@ -94,29 +86,8 @@ class FinetuneSettings(RunSettings):
         None, ge=1, description="processes, each with one case in memory (default: one per processor core)"
     )
 
-    embed_dim: Annotated[int | None, NETWORK] = Field(
-        None, ge=1, description="channels of the token embedding (default: as in --init, else 48)"
-    )
-    depths: Annotated[tuple[int, int, int, int] | None, NETWORK] = Field(
-        None, description="transformer blocks of the four stages (default: as in --init, else 2 2 2 2)"
-    )
-    heads: Annotated[tuple[int, int, int, int] | None, NETWORK] = Field(
-        None, description="attention heads of the four stages (default: as in --init, else 3 6 12 24)"
-    )
-    window: Annotated[int | None, NETWORK] = Field(
-        None, ge=2, description="side of the attention windows, in tokens (default: as in --init, else 6)"
-    )
-    window_edges: Annotated[WindowEdges | None, NETWORK] = Field(
-        None, description="as in `dae3d pretrain` (default: as in --init, else exact)"
-    )
-    patch_embed: Annotated[Literal["conv", "linear"] | None, NETWORK] = Field(
-        None, description="as in `dae3d pretrain` (default: as in --init, else conv)"
-    )
-    patch_merging: Annotated[Literal["straight", "reference"] | None, NETWORK] = Field(
-        None, description="as in `dae3d pretrain` (default: as in --init, else straight)"
-    )
     deep_supervision: Annotated[bool, NETWORK] = Field(
-        False, description="add losses at 1/2, 1/4 and 1/8 of the resolution, with halved weights"
+        False, description="add losses at lower resolutions, each with half the weight of the one before"
     )
 
     crops_per_case: Annotated[int, AUGMENTATION] = Field(
@@ -175,8 +146,6 @@ class FinetuneSettings(RunSettings):
             raise ValueError("train_cases: cannot be combined with label_fraction; give one of them")
         if self.init is None and self.transfer in ("encoder", "decoder"):
             raise ValueError(f"transfer: {self.transfer} needs --init")
-        if self.init is None and self.monai_merging is not None:
-            raise ValueError("monai_merging: needs --init")
         if self.freeze == "encoder" and (self.init is None or self.transfer not in (None, "both", "encoder")):
             raise ValueError("freeze: an encoder with random weights must be trained; load one with --init")
         if not is_zero(self.freeze_steps) and self.freeze == "none":
@@ -185,19 +154,9 @@ class FinetuneSettings(RunSettings):
 
     def kept(self) -> dict[str, Any]:
         """Values that decide the network, its parameters and which of them are trained, by setting."""
-        names = (
-            "embed_dim",
-            "depths",
-            "heads",
-            "window",
-            "window_edges",
-            "patch_embed",
-            "patch_merging",
-            "axes",
-        )
         return {
             **super().kept(),
-            **{name: getattr(self, name) for name in names},
+            "axes": self.axes,
             "deep_supervision": self.deep_supervision,
             "freeze": self.freeze,
             "freeze_steps": is_zero(self.freeze_steps),

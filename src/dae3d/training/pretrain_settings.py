@@ -1,5 +1,6 @@
 """Settings of pre-training. Defaults follow the published recipe, with the exceptions in docs/design.md."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -7,19 +8,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from dae3d.disrupt import DISRUPTIONS, Disruption, DisruptionSettings
-from dae3d.models.architecture import RepairFrom
-from dae3d.models.swin_unetr import SwinArchitecture
-from dae3d.models.windows import WindowEdges
+from dae3d.models.architecture import Architecture, RepairFrom
+from dae3d.models.backbones import NETWORK
+from dae3d.models.swin_unetr import SWIN
 from dae3d.objectives import OBJECTIVES, ObjectiveSettings
 from dae3d.store.intensity import ScalingRules
-from dae3d.training.run_settings import (
-    DATA,
-    NETWORK,
-    RECORD,
-    WINDOW_EDGES,
-    RunSettings,
-    check_heads,
-)
+from dae3d.training.run_settings import DATA, RECORD, TRANSFER, RunSettings
 from dae3d.training.schedule import Duration, is_zero
 
 PROBE_EVERY = 0
@@ -51,36 +45,15 @@ class PretrainSettings(RunSettings, ObjectiveSettings, DisruptionSettings):  # t
     }
 
     data: Path = Field(description="store made by `dae3d prepare`")
-    embed_dim: Annotated[int, NETWORK] = Field(48, ge=1, description="channels of the token embedding")
-    depths: Annotated[tuple[int, int, int, int], NETWORK] = Field(
-        (2, 2, 2, 2), description="transformer blocks of the four stages"
-    )
-    heads: Annotated[tuple[int, int, int, int], NETWORK] = Field(
-        (3, 6, 12, 24), description="attention heads of the four stages"
-    )
-    window: Annotated[int, NETWORK] = Field(
-        6,
-        ge=2,
-        description="side of the attention windows, in tokens; a divisor of roi / 16 (6 for 96, 8 for 128) "
-        "needs no padding; the published size is 7",
-    )
-    window_edges: Annotated[WindowEdges, NETWORK] = Field("exact", description=WINDOW_EDGES)
-    patch_embed: Annotated[Literal["conv", "linear"], NETWORK] = Field(
-        "conv",
-        description="patch embedding: conv, two convolutions as published; linear, the single one of MONAI's "
-        "SwinUNETR, to which all weights can then be exported",
-    )
-    patch_merging: Annotated[Literal["straight", "reference"], NETWORK] = Field(
-        "straight",
-        description="order of octants in patch merging; the published one (reference) repeats two and lacks "
-        "two, and is only needed for published weights",
+    transfer: Annotated[Literal["both", "encoder"], TRANSFER] = Field(
+        "both", description="half of --init to load, as far as it fits"
     )
     restore_intensity: Annotated[bool, NETWORK] = Field(
         True,
         description="give the output the mean and deviation of the input, which instance norm removes; the "
         "published network does not",
     )
-    normalise_skips: Annotated[bool, NETWORK] = Field(
+    normalise_skips: Annotated[bool, SWIN] = Field(
         True,
         description="normalise feature maps over channels before the decoder and the contrastive loss, as in "
         "fine-tuning; the published pre-training does not",
@@ -152,7 +125,9 @@ class PretrainSettings(RunSettings, ObjectiveSettings, DisruptionSettings):  # t
                 f"batch_size: must be even, not {self.batch_size}, because two crops of a scan are "
                 f"compared; or turn that off with {named}"
             )
-        check_heads(self.embed_dim, self.heads)
+        architecture = self.architecture()
+        if not self.needs_spacing:
+            architecture.check_side(self.roi)
         self._check_probe()
         return self
 
@@ -176,9 +151,9 @@ class PretrainSettings(RunSettings, ObjectiveSettings, DisruptionSettings):  # t
             "disruption": self.disrupts().masks_voxels,
         }
 
-    def architecture(self) -> SwinArchitecture:
-        """The network's sizes."""
-        return self.as_dataclass(SwinArchitecture)
+    def architecture(self, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> Architecture:
+        """The network's sizes; those that are not given may depend on the voxel size in mm."""
+        return self.architecture_of(self.roi, spacing)
 
     def disrupts(self) -> Disruption:
         """The disruption of the crops."""

@@ -36,6 +36,7 @@ class Pretraining(TrainingModule):
         preparation: of the store's scans.
         pictures: folder for reconstructions of validation crops, `<modality>/<step>.png`.
         spacing: median voxel size of the training scans in mm, for the weights.
+        network: a `RepairNetwork` to go on from (default: random weights).
     """
 
     validates_first = True
@@ -48,8 +49,10 @@ class Pretraining(TrainingModule):
         preparation: Preparation,
         pictures: Path,
         spacing: list[float] | None = None,
+        network: Any = None,
     ) -> None:
-        network: Any = RepairNetwork(settings.architecture(), settings.checkpoint_activations)
+        if network is None:
+            network = RepairNetwork(settings.architecture(), settings.checkpoint_activations)
         mask_token = getattr(network.encoder, "mask_token", None)
         if mask_token is not None:
             mask_token.requires_grad_(settings.disrupts().masks_voxels)
@@ -124,7 +127,8 @@ class Pretraining(TrainingModule):
         s = self.settings
         keys = sample_keys(s.seed, batch["sample"])
         clean = jitter(clipped(batch["image"], s.clip_intensity), batch["inside"], keys, s.intensity_jitter)
-        return clean, disrupt(clean, s.seed, batch["sample"], s, self.network.architecture.level_channels[0])
+        tokens = self.network.architecture.tokens
+        return clean, disrupt(clean, s.seed, batch["sample"], s, *tokens)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the network, and for the heads that are discarded after pre-training."""

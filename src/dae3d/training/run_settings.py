@@ -13,21 +13,18 @@ from pydantic import Field, model_validator
 
 from dae3d.cores import THREADS
 from dae3d.errors import SettingsError
+from dae3d.models.backbones import FIRST, NETWORK, NetworkSettings
+from dae3d.models.contents import MONAI_MERGING, MonaiMerging
 from dae3d.settings import Group, Settings
 from dae3d.training.schedule import Duration, Schedule, in_steps, is_zero
 
 log = logging.getLogger(__name__)
 
 DATA = Group("data")
-NETWORK = Group("network")
+TRANSFER = Group("initial weights")
 OPTIMISATION = Group("optimisation")
 HARDWARE = Group("hardware")
 RECORD = Group("validation and saving")
-
-WINDOW_EDGES = (
-    "exact: any two tokens get the bias of their own offset, and padding is masked; reference: as published, "
-    "where grids smaller than a window use biases of other offsets and padding is attended to"
-)
 
 
 def _found(path: Path, was: Path, out: Path) -> Path:
@@ -38,11 +35,11 @@ def _found(path: Path, was: Path, out: Path) -> Path:
     return beside if beside.exists() else path
 
 
-class RunSettings(Settings):
+class RunSettings(NetworkSettings):
     """Settings common to pre-training and fine-tuning."""
 
     # Values of settings that are missing in an older settings.yaml.
-    earlier: ClassVar[dict[str, Any]] = {"cosine_from": "start"}
+    earlier: ClassVar[dict[str, Any]] = {"cosine_from": "start", "backbone": FIRST}
 
     data: Path = Field(description="what to train on")
     out: Path = Field(description="run folder to write")
@@ -51,6 +48,13 @@ class RunSettings(Settings):
     )
     max_steps: Duration = Field(30_000, description='number of optimiser steps, or of epochs as "300 epochs"')
     seed: int = Field(0, ge=0, lt=2**31, description="random seed of the initial weights and of every sample")
+
+    init: Annotated[Path | None, TRANSFER] = Field(
+        None, description="run folder or weights file to start from (default: random weights)"
+    )
+    monai_merging: Annotated[MonaiMerging | None, TRANSFER] = Field(
+        None, description=f"of --init: {MONAI_MERGING} (default: reference, with a warning)"
+    )
 
     roi: Annotated[int, DATA] = Field(96, ge=32, description="side of the crops in voxels, a multiple of 32")
     batch_size: Annotated[int, DATA] = Field(4, ge=1, description="crops per device and step")
@@ -148,6 +152,8 @@ class RunSettings(Settings):
                 raise ValueError(f"{name}: must be 1 or more, not 0")
         if self.roi % 32:
             raise ValueError(f"roi: must be a multiple of 32, not {self.roi}")
+        if self.init is None and self.monai_merging is not None:
+            raise ValueError("monai_merging: needs --init")
         if self.ema_decay is not None and self.strategy == "fsdp":
             raise ValueError("ema_decay: not with strategy fsdp, which keeps no full copy of the weights")
         if isinstance(self.save_every, int) and self.save_every % self.log_every:
@@ -187,7 +193,7 @@ class RunSettings(Settings):
 
         They must not change when a run is resumed.
         """
-        return {"ema_decay": self.ema_decay is not None}
+        return {"ema_decay": self.ema_decay is not None, **self.sizes()}
 
 
 def _saved(model: type[RunSettings], out: Path, begins: bool) -> dict[str, Any]:
@@ -238,11 +244,3 @@ def _say(message: str) -> None:
 @rank_zero_only
 def _warn(message: str) -> None:
     log.warning("%s", message)
-
-
-def check_heads(embed_dim: int, heads: tuple[int, int, int, int]) -> None:
-    """Raise ValueError if the channels of a stage cannot be divided among its attention heads."""
-    for stage, count in enumerate(heads):
-        channels = embed_dim * 2**stage
-        if count < 1 or channels % count:
-            raise ValueError(f"heads: stage {stage + 1} has {channels} channels, not a multiple of {count}")
