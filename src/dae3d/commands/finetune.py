@@ -113,7 +113,7 @@ def with_sizes(settings: FinetuneSettings) -> FinetuneSettings:
         check_heads(resolved["embed_dim"], resolved["heads"])
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    SwinArchitecture(**resolved).check_side(settings.roi)
+    SwinArchitecture(**resolved).check_sides(settings.roi)
     return settings.model_copy(update=resolved)
 
 

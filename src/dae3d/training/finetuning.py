@@ -80,9 +80,11 @@ class Finetuning(TrainingModule):
         weights = torch.tensor([0.5**level for level in range(len(every))])
         weights /= weights.sum()
         dice = cross_entropy = batch["image"].new_zeros((), dtype=torch.float32)
-        for level, (weight, logits) in enumerate(zip(weights.tolist(), every, strict=True)):
-            step = 2**level
-            label = batch["label"][:, :, ::step, ::step, ::step].long()
+        for weight, logits in zip(weights.tolist(), every, strict=True):
+            x, y, z = (
+                side // count for side, count in zip(batch["label"].shape[2:], logits.shape[2:], strict=True)
+            )
+            label = batch["label"][:, :, ::x, ::y, ::z].long()
             dice = dice + weight * self.dice_loss(logits.float(), label)
             cross_entropy = cross_entropy + weight * nn.functional.cross_entropy(logits.float(), label[:, 0])
         loss = dice + cross_entropy

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from dae3d.disrupt import DISRUPTIONS, Disruption, DisruptionSettings
+from dae3d.errors import SettingsError
 from dae3d.models.architecture import RepairFrom
 from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.models.windows import WindowEdges
@@ -142,6 +143,10 @@ class PretrainSettings(RunSettings, ObjectiveSettings, DisruptionSettings):  # t
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        try:
+            self.architecture().check_sides(self.roi)
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
         disruption = self.disrupts()
         disruption.check(self, self.roi)
         if self.reconstruction_loss == "masked" and not disruption.masks_voxels:

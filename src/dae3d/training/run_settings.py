@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from dae3d.cores import THREADS
 from dae3d.errors import SettingsError
 from dae3d.settings import Group, Settings
+from dae3d.store.boxes import Roi
 from dae3d.training.schedule import Duration, Schedule, in_steps, is_zero
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,11 @@ class RunSettings(Settings):
     max_steps: Duration = Field(30_000, description='number of optimiser steps, or of epochs as "300 epochs"')
     seed: int = Field(0, ge=0, lt=2**31, description="random seed of the initial weights and of every sample")
 
-    roi: Annotated[int, DATA] = Field(96, ge=32, description="side of the crops in voxels, a multiple of 32")
+    roi: Annotated[Roi, DATA] = Field(
+        (96, 96, 96),
+        description="sides of the crops in voxels: one number, or three (right, anterior, superior); "
+        "multiples of 32 for Swin UNETR",
+    )
     batch_size: Annotated[int, DATA] = Field(4, ge=1, description="crops per device and step")
     workers: Annotated[int | None, DATA] = Field(
         None, ge=0, description="loader processes per device (default: 1 on a CPU, up to 8 for a GPU)"
@@ -146,8 +151,6 @@ class RunSettings(Settings):
         for name in ("max_steps", "val_every", "save_every"):
             if is_zero(getattr(self, name)):
                 raise ValueError(f"{name}: must be 1 or more, not 0")
-        if self.roi % 32:
-            raise ValueError(f"roi: must be a multiple of 32, not {self.roi}")
         if self.ema_decay is not None and self.strategy == "fsdp":
             raise ValueError("ema_decay: not with strategy fsdp, which keeps no full copy of the weights")
         if isinstance(self.save_every, int) and self.save_every % self.log_every:
