@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from dae3d.benchmarking.model import make_network, training_step
 from dae3d.benchmarking.process import in_new_process
+from dae3d.store.boxes import Triple
 
 _AUTOCAST = {
     "linear": torch.bfloat16,
@@ -102,24 +103,25 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
     sizes = (given.embed_dim, tuple(given.heads), given.window)
+    roi = (given.roi,) * 3
     print("| MiB per sample | kept for the backward pass | of MONAI's | peak | of MONAI's |", end="")
     print(" moved | of MONAI's |\n|---|---:|---:|---:|---:|---:|---:|")
     theirs = None
     for name, whose, bf16, thrifty in WAYS:
-        one, two = (step(make_network(whose, *sizes, thrifty), n, given.roi, bf16) for n in (1, 2))
+        one, two = (step(make_network(whose, *sizes, thrifty), n, roi, bf16) for n in (1, 2))
         found = [(b - a) / 2**20 for a, b in zip(one, two, strict=True)]
         theirs = theirs or found
         cells = [f"{mine:.0f} | {mine / their:.2f}" for mine, their in zip(found, theirs, strict=True)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     if given.check:
-        one, two = (measured(*sizes, given.roi, n) for n in (1, 2))
+        one, two = (measured(*sizes, roi, n) for n in (1, 2))
         print(f"\nMONAI, float32, measured on the CPU: {(two - one) / 2**20:.0f} MiB per sample")
 
 
-def step(model: nn.Module, batch: int, roi: int, bf16: bool) -> tuple[int, int, int]:
+def step(model: nn.Module, batch: int, roi: Triple, bf16: bool) -> tuple[int, int, int]:
     """Bytes alive between forward and backward pass, at the peak, and moved."""
     model = model.to("meta")
-    image = torch.empty(batch, 1, roi, roi, roi, device="meta")
+    image = torch.empty(batch, 1, *roi, device="meta")
     with gpu(bf16), Counted() as counted:
         loss = functional.l1_loss(model(image).float(), image)
         kept = counted.alive()
@@ -127,7 +129,7 @@ def step(model: nn.Module, batch: int, roi: int, bf16: bool) -> tuple[int, int, 
     return kept, counted.peak, counted.moved
 
 
-def measured(embed_dim: int, heads: tuple[int, int, int, int], window: int, roi: int, batch: int) -> float:
+def measured(embed_dim: int, heads: tuple[int, int, int, int], window: int, roi: Triple, batch: int) -> float:
     """Peak memory in bytes of a process that takes steps with MONAI's network."""
     sizes = {"embed_dim": embed_dim, "heads": heads, "window": window, "roi": roi, "batch_size": batch}
     ways = {"bf16": False, "tuned": False, "checkpoint_activations": False, "compiled": False}

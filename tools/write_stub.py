@@ -23,6 +23,7 @@ from dae3d.commands import load_command
 from dae3d.models.loading import NETWORKS, load
 from dae3d.scans.channels import ScanText
 from dae3d.settings import Settings
+from dae3d.store.boxes import Roi
 
 STUB = Path(__file__).parents[1] / "src/dae3d/__init__.pyi"
 HEAD = '''\
@@ -112,6 +113,8 @@ def _accepted(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation == ScanText:
         return "str | Path | Sequence[str | Path]"
+    if annotation == typing.get_args(Roi)[0]:
+        return "int | Sequence[int]"
     if origin is typing.Annotated:
         return _accepted(arguments[0])
     if origin in (typing.Union, types.UnionType):

@@ -173,7 +173,9 @@ def _is_positional(field: FieldInfo) -> bool:
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return typing.get_args(annotation)
+        return tuple(kind for each in typing.get_args(annotation) for kind in _kinds(each))
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _kinds(typing.get_args(annotation)[0])
     return (annotation,)
 
 
@@ -202,6 +204,8 @@ class _Many(argparse.Action):
                 parser.error(f"{option_string}: {bad[0]!r} is not KEY=VALUE")
             given = dict(word.rsplit("=", 1) for word in values)
             value = (getattr(namespace, self.dest, None) or {}) | given
+        elif typing.get_origin(self.kind) is tuple and ... not in typing.get_args(self.kind):
+            value = values  # of a fixed number: given again, it replaces
         else:
             value = (getattr(namespace, self.dest, None) or []) + values
         setattr(namespace, self.dest, value)

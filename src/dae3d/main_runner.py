@@ -36,9 +36,9 @@ WITHOUT_MEANING = {
     "local_rank": "it is taken from the launcher",
     "deterministic": "every sample depends only on the seed and its number",
     "iso_spacing": "resample with `dae3d prepare --spacing 2 2 2`",
-    "roi_x": "crops are cubes of --img_size",
-    "roi_y": "crops are cubes of --img_size",
-    "roi_z": "crops are cubes of --img_size",
+    "roi_x": "crops have the sides of --img_size",
+    "roi_y": "crops have the sides of --img_size",
+    "roi_z": "crops have the sides of --img_size",
     "pretrained_dir": "--resume continues the run in --output",
     "tag": "use --output to name the run",
     "decoder": "the decoder is that of swin_skip",
@@ -69,7 +69,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--mask_patch_size", type=int, default=16, help="side of these blocks in voxels")
     p.add_argument("--mm_con", type=float, default=0.02, help="weight of the contrastive loss")
     p.add_argument("--temperature", type=float, default=0.07, help="temperature of the contrastive loss")
-    p.add_argument("--img_size", type=int, default=96, help="side of crops in voxels")
+    p.add_argument(
+        "--img_size", type=int, nargs="+", default=[96], help="side of crops in voxels, or the three sides"
+    )
     p.add_argument("--embed_dim", "--feature_size", type=int, default=48, help="channels of the tokens")
     p.add_argument("--batch_size", type=int, default=1, help="crops per GPU and step")
     p.add_argument("--accumulate_step", type=int, default=0, help="batches per optimiser step")

@@ -60,7 +60,8 @@ class StepTraffic:
 
 def step_traffic(settings: PretrainSettings, modalities: int) -> StepTraffic:
     """The traffic of a step of `pretrain` with DDP and a number of modalities."""
-    features = 16 * settings.embed_dim + 1 if settings.contrastive_weight else 0
+    pooled = settings.architecture().level_channels[-1]
+    features = pooled + 1 if settings.contrastive_weight else 0  # and a label
     return StepTraffic(
         gradients=_FLOAT * learning_parameters(settings),
         features=_FLOAT * settings.batch_size * features,
@@ -74,7 +75,9 @@ def learning_parameters(settings: PretrainSettings) -> int:
     with torch.device("meta"):
         network = RepairNetwork(settings.architecture())
         heads = [each.heads(settings) for each in settings.objectives().values() if each.heads]
-    token = 0 if settings.disrupts().masks_voxels else settings.embed_dim
+    mask_token = getattr(network.encoder, "mask_token", None)
+    spared_token = mask_token is not None and not settings.disrupts().masks_voxels
+    token = mask_token.numel() if spared_token and mask_token is not None else 0
     halves = {"encoder": network.encoder, "decoder": network.decoder}
     frozen = halves.get(settings.freeze)
     spared = sum(p.numel() for p in frozen.parameters()) if frozen is not None else 0

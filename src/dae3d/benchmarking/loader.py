@@ -12,23 +12,25 @@ import torch
 
 from dae3d.benchmarking.nnunet import NnunetFiles
 from dae3d.memory import peak_memory
+from dae3d.store.boxes import Triple
 
 _UNCOPIED = "CacheDataset, copy_cache=False"
 MONAI_DATASETS = ("Dataset", "PersistentDataset", "CacheDataset", _UNCOPIED)
 
 
-def crops_from_store(store: str, roi: int, crops: int) -> dict[str, float]:
+def crops_from_store(store: str, roi: Triple, crops: int) -> dict[str, float]:
     """Read training crops from a store, up to scaled tensors."""
     from dae3d.training.batch import pack
     from dae3d.training.data import CropDataset, training_data
     from dae3d.training.pretrain_settings import PretrainSettings
 
-    data = training_data(PretrainSettings(data=Path(store), out=Path(store), roi=roi), 1)
-    dataset = CropDataset(data.store, data.stream, roi)
-    return _measured(lambda number: pack([dataset[number]]).unpack(roi), crops)
+    settings = PretrainSettings(data=Path(store), out=Path(store), roi=roi)
+    data = training_data(settings, 1)
+    dataset = CropDataset(data.store, data.stream, settings.roi)
+    return _measured(lambda number: pack([dataset[number]]).unpack(settings.roi), crops)
 
 
-def crops_from_process(store: str, roi: int, crops: int) -> dict[str, float]:
+def crops_from_process(store: str, roi: Triple, crops: int) -> dict[str, float]:
     """Receive the same crops, not yet scaled, from a loader process on the same core."""
     _on_one_core()
     arriving = batches(store, roi, workers=1)
@@ -44,7 +46,7 @@ def crops_from_process(store: str, roi: int, crops: int) -> dict[str, float]:
     }
 
 
-def batches(store: str, roi: int, workers: int) -> Any:
+def batches(store: str, roi: Triple, workers: int) -> Any:
     """Iterator over the batches that training gets from loader processes (its `_workers`)."""
     from dae3d.training.data import CropLoaders, training_data
     from dae3d.training.pretrain_settings import PretrainSettings
@@ -58,14 +60,14 @@ def batches(store: str, roi: int, workers: int) -> Any:
     return iter(loaders.train_dataloader())
 
 
-def crops_by_nnunet(folder: str, roi: int, crops: int) -> dict[str, float]:
+def crops_by_nnunet(folder: str, roi: Triple, crops: int) -> dict[str, float]:
     """Read random crops from preprocessed files as nnU-Net v2 does."""
     files = NnunetFiles(Path(folder))
     random = np.random.default_rng(0)
     return _measured(lambda _: files.crop(int(random.integers(len(files.paths))), roi, random), crops)
 
 
-def crops_by_monai(kind: str, files: list[str], folder: str, roi: int, crops: int) -> dict[str, float]:
+def crops_by_monai(kind: str, files: list[str], folder: str, roi: Triple, crops: int) -> dict[str, float]:
     """Load crops with one of `MONAI_DATASETS` and the published transforms for CT, in batches of one.
 
     Caches are filled before the measurement.
@@ -83,8 +85,8 @@ def crops_by_monai(kind: str, files: list[str], folder: str, roi: int, crops: in
             LoadImaged("image", ensure_channel_first=True),
             Orientationd("image", "RAS"),
             ScaleIntensityRanged("image", -1000, 1000, 0, 1, clip=True),
-            SpatialPadd("image", (roi, roi, roi)),
-            RandSpatialCropd("image", (roi, roi, roi), random_size=False),
+            SpatialPadd("image", roi),
+            RandSpatialCropd("image", roi, random_size=False),
         ]
     )
     entries: list[Any] = [{"image": file} for file in files]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dae3d.memory import peak_memory
 from dae3d.models.network import RepairNetwork
 from dae3d.models.swin_unetr import SwinArchitecture
+from dae3d.store.boxes import Triple
 from dae3d.training.cpu import keep_freed_memory
 
 _WARM_UP = 3  # uncounted steps for memory allocation and kernel selection
@@ -21,7 +22,7 @@ def training_step(
     embed_dim: int,
     heads: tuple[int, int, int, int],
     window: int,
-    roi: int,
+    roi: Triple,
     batch_size: int,
     steps: int,
     bf16: bool,
@@ -37,7 +38,7 @@ def training_step(
         embed_dim: channels of the tokens.
         heads: attention heads of each stage.
         window: side of an attention window in tokens.
-        roi: side of a crop in voxels.
+        roi: sides of a crop in voxels.
         batch_size: crops per step.
         steps: number of measured steps.
         bf16: autocast to bfloat16.
@@ -56,7 +57,7 @@ def training_step(
     if tuned:
         model = model.to(memory_format=torch.channels_last_3d)
     optimizer = torch.optim.AdamW(model.parameters(), fused=tuned)
-    image = torch.rand(batch_size, 1, roi, roi, roi, device=device)
+    image = torch.rand(batch_size, 1, *roi, device=device)
     step: Any = torch.compile(model) if compiled else model
     seconds: list[float] = []
     for _ in range(_WARM_UP + steps):

@@ -1,11 +1,13 @@
 """Files as nnU-Net v2 preprocesses them: scaled float32 in Blosc2, laid out for a patch size."""
 
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import blosc2
 import numpy as np
 
+from dae3d.store.boxes import Triple
 from dae3d.store.store import Store
 
 # The cache sizes that nnU-Net assumes, and the share of them that it fills.
@@ -14,7 +16,7 @@ _LARGEST_CHUNK = 1.5  # mean side of a chunk relative to the patch
 _LEVEL = 8
 
 
-def write_nnunet_files(store: str, folder: str, roi: int) -> dict[str, float]:
+def write_nnunet_files(store: str, folder: str, roi: Triple) -> dict[str, float]:
     """Write the scans of a store in the format of nnU-Net."""
     opened = Store(store)
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -42,22 +44,24 @@ class NnunetFiles:
     def __init__(self, folder: Path) -> None:
         self.paths = sorted(folder.glob("*.b2nd"))
 
-    def crop(self, number: int, roi: int, random: np.random.Generator) -> np.ndarray:
-        """A random crop (1, roi, roi, roi) float32; smaller scans are padded."""
+    def crop(self, number: int, roi: Triple, random: np.random.Generator) -> np.ndarray:
+        """A random crop (1, *roi) float32; smaller scans are padded."""
         array = blosc2.open(str(self.paths[number]), mode="r", dparams={"nthreads": 1}, mmap_mode="r")
-        starts = [int(random.integers(max(1, side - roi + 1))) for side in array.shape[1:]]
-        image = array[(slice(None), *(slice(start, start + roi) for start in starts))]
-        return np.pad(image, [(0, 0), *((0, roi - side) for side in image.shape[1:])])
+        room = [max(1, side - size + 1) for side, size in zip(array.shape[1:], roi, strict=True)]
+        starts = [int(random.integers(places)) for places in room]
+        ends = np.add(starts, roi).tolist()
+        image = array[(slice(None), *map(slice, starts, ends))]
+        return np.pad(image, [(0, 0), *((0, n) for n in np.subtract(roi, image.shape[1:]).tolist())])
 
 
-def layout(shape: tuple[int, int, int], roi: int) -> tuple[list[int], list[int]]:
-    """Sizes of blocks and chunks for cubic patches: blocks fit into the L1 cache, chunks into the L3 cache.
+def layout(shape: tuple[int, int, int], roi: Triple) -> tuple[list[int], list[int]]:
+    """Sizes of blocks and chunks for patches: blocks fit into the L1 cache, chunks into the L3 cache.
 
     After `nnUNetDatasetBlosc2.comp_blosc2_params` of nnU-Net v2.
     """
-    block = [2 ** math.ceil(math.log2(roi))] * 3
+    block = [2 ** math.ceil(math.log2(side)) for side in roi]
     while math.prod(block) * 4 > _L1 * _SHARE:
-        axis = max(range(3), key=lambda a: (block[a], a))
+        axis = max(range(3), key=lambda a: (block[a] / roi[a], a))
         block[axis] = min(block[axis] // 2, shape[axis])
     block = [min(side, whole) for side, whole in zip(block, shape, strict=True)]
     chunk = list(block)
@@ -68,7 +72,8 @@ def layout(shape: tuple[int, int, int], roi: int) -> tuple[list[int], list[int]]
         axis = min(growing, key=lambda a: (chunk[a] / block[a], a))
         before = chunk[axis]
         chunk[axis] = min(before + block[axis], shape[axis])
-        if sum(chunk) / (3 * roi) > _LARGEST_CHUNK:
+        # Exact, because whether they are just as large decides.
+        if sum(Fraction(n, side) for n, side in zip(chunk, roi, strict=True)) > 3 * _LARGEST_CHUNK:
             chunk[axis] = before
             break
     return block, chunk

@@ -15,6 +15,7 @@ from dae3d.models.layouts import FINETUNING, to_layout
 from dae3d.models.network import Segmenter
 from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.phantom import phantom
+from dae3d.store.boxes import Triple
 from dae3d.training.cpu import keep_freed_memory
 
 CLASSES = 14
@@ -27,7 +28,7 @@ def segmentation(
     embed_dim: int,
     heads: tuple[int, int, int, int],
     window: int,
-    roi: int,
+    roi: Triple,
     overlap: float,
     scan: tuple[int, int, int],
     tuned: bool,
@@ -41,8 +42,8 @@ def segmentation(
         embed_dim: channels of the tokens.
         heads: attention heads of each stage.
         window: side of an attention window in tokens.
-        roi: side of a sliding window in voxels.
-        overlap: overlap of neighbouring windows as a share of their side.
+        roi: sides of a sliding window in voxels.
+        overlap: overlap of neighbouring windows as a share of their sides.
         scan: shape of the scan in voxels.
         tuned: bf16 on a GPU, channels-last layout and reuse of freed memory on a CPU; for MONAI also flash
             attention, four windows at a time, and blending on the device of the network.
@@ -88,7 +89,7 @@ def segmentation(
 
 
 def _segment_with_monai(
-    logits: Callable[[Tensor], Tensor], image: Tensor, roi: int, overlap: float, device: str, tuned: bool
+    logits: Callable[[Tensor], Tensor], image: Tensor, roi: Triple, overlap: float, device: str, tuned: bool
 ) -> Tensor:
     """The most probable class of each voxel by the sliding-window inference of MONAI."""
     from monai.inferers.utils import sliding_window_inference

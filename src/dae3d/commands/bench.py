@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import nibabel
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
@@ -28,11 +28,14 @@ from dae3d.benchmarking.model import training_step
 from dae3d.benchmarking.nnunet import write_nnunet_files
 from dae3d.benchmarking.predict import segmentation
 from dae3d.benchmarking.process import in_new_process
+from dae3d.errors import SettingsError
 from dae3d.files import refuse_other_file, write_text
 from dae3d.inference.device import pick_device
 from dae3d.inference.sliding import window_count
+from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.phantom import phantom
 from dae3d.settings import Positional, Settings, command
+from dae3d.store.boxes import Roi
 from dae3d.training.record import cpu_name, versions
 
 Metrics = dict[str, float]
@@ -58,7 +61,11 @@ class BenchSettings(Settings):
     embed_dim: int = Field(48, ge=12, multiple_of=12, description="channels of the tokens")
     heads: tuple[int, int, int, int] = Field((3, 6, 12, 24), description="attention heads of each stage")
     window: int = Field(7, ge=2, description="side of an attention window in tokens")
-    roi: int = Field(96, ge=32, multiple_of=32, description="side of a crop in voxels")
+    roi: Roi = Field(
+        (96, 96, 96),
+        description="sides of a crop in voxels: one number, or three (right, anterior, superior), multiples "
+        "of 32",
+    )
     batch_size: int = Field(2, ge=1, description="crops per training step")
     steps: int = Field(5, ge=1, description="training steps measured, after three for warm-up")
     rounds: int = Field(1, ge=1, description="repetitions of all measurements, in turn; medians are shown")
@@ -68,6 +75,14 @@ class BenchSettings(Settings):
     checkpoint_activations: bool = Field(False, description="recompute activations in training steps")
     compiled: bool = Field(False, description="also measure networks compiled by torch.compile")
     out: Path = Field(Path("bench.json"), description="JSON file for the results")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        try:
+            SwinArchitecture().check_sides(self.roi)
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
+        return self
 
 
 @dataclass
@@ -218,9 +233,7 @@ def _predict(settings: BenchSettings, device: str) -> Measured:
             way = _name(network, tuned)
             windows = window_count(settings.scan, settings.roi, settings.overlap)
             if windows > _MANY_WINDOWS:
-                one = in_new_process(
-                    segmentation, network=network, tuned=tuned, scan=(settings.roi,) * 3, **rest
-                )
+                one = in_new_process(segmentation, network=network, tuned=tuned, scan=settings.roi, **rest)
                 print(f"prediction, {way}: about {one['seconds'] * windows / 60:.0f} min", flush=True)
             figures = in_new_process(segmentation, network=network, tuned=tuned, scan=settings.scan, **rest)
             found = np.load(file)

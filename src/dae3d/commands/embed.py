@@ -27,7 +27,7 @@ from dae3d.scans.channels import ScanText, channel_files
 from dae3d.scans.given import SCANS_GIVEN, VOLUME_GIVEN, Image
 from dae3d.scans.modality import Label, RuleText
 from dae3d.settings import Positional, Settings, command
-from dae3d.store.boxes import Triple
+from dae3d.store.boxes import Roi, Triple, three_sides
 from dae3d.store.intensity import normalise
 from dae3d.store.recipe import CaseRecipe
 from dae3d.store.scan import Preparation
@@ -60,8 +60,10 @@ class EmbedSettings(Settings):
     )
     rule: list[RuleText] = Field([], description="'GLOB=LABEL': label of the scans whose file name matches")
     volume: int | None = Field(None, ge=0, description=VOLUME_GIVEN)
-    roi: int | None = Field(
-        None, ge=32, multiple_of=32, description="side of the windows (default: that of the training crops)"
+    roi: Roi | None = Field(
+        None,
+        description="sides of the windows in voxels: one number, or three (right, anterior, superior) "
+        "(default: those of the training crops)",
     )
     overlap: float = Field(0.0, ge=0, lt=1, description="minimum overlap of neighbouring windows")
     axes: Literal["straight", "reference"] | None = Field(
@@ -128,13 +130,14 @@ def embed(settings: EmbedSettings) -> Embeddings:
             f"{encoder.weights}: takes {encoder.architecture.in_channels} channels, but does not record "
             "their modalities"
         )
-    roi = settings.roi or encoder.info.get("settings", {}).get("roi", PUBLISHED_ROI)
+    roi = settings.roi or three_sides(encoder.info.get("settings", {}).get("roi", PUBLISHED_ROI))
+    encoder.architecture.check_sides(roi)
     intensity = encoder.info.get("settings", {}).get("intensity")
     preparation = preparation_of(encoder)
     cases = _cases(settings, recipe, encoder.info.get("modalities", ()))
     heading = {
         "weights": digest([encoder.weights]),
-        "roi": roi,
+        "roi": list(roi),
         "overlap": settings.overlap,
         "axes": settings.axes,
         **({} if settings.volume is None else {"volume": settings.volume}),
@@ -159,7 +162,7 @@ def pooled_features(
     encoder: Callable[[torch.Tensor], Sequence[torch.Tensor]],
     image: np.ndarray,
     foreground: Box,
-    roi: int,
+    roi: Triple,
     overlap: float,
     window_batch: int,
     device: torch.device,
@@ -170,7 +173,7 @@ def pooled_features(
         encoder: in eval mode, on `device`; gives a list of maps (B, F, ...).
         image: (C, X, Y, Z) float32, normalised.
         foreground: half-open box that the windows cover.
-        roi: side of the windows.
+        roi: sides of the windows in voxels.
         overlap: minimum overlap of neighbouring windows.
         window_batch: windows per batch.
         device: of the encoder.
@@ -189,10 +192,11 @@ def pooled_features(
     return torch.cat(means).mean(dim=0).cpu().numpy()
 
 
-def _window(image: np.ndarray, corner: Triple, roi: int) -> np.ndarray:
-    """The (C, roi, roi, roi) box from `corner`; zeros outside the image."""
-    window = np.zeros((len(image), roi, roi, roi), np.float32)
-    inside = [slice(max(c, 0), min(c + roi, n)) for c, n in zip(corner, image.shape[1:], strict=True)]
+def _window(image: np.ndarray, corner: Triple, roi: Triple) -> np.ndarray:
+    """The (C, *roi) box from `corner`; zeros outside the image."""
+    window = np.zeros((len(image), *roi), np.float32)
+    ends = (min(c + size, n) for c, size, n in zip(corner, roi, image.shape[1:], strict=True))
+    inside = [slice(max(c, 0), end) for c, end in zip(corner, ends, strict=True)]
     there = [slice(s.start - c, s.stop - c) for s, c in zip(inside, corner, strict=True)]
     window[:, *there] = image[:, *inside]
     return window

@@ -46,6 +46,7 @@ from dae3d.scans.given import VOLUME_GIVEN, image_names
 from dae3d.scans.modality import Label, RuleText
 from dae3d.scans.readers import scan_stem
 from dae3d.settings import Positional, Settings, command
+from dae3d.store.boxes import Roi, Triple, by_axis
 from dae3d.store.intensity import normalise
 from dae3d.training.pretrain_settings import PretrainSettings
 
@@ -70,8 +71,10 @@ class ReconstructSettings(Settings):
     disruption: DisruptionName | None = Field(
         None, description="how the scans are disrupted (default: as in training)"
     )
-    roi: int | None = Field(
-        None, ge=32, multiple_of=32, description="side of the windows (default: that of the training crops)"
+    roi: Roi | None = Field(
+        None,
+        description="sides of the windows in voxels: one number, or three (right, anterior, superior) "
+        "(default: those of the training crops)",
     )
     overlap: float = Field(0.5, ge=0, lt=1, description="overlap of neighbouring windows")
     axes: Literal["straight", "reference"] | None = Field(
@@ -115,10 +118,10 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     roi = settings.roi or trained.roi
     disruption = settings.disruption or trained.disruption
     preparation = preparation_of(network)
-    network.architecture.check_side(roi)
+    network.architecture.check_sides(roi)
     results = settings.out / "metrics.csv"
     refuse_other_file(results, "table of `reconstruct`", rb"scan,modality,image,l1,psnr")
-    log.info("%s, windows of %d^3", disruption, roi)
+    log.info("%s, windows of %s", disruption, by_axis(roi))
 
     scans = _scans(settings, network.info.get("modalities", ()))
     named = _named(image_names([scan.image for scan in scans]))
@@ -170,7 +173,7 @@ def repair_scan(
     disruption: str,
     strengths: DisruptionSettings,
     keys: Tensor,
-    roi: int,
+    roi: Triple,
     overlap: float,
 ) -> Repair:
     """Disrupt a whole scan and repair it with Gaussian-weighted sliding windows.
@@ -183,8 +186,8 @@ def repair_scan(
         disruption: key of `DISRUPTIONS`.
         strengths: of the disruption.
         keys: (1,) int64 random key.
-        roi: side of the windows.
-        overlap: overlap of neighbouring windows, as a share of the side.
+        roi: sides of the windows in voxels.
+        overlap: overlap of neighbouring windows, as a share of their sides.
     """
     steps = DISRUPTIONS[disruption].steps
     whole = _disrupt_voxels(image, steps, strengths, keys, roi)
@@ -205,14 +208,16 @@ def repair_scan(
         return network(batch.image, batch.channel_keep, batch.token_mask).float()
 
     channels = [whole.image] if whole.voxel_mask is None else [whole.image, whole.voxel_mask.to(image.dtype)]
-    stride = max(2, int(roi * (1 - overlap)) // 2 * 2)  # voxels; a token is 2 voxels wide
+    strides = [max(2, int(side * (1 - overlap)) // 2 * 2) for side in roi]  # voxels; a token is 2 voxels wide
+    # Half a voxel more, because MONAI rounds it down.
+    overlaps = [max(0.0, 1 - (stride + 0.5) / side) for stride, side in zip(strides, roi, strict=True)]
     with torch.inference_mode():
         repaired = sliding_window_inference(
             torch.cat(channels, dim=1),
             roi,
             1,
             repair_windows,
-            max(0.0, 1 - (stride + 0.5) / roi),  # half a voxel more, because MONAI rounds it down
+            overlaps,
             mode="gaussian",
             progress=True,
         )
@@ -221,14 +226,16 @@ def repair_scan(
 
 
 def _disrupt_voxels(
-    image: Tensor, steps: Sequence[Step], strengths: DisruptionSettings, keys: Tensor, roi: int
+    image: Tensor, steps: Sequence[Step], strengths: DisruptionSettings, keys: Tensor, roi: Triple
 ) -> Disrupted:
     """Pad a scan as needed and apply the steps that change voxels."""
     # The network's stages and the blocks of the disruptions must fit, as in a training crop; those of
     # "varied" have sides that are powers of two.
     sides = [getattr(strengths, name) for step in steps for name in step.sides]
     unit = math.lcm(32, *sides, *(1 << side.bit_length() - 1 for side in sides))
-    ends = [-(-max(roi, side) // unit) * unit - side for side in image.shape[2:]]
+    ends = [
+        -(-max(size, side) // unit) * unit - side for size, side in zip(roi, image.shape[2:], strict=True)
+    ]
     padded = torch.nn.functional.pad(image, [p for end in reversed(ends) for p in (0, end)])
     whole = Disrupted(padded, keys)
     for step in steps:

@@ -6,6 +6,7 @@ from typing import Any
 
 from dae3d.disrupt.batch import Disrupted
 from dae3d.settings import Group
+from dae3d.store.boxes import Triple, by_axis
 
 DISRUPTION = Group("disruption")
 
@@ -16,7 +17,7 @@ class Step:
 
     Attributes:
         run: maps a batch and the settings to the batch after this step.
-        sides: names of settings, in voxels, that must divide the side of a crop.
+        sides: names of settings, in voxels, that must divide every side of a crop.
         lowers_resolution: whether it reduces the resolution; baselines then include interpolation.
         masks_voxels: whether it sets `voxel_mask`; the network then uses its mask token.
         masks_channels: whether it sets `channel_keep`; for a whole scan it is then drawn per window, not
@@ -58,12 +59,16 @@ class Disruption:
         """Whether a step masks blocks of voxels and their tokens."""
         return any(step.masks_voxels for step in self.steps)
 
-    def check(self, settings: Any, roi: int) -> None:
-        """Raise `ValueError` if the settings do not fit crops with a side of `roi` voxels."""
+    def check(self, settings: Any, roi: Triple) -> None:
+        """Raise `ValueError` if the settings do not fit crops with these sides in voxels."""
         for step in self.steps:
             for name in step.sides:
                 side = getattr(settings, name)
                 # Tokens are two voxels wide.
                 even = "be even and " if step.masks_voxels else ""
-                if roi % side or (even and side % 2):
-                    raise ValueError(f"{name}: must {even}divide roi {roi}, not {side}")
+                left = [str(length) for length in dict.fromkeys(roi) if length % side]
+                if left or (even and side % 2):
+                    which = f"; it does not divide {' and '.join(left)}" if left else ""
+                    raise ValueError(
+                        f"{name}: must {even}divide every side of roi {by_axis(roi)}, not {side}{which}"
+                    )

@@ -1,10 +1,11 @@
 """Sliding-window segmentation of whole scans that returns the result slab by slab to bound memory.
 
-Windows are blended like in MONAI's `sliding_window_inference(mode="gaussian")`, but along the longest axis of
-the scan only as many planes are kept as a window is deep: K x A x B x roi float32 sums of logits per network,
-for K classes and the two shorter sides A and B. Probabilities are computed in place. In addition to the image
-and the networks, `segment` needs at most 1.25 times that memory; `interpolate_slabs` needs 0.7 times that of
-one network more (measured with 14 classes and windows of 64).
+Windows are blended like in MONAI's `sliding_window_inference(mode="gaussian")`, but along one axis only as
+many planes are kept as a window is deep: K x A x B x D float32 sums of logits per network, for K classes, the
+scan's sides A and B along the other axes, and windows D deep. It is the axis along which a window covers the
+smallest part of the scan; the longest, if windows are cubes. Probabilities are computed in place. In addition
+to the image and the networks, `segment` needs at most 1.25 times that memory; `interpolate_slabs` needs 0.7
+times that of one network more (measured with 14 classes and windows of 64).
 """
 
 import itertools
@@ -16,7 +17,9 @@ import torch
 from monai.data.utils import compute_importance_map
 from torch import Tensor
 
-# Maps windows (B, C, roi, roi, roi) to logits (B, K, roi, roi, roi).
+from dae3d.store.boxes import Triple
+
+# Maps windows (B, C, *roi) to logits (B, K, *roi).
 Predictor = Callable[[Tensor], Tensor]
 
 # Maps the sums of weighted logits (K, ...) of each network and the sums of weights (...) to scores (K, ...).
@@ -42,7 +45,7 @@ class Slab:
 def segment(
     networks: Sequence[Predictor],
     image: Tensor,
-    roi: int,
+    roi: Triple,
     overlap: float = 0.5,
     window_batch: int = 1,
     device: torch.device | None = None,
@@ -67,7 +70,7 @@ def segment(
 def probability_slabs(
     networks: Sequence[Predictor],
     image: Tensor,
-    roi: int,
+    roi: Triple,
     overlap: float,
     window_batch: int,
     device: torch.device,
@@ -75,7 +78,7 @@ def probability_slabs(
     progress: Callable[[int], object] | None = None,
     blend_device: torch.device | None = None,
 ) -> Iterator[Slab]:
-    """Class probabilities of a whole scan, in slabs along its longest axis, each as soon as it is complete.
+    """Class probabilities of a whole scan, in slabs along one axis, each as soon as it is complete.
 
     For each network, logits are averaged over the windows that cover a voxel, with Gaussian weights, followed
     by a softmax. The probabilities of the networks are averaged.
@@ -83,8 +86,8 @@ def probability_slabs(
     Args:
         networks: in eval mode, on `device`, with the same classes.
         image: (C, X, Y, Z) normalised, of any size; zero-padded if smaller than a window.
-        roi: side of the windows in voxels.
-        overlap: overlap of neighbouring windows as a share of their side, in [0, 1).
+        roi: sides of the windows in voxels.
+        overlap: overlap of neighbouring windows as a share of their sides, in [0, 1).
         window_batch: windows per forward pass.
         device: where the networks run.
         mirror: spatial axes, 0 to 2, for test-time augmentation: logits are averaged over all combinations of
@@ -113,15 +116,18 @@ def _slabs(
 ) -> Iterator[Slab]:
     """Slabs of the scores that `combine` computes from the blended logits."""
     roi, shape = blend.roi, image.shape[1:]
-    before = [max(roi - side, 0) // 2 for side in shape]
-    after = [max(roi - side, 0) - front for side, front in zip(shape, before, strict=True)]
+    missing = [max(size - side, 0) for size, side in zip(roi, shape, strict=True)]
+    before = [count // 2 for count in missing]
+    after = [count - front for count, front in zip(missing, before, strict=True)]
     if any(after):
         image = torch.nn.functional.pad(
             image, [p for ends in zip(reversed(before), reversed(after), strict=True) for p in ends]
         )
-    axis = max(range(3), key=lambda a: image.shape[a + 1])
+    # Along this axis a window covers the smallest part of the scan, so that the least is held.
+    axis = min(range(3), key=lambda a: roi[a] / image.shape[a + 1])
     blend.begin(image.shape[1:], axis)
-    starts = [_starts(side, roi, overlap) for side in image.shape[1:]]
+    starts = [_starts(side, size, overlap) for side, size in zip(image.shape[1:], roi, strict=True)]
+    step = _step(roi[axis], overlap)
     for start, end in zip(starts[axis], [*starts[axis][1:], image.shape[axis + 1]], strict=True):
         layer = list(itertools.product(*(s if a != axis else [start] for a, s in enumerate(starts))))
         for number in range(0, len(layer), window_batch):
@@ -131,8 +137,8 @@ def _slabs(
             if progress:
                 progress(len(corners))
         # After the last layer, all remaining planes are complete.
-        for first in range(start, end, _step(roi, overlap)):
-            count = min(_step(roi, overlap), end - first)
+        for first in range(start, end, step):
+            count = min(step, end - first)
             scores = combine(*blend.first(count))
             for a in set(range(3)) - {axis}:
                 scores = scores.narrow(a + 1, before[a], shape[a])
@@ -143,9 +149,9 @@ def _slabs(
             blend.drop(count)
 
 
-def window_count(shape: Sequence[int], roi: int, overlap: float) -> int:
+def window_count(shape: Sequence[int], roi: Triple, overlap: float) -> int:
     """The number of windows for a scan of `shape`."""
-    x, y, z = (len(_starts(max(side, roi), roi, overlap)) for side in shape)
+    x, y, z = (len(_starts(max(side, size), size, overlap)) for side, size in zip(shape, roi, strict=True))
     return x * y * z
 
 
@@ -161,17 +167,17 @@ class _Blend:
     logits arrive, because the memory of the networks is allocated by then.
     """
 
-    def __init__(self, roi: int, device: torch.device, kept_on: torch.device | None) -> None:
+    def __init__(self, roi: Triple, device: torch.device, kept_on: torch.device | None) -> None:
         self.roi, self.device, self.kept_on = roi, device, kept_on
 
     def begin(self, shape: Sequence[int], axis: int) -> None:
         """Start a scan of a shape along an axis."""
-        self.axis = axis
-        self.held = [self.roi if a == axis else side for a, side in enumerate(shape)]
+        self.axis, self.depth = axis, self.roi[axis]
+        self.held = [self.depth if a == axis else side for a, side in enumerate(shape)]
         self.sums: list[Tensor] = []  # (K, *held) of each network
 
     def add(self, corners: Sequence[tuple[int, ...]], logits: Sequence[Tensor]) -> None:
-        """Add the logits (B, K, roi, roi, roi) of each network for the windows at `corners`."""
+        """Add the logits (B, K, *roi) of each network for the windows at `corners`."""
         if not self.sums:
             self._allocate([own.shape[1] for own in logits])
         for number, corner in enumerate(corners):
@@ -186,7 +192,7 @@ class _Blend:
         if self.kept_on is None and device.type == "cuda":
             needed = 4 * sum(classes) * math.prod(self.held)
             device = device_with_memory(device, needed, torch.cuda.mem_get_info(device)[0])
-        window = compute_importance_map((self.roi,) * 3, mode="gaussian", sigma_scale=0.125)
+        window = compute_importance_map(self.roi, mode="gaussian", sigma_scale=0.125)
         self.window = window.to(device)
         self.weights = torch.zeros(self.held, device=device)
         self.sums = [self.weights.new_zeros((count, *self.held)) for count in classes]
@@ -200,10 +206,10 @@ class _Blend:
         """Drop the first `count` planes and append empty ones."""
         for tensor, along in [(self.weights, self.axis), *((s, self.axis + 1) for s in self.sums)]:
             # Copy in steps without overlap, which needs no temporary copy.
-            for to in range(0, self.roi - count, count):
-                depth = min(count, self.roi - count - to)
-                tensor.narrow(along, to, depth).copy_(tensor.narrow(along, to + count, depth))
-            tensor.narrow(along, self.roi - count, count).zero_()
+            for to in range(0, self.depth - count, count):
+                planes = min(count, self.depth - count - to)
+                tensor.narrow(along, to, planes).copy_(tensor.narrow(along, to + count, planes))
+            tensor.narrow(along, self.depth - count, count).zero_()
 
 
 def _sums(sums: Sequence[Tensor], weights: Tensor) -> Tensor:
@@ -223,17 +229,17 @@ def _mean_probabilities(sums: Sequence[Tensor], weights: Tensor) -> Tensor:
     return mean.div_(len(sums))
 
 
-def _starts(side: int, roi: int, overlap: float) -> list[int]:
-    """Start positions of windows along an axis; the last window ends at the end of the axis."""
-    return [*range(0, side - roi, _step(roi, overlap)), side - roi]
+def _starts(side: int, size: int, overlap: float) -> list[int]:
+    """Start positions along an axis of windows of a `size`; the last one ends at the end of the axis."""
+    return [*range(0, side - size, _step(size, overlap)), side - size]
 
 
-def _step(roi: int, overlap: float) -> int:
-    return max(int(roi * (1 - overlap)), 1)
+def _step(size: int, overlap: float) -> int:
+    return max(int(size * (1 - overlap)), 1)
 
 
-def _box(corner: Sequence[int], roi: int) -> tuple[slice, ...]:
-    return tuple(slice(start, start + roi) for start in corner)
+def _box(corner: Sequence[int], roi: Triple) -> tuple[slice, ...]:
+    return tuple(slice(start, start + size) for start, size in zip(corner, roi, strict=True))
 
 
 def _logits(network: Predictor, windows: Tensor, mirror: Sequence[int]) -> Tensor:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from dae3d.errors import SettingsError
 from dae3d.settings import Settings
+from dae3d.store.boxes import Triple, by_axis
 
 RepairFrom = Literal["full", "half", "pyramid"]
-Triple = tuple[int, int, int]
 
 
 class Decoder(Protocol):
@@ -117,8 +117,8 @@ class Architecture(ABC):
 
     @property
     @abstractmethod
-    def multiple(self) -> int:
-        """Sides of an image are multiples of it."""
+    def multiple(self) -> Triple:
+        """The sides of an image are multiples of these."""
 
     @property
     @abstractmethod
@@ -127,8 +127,8 @@ class Architecture(ABC):
 
     @property
     @abstractmethod
-    def level_strides(self) -> tuple[int, ...]:
-        """Voxels per step of these feature maps."""
+    def level_strides(self) -> tuple[Triple, ...]:
+        """Voxels per step of these feature maps, along each axis."""
 
     @property
     def tokens(self) -> tuple[int, Triple]:
@@ -165,10 +165,12 @@ class Architecture(ABC):
     def units(self) -> tuple[type[nn.Module], ...]:
         """Modules that FSDP gathers one at a time."""
 
-    def check_side(self, roi: int) -> None:
-        """Raise SettingsError if crops of `roi` voxels a side do not fit."""
-        if roi % self.multiple:
-            raise SettingsError(f"roi: must be a multiple of {self.multiple}, not {roi}")
+    def check_sides(self, roi: Triple) -> None:
+        """Raise SettingsError if crops with these sides in voxels do not fit."""
+        if any(side % multiple for side, multiple in zip(roi, self.multiple, strict=True)):
+            same = len(set(self.multiple)) == 1
+            multiples = self.multiple[0] if same else by_axis(self.multiple)
+            raise SettingsError(f"roi: sides must be multiples of {multiples}, not {by_axis(roi)}")
 
     @abstractmethod
     def distance(self, name: str) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-Triple = tuple[int, int, int]
+from dae3d.store.boxes import Triple
 
 
 class RepairHeads(nn.ModuleList):

@@ -38,6 +38,10 @@ _KINDS = {
 _EMBEDDING = "encoder.patch_embed.weight"
 
 
+def _renamed(layout: Layout, found: Found) -> Renamed:
+    return from_layout(tensors_of(found.tensors), layout, found.prefix)
+
+
 def _read(
     layout: Layout, path: Path, file: Any, found: Found, names: Renamed, merging: MonaiMerging | None
 ) -> Contents:
@@ -162,7 +166,7 @@ READERS = tuple(
     Reader(
         example,
         partial(prefix_before, layout=layout),
-        lambda found, layout=layout: from_layout(tensors_of(found.tensors), layout, found.prefix),
+        partial(_renamed, layout),
         partial(_read, layout),
     )
     for layout, example in {

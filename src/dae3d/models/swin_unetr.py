@@ -25,6 +25,7 @@ from dae3d.models.decoder import UnetrDecoder
 from dae3d.models.swin import SwinStage
 from dae3d.models.windows import WindowEdges
 from dae3d.settings import Group, Settings
+from dae3d.store.boxes import Triple, by_axis
 
 Axes = Literal["straight", "reference"]
 PatchMergingOrder = Literal["straight", "reference"]
@@ -107,8 +108,8 @@ class SwinArchitecture(Architecture):
     window_edges: WindowEdges = "exact"
     axes: Axes = "straight"
 
-    multiple = 32
-    level_strides = (2, 4, 8, 16, 32)
+    multiple = (32, 32, 32)
+    level_strides = tuple((stride, stride, stride) for stride in (2, 4, 8, 16, 32))
     image_parameters = (
         "encoder.patch_embed.conv1.conv.weight",
         "encoder.patch_embed.weight",
@@ -170,12 +171,13 @@ class SwinArchitecture(Architecture):
             with_our_layers(UnetOutBlock(3, self.embed_dim * times, self.out_channels)) for times in (1, 2, 4)
         )
 
-    def check_side(self, roi: int) -> None:
-        """As for any architecture; with reference axes it must be twice the embedding."""
-        super().check_side(roi)
-        if self.axes == "reference" and roi != 2 * self.embed_dim:
+    def check_sides(self, roi: Triple) -> None:
+        """As for any architecture; with reference axes they must be twice the embedding."""
+        super().check_sides(roi)
+        side = 2 * self.embed_dim
+        if self.axes == "reference" and roi != (side, side, side):
             raise SettingsError(
-                f"roi: with reference axes it must be {2 * self.embed_dim}, not {roi}; or use --axes "
+                f"roi: with reference axes all sides must be {side}, not {by_axis(roi)}; or use --axes "
                 "straight, as the published fine-tuning does"
             )
 
@@ -242,7 +244,7 @@ class SwinEncoder(nn.Module):
             Dae3dError: if the sides of the image do not fit.
         """
         if any(side % 32 for side in image.shape[2:]):
-            raise Dae3dError(f"the sides of an image must be multiples of 32, not {_sides(image)}")
+            raise Dae3dError(f"the sides of an image must be multiples of 32, not {by_axis(image.shape[2:])}")
         tokens = self.patch_embed(image)
         if token_mask is not None:
             tokens = torch.where(token_mask, self.mask_token.to(tokens.dtype), tokens)
@@ -250,8 +252,8 @@ class SwinEncoder(nn.Module):
             if len(set(tokens.shape[1:])) > 1:
                 side = 2 * tokens.shape[1]
                 raise Dae3dError(
-                    f'with axes "reference" the network needs {side} x {side} x {side} voxels, not '
-                    f'{_sides(image)}; load it with axes="straight" for other sizes'
+                    f'with axes "reference" the network needs {by_axis((side, side, side))} voxels, not '
+                    f'{by_axis(image.shape[2:])}; load it with axes="straight" for other sizes'
                 )
             tokens = tokens.permute(0, 2, 3, 4, 1).contiguous()
         if channel_keep is not None:
@@ -268,10 +270,6 @@ def _patch_embedding(architecture: SwinArchitecture) -> nn.Module:
         return our_convolution(nn.Conv3d(channels, dim, kernel_size=2, stride=2))
     norm = ("instance", {"affine": True})
     return with_our_layers(UnetBasicBlock(3, channels, dim, kernel_size=3, stride=2, norm_name=norm))
-
-
-def _sides(image: Tensor) -> str:
-    return " x ".join(str(side) for side in image.shape[2:])
 
 
 class PatchMerging(PatchMergingV2):

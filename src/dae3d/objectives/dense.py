@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, normalize
 from dae3d.disrupt.random import uniform
 from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, PretrainStep
 from dae3d.settings import Settings
+from dae3d.store.boxes import Triple
 
 _STREAM = 10
 LOCATIONS = 128  # sampled per pair of crops
@@ -34,7 +35,7 @@ class Projections(nn.ModuleList):
 
 
 def dense_contrast(
-    features: Tensor, projection: nn.Module, origin: Tensor, stride: int, keys: Tensor, temperature: float
+    features: Tensor, projection: nn.Module, origin: Tensor, stride: Triple, keys: Tensor, temperature: float
 ) -> Tensor:
     """The loss of one feature map, averaged over pairs of crops and both directions.
 
@@ -43,14 +44,16 @@ def dense_contrast(
         projection: maps C channels to the embedding that is compared.
         origin: (B, 3) int64, the first voxel of each crop; within a pair they differ by multiples of
             `stride`.
-        stride: voxels per step of the feature map.
+        stride: voxels per step of the feature map along each axis.
         keys: (B,) int64, keys of the random numbers that sample the locations.
         temperature: of the softmax over locations.
 
     Returns:
         A float32 scalar; log(128) for uninformative features.
     """
-    apart = (origin[1::2] - origin[::2]) // stride
+    # By axis, because a tensor of the strides would have to be sent to the device.
+    shift = origin[1::2] - origin[::2]
+    apart = torch.stack([shift[:, axis] // step for axis, step in enumerate(stride)], dim=1)
     # The overlap, in the grid of the first crop.
     low = apart.clamp(min=0)
     sides = features.shape[2:]
@@ -62,7 +65,8 @@ def dense_contrast(
         a = normalize(projection(_at(features[::2], here)), dim=2)
         b = normalize(projection(_at(features[1::2], there)), dim=2)
     similarity = a @ b.transpose(1, 2) / temperature
-    distance = torch.cdist(here.float() * stride, here.float() * stride)
+    voxels = torch.stack([here[..., axis].float() * step for axis, step in enumerate(stride)], dim=2)
+    distance = torch.cdist(voxels, voxels)
     itself = torch.eye(LOCATIONS, dtype=torch.bool, device=features.device)
     similarity = similarity.masked_fill((distance < NEAR) & ~itself, -1e4)
     wanted = torch.arange(LOCATIONS, device=features.device).expand(len(a), -1).flatten()
@@ -94,14 +98,16 @@ class DenseSettings(Settings):
 
 
 def _heads(settings: Any) -> Projections:
-    return Projections(settings.architecture().decoder_channels)
+    return Projections(settings.architecture().decoder_channels[:2])
 
 
 def _loss(step: PretrainStep, settings: DenseSettings, projections: Projections) -> Tensor:
-    """The sum of the losses at 1/2 and 1/4 of the resolution."""
+    """The sum of the losses at the two finest resolutions below the full one."""
     loss = step.features[0].new_zeros((), dtype=torch.float32)
     keys, temperature = step.disrupted.keys, settings.dense_temperature
-    for projection, feature, stride in zip(projections, step.features[-5:-3], (2, 4), strict=True):
+    strides = step.network.architecture.decoder_strides
+    below = step.features[-len(strides) :]  # full resolution
+    for projection, feature, stride in zip(projections, below, strides, strict=False):
         loss = loss + dense_contrast(feature, projection, step.origin, stride, keys, temperature)
     return loss
 

@@ -1,10 +1,11 @@
 """Feature prediction: from the disrupted crop, predict the encoder features of a teacher on the clean crop.
 
 Follows data2vec (Baevski et al., arXiv 2202.03555), but in addition to the reconstruction of voxels, and at
-all four encoder stages. The teacher is the moving average (EMA) of the weights if one is kept, otherwise the
+all encoder stages but the finest. The teacher is the moving average (EMA) of the weights if one is kept, otherwise the
 network itself; no gradient flows into it.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
@@ -15,22 +16,23 @@ from torch.nn.functional import avg_pool3d, instance_norm, smooth_l1_loss
 
 from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, PretrainStep
 from dae3d.settings import Settings
+from dae3d.store.boxes import Triple
 
 
 class FeatureHeads(nn.ModuleList):
-    """A prediction MLP for each of the four stages; discarded after pre-training.
+    """A prediction MLP for each stage; discarded after pre-training.
 
     Args:
         channels: channels of the stages.
-        strides: voxels per token of the stages.
-        roi: side of the crops in voxels. The loss leaves out a stage that is a single token, and its head is
+        strides: voxels per token of the stages along each axis.
+        roi: sides of the crops in voxels. The loss leaves out a stage that is a single token, and its head is
             frozen because DDP would otherwise wait for its gradients.
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], roi: int) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[Triple], roi: Triple) -> None:
         super().__init__(nn.Sequential(nn.Linear(c, 2 * c), nn.GELU(), nn.Linear(2 * c, c)) for c in channels)
         for head, stride in zip(self, strides, strict=True):
-            head.requires_grad_(roi > stride)
+            head.requires_grad_(math.prod(roi) > math.prod(stride))
 
 
 def feature_loss(
@@ -59,7 +61,8 @@ def feature_loss(
         error = error.mean(dim=1, keepdim=True)
         weight = torch.ones_like(error)
         if inside is not None:
-            weight = avg_pool3d(inside.float(), inside.shape[2] // stage.shape[2])
+            steps = [side // count for side, count in zip(inside.shape[2:], stage.shape[2:], strict=True)]
+            weight = avg_pool3d(inside.float(), steps)
         within = weight.flatten(1).sum(1).clamp(min=1e-6)
         total = total + (error * weight).flatten(1).sum(1) / within
     return total

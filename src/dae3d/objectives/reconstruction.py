@@ -21,8 +21,8 @@ def reconstruction_loss(repaired: Tensor, clean: Tensor, weight: Tensor | None =
     Returns:
         (B,) float32.
     """
-    times = clean.shape[2] // repaired.shape[2]
-    if times > 1:
+    times = [whole // side for whole, side in zip(clean.shape[2:], repaired.shape[2:], strict=True)]
+    if max(times) > 1:
         clean = avg_pool3d(clean.float(), times)
         weight = None if weight is None else avg_pool3d(weight.float(), times)
     error = (repaired.float() - clean.float()).abs()

@@ -7,6 +7,7 @@ from itertools import zip_longest
 import numpy as np
 import torch
 
+from dae3d.store.boxes import Triple
 from dae3d.store.store import Store
 from dae3d.training.batch import Sample, pack
 from dae3d.training.data import CropDataset, TrainingData
@@ -65,7 +66,7 @@ def probe_crops(data: TrainingData, settings: PretrainSettings) -> ProbeCrops:
 
 
 def _more_crops(
-    store: Store, there: Sequence[int], candidates: Sequence[int], modality: int, roi: int
+    store: Store, there: Sequence[int], candidates: Sequence[int], modality: int, roi: Triple
 ) -> list[Crop]:
     """Additional crops up to `CROPS`: two per scan if there are enough scans, held-out scans first."""
     count = {scan: there.count(scan) for scan in there}

@@ -152,7 +152,8 @@ class _Network:
 
     @property
     def architecture(self) -> Architecture:
-        return self.network.architecture  # type: ignore[no-any-return]
+        found: Architecture = self.network.architecture
+        return found
 
     def encode(self, *given: Tensor | None) -> list[Tensor]:
         with self.computing():

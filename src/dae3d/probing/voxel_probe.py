@@ -39,7 +39,7 @@ Encode = Callable[[Tensor], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class LabelledWindow:
-    """A window of a case: `image` (1, C, roi, roi, roi), `label` (roi, roi, roi) int64."""
+    """A window of a case: `image` (1, C, *roi), `label` (*roi) int64."""
 
     image: Tensor
     label: Tensor
@@ -65,11 +65,11 @@ class VoxelProbe:
     Args:
         data: the cases.
         task: path of the list of cases.
-        roi: side of the windows.
+        roi: sides of the windows in voxels.
         seed: of the voxel sampling.
     """
 
-    def __init__(self, data: LabelledData, task: Path, roi: int, seed: int) -> None:
+    def __init__(self, data: LabelledData, task: Path, roi: Triple, seed: int) -> None:
         self.data, self.roi, self.seed = data, roi, seed
         self.classes = len(data.recipe.labels)
         self.training = [n for n in data.training if sum(data.store.cases[n].voxels[1:])]
@@ -135,8 +135,8 @@ class VoxelProbe:
         return _Fitted([torch.cat(parts) for parts in zip(*found, strict=True)], label, (often / of_drawn)[label])
 
     def _windows(self, number: int) -> Iterator[LabelledWindow]:
-        store, size = self.data.store, (self.roi,) * 3
-        for corner in case_windows(store.cases[number].shape, self._labelled(number), self.roi):
+        store, size = self.data.store, self.roi
+        for corner in case_windows(store.cases[number].shape, self._labelled(number), size):
             image = store.image(number, corner, size, self.data.recipe.intensity)
             label = store.label(number, corner, size)
             yield LabelledWindow(torch.from_numpy(image)[None], torch.from_numpy(label).long())
@@ -145,7 +145,7 @@ class VoxelProbe:
         return np.concatenate(self.data.store.positions(number)[1:])
 
 
-def case_windows(shape: Sequence[int], labelled: np.ndarray, roi: int) -> list[Triple]:
+def case_windows(shape: Sequence[int], labelled: np.ndarray, roi: Triple) -> list[Triple]:
     """First voxels of at most `WINDOWS` windows around the labelled voxels (n, 3) of a case."""
     low, high = labelled.min(0).tolist(), (labelled.max(0) + 1).tolist()
     corners = window_corners(shape, (tuple(low), tuple(high)), roi, 0.0)

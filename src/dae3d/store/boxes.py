@@ -1,15 +1,43 @@
-"""Read boxes of voxels from stored files, with checks and padding."""
+"""Boxes of voxels: their sides, and reading them from stored files, with checks and padding."""
 
 from collections.abc import Callable, Iterable
+from numbers import Real
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator, Field
 
 from dae3d.errors import Dae3dError
 from dae3d.store.scan import read_voxels
 
 Triple = tuple[int, int, int]
+Side = Annotated[int, Field(ge=8)]
 Read = Callable[[Triple, Triple], np.ndarray]
+
+
+def three_sides(given: Any) -> Any:
+    """One number, or a list of one, as three equal numbers; three numbers, and what is no number, as it is.
+
+    Raises:
+        ValueError: for two numbers, or more than three.
+    """
+    if isinstance(given, Real | str):
+        return (given,) * 3
+    if isinstance(given, list | tuple):
+        if len(given) not in (1, 3):
+            raise ValueError(f"must be one number, or three (right, anterior, superior), not {len(given)}")
+        return tuple(given) * (3 // len(given))
+    return given
+
+
+# As a setting: the sides of a crop or a window in voxels, given as one number or three.
+Roi = Annotated[tuple[Side, Side, Side], BeforeValidator(three_sides)]
+
+
+def by_axis(sides: Iterable[int]) -> str:
+    """The sides in words, such as "96 x 96 x 64"."""
+    return " x ".join(map(str, sides))
 
 
 def read_box(path: Path, size_on_disk: int | None, command: str, start: Triple, stop: Triple) -> np.ndarray:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from dae3d.scans.modality import Label
 from dae3d.scans.padding import HOUNSFIELD
 from dae3d.scans.task import parse_labels
+from dae3d.store.boxes import Roi
 from dae3d.store.intensity import ScalingRules
 
 Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -35,7 +36,8 @@ class CaseRecipe(BaseModel):
     `modalities` has one label per channel. `labels` maps the values in label files to class names; 0 is the
     background, and the index of a class is the rank of its value. `spacing` is in mm along the RAS axes
     (none: as acquired). `crop_foreground` crops to the foreground of all channels plus 10 mm. `intensity` has
-    scaling rules by modality, which override the defaults. `roi` is the side of the network's crop in voxels.
+    scaling rules by modality, which override the defaults. `roi` has the sides of the network's crops in
+    voxels.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,7 +47,7 @@ class CaseRecipe(BaseModel):
     spacing: Spacing | None = None
     crop_foreground: bool = False
     intensity: ScalingRules = {}
-    roi: int = Field(96, ge=1)
+    roi: Roi = (96, 96, 96)
 
     @field_validator("labels")
     @classmethod

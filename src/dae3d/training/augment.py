@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from monai.transforms.compose import Compose
 from monai.transforms.intensity.dictionary import RandScaleIntensityd, RandShiftIntensityd
@@ -62,17 +63,29 @@ def _exchanging(settings: FinetuneSettings) -> set[Axis]:
     return {"lr", "ap"} if settings.rotate_prob else {"lr"}
 
 
+class _RandRotate180d(RandRotate90d):
+    """Draws what `RandRotate90d` draws, but always rotates by 180 degrees, which keeps the shape."""
+
+    def randomize(self, data: Any | None = None) -> None:
+        super().randomize(data)
+        self._rand_k = 2
+
+
 class Augmentation:
-    """Flips, rotations by right angles and intensity jitter, as in the published fine-tuning."""
+    """Flips, rotations by right angles and intensity jitter, as in the published fine-tuning.
+
+    Crops whose first two sides differ are rotated by 180 degrees only.
+    """
 
     def __init__(self, settings: FinetuneSettings) -> None:
         s, both, axes = settings, ("image", "label"), flipped_axes(settings)
         # Axes without flips draw too, so that later random numbers stay the same.
         probabilities = [s.flip_prob if axis in axes else 0.0 for axis in AXES]
+        rotation = RandRotate90d if s.roi[0] == s.roi[1] else _RandRotate180d
         self.transform = Compose(
             [
                 *(RandFlipd(both, prob=prob, spatial_axis=n) for n, prob in enumerate(probabilities)),
-                RandRotate90d(both, prob=s.rotate_prob, max_k=3, spatial_axes=(0, 1)),
+                rotation(both, prob=s.rotate_prob, max_k=3, spatial_axes=(0, 1)),
                 RandScaleIntensityd("image", factors=s.scale_intensity, prob=s.scale_prob),
                 RandShiftIntensityd("image", offsets=s.shift_intensity, prob=s.shift_prob),
             ]

@@ -4,6 +4,7 @@ A loader process fills a slot of shared memory. A GPU gets a single asynchronous
 half or a quarter of the bytes that float32 takes.
 """
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,13 +84,13 @@ class Packed:
             return self
         return self._moved(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
 
-    def unpack(self, roi: int) -> Sample:
+    def unpack(self, roi: Triple) -> Sample:
         """The input of the network.
 
-        "image" (B, 1, roi, roi, roi) float32; "inside" of that shape, bool, false where a crop extends beyond
+        "image" (B, 1, *roi) float32; "inside" of that shape, bool, false where a crop extends beyond
         the scan; "modality" and "sample" (B,); "origin" (B, 3), the first voxel in the scan.
         """
-        image = torch.zeros((len(self.parts), 1, roi, roi, roi), device=self.voxels.device)
+        image = torch.zeros((len(self.parts), 1, *roi), device=self.voxels.device)
         inside = torch.zeros_like(image, dtype=torch.bool)
         for part, crop, covered in zip(self.parts, image, inside, strict=True):
             box = tuple(slice(s, s + n) for s, n in zip(part.start, part.shape, strict=True))
@@ -137,9 +138,9 @@ def slot_of_this_process(slots: Slots | None) -> Slot | None:
     return slots.fill(worker.id) if slots and worker else None
 
 
-def slot_bytes(batch_size: int, roi: int) -> int:
-    """Size in bytes of the largest batch of crops of `roi`^3 voxels, all float32."""
-    return batch_size * aligned(4 * roi**3)
+def slot_bytes(batch_size: int, roi: Triple) -> int:
+    """Size in bytes of the largest batch of crops with these sides, all float32."""
+    return batch_size * aligned(4 * math.prod(roi))
 
 
 def aligned(size: int) -> int:

@@ -64,7 +64,7 @@ def with_all_sizes(settings: AnyRun, spacing: Sequence[float]) -> AnyRun:
         architecture = settings.architecture_of(settings.roi, spacing)
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    architecture.check_side(settings.roi)
+    architecture.check_sides(settings.roi)
     return settings.with_sizes_of(architecture)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dae3d.store.boxes import Triple
 from dae3d.store.cases import CaseStore
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.sampling import philox
@@ -17,7 +18,7 @@ class CaseCrop:
     """A crop of a case: number of the case, first voxel on each axis, seed of the augmentation."""
 
     case: int
-    start: tuple[int, int, int]
+    start: Triple
     seed: int
 
 
@@ -64,10 +65,10 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return philox(seed, _EPOCH, epoch).permutation(count)
 
 
-def _start(centre: np.ndarray, shape: tuple[int, int, int], roi: int) -> tuple[int, int, int]:
+def _start(centre: np.ndarray, shape: Triple, roi: Triple) -> Triple:
     """First voxel of a crop around a voxel, moved inside the case; a smaller case is centred in it."""
     x, y, z = (
-        min(max(int(middle) - roi // 2, 0), side - roi) if side > roi else (side - roi) // 2
-        for middle, side in zip(centre, shape, strict=True)
+        min(max(int(middle) - size // 2, 0), side - size) if side > size else (side - size) // 2
+        for middle, side, size in zip(centre, shape, roi, strict=True)
     )
     return x, y, z

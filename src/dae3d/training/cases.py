@@ -154,8 +154,7 @@ class LabelledCrops(Dataset[Sample]):
 
     def __getitem__(self, sample: int) -> Sample:
         crop = self.data.stream[sample]
-        size = (self.settings.roi,) * 3
-        store = self.data.store
+        store, size = self.data.store, self.settings.roi
         rules = self.data.recipe.intensity
         image = torch.from_numpy(store.image(crop.case, crop.start, size, rules))
         label = torch.from_numpy(store.label(crop.case, crop.start, size))[None]

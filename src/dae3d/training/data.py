@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from dae3d.cores import usable_cores
 from dae3d.errors import Dae3dError
 from dae3d.models.provenance import entry, kept
+from dae3d.store.boxes import Triple
 from dae3d.store.index import Outline
 from dae3d.store.store import Store, StoredScan
 from dae3d.training.batch import NumberedCrop, Packed, Sample, pack, slot_bytes
@@ -42,7 +43,7 @@ class CropDataset(Dataset[NumberedCrop]):
         self,
         store: Store,
         crops: SampleStream | Sequence[Crop],
-        roi: int,
+        roi: Triple,
         last: int | None = None,
         intensity: Mapping[str, str] | None = None,
     ) -> None:
@@ -50,7 +51,7 @@ class CropDataset(Dataset[NumberedCrop]):
 
     def __getitem__(self, index: int) -> NumberedCrop:
         crop = self.crops[index]
-        voxels = self.store.read_unscaled(crop.scan, crop.start, (self.roi,) * 3, self.intensity)
+        voxels = self.store.read_unscaled(crop.scan, crop.start, self.roi, self.intensity)
         sample = index if self.last is None else self.last - index
         return NumberedCrop(voxels, crop.modality, sample, crop.start)
 

@@ -109,7 +109,9 @@ class FinetuneSettings(RunSettings):
         "distinguish left from right, only those that keep the two: si, and ap with --rotate-prob 0)",
     )
     rotate_prob: Annotated[Probability, AUGMENTATION] = Field(
-        0.2, description="probability of a rotation by 90, 180 or 270 degrees in the axial plane"
+        0.2,
+        description="probability of a rotation by 90, 180 or 270 degrees in the axial plane; by 180 degrees "
+        "only, if the first two sides of --roi differ",
     )
     scale_intensity: Annotated[float, AUGMENTATION] = Field(
         0.1, ge=0, lt=1, description="intensities are multiplied by a factor of up to 1 plus or minus this"

@@ -1,9 +1,11 @@
 """Transfer of a batch of labelled crops, in the same slots of shared memory as in pre-training."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 
+from dae3d.store.boxes import Triple
 from dae3d.training.batch import Packed, Part, Sample, aligned, slot_of_this_process
 from dae3d.training.slots import Slots
 
@@ -13,8 +15,8 @@ _TENSORS = ("image", "label")
 class LabelledBatch(Packed):
     """Its two parts are the images and the labels of the whole batch; `numbers` (B,) are the samples."""
 
-    def unpack(self, roi: int) -> Sample:
-        """Returns "image" (B, C, roi, roi, roi) float32, "label" (B, 1, ...) uint8, "sample" (B,)."""
+    def unpack(self, roi: Triple) -> Sample:
+        """Returns "image" (B, C, *roi) float32, "label" (B, 1, ...) uint8, "sample" (B,)."""
         made = {}
         for name, part in zip(_TENSORS, self.parts, strict=True):
             tensor = self.voxels[part.first_byte : part.last_byte].view(part.dtype).view(part.shape)
@@ -40,6 +42,7 @@ def pack_labelled(samples: Sequence[Sample], slots: Slots | None = None) -> Labe
     return LabelledBatch(voxels, parts, sample, slot)
 
 
-def labelled_slot_bytes(batch_size: int, channels: int, roi: int) -> int:
-    """Size in bytes of a batch of crops of `roi`^3 voxels: `channels` float32 and a uint8 label."""
-    return aligned(batch_size * channels * 4 * roi**3) + aligned(batch_size * roi**3)
+def labelled_slot_bytes(batch_size: int, channels: int, roi: Triple) -> int:
+    """Size in bytes of a batch of crops with these sides: `channels` float32 and a uint8 label."""
+    voxels = batch_size * math.prod(roi)
+    return aligned(channels * 4 * voxels) + aligned(voxels)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from dae3d.disrupt import DISRUPTIONS, Disruption, DisruptionSettings
+from dae3d.errors import SettingsError
 from dae3d.models.architecture import Architecture, RepairFrom
 from dae3d.models.backbones import NETWORK
 from dae3d.models.swin_unetr import SWIN
@@ -127,7 +128,10 @@ class PretrainSettings(RunSettings, ObjectiveSettings, DisruptionSettings):  # t
             )
         architecture = self.architecture()
         if not self.needs_spacing:
-            architecture.check_side(self.roi)
+            try:
+                architecture.check_sides(self.roi)
+            except SettingsError as error:
+                raise ValueError(str(error)) from None
         self._check_probe()
         return self
 

@@ -20,6 +20,7 @@ from torch import nn
 from dae3d.cores import use_threads
 from dae3d.errors import Dae3dError
 from dae3d.files import make_folder, unfinished_files, write_text
+from dae3d.store.boxes import by_axis, three_sides
 from dae3d.training.background import Snapshots
 from dae3d.training.callbacks import (
     Progress,
@@ -221,8 +222,11 @@ def _write_settings(settings: RunSettings, schedule: Schedule) -> None:
     text = settings.recorded(schedule).with_absolute_paths().to_yaml()
     if saved.is_file() and saved.read_text() != text:
         before, now = yaml.safe_load(saved.read_text()), yaml.safe_load(text)
+        if "roi" in before:  # a single number means three
+            before["roi"] = list(three_sides(before["roi"]))
         changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
-        log.info("settings changed since the run began: %s", "; ".join(changed))
+        if changed:
+            log.info("settings changed since the run began: %s", "; ".join(changed))
     write_text(saved, text)
 
 
@@ -237,10 +241,10 @@ def _remove_unfinished(out: Path) -> None:
 @rank_zero_only
 def _announce(settings: RunSettings, resumed_at: int | None, trainer: Any, network: nn.Module) -> None:
     log.info(
-        "%s %s: crops of %d^3, batch %d x %d, precision %s",
+        "%s %s: crops of %s, batch %d x %d, precision %s",
         "resuming at step" if resumed_at else "from step",
         resumed_at or 0,
-        settings.roi,
+        by_axis(settings.roi),
         settings.batch_size * settings.accumulate,
         trainer.world_size,
         trainer.precision,

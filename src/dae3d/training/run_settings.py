@@ -16,6 +16,7 @@ from dae3d.errors import SettingsError
 from dae3d.models.backbones import FIRST, NETWORK, NetworkSettings
 from dae3d.models.contents import MONAI_MERGING, MonaiMerging
 from dae3d.settings import Group, Settings
+from dae3d.store.boxes import Roi
 from dae3d.training.schedule import Duration, Schedule, in_steps, is_zero
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,11 @@ class RunSettings(NetworkSettings):
         None, description=f"of --init: {MONAI_MERGING} (default: reference, with a warning)"
     )
 
-    roi: Annotated[int, DATA] = Field(96, ge=32, description="side of the crops in voxels, a multiple of 32")
+    roi: Annotated[Roi, DATA] = Field(
+        (96, 96, 96),
+        description="sides of the crops in voxels: one number, or three (right, anterior, superior); "
+        "multiples of 32 for swin-unetr, for resenc of the product of the strides",
+    )
     batch_size: Annotated[int, DATA] = Field(4, ge=1, description="crops per device and step")
     workers: Annotated[int | None, DATA] = Field(
         None, ge=0, description="loader processes per device (default: 1 on a CPU, up to 8 for a GPU)"
@@ -150,8 +155,6 @@ class RunSettings(NetworkSettings):
         for name in ("max_steps", "val_every", "save_every"):
             if is_zero(getattr(self, name)):
                 raise ValueError(f"{name}: must be 1 or more, not 0")
-        if self.roi % 32:
-            raise ValueError(f"roi: must be a multiple of 32, not {self.roi}")
         if self.init is None and self.monai_merging is not None:
             raise ValueError("monai_merging: needs --init")
         if self.ema_decay is not None and self.strategy == "fsdp":

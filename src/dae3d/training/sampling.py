@@ -14,6 +14,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from dae3d.errors import Dae3dError
+from dae3d.store.boxes import Triple
 from dae3d.store.store import StoredScan
 
 _BATCH, _SAMPLE, _VALIDATION = 1, 2, 3
@@ -21,8 +22,8 @@ _BATCH, _SAMPLE, _VALIDATION = 1, 2, 3
 # Disruptions of validation crops take sample numbers from the top of the 32-bit range.
 LAST_SAMPLE = 2**32 - 1
 
-# Voxels: the spacing of tokens at 1/4 of the resolution.
-PAIR_STEP = 4
+# Voxels: the spacing of tokens at 1/4 of the resolution along each axis.
+PAIR_STEP: Triple = (4, 4, 4)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Crop:
 
     scan: int
     modality: int
-    start: tuple[int, int, int]
+    start: Triple
 
 
 class SampleStream:
@@ -43,7 +44,7 @@ class SampleStream:
     Args:
         scans: of the store.
         training: numbers of the scans to draw from, by modality.
-        roi: side of the crops in voxels.
+        roi: sides of the crops in voxels.
         global_batch: samples in a batch of all devices.
         seed: of the run.
         region: "volume" or "foreground".
@@ -57,7 +58,7 @@ class SampleStream:
         self,
         scans: Sequence[StoredScan],
         training: dict[str, list[int]],
-        roi: int,
+        roi: Triple,
         global_batch: int,
         seed: int,
         region: str,
@@ -137,48 +138,43 @@ def batch_quotas(shares: np.ndarray, draws: int) -> np.ndarray:
     return quotas
 
 
-def random_start(
-    scan: StoredScan, roi: int, region: str, random: np.random.Generator
-) -> tuple[int, int, int]:
+def random_start(scan: StoredScan, roi: Triple, region: str, random: np.random.Generator) -> Triple:
     """First voxel of a random crop: anywhere in the scan, or filled by or containing the foreground.
 
-    A scan smaller than the crop is centred in it, so a start can be negative.
+    Along an axis where the scan is smaller than the crop it is centred in it, so a start can be negative.
     """
     low, high = (0, 0, 0), scan.shape
     if region == "foreground":
         low, high = scan.statistics.foreground
     start = []
-    for side, first, end in zip(scan.shape, low, high, strict=True):
-        if side <= roi:
-            start.append((side - roi) // 2)
+    for side, size, first, end in zip(scan.shape, roi, low, high, strict=True):
+        if side <= size:
+            start.append((side - size) // 2)
         else:
-            least, most = sorted((first, end - roi))
-            least, most = max(least, 0), min(most, side - roi)
+            least, most = sorted((first, end - size))
+            least, most = max(least, 0), min(most, side - size)
             start.append(int(random.integers(least, max(most, least) + 1)))
     return start[0], start[1], start[2]
 
 
-def near_start(
-    scan: StoredScan, start: tuple[int, int, int], roi: int, random: np.random.Generator
-) -> tuple[int, int, int]:
+def near_start(scan: StoredScan, start: Triple, roi: Triple, random: np.random.Generator) -> Triple:
     """First voxel of a crop that overlaps the one at `start` by at least 5/8 of its side along each axis.
 
     The shift is a multiple of 4 voxels, so that the tokens of both crops are on one grid. The crop extends
     beyond the scan by at most 3/8 of its side.
     """
-    most = 3 * roi // 8 // PAIR_STEP
     moved = []
-    for side, first in zip(scan.shape, start, strict=True):
-        steps = np.arange(-most, most + 1)
-        places = first + PAIR_STEP * steps
-        margin = PAIR_STEP * most
-        there = places[(places >= min(first, -margin)) & (places <= max(first, side - roi + margin))]
+    for side, first, size, step in zip(scan.shape, start, roi, PAIR_STEP, strict=True):
+        most = 3 * size // 8 // step
+        places = first + step * np.arange(-most, most + 1)
+        margin = step * most
+        there = places[(places >= min(first, -margin)) & (places <= max(first, side - size + margin))]
         moved.append(int(random.choice(there)))
     return moved[0], moved[1], moved[2]
 
 
 def validation_crops(
-    scans: Sequence[StoredScan], candidates: Sequence[Sequence[int]], roi: int, count: int
+    scans: Sequence[StoredScan], candidates: Sequence[Sequence[int]], roi: Triple, count: int
 ) -> list[Crop]:
     """`count` fixed crops of each modality, around the foreground of its `candidates` (numbers of scans).
 

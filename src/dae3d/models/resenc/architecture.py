@@ -13,8 +13,7 @@ from dae3d.models.architecture import Architecture
 from dae3d.models.resenc.layers import Convolutions, ResEncDecoder, ResEncEncoder, Stage, head
 from dae3d.models.resenc.topology import topology
 from dae3d.settings import Group, Settings
-
-Triple = tuple[int, int, int]
+from dae3d.store.boxes import Triple
 
 RESENC = Group("network, with --backbone resenc")
 

@@ -18,8 +18,7 @@ from dae3d.models.architecture import RepairFrom
 from dae3d.models.blocks import Convolution
 from dae3d.models.norm import InstanceNorm
 from dae3d.models.repair_heads import RepairHeads
-
-Triple = tuple[int, int, int]
+from dae3d.store.boxes import Triple, by_axis
 
 _SLOPE = 0.01  # of the leaky ReLU, below zero
 
@@ -152,7 +151,7 @@ class ResEncEncoder(nn.Module):
         """
         if any(side % unit for side, unit in zip(image.shape[2:], self.multiple, strict=True)):
             raise Dae3dError(
-                f"the sides of an image must be multiples of {_by(self.multiple)}, not {_by(image.shape[2:])}"
+                f"the sides of an image must be multiples of {by_axis(self.multiple)}, not {by_axis(image.shape[2:])}"
             )
         x = self.stem(image)
         if channel_keep is not None:
@@ -237,10 +236,6 @@ def initialise(network: nn.Module) -> None:
         if isinstance(module, ResidualBlock):
             nn.init.zeros_(module.conv2.norm.weight)
             nn.init.zeros_(module.conv2.norm.bias)
-
-
-def _by(sides: Sequence[int]) -> str:
-    return " x ".join(map(str, sides))
 
 
 def _run(module: nn.Module, saves_memory: bool, *inputs: Tensor) -> Tensor:

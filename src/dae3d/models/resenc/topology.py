@@ -6,7 +6,7 @@ Source: `get_pool_and_conv_props` of nnU-Net (Isensee et al., Nature Methods 202
 from collections.abc import Sequence
 from typing import NamedTuple
 
-Triple = tuple[int, int, int]
+from dae3d.store.boxes import Triple
 
 _LEAST = 4  # voxels of the smallest feature map along each axis
 _SIMILAR = 2  # spacings that differ by a smaller factor are treated alike
