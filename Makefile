@@ -34,6 +34,8 @@ $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -c 'import sys; sys.exit("dae3d needs Python 3.11 or newer, this is %d.%d; name one with `make PYTHON=python3.12`" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[dev,demo]' $(CONSTRAINTS)
+	# nnU-Net's networks, for tests. Their requirement timm would install torchvision, which they do not need.
+	$(BIN)/pip install --quiet --no-deps dynamic-network-architectures==0.4.4
 	touch $@
 
 # Deletes what these targets have made and nothing else: an environment or a folder of one's own stays.

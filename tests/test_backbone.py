@@ -13,6 +13,7 @@ import dae3d
 from dae3d.models.architecture import Architecture
 from dae3d.models.backbones import BACKBONES
 from dae3d.models.network import FeatureEncoder, RepairNetwork, Segmenter
+from dae3d.settings import Settings
 from dae3d.training.optimiser import parameter_groups
 from dae3d.training.pretrain_settings import PretrainSettings
 
@@ -53,10 +54,12 @@ class Decoder(nn.Module):
 @dataclass(frozen=True)
 class Plain(Architecture):
     backbone: ClassVar[str] = "plain"
+    settings: ClassVar[type[Settings]] = Settings
     width: int = 4
 
-    multiple = 32
-    level_strides = (2, 4, 8, 16, 32)
+    multiple = (32, 32, 32)
+    level_strides = tuple((stride,) * 3 for stride in (2, 4, 8, 16, 32))
+    decoder_strides = level_strides
     image_parameters = ("encoder.stages.0.weight",)
     above_half = ()
     units = (nn.Conv3d,)
@@ -67,7 +70,7 @@ class Plain(Architecture):
 
     @property
     def decoder_channels(self):
-        return self.level_channels[:2]
+        return self.level_channels
 
     def encoder(self, checkpoint_activations, repairs):
         return Encoder(self.width, self.in_channels)
@@ -85,9 +88,6 @@ class Plain(Architecture):
 @pytest.fixture
 def plain(monkeypatch):
     monkeypatch.setitem(BACKBONES, "plain", Plain)
-    monkeypatch.setattr(
-        PretrainSettings, "architecture", lambda self: Plain(repair_from=self.repair_from, width=4)
-    )
 
 
 @pytest.mark.parametrize("disruption", ["all", "mae", "varied"])
@@ -95,7 +95,7 @@ def test_it_is_pre_trained_with_every_loss_and_loaded_for_every_task(
     plain, tiny_store, tiny_settings, tmp_path, disruption
 ):
     given = {"max_steps": 2, "save_every": 1, "log_every": 1, "batch_size": 4, "disruption": disruption}
-    run = dae3d.pretrain(data=tiny_store, out=tmp_path / "run", **tiny_settings | given)
+    run = dae3d.pretrain(data=tiny_store, out=tmp_path / "run", backbone="plain", **tiny_settings | given)
     network = dae3d.load(run)
     assert type(network) is RepairNetwork
     assert network.architecture == Plain(repair_from=PretrainSettings.model_fields["repair_from"].default)

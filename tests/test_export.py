@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 import dae3d
 from dae3d.cli import main
-from dae3d.commands.export import to_reference
 from dae3d.errors import Dae3dError
+from dae3d.exporting.swin import to_reference
 from dae3d.models.load_report import LoadReport
 from dae3d.models.network import FeatureEncoder, RepairNetwork, Segmenter
 from dae3d.models.swin_unetr import SwinArchitecture

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dae3d.models.decoder import UnetrDecoder, _in_voxels
+from dae3d.models.decoder import UnetrDecoder
 from dae3d.models.network import RepairNetwork, _visible_intensity
+from dae3d.models.repair_heads import _in_voxels
 from dae3d.models.swin_unetr import SwinArchitecture
 
 SIZES = {"embed_dim": 4, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
@@ -102,7 +103,7 @@ def test_the_channels_of_a_place_are_its_voxels():
         for i, j, k in itertools.product(range(2), repeat=3):
             value = features[batch, 8 * channel + 4 * i + 2 * j + k, x, y, z]
             expected[batch, channel, 2 * x + i, 2 * y + j, 2 * z + k] = value
-    np.testing.assert_array_equal(_in_voxels(features).numpy(), expected)
+    np.testing.assert_array_equal(_in_voxels(features, (2, 2, 2)).numpy(), expected)
 
 
 def masked_blocks(side, block, seed):

@@ -18,6 +18,8 @@ class Step:
     Attributes:
         run: maps a batch and the settings to the batch after this step.
         sides: names of settings, in voxels, that must divide every side of a crop.
+        maxima: whether these settings are maxima instead: sides are powers of two up to them that divide a
+            crop's.
         lowers_resolution: whether it reduces the resolution; baselines then include interpolation.
         masks_voxels: whether it sets `voxel_mask`; the network then uses its mask token.
         masks_channels: whether it sets `channel_keep`; for a whole scan it is then drawn per window, not
@@ -26,6 +28,7 @@ class Step:
 
     run: Callable[[Disrupted, Any], Disrupted]
     sides: tuple[str, ...] = field(default=(), kw_only=True)
+    maxima: bool = field(default=False, kw_only=True)
     lowers_resolution: bool = field(default=False, kw_only=True)
     masks_voxels: bool = field(default=False, kw_only=True)
     masks_channels: bool = field(default=False, kw_only=True)
@@ -64,6 +67,8 @@ class Disruption:
         for step in self.steps:
             for name in step.sides:
                 side = getattr(settings, name)
+                if step.maxima:
+                    side = 2 if step.masks_voxels else 1  # the smallest
                 # Tokens are two voxels wide.
                 even = "be even and " if step.masks_voxels else ""
                 left = [str(length) for length in dict.fromkeys(roi) if length % side]

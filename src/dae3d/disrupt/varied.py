@@ -39,7 +39,7 @@ def varied_noise(batch: Disrupted, settings: NoiseSettings) -> Disrupted:
     return dataclasses.replace(batch, image=noisy)
 
 
-@partial(Step, lowers_resolution=True, sides=("downsample_factor",))
+@partial(Step, lowers_resolution=True, sides=("downsample_factor",), maxima=True)
 def varied_downsample(batch: Disrupted, settings: DownsampleSettings) -> Disrupted:
     """Average over blocks of 1, 2, 4, ... voxels per side up to `downsample_factor`, equally likely."""
     image = batch.image
@@ -51,15 +51,18 @@ def varied_downsample(batch: Disrupted, settings: DownsampleSettings) -> Disrupt
     return dataclasses.replace(batch, image=image)
 
 
-@partial(Step, masks_voxels=True, sides=("block_size",))
+@partial(Step, masks_voxels=True, sides=("block_size",), maxima=True)
 def varied_block_mask(batch: Disrupted, settings: BlockMaskSettings) -> Disrupted:
     """Mask blocks of 4, 8, 16, ... voxels per side up to `block_size`, each size equally likely.
+
+    Where 4 does not divide the sides of the crop, the smallest blocks have 2 voxels per side.
 
     The share of masked blocks is drawn from U(0, `block_mask_ratio`), and is 0 for a quarter of the samples.
     Image and tokens are masked at the same locations, as in `block_mask`.
     """
     image = batch.image
-    sizes = _doublings(min(4, settings.block_size), settings.block_size, image)
+    first = 4 if settings.block_size >= 4 and all(side % 4 == 0 for side in image.shape[2:]) else 2
+    sizes = _doublings(first, settings.block_size, image)
     untouched, extent, which = uniform(batch.keys, 3, _EXTENT).unbind(1)
     ratio = torch.where(untouched < _UNTOUCHED, 0, extent * settings.block_mask_ratio)
     choice = (which * len(sizes)).long().view(-1, 1, 1, 1, 1)

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from dae3d.errors import Dae3dError
+from dae3d.models.contents import Contents
 from dae3d.models.loading import load
 from dae3d.models.network import Network, WeightsInfo
-from dae3d.models.contents import Contents
 from dae3d.models.weights import read_weights
 from dae3d.scans.sides import AXES, Axis
 from dae3d.store.recipe import CaseRecipe

@@ -76,7 +76,9 @@ class Architecture(ABC):
             ValueError: if sizes do not fit together.
         """
         known = type(settings).model_fields
-        given = {name: getattr(settings, name) for name in (*_names(cls), *_names(cls.settings)) if name in known}
+        given = {
+            name: getattr(settings, name) for name in (*_names(cls), *_names(cls.settings)) if name in known
+        }
         given = {name: value for name, value in given.items() if value is not None}
         sizes = cls.sizes(given, roi, spacing)
         return cls(**{name: value for name, value in {**sizes, **values}.items() if name in _names(cls)})
@@ -179,4 +181,6 @@ class Architecture(ABC):
 
 def _names(kind: type[Any]) -> tuple[str, ...]:
     """Fields of a dataclass or of settings."""
-    return tuple(kind.model_fields) if issubclass(kind, Settings) else tuple(each.name for each in fields(kind))
+    return (
+        tuple(kind.model_fields) if issubclass(kind, Settings) else tuple(each.name for each in fields(kind))
+    )

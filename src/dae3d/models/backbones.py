@@ -1,5 +1,8 @@
-"""The table of backbones. To add one, write its `Architecture` and its settings in a folder of its own, add the
-former to `BACKBONES`, and let `NetworkSettings` inherit the latter."""
+"""The table of backbones.
+
+To add one, write its `Architecture` and its settings in a folder of its own, add the former to `BACKBONES`,
+and let `NetworkSettings` inherit the latter.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,10 +11,11 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field
 
 from dae3d.errors import Dae3dError
-from dae3d.models.architecture import Architecture, Triple
+from dae3d.models.architecture import Architecture
 from dae3d.models.resenc import ResEncArchitecture, ResEncSettings
 from dae3d.models.swin_unetr import SwinArchitecture, SwinSettings
 from dae3d.settings import Group, Settings
+from dae3d.store.boxes import Triple
 
 BACKBONES: dict[str, type[Architecture]] = {
     each.backbone: each for each in (SwinArchitecture, ResEncArchitecture)
@@ -29,8 +33,8 @@ def _known(name: str) -> str:
 class _Choice(Settings):
     backbone: Annotated[Annotated[str, AfterValidator(_known)] | None, NETWORK] = Field(
         None,
-        description="network: swin-unetr, as published; resenc, nnU-Net's residual encoder U-Net (default: as in "
-        "--init, else swin-unetr)",
+        description="network: swin-unetr, as published; resenc, nnU-Net's residual encoder U-Net "
+        "(default: as in --init, else swin-unetr)",
     )
 
 

@@ -145,6 +145,11 @@ class RepairNetwork(Network):
         return hidden[-1].mean(dim=(2, 3, 4))
 
 
+def _sides(image: Tensor) -> tuple[int, int, int]:
+    x, y, z = image.shape[2:]
+    return x, y, z
+
+
 def _visible_intensity(image: Tensor, token_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean and deviation (B, C, 1, 1, 1) of the means of blocks of 4^3 voxels, weighted by unmasked voxels.
 
@@ -153,7 +158,7 @@ def _visible_intensity(image: Tensor, token_mask: Tensor | None) -> tuple[Tensor
     blocks = nn.functional.avg_pool3d(image, [min(4, side) for side in image.shape[2:]])
     seen = torch.ones_like(blocks[:, :1])
     if token_mask is not None:
-        seen = 1 - nn.functional.adaptive_avg_pool3d(token_mask.to(image.dtype), tuple(blocks.shape[2:]))
+        seen = 1 - nn.functional.adaptive_avg_pool3d(token_mask.to(image.dtype), _sides(blocks))
         blocks = blocks / seen.clamp(min=0.125)  # masked voxels are zero
     weight = seen / seen.sum(dim=(2, 3, 4), keepdim=True).clamp(min=1e-6)
     mean = (blocks * weight).sum(dim=(2, 3, 4), keepdim=True)

@@ -141,7 +141,10 @@ def _misfits(names: Renamed, layout: Layout, architecture: SwinArchitecture) -> 
         lacking = [
             layout.theirs(name) or name
             for name in ours
-            if _half_of(name) == half and name not in theirs and name != MASK_TOKEN and part_of(name) != "head"
+            if _half_of(name) == half
+            and name not in theirs
+            and name != MASK_TOKEN
+            and part_of(name) != "head"
         ]
         reasons = [_kind(unknown)] if unknown else []
         reasons += [some(unknown, "tensors that ours does not have")] if unknown else []
@@ -169,9 +172,9 @@ READERS = tuple(
         partial(_renamed, layout),
         partial(_read, layout),
     )
-    for layout, example in {
-        FINETUNING: "swinViT.layers1.0.... (MONAI's SwinUNETR)",
-        PRETRAINING: "encoder.layers1.0.0.... (published pre-training)",
-        SWIN_VIT: "layers1.0.... (MONAI's model_swinvit.pt)",
-    }.items()
+    for layout, example in (
+        (FINETUNING, "swinViT.layers1.0.... (MONAI's SwinUNETR)"),
+        (PRETRAINING, "encoder.layers1.0.0.... (published pre-training)"),
+        (SWIN_VIT, "layers1.0.... (MONAI's model_swinvit.pt)"),
+    )
 )

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dae3d.errors import Dae3dError, SettingsError
-from dae3d.models.architecture import Architecture, Triple
+from dae3d.models.architecture import Architecture
 from dae3d.models.blocks import UpBlock, our_convolution, with_our_layers
 from dae3d.models.decoder import UnetrDecoder
 from dae3d.models.swin import SwinStage
@@ -55,9 +55,9 @@ class SwinSettings(Settings):
     )
     window_edges: Annotated[WindowEdges | None, SWIN] = Field(
         None,
-        description="exact: any two tokens get the bias of their own offset, and padding is masked; reference: "
-        "as published, where grids smaller than a window use biases of other offsets and padding is attended "
-        "to (default: as in --init, else exact)",
+        description="exact: any two tokens get the bias of their own offset, and padding is masked; "
+        "reference: as published, where grids smaller than a window use biases of other offsets and padding "
+        "is attended to (default: as in --init, else exact)",
     )
     patch_embed: Annotated[PatchEmbedding | None, SWIN] = Field(
         None,
@@ -134,7 +134,9 @@ class SwinArchitecture(Architecture):
         for stage, count in enumerate(self.heads):
             channels = self.embed_dim * 2**stage
             if count < 1 or channels % count:
-                raise ValueError(f"heads: stage {stage + 1} has {channels} channels, not a multiple of {count}")
+                raise ValueError(
+                    f"heads: stage {stage + 1} has {channels} channels, not a multiple of {count}"
+                )
 
     @property
     def decoder_channels(self) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """Feature prediction: from the disrupted crop, predict the encoder features of a teacher on the clean crop.
 
 Follows data2vec (Baevski et al., arXiv 2202.03555), but in addition to the reconstruction of voxels, and at
-all encoder stages but the finest. The teacher is the moving average (EMA) of the weights if one is kept, otherwise the
-network itself; no gradient flows into it.
+all encoder levels but the finest. The teacher is the moving average (EMA) of the weights if one is kept,
+otherwise the network itself; no gradient flows into it.
 """
 
 import math

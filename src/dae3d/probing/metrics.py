@@ -30,8 +30,8 @@ class ProbeMetrics(_Record):
 
     Attributes:
         l1: L1 of the repaired crops that were used for swapping.
-        share: increase of this L1 in percent when a level ("level0", the finest, and so on), "all" levels or the "image"
-            skip is replaced by that of a crop of another scan.
+        share: increase of this L1 in percent when a level ("level0" is the finest), "all" levels or the
+            "image" skip is replaced by that of a crop of another scan.
         rank: effective rank of the features of each level.
         channels, tokens: per level; the rank is at most the number of channels and less than the number of
             tokens.

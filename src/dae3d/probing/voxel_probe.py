@@ -132,7 +132,9 @@ class VoxelProbe:
             if len(where):
                 maps = encode(window.image.to(device))
                 found.append([look_up(feature[0], where, window.label.shape).cpu() for feature in maps])
-        return _Fitted([torch.cat(parts) for parts in zip(*found, strict=True)], label, (often / of_drawn)[label])
+        return _Fitted(
+            [torch.cat(parts) for parts in zip(*found, strict=True)], label, (often / of_drawn)[label]
+        )
 
     def _windows(self, number: int) -> Iterator[LabelledWindow]:
         store, size = self.data.store, self.roi

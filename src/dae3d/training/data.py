@@ -104,9 +104,7 @@ class TrainingData:
         They follow those of the `earlier` training.
         """
         validation = (fingerprints(self.store.scans[crop.scan]) for crop in self.validation)
-        return entry(
-            "pretrain", self.scans.fingerprints, chain.from_iterable(validation), earlier=earlier
-        )
+        return entry("pretrain", self.scans.fingerprints, chain.from_iterable(validation), earlier=earlier)
 
     def _validation(self) -> dict[str, Any]:
         described: dict[str, Any] = {}

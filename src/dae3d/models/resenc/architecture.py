@@ -41,7 +41,7 @@ class ResEncSettings(Settings):
 
     size: Annotated[Literal["small", "standard"] | None, RESENC] = Field(
         None,
-        description="small: 1.7 million parameters in four stages, for CPUs; standard: as nnU-Net plans it, "
+        description="small: 1 to 3 million parameters, for CPUs; standard: as nnU-Net plans it, "
         "where M, L and XL are the same network for crops of different size (default: as in --init, else "
         "standard)",
     )

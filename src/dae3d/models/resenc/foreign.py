@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dae3d.errors import Dae3dError
 from dae3d.models.contents import Contents, Found, MonaiMerging, Reader, Renamed, tensors_of
-from dae3d.models.resenc.architecture import ResEncArchitecture, Triple
+from dae3d.models.resenc.architecture import ResEncArchitecture
+from dae3d.store.boxes import Triple
 
 ENTRY = "network_weights"
 PLAN = "nnssl_adaptation_plan"
@@ -49,7 +50,9 @@ def to_nnunet(
         elif ".repair_heads." in name:
             renamed.skipped[name] = "only repairs images"
             continue
-        turned = tensor.permute(0, 1, *(2 + axis for axis in axes)).contiguous() if tensor.ndim == 5 else tensor
+        turned = (
+            tensor.permute(0, 1, *(2 + axis for axis in axes)).contiguous() if tensor.ndim == 5 else tensor
+        )
         for each in _all_names(theirs):
             renamed.state[each] = turned
             renamed.origins[each] = name
@@ -71,7 +74,9 @@ def renamed(found: Found) -> Renamed:
     """nnU-Net's tensors under our names."""
     tensors = tensors_of(found.tensors)
     made = Renamed({}, {}, {})
-    heads = [int(match[1]) for name in tensors if (match := _SEG_LAYER.match(name.removeprefix(found.prefix)))]
+    heads = [
+        int(match[1]) for name in tensors if (match := _SEG_LAYER.match(name.removeprefix(found.prefix)))
+    ]
     for name, tensor in tensors.items():
         bare = name.removeprefix(found.prefix)
         if not name.startswith(found.prefix):
@@ -88,9 +93,7 @@ def renamed(found: Found) -> Renamed:
     return made
 
 
-def read(
-    path: Path, file: Any, found: Found, names: Renamed, merging: MonaiMerging | None
-) -> Contents:
+def read(path: Path, file: Any, found: Found, names: Renamed, merging: MonaiMerging | None) -> Contents:
     """A checkpoint of nnU-Net or nnssl, or a state dict of its network.
 
     Raises:
@@ -115,9 +118,7 @@ def read(
     decodes = any(name.startswith("decoder.") for name in names.state)
     segments = decodes and head is not None and plan is None
     task: Any = "segmentation" if segments else "pretrain" if decodes else "encoder"
-    return Contents(
-        path, task, architecture, {"task": task}, names.state, names.origins, names.skipped
-    )
+    return Contents(path, task, architecture, {"task": task}, names.state, names.origins, names.skipped)
 
 
 def _kwargs(path: Path, file: Any) -> Mapping[str, Any] | None:
@@ -132,22 +133,22 @@ def _kwargs(path: Path, file: Any) -> Mapping[str, Any] | None:
                 return NNSSL_RESENC_L
         elif "init_args" in file:
             plans = file["init_args"]["plans"]["configurations"]
-            plans = _inherited(plans, file["init_args"]["configuration"])["architecture"]
+            plans = inherited(plans, file["init_args"]["configuration"])["architecture"]
             name, kwargs = plans["network_class_name"], plans["arch_kwargs"]
         else:
             return None
     except (KeyError, TypeError) as error:
         raise Dae3dError(f"{path}: its plan is incomplete: {error} is missing") from None
     if name.rpartition(".")[2] != "ResidualEncoderUNet":
-        raise Dae3dError(f"{path}: its network is {name}; of nnU-Net's networks dae3d has ResidualEncoderUNet")
+        raise Dae3dError(f"{path}: its network is {name}; dae3d has only ResidualEncoderUNet of nnU-Net's")
     return dict(kwargs)
 
 
-def _inherited(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
+def inherited(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A configuration with the entries of the one it inherits from."""
     own = configurations[name]
     parent = own.get("inherits_from")
-    return {**(_inherited(configurations, parent) if parent else {}), **own}
+    return {**(inherited(configurations, parent) if parent else {}), **own}
 
 
 # nnssl's "ResEncL" without keywords.
@@ -169,7 +170,7 @@ def architecture_of_kwargs(kwargs: Mapping[str, Any], axes: Sequence[int] = REVE
 
     Raises:
         KeyError: if one is missing.
-        ValueError: if the lists do not fit together, or layers are of other kinds than in nnU-Net's own plans.
+        ValueError: if the lists do not fit together, or there are layers of other kinds than ours.
     """
     stages = len(kwargs["strides"])
     if "Conv3d" not in str(kwargs.get("conv_op", "Conv3d")):
@@ -231,13 +232,15 @@ def _from_kwargs(path: Path, kwargs: Mapping[str, Any]) -> ResEncArchitecture:
 def _from_shapes(path: Path, state: Mapping[str, Tensor]) -> ResEncArchitecture:
     """Sizes from the shapes of the tensors; strides are those of the decoder's transposed convolutions."""
     first = re.compile(r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.conv1\.conv\.weight$")
-    convolutions = {(int(m[1]), int(m[2])): tensor for name, tensor in state.items() if (m := first.match(name))}
+    convolutions = {
+        (int(m[1]), int(m[2])): tensor for name, tensor in state.items() if (m := first.match(name))
+    }
     stages = 1 + max((stage for stage, _ in convolutions), default=-1)
     ups = [state.get(f"decoder.transpconvs.{i}.weight") for i in range(stages - 1)]
     if any(up is None for up in ups):
         raise Dae3dError(
-            f"{path}: an encoder of nnU-Net without a plan, so its strides are not known; dae3d needs the whole "
-            f"checkpoint, with {PLAN} (nnssl) or init_args (nnU-Net)"
+            f"{path}: an encoder of nnU-Net without a plan, so its strides are not known; dae3d needs the "
+            f"whole checkpoint, with {PLAN} (nnssl) or init_args (nnU-Net)"
         )
     strides = [tuple(up.shape[2:]) for up in reversed(ups) if up is not None]
     kernels = [tuple(convolutions[stage, 0].shape[2:]) for stage in range(stages)]

@@ -150,8 +150,9 @@ class ResEncEncoder(nn.Module):
             Dae3dError: if the sides of the image do not fit.
         """
         if any(side % unit for side, unit in zip(image.shape[2:], self.multiple, strict=True)):
+            multiples = by_axis(self.multiple)
             raise Dae3dError(
-                f"the sides of an image must be multiples of {by_axis(self.multiple)}, not {by_axis(image.shape[2:])}"
+                f"the sides of an image must be multiples of {multiples}, not {by_axis(image.shape[2:])}"
             )
         x = self.stem(image)
         if channel_keep is not None:
@@ -198,7 +199,7 @@ class ResEncDecoder(nn.Module):
             for i, count in zip(coarsest_first, convolutions, strict=False)
         )
         if repair_from == "full":
-            self.head = head(channels[0], out_channels)
+            self.head: nn.Module = head(channels[0], out_channels)
         else:
             coarse = channels[2:] if repair_from == "pyramid" else channels[2:4]
             heads = [
