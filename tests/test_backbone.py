@@ -55,8 +55,8 @@ class Plain(Architecture):
     backbone: ClassVar[str] = "plain"
     width: int = 4
 
-    multiple = 32
-    level_strides = (2, 4, 8, 16, 32)
+    multiple = (32, 32, 32)
+    level_strides = tuple((stride,) * 3 for stride in (2, 4, 8, 16, 32))
     image_parameters = ("encoder.stages.0.weight",)
     above_half = ()
     units = (nn.Conv3d,)
