@@ -83,6 +83,13 @@ def test_it_is_what_loops_over_places_give(stride):
     assert loss.item() == pytest.approx(slow(features, origin, stride, keys_of(2), 0.1, project), abs=1e-4)
 
 
+def test_features_that_pairs_do_not_share_are_refused():
+    with pytest.raises(ValueError, match=r"4 x 4 x 4 voxels.*strides 2 x 8 x 4"):
+        dense_contrast(
+            torch.ones(2, 3, 16, 4, 8), nn.Identity(), torch.zeros(2, 3).long(), (2, 8, 4), keys_of(1), 0.1
+        )
+
+
 def test_features_that_tell_nothing_cost_the_logarithm_of_the_places():
     features = torch.ones(4, 5, 16, 16, 16)
     loss = dense_contrast(features, nn.Identity(), torch.tensor(ORIGINS), (4, 4, 4), keys_of(2), 0.1)
@@ -153,8 +160,8 @@ def test_learning_brings_features_of_one_place_together():
 
 def test_every_place_of_the_overlap_is_compared_sooner_or_later():
     first, second, grid = [0, 0, 0], [4, -4, 0], (3, 3, 3)
-    low, high = overlap(first, second, grid, 4)
+    low, high = overlap(first, second, grid, (4, 4, 4))
     assert (low, high) == ([1, 0, 0], [3, 2, 3])
-    drawn = {tuple(place) for place in places_of(keys_of(1)[0], first, second, grid, 4).tolist()}
+    drawn = {tuple(place) for place in places_of(keys_of(1)[0], first, second, grid, (4, 4, 4)).tolist()}
     wanted = itertools.product(*(range(a, b) for a, b in zip(low, high, strict=True)))
     assert drawn == set(wanted)

@@ -161,7 +161,7 @@ def test_in_the_order_of_their_names_modalities_are_drawn_as_ever():
     stream = SampleStream(
         [scan((40, 40, 40))] * 5,
         {name: [i] for i, name in enumerate(shares)},
-        32,
+        (32, 32, 32),
         6,
         11,
         "volume",
@@ -194,7 +194,7 @@ def test_in_the_long_run_shares_are_the_weights(global_batch, expected):
     stream = SampleStream(
         [scan((40, 40, 40))] * 9,
         {"ct": [0], "t1": list(range(1, 9))},
-        32,
+        (32, 32, 32),
         global_batch,
         3,
         "volume",
