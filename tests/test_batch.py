@@ -108,7 +108,7 @@ def test_a_batch_is_what_the_store_scales(store, crops, rule):
         NumberedCrop(store.read_unscaled(scan, start, size, rules), scan, place)
         for place, (scan, start) in enumerate(crops)
     ]
-    batch = pack(numbered).unpack(ROI)
+    batch = pack(numbered).unpack((ROI,) * 3)
     expected = np.stack([store.read_padded(scan, start, size, rules) for scan, start in crops])[:, None]
     assert batch["image"].dtype == torch.float32
     np.testing.assert_array_equal(batch["image"].numpy(), expected)
@@ -177,5 +177,5 @@ def test_on_a_gpu_not_a_bit_differs_either(store):
             for n in range(len(KINDS))
         ]
         batch = pack(crops)
-        there = batch.pin_memory().to(torch.device("cuda")).unpack(ROI)
-        assert torch.equal(there["image"].cpu(), batch.unpack(ROI)["image"])
+        there = batch.pin_memory().to(torch.device("cuda")).unpack((ROI,) * 3)
+        assert torch.equal(there["image"].cpu(), batch.unpack((ROI,) * 3)["image"])

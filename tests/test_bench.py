@@ -54,7 +54,7 @@ def test_crops_of_a_store(tmp_path, monkeypatch):
 
 def test_nnunets_blocks_fill_its_first_cache_and_its_chunks_the_last():
     # 16^3 float32 are 16 KiB of 25.6, twice that too many; 80 x 64 x 64 is the first to pass 1.1 MiB.
-    assert layout((288, 336, 256), 96) == ([16, 16, 16], [80, 64, 64])
+    assert layout((288, 336, 256), (96, 96, 96)) == ([16, 16, 16], [80, 64, 64])
 
 
 def test_the_same_weights_give_the_same_labels_with_monai(tmp_path):
@@ -74,7 +74,7 @@ def test_a_measurement_that_fails_says_why(tmp_path):
             embed_dim=12,
             heads=(1, 1, 2, 2),
             window=2,
-            roi=40,
+            roi=(40, 40, 40),
             overlap=0.5,
             scan=(40, 40, 40),
             tuned=True,

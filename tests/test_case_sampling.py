@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from conftest import write_task
 from dae3d.errors import Dae3dError
 from dae3d.scans.task import Task, TaskCase, read_task
+from dae3d.training.augment import Augmentation
 from dae3d.training.case_sampling import CaseStream
 from dae3d.training.cases import CaseLoaders, LabelledCrops, labelled_data, subset
 from dae3d.training.finetune_settings import FinetuneSettings
@@ -70,6 +71,7 @@ label_maps = st.builds(
     st.tuples(*[st.integers(2, 48)] * 3),
     st.sampled_from([0.0, 0.001, 0.1, 0.9]),
 )
+rois = st.tuples(*[st.sampled_from([8, 16, ROI])] * 3)
 
 
 @st.composite
@@ -81,6 +83,7 @@ def streams(draw, **changes):
         "crops_per_case": draw(st.integers(1, 5)),
         "positive_share": draw(st.sampled_from([0.0, 0.5, 1.0])),
         "crop_balance": draw(st.sampled_from(["voxels", "classes"])),
+        "roi": draw(rois),
     }
     return CaseStream(store, training, settings_with(**(chosen | changes)))
 
@@ -138,9 +141,10 @@ def test_every_epoch_has_its_own_order_and_crops():
 @given(stream=streams(), sample=st.integers(0, 10**6))
 def test_crops_lie_inside_the_case_or_have_it_in_their_middle(stream, sample):
     crop = stream[sample]
-    for first, side in zip(crop.start, stream.store.cases[crop.case].shape, strict=True):
-        before, behind = first, side - first - ROI
-        if side > ROI:
+    roi, shape = stream.settings.roi, stream.store.cases[crop.case].shape
+    for first, side, size in zip(crop.start, shape, roi, strict=True):
+        before, behind = first, side - first - size
+        if side > size:
             assert before >= 0
             assert behind >= 0
         else:
@@ -153,7 +157,7 @@ def test_crops_lie_inside_the_case_or_have_it_in_their_middle(stream, sample):
 @given(stream=streams(positive_share=1.0), sample=st.integers(0, 10**6))
 def test_a_positive_crop_holds_a_labelled_voxel_wherever_its_case_has_one(stream, sample):
     crop = stream[sample]
-    held = stream.store.label(crop.case, crop.start, (ROI,) * 3).any()
+    held = stream.store.label(crop.case, crop.start, stream.settings.roi).any()
     assert held == stream.store.labels[crop.case].any()
 
 
@@ -202,9 +206,14 @@ def test_a_case_without_labels_or_without_background_gives_what_it_has():
 
 
 @settings(max_examples=20)
-@given(label=label_maps, sample=st.integers(0, 10**6), seed=st.integers(0, 99))
-def test_an_augmented_crop_has_its_label_where_its_image_shows_it(label, sample, seed):
-    asked = settings_with(seed=seed, flip_prob=0.5, rotate_prob=0.5, scale_prob=0, shift_prob=0)
+@given(
+    label=label_maps,
+    sample=st.integers(0, 10**6),
+    seed=st.integers(0, 99),
+    roi=rois,
+)
+def test_an_augmented_crop_has_its_label_where_its_image_shows_it(label, sample, seed, roi):
+    asked = settings_with(seed=seed, roi=roi, flip_prob=0.5, rotate_prob=0.5, scale_prob=0, shift_prob=0)
     store = MadeUpStore([label])
     crops = LabelledCrops(
         SimpleNamespace(
@@ -213,12 +222,41 @@ def test_an_augmented_crop_has_its_label_where_its_image_shows_it(label, sample,
         asked,
     )
     item = crops[sample]
-    assert item["image"].shape == (2, ROI, ROI, ROI)
-    assert item["label"].shape == (1, ROI, ROI, ROI)
+    assert item["image"].shape == (2, *roi)
+    assert item["label"].shape == (1, *roi)
     assert item["label"].dtype == torch.uint8
     assert torch.equal(item["image"][0], item["label"][0].float())
     assert torch.equal(item["image"][1], -item["label"][0].float())
     assert set(item["label"].unique().tolist()) <= {0, *np.unique(label).tolist()}
+
+
+@pytest.mark.parametrize(
+    ("roi", "turns"), [((16, 16, 8), {1, 2, 3}), ((16, 8, 24), {2}), ((8, 16, 16), {2}), ((8, 16, 8), {2})]
+)
+def test_crops_are_rotated_by_right_angles_that_keep_their_shape(roi, turns):
+    augment = Augmentation(settings_with(**UNCHANGED | {"roi": roi, "rotate_prob": 1}))
+    image = torch.rand(1, *roi)
+    seen = set()
+    for seed in range(40):
+        made, label = augment(image, image.clone(), seed)
+        assert made.shape == image.shape
+        assert torch.equal(made, label)
+        ways = [k for k in range(4) if torch.equal(made, image.rot90(k, (1, 2)))]
+        assert len(ways) == 1
+        seen |= set(ways)
+    assert seen == turns
+
+
+def test_other_sides_draw_the_same_random_numbers():
+    """The jitter that is drawn after the rotation is that of a cube."""
+    jitter = UNCHANGED | {"rotate_prob": 0.5, "scale_prob": 0.5, "shift_prob": 0.5}
+    ones = {roi: torch.ones(1, *roi) for roi in ((16, 16, 16), (16, 8, 24))}
+    for seed in range(20):
+        cube, flat = (
+            Augmentation(settings_with(**jitter | {"roi": roi}))(image, image.clone(), seed)[0].unique()
+            for roi, image in ones.items()
+        )
+        assert torch.equal(cube, flat)
 
 
 # On prepared cases

@@ -153,7 +153,7 @@ def test_an_error_is_one_line_and_status_1(tmp_path, capsys):
     [
         (["--batch-size", "0"], "batch_size: Input should be greater than or equal to 1 (got '0')"),
         (["--batch-size", "many"], "batch_size: "),
-        (["--roi", "50"], "roi: must be a multiple of 32, not 50"),
+        (["--roi", "50"], "roi: sides must be multiples of 32, not 50 x 50 x 50"),
         (["--config", "smal-cpu"], "neither a file nor a shipped config"),
     ],
 )

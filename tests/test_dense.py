@@ -21,8 +21,8 @@ def keys_of(pairs):
 def overlap(first, second, grid, stride):
     """By axis: the numbers of the first crop's features that lie in the second crop too."""
     low, high = [], []
-    for a, b, side in zip(first, second, grid, strict=True):
-        there = [i for i in range(side) if 0 <= a + stride * i - b < stride * side]
+    for a, b, side, step in zip(first, second, grid, stride, strict=True):
+        there = [i for i in range(side) if 0 <= a + step * i - b < step * side]
         low.append(there[0])
         high.append(there[-1] + 1)
     return low, high
@@ -39,6 +39,7 @@ def places_of(key, first, second, grid, stride):
 def slow(features, origin, stride, keys, temperature, project=lambda vector: vector):
     """One place after the other, in float64."""
     losses = []
+    stride = np.array(stride)
     features = features.double().numpy()
     grid = features.shape[2:]
     for pair in range(0, len(features), 2):
@@ -65,10 +66,10 @@ def slow(features, origin, stride, keys, temperature, project=lambda vector: vec
     return np.mean(losses)
 
 
-@pytest.mark.parametrize("stride", [2, 4])
+@pytest.mark.parametrize("stride", [(2, 2, 2), (4, 4, 4), (4, 2, 1), (2, 4, 4)])
 def test_it_is_what_loops_over_places_give(stride):
     torch.manual_seed(0)
-    features = torch.randn(4, 6, 32 // stride, 32 // stride, 32 // stride)
+    features = torch.randn(4, 6, *(32 // step for step in stride))
     origin = torch.tensor(ORIGINS)
     projection = Projections([6])[0]
     arrays = [p.detach().double().numpy() for p in projection.parameters()]
@@ -82,9 +83,16 @@ def test_it_is_what_loops_over_places_give(stride):
     assert loss.item() == pytest.approx(slow(features, origin, stride, keys_of(2), 0.1, project), abs=1e-4)
 
 
+def test_features_that_pairs_do_not_share_are_refused():
+    with pytest.raises(ValueError, match=r"4 x 4 x 4 voxels.*strides 2 x 8 x 4"):
+        dense_contrast(
+            torch.ones(2, 3, 16, 4, 8), nn.Identity(), torch.zeros(2, 3).long(), (2, 8, 4), keys_of(1), 0.1
+        )
+
+
 def test_features_that_tell_nothing_cost_the_logarithm_of_the_places():
     features = torch.ones(4, 5, 16, 16, 16)
-    loss = dense_contrast(features, nn.Identity(), torch.tensor(ORIGINS), 4, keys_of(2), 0.1)
+    loss = dense_contrast(features, nn.Identity(), torch.tensor(ORIGINS), (4, 4, 4), keys_of(2), 0.1)
     # A little less, for places next to each other are not negatives.
     assert math.log(128) - 0.05 < loss.item() <= math.log(128) + 1e-5
 
@@ -105,30 +113,30 @@ STARTS = [[3, 4, 5], [6, 2, 5], [0, 8, 9], [3, 11, 6]]  # in features
 def test_places_with_a_vector_of_their_own_cost_next_to_nothing():
     features = crops(scan_of_vectors(), STARTS)
     origin = 4 * torch.tensor(STARTS)
-    loss = dense_contrast(features, nn.Identity(), origin, 4, keys_of(2), 0.05)
+    loss = dense_contrast(features, nn.Identity(), origin, (4, 4, 4), keys_of(2), 0.05)
     assert 0 <= loss.item() < 0.02
     # A wrong origin compares other places.
     wrong = origin.clone()
     wrong[1::2, 0] += 4
-    assert dense_contrast(features, nn.Identity(), wrong, 4, keys_of(2), 0.05).item() > 4
+    assert dense_contrast(features, nn.Identity(), wrong, (4, 4, 4), keys_of(2), 0.05).item() > 4
 
 
 def test_where_the_crops_lie_in_the_scan_does_not_matter():
     torch.manual_seed(1)
     features, origin = torch.randn(4, 8, 8, 8, 8), torch.tensor(ORIGINS)
-    given = (nn.Identity(), origin, 4, keys_of(2), 0.1)
+    given = (nn.Identity(), origin, (4, 4, 4), keys_of(2), 0.1)
     here = dense_contrast(features, *given)
     moved = origin + torch.tensor([[40, -12, 7]])
-    there = dense_contrast(features, nn.Identity(), moved, 4, keys_of(2), 0.1)
+    there = dense_contrast(features, nn.Identity(), moved, (4, 4, 4), keys_of(2), 0.1)
     assert torch.equal(here, there)
 
 
 def test_a_pair_costs_the_same_in_any_batch():
     torch.manual_seed(1)
     features, origin = torch.randn(4, 8, 8, 8, 8), torch.tensor(ORIGINS)
-    whole = dense_contrast(features, nn.Identity(), origin, 4, keys_of(2), 0.1)
+    whole = dense_contrast(features, nn.Identity(), origin, (4, 4, 4), keys_of(2), 0.1)
     pairs = [
-        dense_contrast(features[rows], nn.Identity(), origin[rows], 4, keys_of(2)[rows], 0.1)
+        dense_contrast(features[rows], nn.Identity(), origin[rows], (4, 4, 4), keys_of(2)[rows], 0.1)
         for rows in (slice(0, 2), slice(2, 4))
     ]
     assert whole.item() == pytest.approx(float(sum(pairs)) / 2, abs=1e-5)
@@ -142,7 +150,7 @@ def test_learning_brings_features_of_one_place_together():
     optimiser = torch.optim.Adam(projection.parameters(), 1e-2)
     losses = []
     for step in range(30):
-        loss = dense_contrast(features, projection, origin, 4, keys_of(2) + 4 * step, 0.1)
+        loss = dense_contrast(features, projection, origin, (4, 4, 4), keys_of(2) + 4 * step, 0.1)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -152,8 +160,8 @@ def test_learning_brings_features_of_one_place_together():
 
 def test_every_place_of_the_overlap_is_compared_sooner_or_later():
     first, second, grid = [0, 0, 0], [4, -4, 0], (3, 3, 3)
-    low, high = overlap(first, second, grid, 4)
+    low, high = overlap(first, second, grid, (4, 4, 4))
     assert (low, high) == ([1, 0, 0], [3, 2, 3])
-    drawn = {tuple(place) for place in places_of(keys_of(1)[0], first, second, grid, 4).tolist()}
+    drawn = {tuple(place) for place in places_of(keys_of(1)[0], first, second, grid, (4, 4, 4)).tolist()}
     wanted = itertools.product(*(range(a, b) for a, b in zip(low, high, strict=True)))
     assert drawn == set(wanted)

@@ -152,7 +152,7 @@ def test_scaling_waits_for_nothing(clips, padding):
     ]
     batch = pack(crops).to(META)
     with Uploads() as uploads:
-        sample = batch.unpack(24)
+        sample = batch.unpack((24, 24, 24))
     assert {name: tensor.is_meta for name, tensor in sample.items()} == dict.fromkeys(sample, True)
     assert sample["image"].shape == (2, 1, 24, 24, 24)
     assert uploads.found == []

@@ -309,7 +309,7 @@ def test_the_journal_is_plain_json_lines(weights, three_scans, reads, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         dae3d.embed(scans=three_scans, weights=weights, out=tmp_path / "e.npz")
     lines = [json.loads(line) for line in (tmp_path / ".e.npz.unfinished").read_text().splitlines()]
-    assert lines[0]["roi"] == 32
+    assert lines[0]["roi"] == [32, 32, 32]
     assert [line["name"] for line in lines[1:]] == three_scans[:1]
     assert len(lines[1]["result"]["features"]) == WIDTH
 
@@ -320,12 +320,12 @@ def test_the_journal_is_plain_json_lines(weights, three_scans, reads, tmp_path):
 @hypothesis_settings(max_examples=200)
 @given(data=st.data(), overlap=st.sampled_from([0.0, 0.25, 0.5, 0.9]))
 def test_windows_cover_the_foreground_and_no_more_than_they_must(data, overlap):
-    roi = 32
+    sides = data.draw(st.tuples(*[st.sampled_from([8, 32, 48])] * 3))
     shape = data.draw(st.tuples(*[st.integers(1, 150)] * 3))
     starts = [data.draw(st.integers(0, side - 1)) for side in shape]
     stops = [data.draw(st.integers(start + 1, side)) for start, side in zip(starts, shape, strict=True)]
-    corners = window_corners(shape, (tuple(starts), tuple(stops)), roi, overlap)
-    for axis, (side, start, stop) in enumerate(zip(shape, starts, stops, strict=True)):
+    corners = window_corners(shape, (tuple(starts), tuple(stops)), sides, overlap)
+    for axis, (side, roi, start, stop) in enumerate(zip(shape, sides, starts, stops, strict=True)):
         firsts = sorted({corner[axis] for corner in corners})
         assert firsts[0] <= start
         assert firsts[-1] + roi >= stop
@@ -342,4 +342,4 @@ def test_windows_cover_the_foreground_and_no_more_than_they_must(data, overlap):
 
 
 def test_a_window_is_centred_where_it_can_be():
-    assert window_corners((100, 100, 20), ((40, 90, 3), (60, 100, 9)), 32, 0.0) == [(34, 68, -6)]
+    assert window_corners((100, 100, 20), ((40, 90, 3), (60, 100, 9)), (32, 32, 32), 0.0) == [(34, 68, -6)]

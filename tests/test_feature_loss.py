@@ -27,18 +27,20 @@ def maps(seed, *sides):
     return [torch.from_numpy(random.normal(1, 2, shape).astype(np.float32)) for shape in shapes]
 
 
+@pytest.mark.parametrize("deep", [16, 32, 4])
 @pytest.mark.parametrize("padded", [False, True])
-def test_the_loss_is_that_of_the_definition(padded):
+def test_the_loss_is_that_of_the_definition(padded, deep):
+    """Whatever the strides of the last axis: 4, 8 or 1 voxels a token of the first stage, 4 of the others."""
     stages, wanted = maps(0, 8, 8, 4), maps(1, 8, 8, 4)
     inside = None
     if padded:
-        inside = torch.zeros(2, 1, 32, 32, 16, dtype=torch.bool)
+        inside = torch.zeros(2, 1, 32, 32, deep, dtype=torch.bool)
         inside[0, :, :20] = True
         inside[1, :, :, 8:] = True
     found = feature_loss(stages, wanted, [Same(), Same()], inside)
     expected = np.zeros(2)
     for stage, teacher in zip(stages, wanted, strict=True):
-        stride = 32 // stage.shape[2]
+        strides = [side // count for side, count in zip((32, 32, deep), stage.shape[2:], strict=True)]
         for sample in range(2):
             goal = teacher[sample].double().numpy()
             mean, deviation = goal.mean((1, 2, 3), keepdims=True), goal.std((1, 2, 3), keepdims=True)
@@ -46,7 +48,8 @@ def test_the_loss_is_that_of_the_definition(padded):
             weight = np.ones(error.shape)
             if padded:
                 x, y, z = error.shape
-                blocks = inside[sample, 0].double().numpy().reshape(x, stride, y, stride, z, stride)
+                a, b, c = strides
+                blocks = inside[sample, 0].double().numpy().reshape(x, a, y, b, z, c)
                 weight = blocks.mean((1, 3, 5))
             expected[sample] += np.average(error, weights=weight)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
@@ -68,13 +71,24 @@ def test_a_crop_that_lies_outside_the_scan_altogether_has_no_loss():
     assert found[1] > 0
 
 
+def test_the_head_of_a_stage_that_is_a_single_token_does_not_learn():
+    strides = [(4, 4, 2), (8, 8, 4), (16, 16, 8)]
+    for roi, learning in [
+        ((16, 16, 8), [True, True, False]),
+        ((16, 32, 8), [True] * 3),
+        ((8, 8, 4), [True, False, False]),
+    ]:
+        heads = FeatureHeads([2, 4, 8], strides, roi)
+        assert [head[0].weight.requires_grad for head in heads] == learning
+
+
 @pytest.mark.parametrize("roi", [32, 64])
 def test_heads_learn_to_predict_and_give_the_stages_gradients(roi):
     torch.manual_seed(0)
     shapes = [(2, 2 * 2**stage, *(roi // 4 // 2**stage,) * 3) for stage in range(4)]
     wanted = [torch.randn(shape) for shape in shapes]
     stages = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    heads = FeatureHeads([2, 4, 8, 16], [4, 8, 16, 32], roi)
+    heads = FeatureHeads([2, 4, 8, 16], [(stride,) * 3 for stride in (4, 8, 16, 32)], (roi,) * 3)
     learning = [head[0].weight.requires_grad for head in heads]
     assert learning == [True, True, True, roi > 32]
     parameters = [parameter for parameter in heads.parameters() if parameter.requires_grad]

@@ -251,7 +251,7 @@ def test_pretraining_scales_by_its_own_rules(tiny_store):
     )
     loaders = CropLoaders(training_data(settings, 1), settings)
     data = loaders.data
-    samples = [pack([crop]).unpack(32) for crop in loaders.val_dataloader().dataset]
+    samples = [pack([crop]).unpack((32, 32, 32)) for crop in loaders.val_dataloader().dataset]
     for crop, sample in zip(data.validation, samples, strict=True):
         scan = data.store.scans[crop.scan]
         size = tuple(min(32, side) for side in scan.shape)

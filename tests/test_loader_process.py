@@ -14,14 +14,14 @@ from dae3d.training.labelled_batch import labelled_slot_bytes, pack_labelled
 from dae3d.training.loader_process import check_shared_memory, naming_loader_processes, start_loader_process
 from dae3d.training.slots import Slots
 
-ROI, CHANNELS, BATCH = 8, 3, 2
+ROI, CHANNELS, BATCH = (8, 6, 10), 3, 2
 
 
 def crop_of(number: int) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(number)
     return {
-        "image": torch.randn((CHANNELS, ROI, ROI, ROI), generator=random),
-        "label": torch.randint(0, 5, (1, ROI, ROI, ROI), generator=random, dtype=torch.uint8),
+        "image": torch.randn((CHANNELS, *ROI), generator=random),
+        "label": torch.randint(0, 5, (1, *ROI), generator=random, dtype=torch.uint8),
         "sample": torch.tensor(number),
     }
 

@@ -63,7 +63,7 @@ def test_all_that_a_published_command_says_arrives():
         "reconstruction_loss": "all",
         "contrastive_weight": 0.03,
         "contrastive_temperature": 0.5,
-        "roi": 96,
+        "roi": (96, 96, 96),
         "batch_size": 2,
         "max_steps": "1000 epochs",
         "warmup_steps": "4 epochs",
@@ -105,6 +105,8 @@ def test_all_that_a_published_command_says_arrives():
         (["--clip_grad", "0"], {"clip_grad": None}),
         (["--accumulate_step", "3"], {"accumulate": 3}),
         (["--feature_size", "24"], {"embed_dim": 24}),
+        (["--img_size", "64"], {"roi": (64, 64, 64)}),
+        (["--img_size", "64", "64", "32"], {"roi": (64, 64, 32)}),
         (["--use_checkpoint"], {"checkpoint_activations": True}),
         (["--mm_con", "0"], {"contrastive_weight": 0.0}),
     ],
@@ -161,7 +163,7 @@ def test_what_cannot_be_meant_is_refused(words, said, capsys):
 def test_a_bad_value_is_an_error_in_one_line(capsys):
     assert main_runner.main([*MINIMAL, "--img_size", "50", "--print-settings"]) == 1
     error = capsys.readouterr().err
-    assert error == "dae3d: error: roi: must be a multiple of 32, not 50\n"
+    assert error == "dae3d: error: roi: sides must be multiples of 32, not 50 x 50 x 50\n"
 
 
 @pytest.mark.parametrize(("rank", "lines"), [(None, 1), ("0", 1), ("1", 0)])

@@ -19,34 +19,38 @@ def scan(shape):
 def stream(seed=0, global_batch=8, pairs=True, shape=(70, 50, 40)):
     """Over three modalities of two, three and four scans."""
     training = {"ct": [0, 1], "t1": [2, 3, 4], "t2": [5, 6, 7, 8]}
-    return SampleStream([scan(shape)] * 9, training, 32, global_batch, seed, "foreground", None, True, pairs)
+    return SampleStream(
+        [scan(shape)] * 9, training, (32, 32, 32), global_batch, seed, "foreground", None, True, pairs
+    )
 
 
 sides = st.integers(1, 150)
 
 
 @given(
-    shape=st.tuples(sides, sides, sides), roi=st.sampled_from([32, 64, 96, 160]), number=st.integers(0, 10**6)
+    shape=st.tuples(sides, sides, sides),
+    roi=st.tuples(*[st.sampled_from([8, 32, 64, 96, 160])] * 3),
+    number=st.integers(0, 10**6),
 )
 @settings(max_examples=200)
 def test_the_second_crop_overlaps_the_first_and_stays_by_the_scan(shape, roi, number):
     random = philox(0, 9, number)
     first = random_start(scan(shape), roi, "foreground", random)
     second = near_start(scan(shape), first, roi, random)
-    for side, one, other in zip(shape, first, second, strict=True):
+    for side, size, one, other in zip(shape, roi, first, second, strict=True):
         assert isinstance(other, int)
         assert (other - one) % 4 == 0
-        assert roi - abs(other - one) >= roi * 5 / 8
+        assert size - abs(other - one) >= size * 5 / 8
         # Outside the scan by no more than 3/8 of the crop, or than the first crop is.
-        before, after = -other, other + roi - side
-        assert before <= max(3 * roi / 8, -one)
-        assert after <= max(3 * roi / 8, one + roi - side)
+        before, after = -other, other + size - side
+        assert before <= max(3 * size / 8, -one)
+        assert after <= max(3 * size / 8, one + size - side)
 
 
 def test_all_places_are_drawn_alike():
     # In the middle of a wide scan: 7 places along each axis.
     random = np.random.default_rng(0)
-    starts = np.array([near_start(scan((200,) * 3), (80, 80, 80), 32, random) for _ in range(1400)])
+    starts = np.array([near_start(scan((200,) * 3), (80, 80, 80), (32, 32, 32), random) for _ in range(1400)])
     for axis in range(3):
         values, counts = np.unique(starts[:, axis], return_counts=True)
         assert values.tolist() == [68, 72, 76, 80, 84, 88, 92]
@@ -57,14 +61,14 @@ def test_all_places_are_drawn_alike():
 
 def test_at_the_edge_of_a_scan_only_places_beside_it_are_left():
     random = np.random.default_rng(0)
-    corner = np.array([near_start(scan((40, 40, 40)), (0, 8, 4), 32, random) for _ in range(300)])
+    corner = np.array([near_start(scan((40, 40, 40)), (0, 8, 4), (32, 32, 32), random) for _ in range(300)])
     found = [np.unique(corner[:, axis]).tolist() for axis in range(3)]
     assert found == [[-12, -8, -4, 0, 4, 8, 12], [-4, 0, 4, 8, 12, 16, 20], [-8, -4, 0, 4, 8, 12, 16]]
 
 
 def test_a_scan_much_smaller_than_a_crop_has_one_place():
     small = scan((4, 4, 4))
-    assert near_start(small, (-14, -14, -14), 32, np.random.default_rng(0)) == (-14, -14, -14)
+    assert near_start(small, (-14, -14, -14), (32, 32, 32), np.random.default_rng(0)) == (-14, -14, -14)
 
 
 def test_samples_come_in_pairs_of_one_scan():

@@ -307,7 +307,7 @@ def test_dice_by_hand():
 
 def test_windows_cover_the_labelled_voxels_and_the_fullest_come_first():
     labelled = np.array([[10, 10, 10], [60, 20, 12], [61, 21, 12]])
-    windows = case_windows((80, 40, 40), labelled, 32)
+    windows = case_windows((80, 40, 40), labelled, (32, 32, 32))
     inside = [
         any((np.array(w) <= voxel).all() and (voxel < np.array(w) + 32).all() for w in windows)
         for voxel in labelled
@@ -317,8 +317,8 @@ def test_windows_cover_the_labelled_voxels_and_the_fullest_come_first():
     first = np.array(windows[0])
     assert ((labelled >= first) & (labelled < first + 32)).all(1).sum() == 2
     grid = np.stack(np.meshgrid(*[np.arange(0, 200, 4)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    assert len(case_windows((200, 200, 200), grid, 32)) == 8
-    assert case_windows((20, 20, 20), labelled[:1], 32) == [(-6, -6, -6)]
+    assert len(case_windows((200, 200, 200), grid, (32, 32, 32))) == 8
+    assert case_windows((20, 20, 20), labelled[:1], (32, 32, 32)) == [(-6, -6, -6)]
 
 
 def test_half_of_the_voxels_drawn_are_background_and_the_rest_evenly_of_the_classes():

@@ -232,14 +232,16 @@ def test_every_disruption_runs_with_any_overlap(disruption, overlap, tiny_run, t
     assert [row["modality"] for row in rows] == ["t1", "t1"]
 
 
+@pytest.mark.parametrize("roi", [(32, 32, 32), (64, 32, 96)])
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.3, 0.5, 0.77])
-def test_tokens_of_a_window_are_masked_where_all_their_voxels_are(overlap):
+def test_tokens_of_a_window_are_masked_where_all_their_voxels_are(overlap, roi):
     recorder = Recorder()
     image = torch.rand(1, 1, 50, 20, 70) + 1
     keys = sample_keys(0, torch.tensor([0]))
-    repair = repair_scan(recorder, image, "mae", DisruptionSettings(), keys, 32, overlap)
+    repair = repair_scan(recorder, image, "mae", DisruptionSettings(), keys, roi, overlap)
     torch.testing.assert_close(repair.repaired, repair.disrupted)
     for window, _, tokens in recorder.seen:
+        assert window.shape[2:] == roi
         hidden = torch.nn.functional.avg_pool3d((window == 0).float(), 2)  # share of a token's voxels
         assert set(hidden.unique().tolist()) <= {0.0, 1.0}
         assert hidden[tokens].all()
@@ -250,7 +252,7 @@ def test_every_window_masks_channels_of_its_own(disruption):
     recorder = Recorder()
     keys = sample_keys(0, torch.tensor([0]))
     image = torch.rand(1, 1, 64, 64, 32)
-    repair_scan(recorder, image, disruption, DisruptionSettings(), keys, 32, 0.5)
+    repair_scan(recorder, image, disruption, DisruptionSettings(), keys, (32, 32, 32), 0.5)
     assert len(recorder.seen) == 9
     keeps = [keep for _, keep, _ in recorder.seen]
     if disruption == "denoise":
@@ -333,10 +335,10 @@ def test_nothing_that_can_be_read_is_an_error(tiny_run, tmp_path):
     [
         ({"device": "tpu"}, "device: .*'tpu'"),
         ({"device": "cuda:99"}, "device: .*'cuda:99'"),
-        ({"roi": 48}, "roi: .*multiple of 32.*48"),
+        ({"roi": 48}, "roi: .*multiples of 32.*48"),
         ({"overlap": 1}, "overlap: "),
         ({"scans": []}, "scans: "),
-        ({"axes": "reference"}, "roi: with reference axes it must be 8, not 32"),
+        ({"axes": "reference"}, "roi: with reference axes all sides must be 8, not 32 x 32 x 32"),
         ({"weights": "nowhere"}, "nowhere: no such file or run folder"),
     ],
 )

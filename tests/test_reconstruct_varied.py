@@ -44,7 +44,7 @@ def test_whole_scans_of_any_shape_are_disrupted_in_every_way():
     for number in range(24):
         recorder = Recorder()
         repair = repair_scan(
-            recorder, image, "varied", strengths, sample_keys(0, torch.tensor([number])), 32, 0.25
+            recorder, image, "varied", strengths, sample_keys(0, torch.tensor([number])), (32, 32, 32), 0.25
         )
         assert repair.disrupted.shape == repair.repaired.shape == image.shape
         torch.testing.assert_close(repair.repaired, repair.disrupted)
@@ -69,7 +69,7 @@ def test_strengths_that_are_no_powers_of_two_fit_any_scan(block_size, factor, ro
     image = torch.rand(1, 1, 50, 20, 70) + 1
     for number in range(4):
         keys = sample_keys(0, torch.tensor([number]))
-        repair = repair_scan(Recorder(), image, "varied", strengths, keys, roi, 0.5)
+        repair = repair_scan(Recorder(), image, "varied", strengths, keys, (roi,) * 3, 0.5)
         assert repair.disrupted.shape == image.shape
 
 
@@ -113,7 +113,7 @@ def test_weights_that_say_nothing_are_repaired_as_published(tiny_settings, tmp_p
     path = tmp_path / "w.safetensors"
     save_weights(path, RepairNetwork(settings.architecture()).state_dict(), settings.architecture(), {})
     trained = _trained_with(load(path))
-    assert (trained.disruption, trained.clip_intensity, trained.roi) == ("all", None, 96)
+    assert (trained.disruption, trained.clip_intensity, trained.roi) == ("all", None, (96, 96, 96))
     assert trained.embed_dim == tiny_settings["embed_dim"]
 
 

@@ -58,7 +58,7 @@ def streams(draw):
     return SampleStream(
         everything,
         training,
-        roi=32,
+        roi=(32, 32, 32),
         global_batch=draw(st.integers(1, 12)),
         seed=draw(st.integers(0, 2**31 - 1)),
         region=draw(st.sampled_from(["volume", "foreground"])),
@@ -108,7 +108,7 @@ def test_resuming_at_a_batch_gives_the_tail_of_the_stream(batch_size, rank, done
 
 def test_another_seed_draws_other_crops():
     box = [scan((100, 100, 100))] * 4
-    one, two = (SampleStream(box, {"ct": [0, 1, 2, 3]}, 32, 4, seed, "volume") for seed in (0, 1))
+    one, two = (SampleStream(box, {"ct": [0, 1, 2, 3]}, (32, 32, 32), 4, seed, "volume") for seed in (0, 1))
     assert [one[i] for i in range(20)] != [two[i] for i in range(20)]
     assert len({one[i] for i in range(200)}) > 190
 
@@ -133,7 +133,7 @@ def test_every_global_batch_draws_each_modality_floor_or_ceil_of_its_quota(strea
 def test_by_default_shares_go_by_the_square_root_of_the_number_of_scans():
     # 1, 4 and 16 scans: shares 1/7, 2/7 and 4/7, whole numbers in a batch of 14.
     training = {"ct": [0], "t1": [1, 2, 3, 4], "t2": list(range(5, 21))}
-    stream = SampleStream([scan((40, 40, 40))] * 21, training, 32, 14, 0, "volume")
+    stream = SampleStream([scan((40, 40, 40))] * 21, training, (32, 32, 32), 14, 0, "volume")
     for batch in range(20):
         assert counts_in_batch(stream, batch) == {0: 2, 1: 4, 2: 8}
 
@@ -142,7 +142,7 @@ def test_by_default_shares_go_by_the_square_root_of_the_number_of_scans():
 def test_any_two_modalities_meet_in_some_batch(counts):
     ends = list(itertools.accumulate(counts, initial=0))
     training = {f"m{i}": list(range(ends[i], ends[i + 1])) for i in range(5)}
-    stream = SampleStream([scan((40, 40, 40))] * ends[-1], training, 32, 4, 5, "volume")
+    stream = SampleStream([scan((40, 40, 40))] * ends[-1], training, (32, 32, 32), 4, 5, "volume")
     batches = [counts_in_batch(stream, batch) for batch in range(1000)]
     # Two draws of two samples; shares 1 : 1 : 1 : 1 : 1, and 1 : 2 : 3 : 4 : 5.
     assert all(set(drawn.values()) == {2} for drawn in batches)
@@ -161,7 +161,7 @@ def test_in_the_order_of_their_names_modalities_are_drawn_as_ever():
     stream = SampleStream(
         [scan((40, 40, 40))] * 5,
         {name: [i] for i, name in enumerate(shares)},
-        32,
+        (32, 32, 32),
         6,
         11,
         "volume",
@@ -194,7 +194,7 @@ def test_in_the_long_run_shares_are_the_weights(global_batch, expected):
     stream = SampleStream(
         [scan((40, 40, 40))] * 9,
         {"ct": [0], "t1": list(range(1, 9))},
-        32,
+        (32, 32, 32),
         global_batch,
         3,
         "volume",
@@ -208,14 +208,14 @@ def test_in_the_long_run_shares_are_the_weights(global_batch, expected):
 
 def test_no_place_in_the_batch_belongs_to_a_modality():
     # Places are ranks: a fixed order would show one device nothing but CT.
-    stream = SampleStream([scan((40, 40, 40))] * 2, {"ct": [0], "t1": [1]}, 32, 4, 0, "volume")
+    stream = SampleStream([scan((40, 40, 40))] * 2, {"ct": [0], "t1": [1]}, (32, 32, 32), 4, 0, "volume")
     for place in range(4):
         drawn = Counter(stream[batch * 4 + place].modality for batch in range(400))
         assert 140 < drawn[0] < 260
 
 
 def test_all_scans_of_a_modality_are_drawn_alike():
-    stream = SampleStream([scan((40, 40, 40))] * 5, {"ct": [0, 1, 2, 3, 4]}, 32, 4, 0, "volume")
+    stream = SampleStream([scan((40, 40, 40))] * 5, {"ct": [0, 1, 2, 3, 4]}, (32, 32, 32), 4, 0, "volume")
     drawn = Counter(stream[i].scan for i in range(2000))
     assert set(drawn) == {0, 1, 2, 3, 4}
     assert all(320 < count < 480 for count in drawn.values())
@@ -251,7 +251,9 @@ def test_quotas_by_hand():
 )
 def test_weights_are_above_zero_and_one_for_each_modality(weights):
     with pytest.raises(Dae3dError, match=r"modality_weights: .* ct, t1"):
-        SampleStream([scan((9, 9, 9))] * 2, {"t1": [0], "ct": [1]}, 32, 4, 0, "volume", weights=weights)
+        SampleStream(
+            [scan((9, 9, 9))] * 2, {"t1": [0], "ct": [1]}, (32, 32, 32), 4, 0, "volume", weights=weights
+        )
 
 
 # Where crops lie
@@ -260,15 +262,15 @@ def test_weights_are_above_zero_and_one_for_each_modality(weights):
 @settings(max_examples=300)
 @given(
     scan=scans(),
-    roi=st.sampled_from([1, 32, 64, 96]),
+    roi=st.tuples(*[st.sampled_from([1, 32, 64, 96])] * 3),
     region=st.sampled_from(["volume", "foreground"]),
     seed=st.integers(0, 99),
 )
 def test_crops_lie_inside_the_scan_or_have_it_in_their_middle(scan, roi, region, seed):
     start = random_start(scan, roi, region, np.random.default_rng(seed))
-    for first, side in zip(start, scan.shape, strict=True):
-        before, behind = first, side - first - roi
-        if side > roi:
+    for first, side, size in zip(start, scan.shape, roi, strict=True):
+        before, behind = first, side - first - size
+        if side > size:
             assert before >= 0
             assert behind >= 0
         else:
@@ -278,21 +280,21 @@ def test_crops_lie_inside_the_scan_or_have_it_in_their_middle(scan, roi, region,
 
 
 @settings(max_examples=300)
-@given(scan=scans(), roi=st.sampled_from([8, 32, 64]), seed=st.integers(0, 99))
+@given(scan=scans(), roi=st.tuples(*[st.sampled_from([8, 32, 64])] * 3), seed=st.integers(0, 99))
 def test_a_foreground_crop_covers_the_foreground_or_lies_in_it_along_each_axis(scan, roi, seed):
     start = random_start(scan, roi, "foreground", np.random.default_rng(seed))
-    for first, low, high in zip(start, *scan.statistics.foreground, strict=True):
-        covers = first <= low and high <= first + roi
-        within = low <= first and first + roi <= high
+    for first, size, low, high in zip(start, roi, *scan.statistics.foreground, strict=True):
+        covers = first <= low and high <= first + size
+        within = low <= first and first + size <= high
         assert covers or within
 
 
 def test_every_place_that_fits_is_drawn():
     box = scan((35, 32, 40), foreground=((0, 0, 2), (35, 32, 37)))
     random = np.random.default_rng(0)
-    volume = {random_start(box, 32, "volume", random) for _ in range(1000)}
+    volume = {random_start(box, (32, 32, 32), "volume", random) for _ in range(1000)}
     assert volume == set(itertools.product(range(4), [0], range(9)))
-    foreground = {random_start(box, 32, "foreground", random) for _ in range(500)}
+    foreground = {random_start(box, (32, 32, 32), "foreground", random) for _ in range(500)}
     assert foreground == set(itertools.product(range(4), [0], range(2, 6)))
 
 
@@ -329,7 +331,7 @@ def test_training_crops_are_those_of_training_scans(tiny_store, tmp_path):
 
 def test_validation_crops_are_around_the_foreground():
     box = scan((200, 200, 200), foreground=((20, 60, 150), (80, 80, 190)))
-    for crop in validation_crops([box], [[0]], roi=32, count=20):
+    for crop in validation_crops([box], [[0]], roi=(32, 32, 32), count=20):
         assert 20 <= crop.start[0] <= 80 - 32
         assert 80 - 32 <= crop.start[1] <= 60
         assert 150 <= crop.start[2] <= 190 - 32
@@ -337,7 +339,7 @@ def test_validation_crops_are_around_the_foreground():
 
 def test_validation_crops_take_turns_among_the_scans():
     boxes = [scan((50, 50, 50))] * 4
-    crops = validation_crops(boxes, [[3], [0, 2]], roi=32, count=4)
+    crops = validation_crops(boxes, [[3], [0, 2]], roi=(32, 32, 32), count=4)
     assert [crop.scan for crop in crops] == [3, 3, 3, 3, 0, 2, 0, 2]
     assert [crop.modality for crop in crops] == [0] * 4 + [1] * 4
     assert len({crop.start for crop in crops[:4]}) == 4
@@ -349,10 +351,10 @@ def test_loader_processes_read_the_same_tensors(tiny_store, tmp_path, fixed):
     crops = data.validation if fixed else data.stream
     batches = []
     for workers in (0, 2):
-        dataset = CropDataset(data.store, crops, 32, LAST_SAMPLE if fixed else None)
+        dataset = CropDataset(data.store, crops, (32, 32, 32), LAST_SAMPLE if fixed else None)
         numbers = [[0, 1, 2], [5, 4, 3], [7, 6, 0]]
         loader = DataLoader(dataset, batch_sampler=numbers, num_workers=workers, collate_fn=pack)
-        batches.append([batch.unpack(32) for batch in loader])
+        batches.append([batch.unpack((32, 32, 32)) for batch in loader])
     for ours, theirs in zip(*batches, strict=True):
         assert ours["image"].shape == (3, 1, 32, 32, 32)
         assert ours["image"].dtype == torch.float32
@@ -365,7 +367,7 @@ def test_loader_processes_read_the_same_tensors(tiny_store, tmp_path, fixed):
 
 def test_a_crop_is_the_scan_scaled_for_the_network(tiny_store, tmp_path):
     data = training_data(settings_for(tiny_store, tmp_path), 1)
-    dataset = CropDataset(data.store, data.stream, 32)
+    dataset = CropDataset(data.store, data.stream, (32, 32, 32))
     for number in range(6):
         crop = data.stream[number]
         drawn = data.store.scans[crop.scan]
@@ -376,7 +378,9 @@ def test_a_crop_is_the_scan_scaled_for_the_network(tiny_store, tmp_path):
             scaled = (voxels - voxels.mean()) / voxels.std()  # no voxel of these is zero
         padded = np.pad(scaled, 32)
         box = padded[tuple(slice(s + 32, s + 64) for s in crop.start)]
-        np.testing.assert_allclose(pack([dataset[number]]).unpack(32)["image"][0, 0].numpy(), box, atol=1e-5)
+        np.testing.assert_allclose(
+            pack([dataset[number]]).unpack((32, 32, 32))["image"][0, 0].numpy(), box, atol=1e-5
+        )
 
 
 @pytest.fixture(scope="module")

@@ -39,8 +39,13 @@ def pretrain_settings(**fields):
     ("fields", "said"),
     [
         ({"batch_size": 0}, ["batch_size:", "greater than or equal to 1", "0"]),
-        ({"roi": 50}, ["roi:", "multiple of 32", "50"]),
-        ({"roi": 16}, ["roi:", "greater than or equal to 32", "16"]),
+        ({"roi": 50}, ["roi:", "multiples of 32", "50 x 50 x 50"]),
+        ({"roi": [96, 40, 96]}, ["roi:", "multiples of 32", "96 x 40 x 96"]),
+        ({"roi": 4}, ["roi:", "greater than or equal to 8", "4"]),
+        ({"roi": [96, 64]}, ["roi:", "one number, or three", "not 2", "[96, 64]"]),
+        ({"roi": (96, 64, 64, 32)}, ["roi:", "one number, or three", "not 4"]),
+        ({"roi": []}, ["roi:", "one number, or three", "not 0"]),
+        ({"roi": "wide"}, ["roi:", "integer", "wide"]),
         ({"embed_dim": 12, "heads": [3, 6, 12, 7]}, ["heads:", "stage 4", "96 channels", "7"]),
         ({"heads": [0, 6, 12, 24]}, ["heads:", "stage 1", "0"]),
         ({"heads": [3, 6]}, ["heads:"]),
@@ -49,12 +54,18 @@ def pretrain_settings(**fields):
         ({"lr": "fast"}, ["lr:", "number", "'fast'"]),
         ({"lr": float("inf")}, ["lr:", "finite", "inf"]),
         ({"modality_weights": {"ct": float("nan")}}, ["modality_weights:", "finite", "nan"]),
-        ({"downsample_factor": 5}, ["downsample_factor:", "divide roi 96", "5"]),
-        ({"disruption": "mae", "block_size": 20}, ["block_size:", "divide roi 96", "20"]),
+        ({"downsample_factor": 5}, ["downsample_factor:", "divide every side of roi 96 x 96 x 96", "5"]),
+        (
+            {"disruption": "mae", "block_size": 20},
+            ["block_size:", "divide every side of roi 96 x 96 x 96", "20"],
+        ),
         ({"disruption": "mae", "block_size": 3}, ["block_size:", "even", "3"]),
         ({"disruption": "all", "reconstruction_loss": "masked"}, ["reconstruction_loss:", "mae"]),
         ({"dense_weight": 0.1, "batch_size": 3}, ["batch_size:", "even", "3", "dense_weight 0"]),
-        ({"disruption": "varied", "block_size": 20}, ["block_size:", "divide roi 96", "20"]),
+        (
+            {"disruption": "varied", "block_size": 20},
+            ["block_size:", "divide every side of roi 96 x 96 x 96", "20"],
+        ),
         ({"ema_decay": 0.9, "strategy": "fsdp"}, ["ema_decay:", "fsdp"]),
         ({"save_every": 25}, ["save_every:", "multiple of log_every 10", "25"]),
         ({"max_steps": 0}, ["max_steps:", "1 or more", "0"]),
@@ -275,7 +286,7 @@ PUBLISHED = {
     "dense_weight": 0.0,
     "feature_weight": 0.0,
     "freeze": "none",
-    "roi": 96,
+    "roi": (96, 96, 96),
     "batch_size": 2,
     "crop_region": "volume",
     "shuffle_modalities": False,
@@ -318,7 +329,7 @@ def test_every_shipped_config_loads_and_is_explained(name):
 @pytest.mark.parametrize("name", [None, *shipped_configs("pretrain")])
 def test_windows_divide_the_grids_of_every_stage_but_in_the_published_recipe(name):
     settings = pretrain_settings(**({"config": name} if name else {}))
-    grids = [settings.roi // 2**stage for stage in (1, 2, 3, 4)]
+    grids = [side // 2**stage for side in settings.roi for stage in (1, 2, 3, 4)]
     published = name is not None and name.startswith("reference-")
     assert any(grid % settings.window for grid in grids) == published
     assert settings.window_edges == ("reference" if published else "exact")

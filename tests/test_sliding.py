@@ -21,11 +21,11 @@ ROI = 8
 class PlaceAware(torch.nn.Module):
     """Logits that depend on where in its window a voxel lies, and on the axes' order."""
 
-    def __init__(self, seed, channels=1, classes=3, roi=ROI):
+    def __init__(self, seed, channels=1, classes=3, roi=(ROI,) * 3):
         super().__init__()
         random = torch.Generator().manual_seed(seed)
         self.mix = torch.randn(classes, channels, generator=random)
-        self.place = torch.randn(classes, roi, roi, roi, generator=random)
+        self.place = torch.randn(classes, *roi, generator=random)
         self.batches = []
 
     def forward(self, windows):
@@ -42,9 +42,9 @@ def kept(slabs):
     return [replace(slab, probabilities=slab.probabilities.clone()) for slab in slabs]
 
 
-def whole(networks, image, overlap=0.5, window_batch=3, **options):
+def whole(networks, image, overlap=0.5, window_batch=3, roi=(ROI,) * 3, **options):
     """The slabs put together, each checked to start where the last one stopped."""
-    slabs = kept(probability_slabs(networks, image, ROI, overlap, window_batch, CPU, **options))
+    slabs = kept(probability_slabs(networks, image, roi, overlap, window_batch, CPU, **options))
     assert slabs[0].start == 0
     assert slabs[-1].stop == image.shape[slabs[0].axis + 1]
     assert all(after.start == before.stop for before, after in itertools.pairwise(slabs))
@@ -52,8 +52,8 @@ def whole(networks, image, overlap=0.5, window_batch=3, **options):
     return torch.cat([slab.probabilities for slab in slabs], dim=slabs[0].axis + 1)
 
 
-def by_monai(network, image, overlap):
-    logits = sliding_window_inference(image[None], ROI, 1, network, overlap, mode="gaussian")
+def by_monai(network, image, overlap, roi=(ROI,) * 3):
+    logits = sliding_window_inference(image[None], roi, 1, network, overlap, mode="gaussian")
     return logits[0].softmax(dim=0)
 
 
@@ -69,12 +69,35 @@ def test_probabilities_are_those_of_monais_sliding_windows(shape, overlap, windo
     torch.testing.assert_close(whole([network], image, overlap, window_batch), expected, rtol=0, atol=2e-6)
 
 
+@settings(max_examples=40)
+@given(
+    shape=st.tuples(*[st.integers(1, 25)] * 3),
+    roi=st.tuples(*[st.integers(4, 12)] * 3),
+    overlap=st.sampled_from([0.0, 0.25, 0.5, 0.6, 0.9]),
+)
+def test_windows_need_not_be_cubes(shape, roi, overlap):
+    network, image = PlaceAware(1, roi=roi), scan(shape)
+    expected = by_monai(network, image, overlap, roi)
+    counted = len(network.batches)
+    torch.testing.assert_close(whole([network], image, overlap, 1, roi), expected, rtol=0, atol=2e-6)
+    assert len(network.batches) - counted == counted == window_count(shape, roi, overlap)
+    assert segment([network], image, roi, overlap).shape == shape
+
+
+def test_slabs_are_along_the_axis_of_which_a_window_covers_the_least():
+    slabs = kept(
+        probability_slabs([PlaceAware(2, roi=(16, 8, 4))], scan((40, 32, 20)), (16, 8, 4), 0.5, 1, CPU)
+    )
+    assert {slab.axis for slab in slabs} == {2}
+    assert max(slab.stop - slab.start for slab in slabs) == 2
+
+
 @pytest.mark.parametrize("longest", [0, 1, 2])
 def test_every_axis_can_be_the_longest(longest):
     shape = [11, 10, 9]
     shape[longest] = 27
     network, image = PlaceAware(2), scan(shape)
-    slabs = kept(probability_slabs([network], image, ROI, 0.5, 1, CPU))
+    slabs = kept(probability_slabs([network], image, (ROI,) * 3, 0.5, 1, CPU))
     assert {slab.axis for slab in slabs} == {longest}
     assert max(slab.stop - slab.start for slab in slabs) <= ROI // 2  # the last ones too
     torch.testing.assert_close(whole([network], image), by_monai(network, image, 0.5), rtol=0, atol=2e-6)
@@ -84,15 +107,15 @@ def test_a_slab_comes_as_soon_as_its_windows_are_done():
     """Of 12 layers of windows along the longest axis, the first slab needs one."""
     network, image = PlaceAware(3), scan((10, 52, 8))
     done = []
-    next(probability_slabs([network], image, ROI, 0.5, 1, CPU, progress=done.append))
+    next(probability_slabs([network], image, (ROI,) * 3, 0.5, 1, CPU, progress=done.append))
     layers = 12
-    assert len(network.batches) == window_count(image.shape[1:], ROI, 0.5) / layers == sum(done) == 2
+    assert len(network.batches) == window_count(image.shape[1:], (ROI,) * 3, 0.5) / layers == sum(done) == 2
 
 
 def test_progress_counts_every_window():
     done, image = [], scan((20, 11, 5))
     whole([PlaceAware(3)], image, progress=done.append)
-    assert sum(done) == window_count(image.shape[1:], ROI, 0.5) == 4 * 2 * 1
+    assert sum(done) == window_count(image.shape[1:], (ROI,) * 3, 0.5) == 4 * 2 * 1
 
 
 def test_windows_are_batched():
@@ -126,7 +149,7 @@ def test_mirroring_makes_a_mirrored_scan_a_mirrored_result():
 
 def test_segment_is_the_most_probable_class():
     network, image = PlaceAware(10, classes=5), scan((13, 9, 18))
-    classes = segment([network], image, ROI)
+    classes = segment([network], image, (ROI,) * 3)
     assert classes.dtype == torch.uint8
     assert classes.tolist() == by_monai(network, image, 0.5).argmax(dim=0).tolist()
 
@@ -134,7 +157,7 @@ def test_segment_is_the_most_probable_class():
 def test_segment_with_several_networks_takes_the_mean_of_their_probabilities():
     networks, image = [PlaceAware(seed, classes=4) for seed in (11, 12)], scan((9, 20, 12))
     mean = sum(by_monai(network, image, 0.5) for network in networks) / 2
-    assert segment(networks, image, ROI).tolist() == mean.argmax(dim=0).tolist()
+    assert segment(networks, image, (ROI,) * 3).tolist() == mean.argmax(dim=0).tolist()
 
 
 class Live(TorchDispatchMode):
@@ -162,7 +185,7 @@ def test_no_more_is_held_than_as_many_planes_of_logits_as_a_window_is_deep(netwo
     several = [PlaceAware(seed, classes=12) for seed in range(networks)]
     sums = networks * 12 * 40 * 40 * ROI * 4
     with Live() as live:
-        for _ in probability_slabs(several, image, ROI, 0.5, 1, CPU):
+        for _ in probability_slabs(several, image, (ROI,) * 3, 0.5, 1, CPU):
             pass
     assert sums < live.peak - image.nbytes < 1.3 * sums
 
@@ -177,7 +200,7 @@ def test_sums_can_be_kept_elsewhere_than_where_networks_run():
     """The meta device, which holds nothing, stands for the other one."""
     image = scan((8, 8, 20))
     elsewhere = torch.device("meta")
-    for slab in probability_slabs([PlaceAware(1)], image, ROI, 0.5, 1, CPU, blend_device=elsewhere):
+    for slab in probability_slabs([PlaceAware(1)], image, (ROI,) * 3, 0.5, 1, CPU, blend_device=elsewhere):
         assert slab.probabilities.device == elsewhere
 
 
@@ -197,6 +220,6 @@ def test_under_autocast_sums_stay_exact():
 
 def test_gradients_are_not_kept_and_the_callers_mode_stays():
     network = torch.nn.Conv3d(1, 2, 1)
-    for slab in probability_slabs([network], scan((8, 8, 20)), ROI, 0.5, 1, CPU):
+    for slab in probability_slabs([network], scan((8, 8, 20)), (ROI,) * 3, 0.5, 1, CPU):
         assert not slab.probabilities.requires_grad
         assert torch.is_grad_enabled()

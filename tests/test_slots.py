@@ -19,7 +19,7 @@ from dae3d.training.slots import Slots
 
 ROI = 24
 BATCH = 2
-SIZE = slot_bytes(BATCH, ROI)
+SIZE = slot_bytes(BATCH, (ROI,) * 3)
 FORKS = "fork" in multiprocessing.get_all_start_methods()
 needs_fork = pytest.mark.skipif(not FORKS, reason="needs processes that fork")
 
@@ -48,7 +48,7 @@ def loader(slots: Slots | None, workers: int = 2, **rest: Any) -> DataLoader[Any
 def check(batch: Packed) -> None:
     samples = batch.numbers[:, 1].tolist()
     assert batch.numbers[:, 0].tolist() == [sample % 2 for sample in samples]
-    image = batch.unpack(ROI)["image"]
+    image = batch.unpack((ROI,) * 3)["image"]
     np.testing.assert_array_equal(image[:, 0], np.stack([crop_of(sample).crop.voxels for sample in samples]))
 
 
@@ -118,7 +118,7 @@ def test_a_slot_is_emptied_once_not_again_when_another_batch_is_in_it(way):
     batch = next(iter(loader(slots, workers=1)))
     assert batch.slot is not None
     assert slots.fill(0) is None
-    taken = batch.unpack(ROI) if way == "unpacked" else batch.to(torch.device("meta"))
+    taken = batch.unpack((ROI,) * 3) if way == "unpacked" else batch.to(torch.device("meta"))
     again = slots.fill(0)
     assert again is not None
     del batch
@@ -162,8 +162,9 @@ def test_slots_end_with_whoever_made_them():
     assert pickle.loads(number) is None
 
 
-@pytest.mark.parametrize("sides", [(1, 1), (3, 17), (5, 96)])
-def test_the_largest_batch_fits_a_slot(sides):
-    count, roi = sides
-    crops = [NumberedCrop(StoredCrop(np.ones((roi,) * 3, np.float32), (0, 0, 0), None), 0, 0)] * count
+@pytest.mark.parametrize(
+    ("count", "roi"), [(1, (1, 1, 1)), (3, (17, 17, 17)), (5, (96, 96, 96)), (3, (64, 17, 5))]
+)
+def test_the_largest_batch_fits_a_slot(count, roi):
+    crops = [NumberedCrop(StoredCrop(np.ones(roi, np.float32), (0, 0, 0), None), 0, 0)] * count
     assert len(pack(crops).voxels) == slot_bytes(count, roi)

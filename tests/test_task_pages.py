@@ -173,7 +173,7 @@ def test_the_pages_go_from_list_to_table(name):
 PUBLISHED = {
     "axes": "straight",
     "transfer": None,
-    "roi": 96,
+    "roi": (96, 96, 96),
     "batch_size": 16,
     "crops_per_case": 4,
     "positive_share": 0.5,
@@ -214,7 +214,7 @@ RECIPES = {
     # Swin UNETR (arXiv 2201.01266) as released.
     "brats": PUBLISHED
     | {
-        "roi": 128,
+        "roi": (128, 128, 128),
         "batch_size": 1,
         "crops_per_case": 1,
         "positive_share": 0,
@@ -230,7 +230,7 @@ RECIPES = {
         "intensity": {},
         "precision": "32-true",
     },
-    "hippocampus": {"roi": 64, "spacing": None, "flip_prob": 0, "rotate_prob": 0},
+    "hippocampus": {"roi": (64, 64, 64), "spacing": None, "flip_prob": 0, "rotate_prob": 0},
 }
 
 

@@ -84,7 +84,7 @@ def test_a_size_unlike_that_of_the_weights_is_an_error(size, value, tiny_run, ti
 def test_sizes_that_do_not_fit_together_are_an_error(tiny_finetune, tmp_path):
     with pytest.raises(SettingsError, match="heads: stage 1 has 4 channels, not a multiple of 3"):
         dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | {"heads": (3, 1, 1, 1)}))
-    with pytest.raises(SettingsError, match="roi: with reference axes it must be 8, not 32"):
+    with pytest.raises(SettingsError, match="roi: with reference axes all sides must be 8, not 32 x 32 x 32"):
         dae3d.finetune(out=tmp_path / "run", **(tiny_finetune | {"axes": "reference"}))
 
 

@@ -16,11 +16,15 @@ from torch.nn.functional import cross_entropy, normalize
 from dae3d.disrupt.random import uniform
 from dae3d.objectives.objective import OBJECTIVES_GROUP, Objective, PretrainStep
 from dae3d.settings import Settings
-from dae3d.store.boxes import Triple
+from dae3d.store.boxes import Triple, by_axis
 
 _STREAM = 10
 LOCATIONS = 128  # sampled per pair of crops
 NEAR = 6.0  # voxels; closer locations are not used as negatives
+
+# Two crops of a pair are shifted by multiples of these voxels along the axes. Their features lie on one grid
+# if the strides divide them; 4 is the spacing of features at 1/4 of the resolution.
+PAIR_STEP: Triple = (4, 4, 4)
 
 
 class Projections(nn.ModuleList):
@@ -50,7 +54,15 @@ def dense_contrast(
 
     Returns:
         A float32 scalar; log(128) for uninformative features.
+
+    Raises:
+        ValueError: if a stride does not divide `PAIR_STEP`.
     """
+    if any(step % voxels for step, voxels in zip(PAIR_STEP, stride, strict=True)):
+        raise ValueError(
+            f"pairs of crops are shifted by multiples of {by_axis(PAIR_STEP)} voxels, of which a feature map "
+            f"with strides {by_axis(stride)} has no features at the same locations"
+        )
     # By axis, because a tensor of the strides would have to be sent to the device.
     shift = origin[1::2] - origin[::2]
     apart = torch.stack([shift[:, axis] // step for axis, step in enumerate(stride)], dim=1)

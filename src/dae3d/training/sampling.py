@@ -14,6 +14,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from dae3d.errors import Dae3dError
+from dae3d.objectives.dense import PAIR_STEP
 from dae3d.store.boxes import Triple
 from dae3d.store.store import StoredScan
 
@@ -21,9 +22,6 @@ _BATCH, _SAMPLE, _VALIDATION = 1, 2, 3
 
 # Disruptions of validation crops take sample numbers from the top of the 32-bit range.
 LAST_SAMPLE = 2**32 - 1
-
-# Voxels: the spacing of tokens at 1/4 of the resolution along each axis.
-PAIR_STEP: Triple = (4, 4, 4)
 
 
 @dataclass(frozen=True)
