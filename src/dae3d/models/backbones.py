@@ -50,16 +50,42 @@ class NetworkSettings(ResEncSettings, SwinSettings, _Choice):
         """The architecture with these settings; arguments as for `Architecture.of`."""
         return self.architecture_class.of(self, roi, spacing, **values)
 
-    def sizes(self) -> dict[str, Any]:
-        """The choice of backbone and its own settings."""
-        names = self.architecture_class.settings.model_fields
+    def sizes(self, kind: type[Architecture] | None = None) -> dict[str, Any]:
+        """The choice of backbone and its own settings, or those of the backbone `kind`."""
+        names = (kind or self.architecture_class).settings.model_fields
         return {"backbone": self.backbone, **{name: getattr(self, name) for name in names}}
+
+    @property
+    def complete(self) -> bool:
+        """Whether no size of the network is missing."""
+        names = ("backbone", *_fields(self.architecture_class))
+        return None not in [getattr(self, name) for name in names]
 
     @property
     def needs_spacing(self) -> bool:
         """Whether sizes are missing that depend on the voxel size."""
-        kind = self.architecture_class
-        return kind.needs_spacing and None in [getattr(self, name) for name in _fields(kind)]
+        return self.architecture_class.needs_spacing and not self.complete
+
+    def check_others(self, kind: type[Architecture]) -> None:
+        """Raise ValueError if a setting of another backbone than `kind` was given."""
+        own = kind.settings.model_fields
+        for other in BACKBONES.values():
+            for name in other.settings.model_fields:
+                if name not in own and getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name}: is a setting of backbone {other.backbone}, but the network is "
+                        f"{kind.backbone}"
+                    )
+
+    @staticmethod
+    def without_others(values: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
+        """Values without those of other backbones than the one in them, unless they were chosen."""
+        kind = BACKBONES.get(str(values.get("backbone")))
+        if kind is None:
+            return values
+        others = {name for each in BACKBONES.values() for name in each.settings.model_fields}
+        others -= kind.settings.model_fields.keys() | chosen
+        return {name: value for name, value in values.items() if name not in others}
 
     def with_sizes_of(self, architecture: Architecture) -> Self:
         """The settings with the backbone of an architecture and its sizes."""

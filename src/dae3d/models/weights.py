@@ -139,7 +139,7 @@ def _of_header(
         if "backbone" not in header["architecture"]:
             earlier = {"normalise_skips": False, "window_edges": "reference"}
         info = header["info"]
-        if "axes" in info:
+        if info.get("axes"):  # only of Swin UNETR
             earlier["axes"] = info["axes"]
         architecture = architecture_of_header({**earlier, **header["architecture"]})
     except (KeyError, TypeError, ValueError) as error:

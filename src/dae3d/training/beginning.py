@@ -43,8 +43,13 @@ def with_sizes_of_init(settings: AnyRun, contents: Contents) -> AnyRun:
         SettingsError: if a setting that was given differs from them.
     """
     filled = settings.with_sizes_of(contents.architecture)
-    there = filled.sizes()
-    for name, value in settings.sizes().items():
+    there, kind = filled.sizes(), type(contents.architecture)
+    try:
+        if settings.backbone in (None, kind.backbone):
+            settings.check_others(kind)
+    except ValueError as error:
+        raise SettingsError(f"{error} of --init {contents.path}") from None
+    for name, value in settings.sizes(kind).items():
         if value is not None and value != there.get(name):
             assumed = contents.assumed.get('patch merging "reference"') if name == "patch_merging" else None
             raise SettingsError(

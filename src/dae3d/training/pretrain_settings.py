@@ -127,7 +127,8 @@ class PretrainSettings(RunSettings, ObjectiveSettings, DisruptionSettings):  # t
                 f"compared; or turn that off with {named}"
             )
         architecture = self.architecture()
-        if not self.needs_spacing:
+        # Otherwise --init or the voxel size of the scans decides.
+        if self.complete or (self.init is None and not self.needs_spacing):
             try:
                 architecture.check_sides(self.roi)
             except SettingsError as error:

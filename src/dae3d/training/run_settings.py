@@ -127,6 +127,7 @@ class RunSettings(NetworkSettings):
         if given.get("resume") in (True, "true") and "out" in given:
             out = Path(given["out"])
             given = {**cls._moved(_saved(cls, out, begins="data" in given), out), **given}
+        given = cls.without_others(given, chosen)
         return {**given, **_lowered_rates(cls, given, chosen)}
 
     @classmethod
@@ -155,6 +156,8 @@ class RunSettings(NetworkSettings):
         for name in ("max_steps", "val_every", "save_every"):
             if is_zero(getattr(self, name)):
                 raise ValueError(f"{name}: must be 1 or more, not 0")
+        if self.backbone is not None or self.init is None:
+            self.check_others(self.architecture_class)
         if self.init is None and self.monai_merging is not None:
             raise ValueError("monai_merging: needs --init")
         if self.ema_decay is not None and self.strategy == "fsdp":
