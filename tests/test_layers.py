@@ -21,6 +21,7 @@ LAYERS = (
     ("drawing", "evaluation", "inference", "objectives"),
     ("training",),
     ("benchmarking", "probing"),
+    ("planning",),
     ("reporting",),
     ("commands",),
     ("__init__",),
