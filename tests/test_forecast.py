@@ -11,7 +11,7 @@ import yaml
 import dae3d
 from dae3d.errors import Dae3dError
 from dae3d.planning import auto_batch
-from dae3d.planning.size import device_memory
+from dae3d.planning.size import MARGIN, device_memory
 from dae3d.planning.trial import PretrainTrial
 from dae3d.settings import resolve
 from dae3d.training import forecast
@@ -83,8 +83,10 @@ def memory_for(tiny_settings, tiny_store, tmp_path, monkeypatch):
     trial = PretrainTrial(with_all_sizes(given, (1, 1, 1)))
 
     def set_memory(crops: int) -> None:
-        needed = trial.memory(crops, (32, 32, 32)).total
-        monkeypatch.setattr(auto_batch, "device_memory", lambda *_: int(needed / 0.9) + 1)
+        # An odd number cannot be calculated: the mean of its neighbours.
+        around = (crops // 2 * 2, (crops + 1) // 2 * 2)
+        needed = sum(trial.memory(count, (32, 32, 32)).total for count in around) // 2
+        monkeypatch.setattr(auto_batch, "device_memory", lambda *_: int(needed / (1 - MARGIN["cpu"])) + 1)
 
     return set_memory
 

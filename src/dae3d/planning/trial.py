@@ -93,7 +93,7 @@ class Trial(ABC):
         seconds: list[float] = []
         while len(seconds) < 1 + steps and sum(seconds) < _PATIENCE:
             start = time.perf_counter()
-            self._step(module, optimizer, batch, device)
+            self.step(module, optimizer, batch, device)
             if on_gpu:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
@@ -103,9 +103,10 @@ class Trial(ABC):
             "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_memory() - before,
         }
 
-    def _step(
+    def step(
         self, module: Any, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], device: torch.device
     ) -> None:
+        """One step as of the run, on a device."""
         kind = accelerator(self.settings.accelerator)
         bf16 = uses_bf16(kind, self.settings.precision)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

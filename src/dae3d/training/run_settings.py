@@ -68,7 +68,7 @@ class RunSettings(NetworkSettings):
     batch_size: Annotated[BatchSize, DATA] = Field(
         4,
         description="crops per device and step; auto: as many as fit into the memory of the device, by "
-        "calculation, with 10 % left free",
+        "calculation, with 10 % left free on a GPU and 35 % on a CPU",
     )
     workers: Annotated[int | None, DATA] = Field(
         None, ge=0, description="loader processes per device (default: 1 on a CPU, up to 8 for a GPU)"
