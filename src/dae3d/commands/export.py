@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from dae3d.errors import Dae3dError
 from dae3d.exporting.exported import Exported, learned
-from dae3d.exporting.nnunet import write_for_plans, write_nnssl
+from dae3d.exporting.nnunet import write_for_plans, write_nnssl, write_trainer
 from dae3d.exporting.swin import write_monai, write_reference
 from dae3d.models.contents import MONAI_MERGING, MonaiMerging
 from dae3d.models.loading import load
@@ -32,11 +32,12 @@ class ExportSettings(Settings):
     """Settings of `export`."""
 
     weights: Path = Field(description="run folder (its best weights), or file of weights")
-    format: Literal["safetensors", "monai", "reference", "nnssl", "nnunet"] = Field(
+    format: Literal["safetensors", "monai", "reference", "nnssl", "nnunet", "nnunet-trainer"] = Field(
         "safetensors",
         description="safetensors: our format; monai: a state dict of monai.networks.nets.SwinUNETR; "
         "reference: the layout of the published checkpoints; nnssl: for nnUNetv2_train_pretrained and nnssl; "
-        "nnunet: for nnUNetv2_train -pretrained_weights, with --plans",
+        "nnunet: for nnUNetv2_train -pretrained_weights, with --plans; nnunet-trainer: a folder with a "
+        "trainer for nnU-Net and these weights, for every backbone",
     )
     plans: Path | None = Field(None, description="of format nnunet: plans file of the data set")
     configuration: str = Field("3d_fullres", description="of format nnunet: configuration in the plans")
@@ -44,12 +45,15 @@ class ExportSettings(Settings):
         None, ge=1, description="of format nnunet: channels of the data set (default: as in the weights)"
     )
     monai_merging: MonaiMerging | None = Field(None, description=MONAI_MERGING)
-    out: Path = Field(description="output file: .safetensors, or .pt or .pth for the other formats")
+    out: Path = Field(
+        description="output file: .safetensors, or .pt or .pth for the other formats; a folder for "
+        "nnunet-trainer"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "ExportSettings":
-        allowed = SUFFIXES[self.format]
-        if self.out.suffix not in allowed:
+        allowed = SUFFIXES.get(self.format)
+        if allowed and self.out.suffix not in allowed:
             raise ValueError(f"out: must end in {' or '.join(allowed)}, not {self.out.name!r}")
         if self.format == "nnunet" and self.plans is None:
             raise ValueError("plans: needed for format nnunet, such as nnUNetResEncUNetMPlans.json")
@@ -63,14 +67,17 @@ def export(settings: ExportSettings) -> Path:
     """Write weights in another layout, and print what is lost.
 
     Returns:
-        The file.
+        The file, or the folder.
 
     Raises:
         Dae3dError: if the weights cannot be read, the layout does not support their network, or `out` exists
             and is not a weight file written by dae3d.
     """
     network: Any = load(settings.weights, monai_merging=settings.monai_merging)
-    _refuse_other_file(settings.out, network.weights)
+    if settings.format in SUFFIXES:
+        _refuse_other_file(settings.out, network.weights)
+    elif settings.out.exists() and not settings.out.is_dir():
+        raise Dae3dError(f"out: {settings.out} is a file; name a folder")
     write: dict[str, Callable[[Any, Path], Exported]] = {
         "safetensors": _write_safetensors,
         "monai": write_monai,
@@ -79,6 +86,7 @@ def export(settings: ExportSettings) -> Path:
         "nnunet": lambda network, out: write_for_plans(
             network, out, settings.plans or Path(), settings.configuration, settings.channels
         ),
+        "nnunet-trainer": write_trainer,
     }
     exported = write[settings.format](network, settings.out)
     _show(exported, settings)
