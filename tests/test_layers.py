@@ -18,7 +18,7 @@ LAYERS = (
     ("scans",),
     ("store",),
     ("disrupt", "models"),
-    ("drawing", "evaluation", "inference", "objectives"),
+    ("drawing", "evaluation", "exporting", "inference", "nnunet", "objectives"),
     ("training",),
     ("benchmarking", "probing"),
     ("reporting",),

@@ -15,7 +15,7 @@ COMMANDS = {
     "predict": "Segment scans; results are in the grid of each scan.",
     "evaluate": "Compare segmentations with references: Dice, surface distances, volumes.",
     "embed": "Write the encoder's pooled features of whole scans.",
-    "export": "Write weights in another format: MONAI's, or the published one.",
+    "export": "Write weights in another format: MONAI's, nnU-Net's, nnssl's, or the published one.",
     "report": "Write a self-contained page about a training run.",
     "bench": "Measure the speed of training, loading and prediction, also against MONAI.",
     "demo": "Run all steps once, on included scans or yours, in a few minutes.",
