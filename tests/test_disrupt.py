@@ -78,7 +78,7 @@ def test_no_two_parts_of_a_step_draw_the_same_random_numbers(name, monkeypatch):
     jitter(image, torch.ones_like(image, dtype=torch.bool), keys, 0.2)
     run(name, image)
     drop_skips([image, image], keys, 0.5)
-    dense_contrast(image, torch.nn.Identity(), torch.zeros(4, 3, dtype=torch.int64), 1, keys, 0.1)
+    dense_contrast(image, torch.nn.Identity(), torch.zeros(4, 3, dtype=torch.int64), (1, 1, 1), keys, 0.1)
     assert len(users) >= 3
     assert all(len(functions) == 1 for functions in users.values())
 
