@@ -20,7 +20,7 @@ def _shortened(trainer: Any) -> None:
 class nnUNetTrainerShort(nnUNetTrainer):
     """Stock training, shortened."""
 
-    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
         super().__init__(plans, configuration, fold, dataset_json, device)
         _shortened(self)
 
@@ -35,7 +35,7 @@ class nnUNetTrainerShort(nnUNetTrainer):
 class nnUNetTrainerDae3dShort(Ours):
     """Our trainer, shortened."""
 
-    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
         super().__init__(plans, configuration, fold, dataset_json, device)
         _shortened(self)
 

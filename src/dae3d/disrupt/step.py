@@ -68,8 +68,8 @@ class Disruption:
             if step.maxima:
                 if step.masks_voxels and any(side % 2 for side in roi):
                     raise ValueError(
-                        f"roi: sides must be even, not {by_axis(roi)}, because blocks of 2 voxels and more are "
-                        "masked"
+                        f"roi: sides must be even, not {by_axis(roi)}, because blocks of 2 voxels and more "
+                        "are masked"
                     )
                 continue
             for name in step.sides:
