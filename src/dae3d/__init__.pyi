@@ -131,6 +131,7 @@ def pretrain(
     noise_variance: float = 0.1,
     downsample_factor: int = 4,
     downsample_mode: Literal["nearest", "trilinear", "area"] = "nearest",
+    local_mask: Literal["channels", "blocks"] = "channels",
     channel_mask_ratio: float = 0.6,
     channel_mask_per_token: bool = False,
     block_size: int = 16,
@@ -399,7 +400,9 @@ def report(
 def bench(
     *,
     what: Literal["all", "model", "loader", "predict"] = "all",
-    against: Literal["none", "monai"] = "none",
+    against: Literal["none", "monai", "library"] = "none",
+    backbone: Literal["swin-unetr", "resenc"] = "swin-unetr",
+    size: Literal["small", "standard"] = "standard",
     device: str = "auto",
     embed_dim: int = 48,
     heads: Sequence[int] = ...,
