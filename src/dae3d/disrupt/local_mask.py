@@ -38,10 +38,9 @@ class LocalMaskSettings(Settings):
 
 @partial(Step, masks_channels=True)
 def local_mask(batch: Disrupted, settings: Any) -> Disrupted:
-    """Mask int(ratio * channels) channels, the same in all tokens of a sample or drawn per token; or blocks."""
-    keep = (
-        _kept_blocks(batch, settings) if settings.local_mask == "blocks" else _kept_channels(batch, settings)
-    )
+    """Mask int(ratio * channels) channels, the same in all tokens or drawn per token; or blocks of tokens."""
+    kept = _kept_blocks if settings.local_mask == "blocks" else _kept_channels
+    keep = kept(batch, settings)
     return dataclasses.replace(batch, channel_keep=keep.to(batch.image.dtype))
 
 
@@ -56,9 +55,9 @@ def _kept_channels(batch: Disrupted, settings: LocalMaskSettings) -> Tensor:
 
 
 def _kept_blocks(batch: Disrupted, settings: Any) -> Tensor:
-    """Of the tokens' shape with one channel, bool; ceil(ratio * blocks) blocks of block_size^3 voxels are false.
+    """Of the tokens' shape with one channel, bool: false in ceil(ratio * blocks) blocks.
 
-    Where a side is not a multiple of a block's, blocks are somewhat larger along it.
+    A block has block_size^3 voxels. Where a side is not a multiple of a block's, blocks are somewhat larger along it.
     """
     shape = batch.image.shape[2:]
     grid = [max(1, side // settings.block_size) for side in shape]
