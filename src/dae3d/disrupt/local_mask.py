@@ -57,7 +57,8 @@ def _kept_channels(batch: Disrupted, settings: LocalMaskSettings) -> Tensor:
 def _kept_blocks(batch: Disrupted, settings: Any) -> Tensor:
     """Of the tokens' shape with one channel, bool: false in ceil(ratio * blocks) blocks.
 
-    A block has block_size^3 voxels. Where a side is not a multiple of a block's, blocks are somewhat larger along it.
+    A block has block_size^3 voxels. Where a side is not a multiple of a block's, blocks are somewhat larger
+    along it.
     """
     shape = batch.image.shape[2:]
     grid = [max(1, side // settings.block_size) for side in shape]
