@@ -381,14 +381,27 @@ def embed(
 def export(
     *,
     weights: str | Path,
-    format: Literal["safetensors", "monai", "reference", "nnssl", "nnunet"] = "safetensors",
+    format: Literal["safetensors", "monai", "reference", "nnssl", "nnunet", "hub"] = "safetensors",
     plans: str | Path | None = None,
     configuration: str = "3d_fullres",
     channels: int | None = None,
+    license: str | None = None,
+    name_data_sets: bool = True,
     monai_merging: Literal["reference", "merging", "mergingv2"] | None = None,
     out: str | Path,
 ) -> Path:
-    """Write weights in another format: MONAI's, or the published one."""
+    """Write weights in another format, or as a folder to publish."""
+
+def push(
+    *,
+    weights: str | Path,
+    repository: str,
+    license: str | None = None,
+    private: bool = False,
+    name_data_sets: bool = True,
+    monai_merging: Literal["reference", "merging", "mergingv2"] | None = None,
+) -> str:
+    """Upload weights and a model card to the Hugging Face Hub."""
 
 def report(
     *,

@@ -38,6 +38,7 @@ from dae3d.files import inside, refuse_other_file, whole_file, write_text
 from dae3d.inference.device import pick_device
 from dae3d.inference.given_images import GivenImage, given_images, unseen
 from dae3d.inference.prepared import Prepared, preparation_of, read_prepared
+from dae3d.models.hub import SOURCE_GIVEN, WeightsSource
 from dae3d.models.loading import load
 from dae3d.models.network import RepairNetwork
 from dae3d.run_folder import refuse_a_runs_folder
@@ -57,9 +58,7 @@ class ReconstructSettings(Settings):
     scans: Annotated[list[Path], Positional()] = Field(
         description="scan files, and folders of scans or of DICOM series", min_length=1
     )
-    weights: Path = Field(
-        description="run folder (its best weights), .safetensors file, or published .pth file"
-    )
+    weights: WeightsSource = Field(description=SOURCE_GIVEN)
     out: Path = Field(description="output folder")
     modality: Label | None = Field(
         None, description="label of scans that no rule matches, which decides how intensities are scaled"
@@ -247,7 +246,9 @@ def _trained_with(network: RepairNetwork) -> PretrainSettings:
     """The settings of a network's training; for published checkpoints, the published settings."""
     if "settings" in network.info:
         try:
-            recorded = {**PretrainSettings.earlier, **network.info["settings"], "resume": False}
+            # Published weights do not record paths.
+            recorded: dict[str, Any] = {"data": Path(), "out": Path(), **PretrainSettings.earlier}
+            recorded |= {**network.info["settings"], "resume": False}
             return PretrainSettings.model_validate(recorded)
         except ValidationError as error:
             raise Dae3dError(
