@@ -21,6 +21,7 @@ from dae3d.inference.given_images import given_images, unseen
 from dae3d.inference.prepared import preparation_of, read_prepared
 from dae3d.journal import Journal
 from dae3d.models.contents import MONAI_MERGING, MonaiMerging
+from dae3d.models.hub import SOURCE_GIVEN, WeightsSource
 from dae3d.models.loading import load
 from dae3d.scans.channels import ScanText, channel_files
 from dae3d.scans.given import SCANS_GIVEN, VOLUME_GIVEN, Image, image_names, numbered_names
@@ -42,7 +43,7 @@ class EmbedSettings(Settings):
     """Settings of `embed`."""
 
     scans: Annotated[list[ScanText], Positional()] = Field(description=SCANS_GIVEN, min_length=1)
-    weights: Path = Field(description="run folder (its best weights), or file of weights")
+    weights: WeightsSource = Field(description=SOURCE_GIVEN)
     out: Path = Field(
         description="output file: .npz, or .parquet (needs the extra dae3d[parquet]); for format npy a folder"
     )
