@@ -22,6 +22,7 @@ LAYERS = (
     ("training",),
     ("benchmarking", "probing"),
     ("reporting",),
+    ("exporting",),
     ("commands",),
     ("__init__",),
     ("cli",),

@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 
 from torch import nn
 
-from dae3d.commands.embed import Embeddings
+from dae3d.exporting.embeddings import Embeddings
 from dae3d.models.network import FeatureEncoder, RepairNetwork, Segmenter
 from dae3d.probing.metrics import Check
 from dae3d.scans.manifest import Manifest
@@ -365,6 +365,7 @@ def embed(
     scans: Sequence[str | Path | Sequence[str | Path]],
     weights: str | Path,
     out: str | Path,
+    format: Literal["npz", "parquet", "npy"] | None = None,
     modality: str | None = None,
     rule: Sequence[str] = ...,
     volume: int | None = None,
@@ -381,14 +382,29 @@ def embed(
 def export(
     *,
     weights: str | Path,
-    format: Literal["safetensors", "monai", "reference", "nnssl", "nnunet", "nnunet-trainer"] = "safetensors",
+    format: Literal[
+        "safetensors", "monai", "reference", "nnssl", "nnunet", "nnunet-trainer", "hub"
+    ] = "safetensors",
     plans: str | Path | None = None,
     configuration: str = "3d_fullres",
     channels: int | None = None,
+    license: str | None = None,
+    name_data_sets: bool = True,
     monai_merging: Literal["reference", "merging", "mergingv2"] | None = None,
     out: str | Path,
 ) -> Path:
-    """Write weights in another format: MONAI's, nnU-Net's, nnssl's, or the published one."""
+    """Write weights for another program, or as a folder to publish."""
+
+def push(
+    *,
+    weights: str | Path,
+    repository: str,
+    license: str | None = None,
+    private: bool = False,
+    name_data_sets: bool = True,
+    monai_merging: Literal["reference", "merging", "mergingv2"] | None = None,
+) -> str:
+    """Upload weights and a model card to the Hugging Face Hub."""
 
 def report(
     *,

@@ -10,10 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from dae3d.errors import Dae3dError
+from dae3d.exporting import hub
 from dae3d.exporting.exported import Exported, learned
 from dae3d.exporting.nnunet import write_for_plans, write_nnssl, write_trainer
 from dae3d.exporting.swin import write_monai, write_reference
 from dae3d.models.contents import MONAI_MERGING, MonaiMerging
+from dae3d.models.hub import SOURCE_GIVEN, WeightsSource
 from dae3d.models.loading import load
 from dae3d.models.weights import is_ours, save_weights
 from dae3d.settings import Settings, command
@@ -26,28 +28,37 @@ SUFFIXES = {
     "nnssl": _PICKLED,
     "nnunet": _PICKLED,
 }
+PUBLISHED = ("hub",)
+FOLDERS = ("nnunet-trainer", *PUBLISHED)
+LICENSE_GIVEN = "licence of the weights, as the Hub names it, such as apache-2.0 or cc-by-4.0"
+NAMES_GIVEN = "name the data sets of the training in the folder; else they are numbered"
 
 
 class ExportSettings(Settings):
     """Settings of `export`."""
 
-    weights: Path = Field(description="run folder (its best weights), or file of weights")
-    format: Literal["safetensors", "monai", "reference", "nnssl", "nnunet", "nnunet-trainer"] = Field(
+    weights: WeightsSource = Field(description=SOURCE_GIVEN)
+    format: Literal["safetensors", "monai", "reference", "nnssl", "nnunet", "nnunet-trainer", "hub"] = Field(
         "safetensors",
         description="safetensors: our format; monai: a state dict of monai.networks.nets.SwinUNETR; "
         "reference: the layout of the published checkpoints; nnssl: for nnUNetv2_train_pretrained and nnssl; "
         "nnunet: for nnUNetv2_train -pretrained_weights, with --plans; nnunet-trainer: a folder with a "
-        "trainer for nnU-Net and these weights, for every backbone",
+        "trainer for nnU-Net and these weights, for every backbone; hub: a folder with a model card, as on "
+        "the Hugging Face Hub",
     )
     plans: Path | None = Field(None, description="of format nnunet: plans file of the data set")
     configuration: str = Field("3d_fullres", description="of format nnunet: configuration in the plans")
     channels: int | None = Field(
         None, ge=1, description="of format nnunet: channels of the data set (default: as in the weights)"
     )
+    license: str | None = Field(
+        None, min_length=1, description=f"of format hub: {LICENSE_GIVEN} (default: unknown)"
+    )
+    name_data_sets: bool = Field(True, description=f"of format hub: {NAMES_GIVEN}")
     monai_merging: MonaiMerging | None = Field(None, description=MONAI_MERGING)
     out: Path = Field(
-        description="output file: .safetensors, or .pt or .pth for the other formats; a folder for "
-        "nnunet-trainer"
+        description="output file: .safetensors, or .pt or .pth for the other formats; for nnunet-trainer and "
+        "hub a folder"
     )
 
     @model_validator(mode="after")
@@ -55,10 +66,15 @@ class ExportSettings(Settings):
         allowed = SUFFIXES.get(self.format)
         if allowed and self.out.suffix not in allowed:
             raise ValueError(f"out: must end in {' or '.join(allowed)}, not {self.out.name!r}")
+        if not allowed and self.out.suffix in (".safetensors", *_PICKLED):
+            raise ValueError(f"out: must be a folder for format {self.format}, not {self.out.name!r}")
         if self.format == "nnunet" and self.plans is None:
             raise ValueError("plans: needed for format nnunet, such as nnUNetResEncUNetMPlans.json")
         if self.format != "nnunet" and (self.plans is not None or self.channels is not None):
             raise ValueError(f"{'plans' if self.plans else 'channels'}: only for format nnunet")
+        if self.format not in PUBLISHED and not (self.license is None and self.name_data_sets):
+            given = "license" if self.license else "name_data_sets"
+            raise ValueError(f"{given}: only for format {' or '.join(PUBLISHED)}")
         return self
 
 
@@ -66,18 +82,18 @@ class ExportSettings(Settings):
 def export(settings: ExportSettings) -> Path:
     """Write weights in another layout, and print what is lost.
 
+    The folder of format hub is for publishing: nothing in it names a file or folder of this machine, a scan or a patient.
+
     Returns:
-        The file, or the folder.
+        The file or folder.
 
     Raises:
         Dae3dError: if the weights cannot be read, the layout does not support their network, or `out` exists
-            and is not a weight file written by dae3d.
+            and was not written by dae3d in this format.
     """
     network: Any = load(settings.weights, monai_merging=settings.monai_merging)
-    if settings.format in SUFFIXES:
+    if settings.format not in FOLDERS:
         _refuse_other_file(settings.out, network.weights)
-    elif settings.out.exists() and not settings.out.is_dir():
-        raise Dae3dError(f"out: {settings.out} is a file; name a folder")
     write: dict[str, Callable[[Any, Path], Exported]] = {
         "safetensors": _write_safetensors,
         "monai": write_monai,
@@ -87,6 +103,9 @@ def export(settings: ExportSettings) -> Path:
             network, out, settings.plans or Path(), settings.configuration, settings.channels
         ),
         "nnunet-trainer": write_trainer,
+        "hub": lambda network, out: hub.write_hub_folder(
+            network, out, settings.license, settings.name_data_sets
+        ),
     }
     exported = write[settings.format](network, settings.out)
     _show(exported, settings)

@@ -116,6 +116,8 @@ def write_trainer(network: Any, out: Path) -> Exported:
     first = source.partition("\n")[0]
     if trainer.exists() and not trainer.read_text("utf-8").startswith(first):
         raise Dae3dError(f"out: {trainer} exists and was not written by dae3d; choose another folder")
+    if out.exists() and not out.is_dir():
+        raise Dae3dError(f"out: {out} is a file; name a folder")
     state = learned(network)
     out.mkdir(parents=True, exist_ok=True)
     save_weights(weights, state, network.architecture, network.info)

@@ -42,9 +42,10 @@ def load(
     """Build a network with the weights of a file, in eval mode.
 
     Args:
-        weights: a run folder (its best weights), a `.safetensors` file of dae3d, a published checkpoint, a
-            state dict of MONAI's `SwinUNETR`, or MONAI's `model_swinvit.pt`. The tensors may be under other
-            entries of the file, and their names may have a prefix ("module.", "teacher.backbone.").
+        weights: a run folder (its best weights), a folder made by `export`, a `.safetensors` file of dae3d, a
+            published checkpoint, a state dict of MONAI's `SwinUNETR`, or MONAI's `model_swinvit.pt`. The
+            tensors may be under other entries of the file, and their names may have a prefix ("module.",
+            "teacher.backbone."). Or `hf://ORG/NAME[@REVISION][/FILE]`, such a file on the Hugging Face Hub.
         task: what the network returns for an image (B, C, D, H, W): "pretrain" the repaired image,
             "segmentation" logits (B, classes, D, H, W), "encoder" the feature maps (five of Swin UNETR),
             normalised over channels. None: what the file was trained for.
