@@ -82,7 +82,8 @@ class ExportSettings(Settings):
 def export(settings: ExportSettings) -> Path:
     """Write weights in another layout, and print what is lost.
 
-    The folder of format hub is for publishing: nothing in it names a file or folder of this machine, a scan or a patient.
+    The folder of format hub is for publishing: nothing in it names a file or folder of this machine, a scan
+    or a patient.
 
     Returns:
         The file or folder.
