@@ -35,7 +35,7 @@ def test_help_explains_every_field(name, capsys, monkeypatch):
     lines = [line.strip() for line in shown.splitlines()]
     for field, info in load_command(name).settings.model_fields.items():
         positional = any(isinstance(mark, Positional) for mark in info.metadata)
-        flag = field.upper() if positional else f"--{field.replace('_', '-')}"
+        flag = field.upper() if positional else f"--{field.rstrip('_').replace('_', '-')}"
         place = next(i for i, line in enumerate(lines) if line.split()[:1] in ([flag], [f"{flag},"]))
         entry = " ".join(lines[place : place + 2])  # the explanation of a long flag is on the next line
         assert info.description in entry

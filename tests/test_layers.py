@@ -21,6 +21,7 @@ LAYERS = (
     ("drawing", "evaluation", "exporting", "inference", "nnunet", "objectives"),
     ("training",),
     ("benchmarking", "probing"),
+    ("planning",),
     ("reporting",),
     ("exporting",),
     ("commands",),

@@ -154,7 +154,8 @@ def _add_argument(parser: Any, name: str, field: FieldInfo) -> None:
             name, nargs=count, metavar=name.upper(), help=help_text, default=argparse.SUPPRESS
         )
         return
-    flag = f"--{name.replace('_', '-')}"
+    # The field of a Python keyword, such as `for`, ends in an underscore.
+    flag, options["dest"] = f"--{name.rstrip('_').replace('_', '-')}", name
     if bool in kinds:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
     elif many:

@@ -8,6 +8,7 @@ COMMANDS = {
     "index": "Find scans in folders and lists, and describe them in a manifest.",
     "prepare": "Write the scans of a manifest into a store that training reads from.",
     "store check": "Verify all files of a store, and report what is damaged or missing.",
+    "plan": "Plan a run: crops, network, batch and steps that fit the data and the device.",
     "pretrain": "Pre-train a network on a store by disruption and repair.",
     "check": "Measure what each level of the encoder has learned in pre-training.",
     "reconstruct": "Disrupt whole scans, repair them, and measure how well.",

@@ -24,14 +24,15 @@ FIRST = SwinArchitecture.backbone  # of files that do not name theirs
 NETWORK = Group("network")
 
 
-def _known(name: str) -> str:
+def known_backbone(name: str) -> str:
+    """Raise ValueError if there is no backbone of this name."""
     if name not in BACKBONES:
         raise ValueError(f"must be one of {', '.join(BACKBONES)}")
     return name
 
 
 class _Choice(Settings):
-    backbone: Annotated[Annotated[str, AfterValidator(_known)] | None, NETWORK] = Field(
+    backbone: Annotated[Annotated[str, AfterValidator(known_backbone)] | None, NETWORK] = Field(
         None,
         description="network: swin-unetr, as published; resenc, nnU-Net's residual encoder U-Net "
         "(default: as in --init, else swin-unetr)",

@@ -59,6 +59,7 @@ class TrainingModule(lightning.LightningModule, ABC):
         self.latest: dict[str, float] = {}
         self._row_start = time.monotonic()
         self._validation_start = self._validation_seconds = 0.0
+        self.seconds_not_training = 0.0  # of this process: validation and probing
 
     @abstractmethod
     def header(self) -> WeightsInfo:
@@ -145,7 +146,7 @@ class TrainingModule(lightning.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Stop the clock of validation."""
-        self._validation_seconds += time.monotonic() - self._validation_start
+        self._stand_still(time.monotonic() - self._validation_start)
 
     @contextmanager
     def not_training(self) -> Iterator[None]:
@@ -154,7 +155,11 @@ class TrainingModule(lightning.LightningModule, ABC):
         try:
             yield
         finally:
-            self._validation_seconds += time.monotonic() - start
+            self._stand_still(time.monotonic() - start)
+
+    def _stand_still(self, seconds: float) -> None:
+        self._validation_seconds += seconds
+        self.seconds_not_training += seconds
 
     def record(self, row: dict[str, float]) -> None:
         """Write a row of metrics of this step, and show it in the progress bar."""

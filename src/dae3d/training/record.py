@@ -20,8 +20,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
 from dae3d.files import write_text
-from dae3d.memory import peak_memory
 from dae3d.metrics import HEADER, read_metrics
+from dae3d.training.forecast import peak_bytes
 from dae3d.training.run_settings import RunSettings
 from dae3d.version import __version__
 
@@ -78,7 +78,8 @@ class RunRecord:
     ) -> None:
         self.path = settings.out / "run.json"
         self.metrics = settings.out / "metrics.csv"
-        self.gpu = trainer.strategy.root_device.type == "cuda"
+        self.device = trainer.strategy.root_device
+        self.gpu = self.device.type == "cuda"
         self.started = time.monotonic()
         before = json.loads(self.path.read_text()) if settings.resume and self.path.is_file() else {}
         self.seconds_before = float(before.get("seconds", 0.0))
@@ -98,13 +99,12 @@ class RunRecord:
         rates = [
             value for _, name, value in read_metrics(self.metrics)[0] if name == "train/samples_per_second"
         ]
-        peak = torch.cuda.max_memory_allocated() if self.gpu else peak_memory()
         self.contents |= {
             "step": step,
             "finished": finished,
             "seconds": self.seconds_before + time.monotonic() - self.started,
             "samples_per_second": statistics.median(rates) if rates else None,
-            "peak_memory_bytes": peak,
+            "peak_memory_bytes": peak_bytes(self.device),
             "peak_memory_of": "gpu" if self.gpu else "process",
         }
         write_text(self.path, json.dumps(self.contents, indent=1) + "\n")
