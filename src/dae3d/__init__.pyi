@@ -381,7 +381,9 @@ def embed(
 def export(
     *,
     weights: str | Path,
-    format: Literal["safetensors", "monai", "reference", "nnssl", "nnunet", "hub"] = "safetensors",
+    format: Literal[
+        "safetensors", "monai", "reference", "nnssl", "nnunet", "hub", "monai-bundle"
+    ] = "safetensors",
     plans: str | Path | None = None,
     configuration: str = "3d_fullres",
     channels: int | None = None,

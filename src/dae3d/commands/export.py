@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from dae3d.errors import Dae3dError
-from dae3d.exporting import hub
+from dae3d.exporting.bundle import write_bundle
 from dae3d.exporting.exported import Exported, learned
+from dae3d.exporting.hub import write_hub_folder
 from dae3d.exporting.nnunet import write_for_plans, write_nnssl
 from dae3d.exporting.swin import write_monai, write_reference
 from dae3d.models.contents import MONAI_MERGING, MonaiMerging
@@ -28,7 +29,7 @@ SUFFIXES = {
     "nnssl": _PICKLED,
     "nnunet": _PICKLED,
 }
-FOLDERS = ("hub",)
+FOLDERS = ("hub", "monai-bundle")
 LICENSE_GIVEN = "licence of the weights, as the Hub names it, such as apache-2.0 or cc-by-4.0"
 NAMES_GIVEN = "name the data sets of the training in the folder; else they are numbered"
 
@@ -37,12 +38,12 @@ class ExportSettings(Settings):
     """Settings of `export`."""
 
     weights: WeightsSource = Field(description=SOURCE_GIVEN)
-    format: Literal["safetensors", "monai", "reference", "nnssl", "nnunet", "hub"] = Field(
+    format: Literal["safetensors", "monai", "reference", "nnssl", "nnunet", "hub", "monai-bundle"] = Field(
         "safetensors",
         description="safetensors: our format; monai: a state dict of monai.networks.nets.SwinUNETR; "
         "reference: the layout of the published checkpoints; nnssl: for nnUNetv2_train_pretrained and nnssl; "
         "nnunet: for nnUNetv2_train -pretrained_weights, with --plans; hub: a folder with a model card, as "
-        "on the Hugging Face Hub",
+        "on the Hugging Face Hub; monai-bundle: a folder that MONAI runs, of fine-tuned weights",
     )
     plans: Path | None = Field(None, description="of format nnunet: plans file of the data set")
     configuration: str = Field("3d_fullres", description="of format nnunet: configuration in the plans")
@@ -55,7 +56,8 @@ class ExportSettings(Settings):
     name_data_sets: bool = Field(True, description=f"of formats that are folders: {NAMES_GIVEN}")
     monai_merging: MonaiMerging | None = Field(None, description=MONAI_MERGING)
     out: Path = Field(
-        description="output file: .safetensors, or .pt or .pth for the other formats; for hub a folder"
+        description="output file: .safetensors, or .pt or .pth for other formats; a folder for hub and "
+        "monai-bundle"
     )
 
     @model_validator(mode="after")
@@ -99,9 +101,10 @@ def export(settings: ExportSettings) -> Path:
         "nnunet": lambda network, out: write_for_plans(
             network, out, settings.plans or Path(), settings.configuration, settings.channels
         ),
-        "hub": lambda network, out: hub.write_hub_folder(
+        "monai-bundle": lambda network, out: write_bundle(
             network, out, settings.license, settings.name_data_sets
         ),
+        "hub": lambda network, out: write_hub_folder(network, out, settings.license, settings.name_data_sets),
     }
     exported = write[settings.format](network, settings.out)
     _show(exported, settings)
