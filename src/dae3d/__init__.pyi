@@ -124,6 +124,22 @@ def store_check(
 ) -> Store:
     """Verify all files of a store, and report what is damaged or missing."""
 
+def plan(
+    *,
+    store: str | Path,
+    out: str | Path,
+    for_: str | Path | None = None,
+    memory: str | None = None,
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+    backbone: str | None = None,
+    size: Literal["small", "standard"] | None = None,
+    hours: float | None = None,
+    batch_size: int | None = None,
+    intensity: Mapping[str, str] = ...,
+    steps: int = 5,
+) -> Path:
+    """Plan a run: crops, network, batch and steps that fit the data and the device."""
+
 def pretrain(
     *,
     config: str | Path | None = None,
@@ -383,7 +399,7 @@ def export(
     *,
     weights: str | Path,
     format: Literal[
-        "safetensors", "monai", "reference", "nnssl", "nnunet", "nnunet-trainer", "hub"
+        "safetensors", "monai", "reference", "nnssl", "nnunet", "nnunet-trainer", "hub", "monai-bundle"
     ] = "safetensors",
     plans: str | Path | None = None,
     configuration: str = "3d_fullres",

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from dae3d.errors import Dae3dError
-from dae3d.exporting import hub
+from dae3d.exporting.bundle import write_bundle
 from dae3d.exporting.exported import Exported, learned
+from dae3d.exporting.hub import write_hub_folder
 from dae3d.exporting.nnunet import write_for_plans, write_nnssl, write_trainer
 from dae3d.exporting.swin import write_monai, write_reference
 from dae3d.models.contents import MONAI_MERGING, MonaiMerging
@@ -28,8 +29,11 @@ SUFFIXES = {
     "nnssl": _PICKLED,
     "nnunet": _PICKLED,
 }
-PUBLISHED = ("hub",)
+PUBLISHED = ("hub", "monai-bundle")
 FOLDERS = ("nnunet-trainer", *PUBLISHED)
+Format = Literal[
+    "safetensors", "monai", "reference", "nnssl", "nnunet", "nnunet-trainer", "hub", "monai-bundle"
+]
 LICENSE_GIVEN = "licence of the weights, as the Hub names it, such as apache-2.0 or cc-by-4.0"
 NAMES_GIVEN = "name the data sets of the training in the folder; else they are numbered"
 
@@ -38,13 +42,13 @@ class ExportSettings(Settings):
     """Settings of `export`."""
 
     weights: WeightsSource = Field(description=SOURCE_GIVEN)
-    format: Literal["safetensors", "monai", "reference", "nnssl", "nnunet", "nnunet-trainer", "hub"] = Field(
+    format: Format = Field(
         "safetensors",
         description="safetensors: our format; monai: a state dict of monai.networks.nets.SwinUNETR; "
         "reference: the layout of the published checkpoints; nnssl: for nnUNetv2_train_pretrained and nnssl; "
         "nnunet: for nnUNetv2_train -pretrained_weights, with --plans; nnunet-trainer: a folder with a "
         "trainer for nnU-Net and these weights, for every backbone; hub: a folder with a model card, as on "
-        "the Hugging Face Hub",
+        "the Hugging Face Hub; monai-bundle: a folder that MONAI runs, of fine-tuned weights",
     )
     plans: Path | None = Field(None, description="of format nnunet: plans file of the data set")
     configuration: str = Field("3d_fullres", description="of format nnunet: configuration in the plans")
@@ -52,13 +56,13 @@ class ExportSettings(Settings):
         None, ge=1, description="of format nnunet: channels of the data set (default: as in the weights)"
     )
     license: str | None = Field(
-        None, min_length=1, description=f"of format hub: {LICENSE_GIVEN} (default: unknown)"
+        None, min_length=1, description=f"of formats hub and monai-bundle: {LICENSE_GIVEN} (default: unknown)"
     )
-    name_data_sets: bool = Field(True, description=f"of format hub: {NAMES_GIVEN}")
+    name_data_sets: bool = Field(True, description=f"of formats hub and monai-bundle: {NAMES_GIVEN}")
     monai_merging: MonaiMerging | None = Field(None, description=MONAI_MERGING)
     out: Path = Field(
-        description="output file: .safetensors, or .pt or .pth for the other formats; for nnunet-trainer and "
-        "hub a folder"
+        description="output file: .safetensors, or .pt or .pth for other formats; a folder for "
+        "nnunet-trainer, hub and monai-bundle"
     )
 
     @model_validator(mode="after")
@@ -82,7 +86,7 @@ class ExportSettings(Settings):
 def export(settings: ExportSettings) -> Path:
     """Write weights in another layout, and print what is lost.
 
-    The folder of format hub is for publishing: nothing in it names a file or folder of this machine, a scan
+    Folders of hub and monai-bundle are for publishing: nothing in them names a file or folder of this machine, a scan
     or a patient.
 
     Returns:
@@ -104,9 +108,10 @@ def export(settings: ExportSettings) -> Path:
             network, out, settings.plans or Path(), settings.configuration, settings.channels
         ),
         "nnunet-trainer": write_trainer,
-        "hub": lambda network, out: hub.write_hub_folder(
+        "monai-bundle": lambda network, out: write_bundle(
             network, out, settings.license, settings.name_data_sets
         ),
+        "hub": lambda network, out: write_hub_folder(network, out, settings.license, settings.name_data_sets),
     }
     exported = write[settings.format](network, settings.out)
     _show(exported, settings)

@@ -81,7 +81,7 @@ def check_choice(name: str, value: str | None, allowed: tuple[str | None, ...]) 
 
 
 # Weights in a run folder, or in one made by `export`.
-_IN_FOLDERS = ("weights/best.safetensors", "weights/last.safetensors", MODEL)
+_IN_FOLDERS = ("weights/best.safetensors", "weights/last.safetensors", MODEL, "models/model.pt")
 
 
 def _weights_file(source: str | Path) -> Path:
