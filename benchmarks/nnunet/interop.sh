@@ -2,9 +2,9 @@
 # Stock nnU-Net from weights of dae3d, on the hippocampus scans of the Decathlon: pre-train a few steps, export,
 # train two short epochs, predict. Shows that weights are taken, not how good they are.
 #
-#     benchmarks/nnunet/interop.sh DATA WORK
+#     benchmarks/nnunet/interop.sh DATA WORK [MASTER]
 #
-# DATA has images/ and labels/ with files of one name each (hippocampus_001.nii.gz); WORK is a folder to make. Runs
+# With MASTER, a checkout of nnU-Net's master, also that its trainer for pre-trained weights takes them. DATA has images/ and labels/ with files of one name each (hippocampus_001.nii.gz); WORK is a folder to make. Runs
 # in the active environment, which has dae3d and nnunetv2 2.8.1.
 set -euo pipefail
 data=$(realpath "$1"); here=$(realpath "$(dirname "$0")"); mkdir -p "$2"; work=$(realpath "$2")
@@ -47,3 +47,10 @@ for trainer in nnUNetTrainerShort nnUNetTrainerDae3dShort; do
         -o "$work/predicted/$trainer" -device cpu -npp 1 -nps 1 --disable_tta
     ls "$work/predicted/$trainer"/*.nii.gz
 done
+
+[ -n "${3:-}" ] || exit 0
+export PYTHONPATH=$(realpath "$3"):$PYTHONPATH
+like() { run python -c "from nnunetv2.experiment_planning.like_nnssl import $1 as f; f()" "${@:2}"; }
+like preprocess_like_nnssl_entrypoint -d 4 -n dae3d -pc "$work/nnssl.pth" -am like_pretrained -np 1
+planned=$(basename "$(ls "$nnUNet_preprocessed/$set_name"/ptPlans__dae3d____*.json)" .json)
+run python "$here/check_pretrained.py" "$work/nnssl.pth" "$planned"

@@ -86,8 +86,8 @@ class ExportSettings(Settings):
 def export(settings: ExportSettings) -> Path:
     """Write weights in another layout, and print what is lost.
 
-    Folders of hub and monai-bundle are for publishing: nothing in them names a file or folder of this machine, a scan
-    or a patient.
+    Folders of hub and monai-bundle are for publishing: nothing in them names a file or folder of this
+    machine, a scan or a patient.
 
     Returns:
         The file or folder.
