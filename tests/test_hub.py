@@ -25,7 +25,6 @@ SMALL = {"embed_dim": 4, "heads": (1, 1, 2, 2), "depths": (1, 1, 1, 1), "window"
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A Hub of our own, and huggingface_hub imported for it."""
-    pytest.importorskip("huggingface_hub")
     server = FakeHub()
     for name in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
         monkeypatch.delitem(sys.modules, name)
