@@ -64,7 +64,7 @@ def step_traffic(settings: PretrainSettings, modalities: int) -> StepTraffic:
     features = pooled + 1 if settings.contrastive_weight else 0  # and a label
     return StepTraffic(
         gradients=_FLOAT * learning_parameters(settings),
-        features=_FLOAT * settings.batch_size * features,
+        features=_FLOAT * settings.crops * features,
         row=_FLOAT * (_OTHER_METRICS + len(settings.objectives()) + 2 * modalities),
         stop=8,
     )

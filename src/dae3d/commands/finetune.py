@@ -10,6 +10,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from dae3d.errors import Dae3dError
 from dae3d.models.loading import refuse_another_network
 from dae3d.models.weights import read_weights
+from dae3d.planning.auto_batch import with_batch_size
+from dae3d.planning.trial import FinetuneTrial
 from dae3d.settings import command
 from dae3d.store.recipe import CaseRecipe
 from dae3d.training.augment import say_sides, with_flip_axes
@@ -47,7 +49,9 @@ def finetune(settings: FinetuneSettings) -> Path:
     devices, nodes = device_count(settings)
     data = labelled_data(settings, check=partial(_refuse_other_classes, settings, checkpoint))
     settings = with_all_sizes(settings, data.spacing())
-    batch = settings.batch_size * devices * nodes
+    ends = len(data.recipe.modalities), len(data.recipe.labels)
+    settings = with_batch_size(settings, lambda given: FinetuneTrial(given, *ends), devices * nodes)
+    batch = settings.crops * devices * nodes
     schedule = settings.schedule(-(-data.stream.per_epoch // (batch * settings.accumulate)))
     settings = with_flip_axes(settings, data.recipe.class_names)
     resumed_at = None if checkpoint is None else step_of(checkpoint)

@@ -8,6 +8,8 @@ import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from dae3d.models.weights import read_weights
+from dae3d.planning.auto_batch import with_batch_size
+from dae3d.planning.trial import PretrainTrial
 from dae3d.probing.probe import probe_of_run
 from dae3d.settings import command
 from dae3d.training.beginning import Beginning, begin_pretraining, with_all_sizes, with_sizes_of_init
@@ -18,6 +20,7 @@ from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.pretraining import Pretraining
 from dae3d.training.resume import checkpoint_of
 from dae3d.training.run import device_count, train
+from dae3d.training.run_settings import AUTO
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,11 @@ def pretrain(settings: PretrainSettings) -> Path:
     if settings.init is not None and checkpoint is None:
         settings = with_sizes_of_init(settings, read_weights(settings.init, settings.monai_merging))
     devices, nodes = device_count(settings)
+    if settings.batch_size == AUTO:
+        # The voxel size may decide the network, and the network the memory.
+        few = settings.model_copy(update={"batch_size": 2})
+        settings = with_all_sizes(settings, training_data(few, devices * nodes).scans.spacing())
+        settings = with_batch_size(settings, PretrainTrial, devices * nodes)
     data = training_data(settings, devices * nodes)
     settings = with_all_sizes(settings, data.scans.spacing())
     schedule = settings.schedule(-(-data.batches_per_epoch // settings.accumulate))

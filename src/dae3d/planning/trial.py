@@ -89,7 +89,7 @@ class Trial(ABC):
         module = self.module().to(device).train()
         module.sums.reset(device)
         optimizer = module.configure_optimizers()
-        batch = self.batch(self.settings.batch_size, self.settings.roi, device)
+        batch = self.batch(self.settings.crops, self.settings.roi, device)
         seconds: list[float] = []
         while len(seconds) < 1 + steps and sum(seconds) < _PATIENCE:
             start = time.perf_counter()

@@ -93,7 +93,7 @@ class Probe:
     def _encoded(self, network: "_Network", places: list[int], device: torch.device) -> "_Group":
         parts: list[_Group] = []
         s = self.settings
-        for batch in self.crops.read(places, s.batch_size, device):
+        for batch in self.crops.read(places, s.crops, device):
             clean = clipped(batch["image"], s.clip_intensity)
             disrupted = disrupt(clean, s.seed, batch["sample"], s, *network.architecture.tokens)
             hidden = network.encode(disrupted.image, disrupted.channel_keep, disrupted.token_mask)
@@ -122,7 +122,7 @@ class Probe:
             group.disrupted.image,
             group.hidden,
             torch.tensor(partner, device=group.clean.device),
-            self.settings.batch_size,
+            self.settings.crops,
             sees_image=network.architecture.sees_image,
         )
 

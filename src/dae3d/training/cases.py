@@ -172,7 +172,7 @@ class CaseLoaders(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank's crops."""
         given, channels = self.settings, len(self.data.recipe.modalities)
-        slots = slots_of(given, self.trainer, labelled_slot_bytes(given.batch_size, channels, given.roi))
+        slots = slots_of(given, self.trainer, labelled_slot_bytes(given.crops, channels, given.roi))
         crops = LabelledCrops(self.data, given)
         return endless_loader(crops, given, self.trainer, partial(pack_labelled, slots=slots))
 

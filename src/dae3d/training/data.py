@@ -179,7 +179,7 @@ def training_data(settings: PretrainSettings, world_size: int) -> TrainingData:
         store.scans,
         scans.training,
         settings.roi,
-        settings.batch_size * world_size,
+        settings.crops * world_size,
         settings.seed,
         settings.crop_region,
         settings.modality_weights,
@@ -224,13 +224,13 @@ class CropLoaders(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless batches of this rank's crops."""
         crops, given = self._crops(self.data.stream), self.settings
-        slots = slots_of(given, self.trainer, slot_bytes(given.batch_size, given.roi))
+        slots = slots_of(given, self.trainer, slot_bytes(given.crops, given.roi))
         return endless_loader(crops, given, self.trainer, partial(pack, slots=slots))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """All fixed crops on every rank: there are few, and no rank has to wait or gets other results."""
         crops = self._crops(self.data.validation, LAST_SAMPLE)
-        return DataLoader(crops, batch_size=self.settings.batch_size, shuffle=False, collate_fn=pack)
+        return DataLoader(crops, batch_size=self.settings.crops, shuffle=False, collate_fn=pack)
 
     def on_after_batch_transfer(self, batch: Packed, dataloader_idx: int) -> Sample:
         """Unpack and scale the batch on the device."""
@@ -259,7 +259,7 @@ def endless_loader(
     first = trainer.global_step * settings.accumulate
     return Loader(
         crops,
-        batch_sampler=BatchSampler(first, settings.batch_size, trainer.global_rank, trainer.world_size),
+        batch_sampler=BatchSampler(first, settings.crops, trainer.global_rank, trainer.world_size),
         num_workers=workers,
         collate_fn=collate,
         persistent_workers=workers > 0,

@@ -14,7 +14,7 @@ from dae3d.models.backbones import NETWORK
 from dae3d.models.swin_unetr import SWIN
 from dae3d.objectives import OBJECTIVES, ObjectiveSettings
 from dae3d.store.intensity import ScalingRules
-from dae3d.training.run_settings import DATA, RECORD, TRANSFER, RunSettings
+from dae3d.training.run_settings import AUTO, DATA, RECORD, TRANSFER, RunSettings
 from dae3d.training.schedule import Duration, is_zero
 
 PROBE_EVERY = 0
@@ -120,7 +120,7 @@ class PretrainSettings(RunSettings, ObjectiveSettings, DisruptionSettings):  # t
         disruption.check(self, self.roi)
         if self.reconstruction_loss == "masked" and not disruption.masks_voxels:
             raise ValueError("reconstruction_loss: masked needs disruption mae; the others mask no voxels")
-        if self.pairs and self.batch_size % 2:
+        if self.pairs and self.batch_size != AUTO and self.batch_size % 2:
             named = " and ".join(f"{each.setting} 0" for each in self.objectives().values() if each.pairs)
             raise ValueError(
                 f"batch_size: must be even, not {self.batch_size}, because two crops of a scan are "

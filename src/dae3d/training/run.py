@@ -247,7 +247,7 @@ def _announce(settings: RunSettings, resumed_at: int | None, trainer: Any, netwo
         "resuming at step" if resumed_at else "from step",
         resumed_at or 0,
         by_axis(settings.roi),
-        settings.batch_size * settings.accumulate,
+        settings.crops * settings.accumulate,
         trainer.world_size,
         trainer.precision,
     )

@@ -22,6 +22,9 @@ from dae3d.training.schedule import Duration, Schedule, in_steps, is_zero
 
 log = logging.getLogger(__name__)
 
+AUTO: Literal["auto"] = "auto"
+BatchSize = Annotated[int, Field(ge=1)] | Literal["auto"]
+
 DATA = Group("data")
 TRANSFER = Group("initial weights")
 OPTIMISATION = Group("optimisation")
@@ -68,7 +71,11 @@ class RunSettings(NetworkSettings):
         description="sides of the crops in voxels: one number, or three (right, anterior, superior); "
         "multiples of 32 for swin-unetr, for resenc of the product of the strides",
     )
-    batch_size: Annotated[int, DATA] = Field(4, ge=1, description="crops per device and step")
+    batch_size: Annotated[BatchSize, DATA] = Field(
+        4,
+        description="crops per device and step; auto: as many as fit into the memory of the device, by "
+        "calculation, with 10 % left free",
+    )
     workers: Annotated[int | None, DATA] = Field(
         None, ge=0, description="loader processes per device (default: 1 on a CPU, up to 8 for a GPU)"
     )
@@ -132,7 +139,10 @@ class RunSettings(NetworkSettings):
         """A resumed run keeps its settings unless given again; min_lr and warmup_lr are at most lr."""
         if given.get("resume") in (True, "true") and "out" in given:
             out = Path(given["out"])
-            given = {**cls._moved(_saved(cls, out, begins="data" in given), out), **given}
+            saved = cls._moved(_saved(cls, out, begins="data" in given), out)
+            if given.get("batch_size") == AUTO and "batch_size" in saved:
+                given = {**given, "batch_size": saved["batch_size"]}
+            given = {**saved, **given}
         given = cls.without_others(given, chosen)
         return {**given, **_lowered_rates(cls, given, chosen)}
 
@@ -175,6 +185,12 @@ class RunSettings(NetworkSettings):
                 f"save_every: must be a multiple of log_every {self.log_every}, not {self.save_every}"
             )
         return self
+
+    @property
+    def crops(self) -> int:
+        """`batch_size` as a number, once it is one."""
+        assert self.batch_size != AUTO
+        return self.batch_size
 
     def schedule(self, steps_per_epoch: int) -> Schedule:
         """Every duration in steps.
