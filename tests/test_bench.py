@@ -10,7 +10,7 @@ from dae3d.benchmarking.nnunet import layout
 from dae3d.benchmarking.predict import segmentation
 from dae3d.benchmarking.process import in_new_process
 from dae3d.commands import bench
-from dae3d.errors import Dae3dError
+from dae3d.errors import Dae3dError, SettingsError
 
 pytestmark = pytest.mark.slow
 
@@ -80,3 +80,16 @@ def test_a_measurement_that_fails_says_why(tmp_path):
             tuned=True,
             labels=str(tmp_path / "labels.npy"),
         )
+
+
+def test_the_residual_encoder_is_measured_against_nnu_nets(tmp_path):
+    out = tmp_path / "bench.json"
+    sizes = {"backbone": "resenc", "size": "small", "roi": (16, 24, 16), "batch_size": 1, "steps": 1}
+    dae3d.bench(what="model", against="library", device="cpu", out=out, **sizes)
+    rows = {row["way"]: row for row in json.loads(out.read_text())["rows"]}
+    theirs = ["library, float32", "library, tuned, float32", "library, tuned, bf16 autocast"]
+    assert list(rows) == [*theirs, "dae3d, float32", "dae3d, bf16 autocast"]
+    assert all(row["figures"]["seconds"] > 0 for row in rows.values())
+    for wrong, words in (({"what": "predict"}, "backbone:"), ({"against": "monai"}, "against: .*library")):
+        with pytest.raises(SettingsError, match=words):
+            dae3d.bench(device="cpu", out=out, **{"what": "model", **sizes, **wrong})

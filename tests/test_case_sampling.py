@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from conftest import write_task
 from dae3d.errors import Dae3dError
 from dae3d.scans.task import Task, TaskCase, read_task
-from dae3d.training.augment import Augmentation
 from dae3d.training.case_sampling import CaseStream
 from dae3d.training.cases import CaseLoaders, LabelledCrops, labelled_data, subset
 from dae3d.training.finetune_settings import FinetuneSettings
@@ -228,35 +227,6 @@ def test_an_augmented_crop_has_its_label_where_its_image_shows_it(label, sample,
     assert torch.equal(item["image"][0], item["label"][0].float())
     assert torch.equal(item["image"][1], -item["label"][0].float())
     assert set(item["label"].unique().tolist()) <= {0, *np.unique(label).tolist()}
-
-
-@pytest.mark.parametrize(
-    ("roi", "turns"), [((16, 16, 8), {1, 2, 3}), ((16, 8, 24), {2}), ((8, 16, 16), {2}), ((8, 16, 8), {2})]
-)
-def test_crops_are_rotated_by_right_angles_that_keep_their_shape(roi, turns):
-    augment = Augmentation(settings_with(**UNCHANGED | {"roi": roi, "rotate_prob": 1}))
-    image = torch.rand(1, *roi)
-    seen = set()
-    for seed in range(40):
-        made, label = augment(image, image.clone(), seed)
-        assert made.shape == image.shape
-        assert torch.equal(made, label)
-        ways = [k for k in range(4) if torch.equal(made, image.rot90(k, (1, 2)))]
-        assert len(ways) == 1
-        seen |= set(ways)
-    assert seen == turns
-
-
-def test_other_sides_draw_the_same_random_numbers():
-    """The jitter that is drawn after the rotation is that of a cube."""
-    jitter = UNCHANGED | {"rotate_prob": 0.5, "scale_prob": 0.5, "shift_prob": 0.5}
-    ones = {roi: torch.ones(1, *roi) for roi in ((16, 16, 16), (16, 8, 24))}
-    for seed in range(20):
-        cube, flat = (
-            Augmentation(settings_with(**jitter | {"roi": roi}))(image, image.clone(), seed)[0].unique()
-            for roi, image in ones.items()
-        )
-        assert torch.equal(cube, flat)
 
 
 # On prepared cases

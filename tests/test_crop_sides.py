@@ -19,7 +19,9 @@ from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.settings import resolve
 from dae3d.store.boxes import Roi
 from dae3d.store.recipe import CaseRecipe
+from dae3d.training.augment import Augmentation
 from dae3d.training.data import CropLoaders, training_data
+from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.pretrain_settings import PretrainSettings
 
 FLAT = (64, 32, 32)
@@ -137,6 +139,41 @@ def test_a_recipe_with_a_single_number_is_that_of_a_cube():
     older = json.loads(recipe.model_dump_json()) | {"roi": 32}
     assert CaseRecipe.model_validate(older) == recipe
     assert recipe.roi == (32, 32, 32)
+
+
+# Augmentation
+
+JITTER = NEEDED | {"flip_prob": 0, "rotate_prob": 0.5, "scale_prob": 0.5, "shift_prob": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("roi", "turns"), [((16, 16, 8), {1, 2, 3}), ((16, 8, 24), {2}), ((8, 16, 16), {2}), ((8, 16, 8), {2})]
+)
+def test_crops_are_rotated_by_right_angles_that_keep_their_shape(roi, turns):
+    augment = Augmentation(
+        FinetuneSettings(**JITTER | {"roi": roi, "scale_prob": 0, "shift_prob": 0, "rotate_prob": 1})
+    )
+    image = torch.rand(1, *roi)
+    seen = set()
+    for seed in range(40):
+        made, label = augment(image, image.clone(), seed)
+        assert made.shape == image.shape
+        assert torch.equal(made, label)
+        ways = [k for k in range(4) if torch.equal(made, image.rot90(k, (1, 2)))]
+        assert len(ways) == 1
+        seen |= set(ways)
+    assert seen == turns
+
+
+def test_other_sides_draw_the_same_random_numbers():
+    """The jitter that is drawn after the rotation is that of a cube."""
+    ones = {roi: torch.ones(1, *roi) for roi in ((16, 16, 16), (16, 8, 24))}
+    for seed in range(20):
+        cube, flat = (
+            Augmentation(FinetuneSettings(**JITTER | {"roi": roi}))(image, image.clone(), seed)[0].unique()
+            for roi, image in ones.items()
+        )
+        assert torch.equal(cube, flat)
 
 
 # Runs

@@ -78,7 +78,7 @@ def test_no_two_parts_of_a_step_draw_the_same_random_numbers(name, monkeypatch):
     jitter(image, torch.ones_like(image, dtype=torch.bool), keys, 0.2)
     run(name, image)
     drop_skips([image, image], keys, 0.5)
-    dense_contrast(image, torch.nn.Identity(), torch.zeros(4, 3, dtype=torch.int64), 1, keys, 0.1)
+    dense_contrast(image, torch.nn.Identity(), torch.zeros(4, 3, dtype=torch.int64), (1, 1, 1), keys, 0.1)
     assert len(users) >= 3
     assert all(len(functions) == 1 for functions in users.values())
 
@@ -123,6 +123,23 @@ def test_local_mask_masks_exactly_28_of_48_channels_of_each_sample(per_token):
     assert set(keep.unique().tolist()) == {0.0, 1.0}
     assert (keep.sum(dim=1) == 48 - 28).all()
     assert len({tuple(sample.flatten().tolist()) for sample in keep}) == 4
+
+
+@pytest.mark.parametrize("stride", [(2, 2, 2), (1, 1, 1)])
+def test_local_mask_masks_whole_blocks_of_places_in_all_channels(stride):
+    settings = DisruptionSettings(disruption="local_mask", local_mask="blocks", block_size=8)
+    image = torch.rand(3, 1, 32, 32, 16)
+    result = disrupt(image, 0, torch.arange(3), settings, 48, stride)
+    assert torch.equal(result.image, image)
+    assert result.voxel_mask is None
+    keep = result.channel_keep
+    assert keep.shape == (3, 1, 32 // stride[0], 32 // stride[1], 16 // stride[2])
+    side = 8 // stride[0]
+    blocks = keep.unflatten(4, (2, side)).unflatten(3, (4, side)).unflatten(2, (4, side))
+    blocks = blocks.permute(0, 1, 2, 4, 6, 3, 5, 7).flatten(5)
+    assert torch.equal(blocks.amin(-1), blocks.amax(-1))
+    assert (blocks.amax(-1) == 0).flatten(1).sum(1).tolist() == [20, 20, 20]  # ceil(0.6 * 32)
+    assert len({tuple(sample.flatten().tolist()) for sample in keep}) == 3
 
 
 def test_channels_are_masked_equally_often():

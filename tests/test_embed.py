@@ -231,6 +231,69 @@ def test_parquet_holds_the_same(weights, scan, tmp_path):
     np.testing.assert_array_equal(np.array(table["features"].to_pylist(), np.float32), found.features)
 
 
+# A folder of .npy files
+
+
+def npy_files(folder):
+    return {path.name: np.load(path, allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
+
+
+def test_a_folder_has_one_vector_of_float32_a_scan(weights, three_scans, tmp_path):
+    table = dae3d.embed(scans=three_scans, weights=weights, out=tmp_path / "e.npz")
+    out = tmp_path / "deep" / "e"
+    dae3d.embed(scans=three_scans, weights=weights, out=out, format="npy")
+    found = npy_files(out)
+    assert list(found) == [f"sub-{number}_T1w.npy" for number in range(3)]
+    for vector, row in zip(found.values(), table.features, strict=True):
+        assert (vector.dtype, vector.shape) == (np.float32, (WIDTH,))
+        np.testing.assert_array_equal(vector, row)
+    assert [path.name for path in out.parent.iterdir()] == ["e"]
+
+
+def test_scans_of_one_name_are_numbered(weights, scan, tmp_path):
+    other = tmp_path / "other" / scan.name
+    other.parent.mkdir()
+    nibabel.Nifti1Image(smooth_volume(7, (32, 32, 32)) * 100 + 1, np.eye(4)).to_filename(other)
+    found = dae3d.embed(scans=[scan, other], weights=weights, out=tmp_path / "e", format="npy")
+    files = npy_files(tmp_path / "e")
+    assert list(files) == ["sub-01_T1w-1.npy", "sub-01_T1w-2.npy"]
+    np.testing.assert_array_equal(np.stack(list(files.values())), found.features)
+
+
+def test_a_folder_replaces_its_like_and_nothing_else(weights, three_scans, tmp_path):
+    given = {"weights": weights, "out": tmp_path / "e", "format": "npy"}
+    dae3d.embed(scans=three_scans, **given)
+    dae3d.embed(scans=three_scans[1:], **given)
+    assert list(npy_files(tmp_path / "e")) == ["sub-1_T1w.npy", "sub-2_T1w.npy"]
+    (tmp_path / "e" / "notes.txt").write_text("mine")
+    with pytest.raises(Dae3dError, match=r"not a folder of embeddings .*notes\.txt is in it"):
+        dae3d.embed(scans=three_scans, **given)
+    assert (tmp_path / "e" / "notes.txt").read_text() == "mine"
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    np.save(theirs / "a.npy", np.zeros(3))
+    with pytest.raises(Dae3dError, match=r"not a folder of embeddings .*a\.npy is in it"):
+        dae3d.embed(scans=three_scans, **(given | {"out": theirs}))
+    with pytest.raises(Dae3dError, match="is a file"):
+        dae3d.embed(scans=three_scans, **(given | {"out": weights}))
+
+
+def test_a_folder_appears_when_all_is_done_and_continues(weights, three_scans, reads, tmp_path):
+    given = {"scans": three_scans, "weights": weights, "out": tmp_path / "e", "format": "npy"}
+    with pytest.raises(KeyboardInterrupt):
+        dae3d.embed(**given)
+    assert not (tmp_path / "e").exists()
+    dae3d.embed(**given)
+    assert reads[2:] == ["sub-1_T1w.nii.gz", "sub-2_T1w.nii.gz"]
+    assert len(npy_files(tmp_path / "e")) == 3
+    assert not (tmp_path / ".e.unfinished").exists()
+
+
+def test_the_ending_is_that_of_the_format(weights, scan, tmp_path):
+    with pytest.raises(SettingsError, match=r"out: must end in \.parquet, not 'e\.npz'"):
+        dae3d.embed(scans=[scan], weights=weights, out=tmp_path / "e.npz", format="parquet")
+
+
 # Stopped and begun again
 
 

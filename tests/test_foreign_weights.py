@@ -14,6 +14,7 @@ from dae3d.cli import main
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.models.network import FeatureEncoder, Segmenter
 from dae3d.models.swin_unetr import ReferencePatchMerging
+from dae3d.models.weights import read_weights
 
 pytestmark = pytest.mark.slow
 
@@ -158,6 +159,47 @@ def test_a_network_is_found_wherever_it_is(content, tmp_path):
     assert set(network.load_report.skipped.values()) == {"follows from the window size"}
 
 
+PREFIXES = (
+    *("module.", "_orig_mod.", "model.", "student.", "teacher.", "backbone.", "swinViT.", "encoder.", "ema."),
+    *("module.student.backbone.", "ema_model.module."),
+)
+
+
+@pytest.mark.parametrize("entry", [None, "net", "state_dict", "ema"])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_prefixes_of_trainers_are_read(prefix, entry, tmp_path):
+    state = prefixed(prefix, STATE)
+    torch.save({entry: state, "epoch": 3} if entry else state, tmp_path / "w.pt")
+    contents = read_weights(tmp_path / "w.pt", "merging")
+    assert (contents.task, contents.architecture.embed_dim) == ("segmentation", 12)
+    assert contents.misfits == {}
+    expected = read_bare(STATE, tmp_path)
+    assert contents.state.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in contents.state.items())
+    # The transformer alone, as MONAI saves it.
+    bare = {n.removeprefix("swinViT."): t for n, t in STATE.items() if n.startswith("swinViT.")}
+    torch.save(prefixed(prefix, bare), tmp_path / "w.pt")
+    contents = read_weights(tmp_path / "w.pt", "merging")
+    assert contents.task == "encoder"
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in contents.state.items())
+
+
+def read_bare(state, folder):
+    torch.save(state, folder / "bare.pt")
+    return read_weights(folder / "bare.pt", "merging").state
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "student.backbone."])
+@pytest.mark.parametrize("entry", [None, "net", "state_dict"])
+def test_the_convolutions_of_voco_are_named_as_what_does_not_fit(entry, prefix, tmp_path):
+    state = prefixed(prefix, monai(use_v2=True).state_dict())
+    torch.save({entry: state} if entry else state, tmp_path / "w.pt")
+    with pytest.raises(Dae3dError) as error:
+        dae3d.load(tmp_path / "w.pt", "encoder", monai_merging="merging")
+    assert "SwinUNETR-V2, which has convolutions before its stages" in str(error.value)
+    assert f"tensors that ours does not have: {prefix}swinViT.layers1c.0.layer" in str(error.value)
+
+
 @pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("average", ["teacher", "model_ema"])
 def test_of_student_and_teacher_the_teacher_is_taken_and_said(flat, average, tmp_path, caplog):
@@ -193,7 +235,7 @@ def test_another_network_is_refused_with_what_is_in_the_file(tmp_path):
     with pytest.raises(Dae3dError) as error:
         dae3d.load(tmp_path / "w.pth")
     for words in (
-        "no Swin UNETR in it",
+        "no network of dae3d in it",
         "2 tensors under 'network_weights': stem.conv.weight (8, 1, 3, 3, 3), stem.conv.bias (8,)",
         "expected swinViT.layers1.0.",
     ):

@@ -38,10 +38,13 @@ def norm(x: Tensor) -> Tensor:
     return centred / (centred.square().mean((2, 3, 4), keepdim=True) + EPS).sqrt()
 
 
-def defined(x: Tensor, residual: Tensor | None, normalise_residual: bool, slope: float) -> Tensor:
-    total = norm(x)
+def defined(
+    x: Tensor, residual: Tensor | None, normalise_residual: bool, slope: float, affine: list[Tensor]
+) -> Tensor:
+    maps = [each.view(-1, 1, 1, 1) for each in affine] or [1, 0, 1, 0]
+    total = norm(x) * maps[0] + maps[1]
     if residual is not None:
-        total = total + (norm(residual) if normalise_residual else residual)
+        total = total + (norm(residual) * maps[2] + maps[3] if normalise_residual else residual)
     return functional.leaky_relu(total, slope)
 
 
@@ -54,19 +57,25 @@ def volumes(
 
 
 @pytest.mark.parametrize("slope", [0.01, 1.0])
+@pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("terms", SUMS)
 @pytest.mark.parametrize("gradient_form", LAYOUTS)
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(("way", "form", "dtype", "device"), WAYS)
-def test_values_and_gradients(way, form, dtype, device, batch, gradient_form, terms, slope):
+def test_values_and_gradients(way, form, dtype, device, batch, gradient_form, terms, affine, slope):
     x, residual, weight = volumes((batch, 6, 9, 8, 7), dtype, form, 3, device)
     x.requires_grad_()
     given = residual.requires_grad_() if terms != SUMS[0] else None
-    found = way.apply(x, given, terms == SUMS[2], EPS, slope)
+    random = torch.Generator().manual_seed(1)
+    norms = affine * (2 if terms == SUMS[2] else 1)
+    kind = torch.promote_types(dtype, torch.float32)
+    maps = [torch.randn(6, generator=random).to(device, kind).requires_grad_() for _ in range(2 * norms)]
+    found = way.apply(x, given, terms == SUMS[2], EPS, slope, *maps)
     weight = weight - 20
     found.backward(weight.contiguous(memory_format=LAYOUTS[gradient_form]))
     exact, other = (v.detach().double().requires_grad_() for v in (x, residual))
-    expected = defined(exact, None if given is None else other, terms == SUMS[2], slope)
+    exact_maps = [each.detach().double().requires_grad_() for each in maps]
+    expected = defined(exact, None if given is None else other, terms == SUMS[2], slope, exact_maps)
     expected.backward(weight.double())
     assert found.dtype == dtype
     assert layout(found) == layout(x)
@@ -78,6 +87,10 @@ def test_values_and_gradients(way, form, dtype, device, batch, gradient_form, te
         # Where rounding puts a value on the other side of zero, its gradient is the other.
         assert apart.quantile(0.99) <= near
         assert torch.linalg.vector_norm(apart) <= near * torch.linalg.vector_norm(theirs)
+    # Sums over all voxels, of values of either sign.
+    sums = (batch * 9 * 8 * 7) ** 0.5
+    for ours, theirs in zip(maps, exact_maps, strict=True):
+        assert (ours.grad.double() - theirs.grad).abs().max() <= near * sums
 
 
 @pytest.mark.parametrize("form", LAYOUTS)

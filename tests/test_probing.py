@@ -10,7 +10,7 @@ from dae3d.models.network import RepairNetwork
 from dae3d.models.swin_unetr import SwinArchitecture, normalised
 from dae3d.objectives.reconstruction import reconstruction_loss
 from dae3d.probing.features import Covariance, cosines, mean_cosines, nearest_modality
-from dae3d.probing.levels import LEVELS, partners, shares, swap_errors, with_intensity_of
+from dae3d.probing.levels import level_names, partners, shares, swap_errors, with_intensity_of
 from dae3d.probing.metrics import ProbeMetrics
 from dae3d.probing.probe import eval_mode
 from dae3d.probing.ridge import Ridge, at_voxels, fit_ridge, look_up, mean_dice, overlaps
@@ -18,6 +18,8 @@ from dae3d.probing.verdict import UNKNOWN, WELL, verdict
 from dae3d.probing.voxel_probe import case_windows, draw_voxels
 
 pytestmark = pytest.mark.slow
+
+LEVELS = level_names(5)
 
 TINY = {"embed_dim": 4, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
 

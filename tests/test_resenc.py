@@ -16,7 +16,7 @@ from dae3d.models.network import FeatureEncoder, RepairNetwork, Segmenter
 from dae3d.models.resenc import ResEncArchitecture
 from dae3d.models.resenc.foreign import to_nnunet
 from dae3d.models.resenc.topology import topology
-from dae3d.models.weights import save_weights
+from dae3d.models.weights import read_weights, save_weights
 
 ISOTROPIC = ResEncArchitecture(
     stage_channels=(4, 8, 12),
@@ -360,3 +360,37 @@ def test_strides_are_read_as_words(tmp_path, capsys):
     assert "stage_strides:\n- [1, 1, 1]\n- [2, 2, 1]\n- [2, 2, 2]\n" in printed
     np.testing.assert_equal(main([*words, "--roi", "32", "--stage-strides", "1", "2,2"]), 1)
     assert "stage_strides" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("entry", [None, "net", "state_dict", "network_weights", "ema"])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("module.", "_orig_mod.", "model.", "student.", "teacher.", "backbone.", "encoder.", "ema."),
+        *("module.student.backbone.", "ema_model.module."),
+    ],
+)
+def test_prefixes_of_trainers_are_read(prefix, entry, tmp_path):
+    ours = scrambled(Segmenter(ISOTROPIC))
+    state = {prefix + name: tensor for name, tensor in to_nnunet(ours.state_dict(), ISOTROPIC).state.items()}
+    torch.save({entry: state, "epoch": 3} if entry else state, tmp_path / "w.pt")
+    contents = read_weights(tmp_path / "w.pt")
+    assert contents.task == "segmentation"
+    assert contents.architecture.stage_channels == ISOTROPIC.stage_channels
+    expected = ours.state_dict()
+    assert contents.state.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in contents.state.items())
+
+
+def test_of_student_and_teacher_the_teacher_is_taken(tmp_path, caplog):
+    networks = {name: scrambled(Segmenter(ISOTROPIC)) for name in ("student", "teacher")}
+    torch.nn.init.zeros_(networks["teacher"].encoder.stem.convs[0].conv.weight)
+    state = {
+        f"{who}.{name}": tensor
+        for who, network in networks.items()
+        for name, tensor in to_nnunet(network.state_dict(), ISOTROPIC).state.items()
+    }
+    torch.save(state, tmp_path / "w.pt")
+    network = dae3d.load(tmp_path / "w.pt")
+    assert not network.encoder.stem.convs[0].conv.weight.any()
+    assert "network of teacher. assumed; the file also has student." in caplog.text

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from pydantic import Field
 
 import dae3d
 from dae3d.commands import load_command
-from dae3d.commands.finetune import with_sizes
+from dae3d.commands.finetune import with_init
 from dae3d.commands.index import IndexSettings
 from dae3d.commands.prepare import PrepareSettings
 from dae3d.commands.reconstruct import ReconstructSettings
@@ -54,7 +55,10 @@ def pretrain_settings(**fields):
         ({"lr": "fast"}, ["lr:", "number", "'fast'"]),
         ({"lr": float("inf")}, ["lr:", "finite", "inf"]),
         ({"modality_weights": {"ct": float("nan")}}, ["modality_weights:", "finite", "nan"]),
-        ({"downsample_factor": 5}, ["downsample_factor:", "divide every side of roi 96 x 96 x 96", "5"]),
+        (
+            {"disruption": "all", "downsample_factor": 5},
+            ["downsample_factor:", "divide every side of roi 96 x 96 x 96", "5"],
+        ),
         (
             {"disruption": "mae", "block_size": 20},
             ["block_size:", "divide every side of roi 96 x 96 x 96", "20"],
@@ -62,10 +66,7 @@ def pretrain_settings(**fields):
         ({"disruption": "mae", "block_size": 3}, ["block_size:", "even", "3"]),
         ({"disruption": "all", "reconstruction_loss": "masked"}, ["reconstruction_loss:", "mae"]),
         ({"dense_weight": 0.1, "batch_size": 3}, ["batch_size:", "even", "3", "dense_weight 0"]),
-        (
-            {"disruption": "varied", "block_size": 20},
-            ["block_size:", "divide every side of roi 96 x 96 x 96", "20"],
-        ),
+        ({"backbone": "resenc", "roi": [40, 40, 9]}, ["roi:", "even", "40 x 40 x 9", "blocks of 2"]),
         ({"ema_decay": 0.9, "strategy": "fsdp"}, ["ema_decay:", "fsdp"]),
         ({"save_every": 25}, ["save_every:", "multiple of log_every 10", "25"]),
         ({"max_steps": 0}, ["max_steps:", "1 or more", "0"]),
@@ -315,7 +316,8 @@ PUBLISHED = {
 def test_the_reference_configs_are_the_published_recipe(name, disruption, epochs):
     settings = pretrain_settings(config=name)
     assert (settings.disruption, settings.max_steps) == (disruption, f"{epochs} epochs")
-    assert {field: getattr(settings, field) for field in PUBLISHED} == PUBLISHED
+    known = dict(settings) | asdict(settings.architecture())
+    assert {field: known[field] for field in PUBLISHED} == PUBLISHED
 
 
 @pytest.mark.parametrize("name", shipped_configs("pretrain"))
@@ -331,14 +333,14 @@ def test_windows_divide_the_grids_of_every_stage_but_in_the_published_recipe(nam
     settings = pretrain_settings(**({"config": name} if name else {}))
     grids = [side // 2**stage for side in settings.roi for stage in (1, 2, 3, 4)]
     published = name is not None and name.startswith("reference-")
-    assert any(grid % settings.window for grid in grids) == published
-    assert settings.window_edges == ("reference" if published else "exact")
-    assert settings.architecture().window_edges == settings.window_edges
+    architecture = settings.architecture()
+    assert any(grid % architecture.window for grid in grids) == published
+    assert architecture.window_edges == ("reference" if published else "exact")
 
 
 @pytest.mark.parametrize(("given", "usual"), [({}, (6, "exact")), ({"window": 8}, (8, "exact"))])
 def test_fine_tuning_from_scratch_has_windows_that_divide_its_grids(given, usual):
-    settings = with_sizes(resolve(FinetuneSettings, NEEDED | given))
+    settings = with_init(resolve(FinetuneSettings, NEEDED | given))
     assert (settings.window, settings.window_edges) == usual
 
 
@@ -369,7 +371,7 @@ def test_a_setting_that_the_run_was_begun_without_means_what_was_then(tmp_path):
     assert {name: getattr(resumed, name) for name in PretrainSettings.earlier} == PretrainSettings.earlier
     # It is the published recipe, as far as that is said by these settings.
     assert PUBLISHED.items() >= {n: v for n, v in PretrainSettings.earlier.items() if n in PUBLISHED}.items()
-    assert PretrainSettings.earlier.keys() - PUBLISHED.keys() == {"probe_every"}
+    assert PretrainSettings.earlier.keys() - PUBLISHED.keys() == {"probe_every", "backbone"}
 
 
 def test_a_fine_tuning_run_begun_without_a_setting_means_what_was_then(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 
 from torch import nn
 
-from dae3d.commands.embed import Embeddings
+from dae3d.exporting.embeddings import Embeddings
 from dae3d.models.network import FeatureEncoder, RepairNetwork, Segmenter
 from dae3d.probing.metrics import Check
 from dae3d.scans.manifest import Manifest
@@ -147,6 +147,7 @@ def pretrain(
     noise_variance: float = 0.1,
     downsample_factor: int = 4,
     downsample_mode: Literal["nearest", "trilinear", "area"] = "nearest",
+    local_mask: Literal["channels", "blocks"] = "channels",
     channel_mask_ratio: float = 0.6,
     channel_mask_per_token: bool = False,
     block_size: int = 16,
@@ -380,6 +381,7 @@ def embed(
     scans: Sequence[str | Path | Sequence[str | Path]],
     weights: str | Path,
     out: str | Path,
+    format: Literal["npz", "parquet", "npy"] | None = None,
     modality: str | None = None,
     rule: Sequence[str] = ...,
     volume: int | None = None,
@@ -396,14 +398,29 @@ def embed(
 def export(
     *,
     weights: str | Path,
-    format: Literal["safetensors", "monai", "reference", "nnssl", "nnunet"] = "safetensors",
+    format: Literal[
+        "safetensors", "monai", "reference", "nnssl", "nnunet", "nnunet-trainer", "hub", "monai-bundle"
+    ] = "safetensors",
     plans: str | Path | None = None,
     configuration: str = "3d_fullres",
     channels: int | None = None,
+    license: str | None = None,
+    name_data_sets: bool = True,
     monai_merging: Literal["reference", "merging", "mergingv2"] | None = None,
     out: str | Path,
 ) -> Path:
-    """Write weights in another format: MONAI's, or the published one."""
+    """Write weights for another program, or as a folder to publish."""
+
+def push(
+    *,
+    weights: str | Path,
+    repository: str,
+    license: str | None = None,
+    private: bool = False,
+    name_data_sets: bool = True,
+    monai_merging: Literal["reference", "merging", "mergingv2"] | None = None,
+) -> str:
+    """Upload weights and a model card to the Hugging Face Hub."""
 
 def report(
     *,
@@ -415,7 +432,9 @@ def report(
 def bench(
     *,
     what: Literal["all", "model", "loader", "predict"] = "all",
-    against: Literal["none", "monai"] = "none",
+    against: Literal["none", "monai", "library"] = "none",
+    backbone: Literal["swin-unetr", "resenc"] = "swin-unetr",
+    size: Literal["small", "standard"] = "standard",
     device: str = "auto",
     embed_dim: int = 48,
     heads: Sequence[int] = ...,

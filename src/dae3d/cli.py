@@ -185,6 +185,8 @@ def _metavar(kind: Any) -> str:
         return "|".join(map(str, typing.get_args(kind)))
     if typing.get_origin(kind) is typing.Annotated:
         return _metavar(typing.get_args(kind)[0])
+    if kind == str | Path:
+        return "PATH"
     names = {int: "N", float: "X", str: "TEXT", Path: "PATH", type(None): "none"}
     return names.get(kind, "VALUE")
 

@@ -1,8 +1,9 @@
-"""Write files atomically, and name the path in errors of reading and writing."""
+"""Write files and folders atomically, and name the path in errors of reading and writing."""
 
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
@@ -95,6 +96,60 @@ def refuse_other_file(path: Path, what: str, beginning: bytes) -> None:
     with reading(path), path.open("rb") as file:
         if not re.match(beginning, file.read(_BEGINNING), re.DOTALL):
             raise Dae3dError(f"out: {path} exists and is not a {what}; choose another path, or move it away")
+
+
+@contextmanager
+def whole_folder(path: Path, kind: str) -> Iterator[Path]:
+    """Write a folder as a whole: yields a temporary one, which takes the place of `path` at the end.
+
+    An existing folder is replaced only then; check it first with `refuse_other_folder`.
+
+    Args:
+        path: folder to write.
+        kind: of folder, recorded in an empty file `.dae3d-KIND` in it.
+
+    Raises:
+        Dae3dError: if it cannot be written.
+    """
+    path = Path(os.path.realpath(path))  # a link to a folder is kept
+    make_folder(path.parent)
+    temporary, before = unfinished_name(path), unfinished_name(path)
+    with writing(path):
+        temporary.mkdir()
+        try:
+            yield temporary
+            (temporary / f"{_MARK}{kind}").touch()
+            if path.exists():
+                path.rename(before)
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if path.exists():
+                shutil.rmtree(before, ignore_errors=True)
+
+
+def refuse_other_folder(path: Path, kind: str, what: str, is_ours: Callable[[str], bool]) -> None:
+    """Raise Dae3dError if `path` has anything that `whole_folder` of that kind did not write.
+
+    Args:
+        path: to be written.
+        kind: as for `whole_folder`.
+        what: the kind of folder, for the message.
+        is_ours: whether a path in the folder, with "/" between its parts, is of a file of such folders.
+    """
+    if not os.path.lexists(path):
+        return
+    if not path.is_dir():
+        raise Dae3dError(f"out: {path} is a file; give the path of a folder")
+    with reading(path):
+        found = [each for each in path.rglob("*") if not each.is_dir()]
+    names = sorted(each.relative_to(path).as_posix() for each in found)
+    others = [name for name in names if not (is_ours(name) or name == f"{_MARK}{kind}")]
+    if names and (others or f"{_MARK}{kind}" not in names):
+        raise Dae3dError(
+            f"out: {path} exists and is not a {what} written by dae3d ({(others or names)[0]} is in it); "
+            "choose another folder, or move it away"
+        )
 
 
 def make_folder(path: Path) -> None:

@@ -123,6 +123,8 @@ def translate(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         "contrastive_temperature": given.temperature,
         "roi": given.img_size,
         "embed_dim": given.embed_dim,
+        "depths": (2, 2, 2, 2),
+        "heads": (3, 6, 12, 24),
         "window": 7,
         "restore_intensity": False,
         "crop_region": "volume",

@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dae3d.errors import Dae3dError
 from dae3d.memory import peak_memory
-from dae3d.models.network import RepairNetwork
+from dae3d.models.network import RepairNetwork, Segmenter
+from dae3d.models.resenc import ResEncArchitecture
+from dae3d.models.resenc.foreign import kwargs_of
 from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.store.boxes import Triple
 from dae3d.training.cpu import keep_freed_memory
@@ -29,11 +32,12 @@ def training_step(
     tuned: bool,
     checkpoint_activations: bool,
     compiled: bool,
+    size: str = "",
 ) -> dict[str, float]:
     """Measure one step: forward, L1 loss, backward, AdamW.
 
     Args:
-        network: SwinUNETR of "dae3d" or "monai".
+        network: "dae3d", "monai" (its SwinUNETR), or "library" (nnU-Net's ResidualEncoderUNet).
         device: device of the network.
         embed_dim: channels of the tokens.
         heads: attention heads of each stage.
@@ -46,6 +50,7 @@ def training_step(
             fused AdamW. The documentation of MONAI uses none of these.
         checkpoint_activations: recompute activations.
         compiled: use `torch.compile`.
+        size: of the residual encoder U-Net; "" for Swin UNETR, with the sizes above.
 
     Returns:
         Median seconds per step, samples/s, peak memory in bytes, and seconds for the first step.
@@ -53,7 +58,10 @@ def training_step(
     torch.manual_seed(0)
     if tuned and device == "cpu":
         keep_freed_memory()
-    model = make_network(network, embed_dim, heads, window, checkpoint_activations).to(device)
+    if size:
+        model = make_resenc(network, size, roi, checkpoint_activations).to(device)
+    else:
+        model = make_network(network, embed_dim, heads, window, checkpoint_activations).to(device)
     if tuned:
         model = model.to(memory_format=torch.channels_last_3d)
     optimizer = torch.optim.AdamW(model.parameters(), fused=tuned)
@@ -103,3 +111,20 @@ def make_network(
         window_size=window,
         use_checkpoint=checkpoint_activations,
     )
+
+
+def make_resenc(name: str, size: str, roi: Triple, checkpoint_activations: bool) -> Any:
+    """The residual encoder U-Net of "dae3d" or "library", for crops of 1 mm voxels and one class."""
+    sizes = ResEncArchitecture.sizes({"size": size}, roi, (1.0, 1.0, 1.0))
+    architecture = ResEncArchitecture(**sizes, restore_intensity=False)
+    if name == "dae3d":
+        return Segmenter(architecture, checkpoint_activations)
+    try:
+        from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+    except ImportError:
+        raise Dae3dError(
+            "against: library needs nnU-Net's networks: pip install dynamic-network-architectures"
+        ) from None
+    kwargs = kwargs_of(architecture)
+    classes = {"conv_op": nn.Conv3d, "norm_op": nn.InstanceNorm3d, "nonlin": nn.LeakyReLU, "dropout_op": None}
+    return ResidualEncoderUNet(input_channels=1, num_classes=1, deep_supervision=False, **kwargs | classes)

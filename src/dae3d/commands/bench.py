@@ -52,11 +52,14 @@ class BenchSettings(Settings):
     what: Annotated[Literal["all", "model", "loader", "predict"], Positional()] = Field(
         "all", description="what to measure: all, model (a training step), loader (crops), predict (a scan)"
     )
-    against: Literal["none", "monai"] = Field(
+    against: Literal["none", "monai", "library"] = Field(
         "none",
-        description="also measure MONAI's counterpart, as in its documentation and tuned: channels-last "
-        "layout, bf16, caching allocator, fused AdamW, flash attention",
+        description="also measure the counterpart, as in its documentation and tuned (channels-last layout, "
+        "bf16, caching allocator, fused AdamW, flash attention): monai's of swin-unetr, that of nnU-Net's "
+        "library of resenc (a training step only)",
     )
+    backbone: Literal["swin-unetr", "resenc"] = Field("swin-unetr", description="network to measure")
+    size: Literal["small", "standard"] = Field("standard", description="of resenc, as for `pretrain`")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     embed_dim: int = Field(48, ge=12, multiple_of=12, description="channels of the tokens")
     heads: tuple[int, int, int, int] = Field((3, 6, 12, 24), description="attention heads of each stage")
@@ -78,6 +81,13 @@ class BenchSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        theirs = {"swin-unetr": "monai", "resenc": "library"}[self.backbone]
+        if self.against not in ("none", theirs):
+            raise ValueError(f"against: must be none or {theirs} with backbone {self.backbone}")
+        if self.backbone == "resenc":
+            if self.what != "model":
+                raise ValueError(f"backbone: resenc is measured by `bench model`, not by {self.what}")
+            return self
         try:
             SwinArchitecture().check_sides(self.roi)
         except SettingsError as error:
@@ -157,10 +167,9 @@ def _write(settings: BenchSettings, about: dict[str, Any], rows: list[Measuremen
 def _model(settings: BenchSettings, device: str) -> Measured:
     # (network, tuned, bf16, compiled): first MONAI as in its documentation, then each tuned.
     ways = [("dae3d", True, bf16, False) for bf16 in (False, True)]
-    if settings.against == "monai":
-        ways = [
-            ("monai", tuned, bf16, False) for tuned, bf16 in ((False, False), (True, False), (True, True))
-        ] + ways
+    if settings.against != "none":
+        theirs = ((False, False), (True, False), (True, True))
+        ways = [(settings.against, tuned, bf16, False) for tuned, bf16 in theirs] + ways
     if settings.compiled:
         ways += [(network, tuned, bf16, True) for network, tuned, bf16, _ in ways if tuned]
     for network, tuned, bf16, compiled in ways:
@@ -175,13 +184,14 @@ def _model(settings: BenchSettings, device: str) -> Measured:
             tuned=tuned,
             checkpoint_activations=settings.checkpoint_activations,
             compiled=compiled,
+            size=settings.size if settings.backbone == "resenc" else "",
         )
         precision = "bf16 autocast" if bf16 else "float32"
         yield f"{_name(network, tuned)}, {precision}{', compiled' if compiled else ''}", figures
 
 
 def _name(network: str, tuned: bool) -> str:
-    return "monai, tuned" if network == "monai" and tuned else network
+    return f"{network}, tuned" if network != "dae3d" and tuned else network
 
 
 def _sizes(settings: BenchSettings) -> dict[str, Any]:

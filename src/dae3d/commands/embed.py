@@ -1,20 +1,19 @@
 """The command `embed`: one feature vector per scan, for retrieval, classification and drift checks."""
 
-import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from dae3d.cores import THREADS
 from dae3d.errors import Dae3dError, ScanError
-from dae3d.files import reading, refuse_other_file, whole_file
+from dae3d.exporting.embeddings import FORMATS, Embeddings
 from dae3d.inference.corners import window_corners
 from dae3d.inference.device import pick_device
 from dae3d.inference.given_cases import ScanCase, given_cases, say_strange_values
@@ -22,9 +21,10 @@ from dae3d.inference.given_images import given_images, unseen
 from dae3d.inference.prepared import preparation_of, read_prepared
 from dae3d.journal import Journal
 from dae3d.models.contents import MONAI_MERGING, MonaiMerging
+from dae3d.models.hub import SOURCE_GIVEN, WeightsSource
 from dae3d.models.loading import load
 from dae3d.scans.channels import ScanText, channel_files
-from dae3d.scans.given import SCANS_GIVEN, VOLUME_GIVEN, Image
+from dae3d.scans.given import SCANS_GIVEN, VOLUME_GIVEN, Image, image_names, numbered_names
 from dae3d.scans.modality import Label, RuleText
 from dae3d.settings import Positional, Settings, command
 from dae3d.store.boxes import Roi, Triple, three_sides
@@ -39,19 +39,18 @@ log = logging.getLogger(__name__)
 PUBLISHED_ROI = 96  # for weights of other projects, which do not record it
 
 
-def _npz_or_parquet(path: Path) -> Path:
-    if path.suffix not in (".npz", ".parquet"):
-        raise ValueError("must end in .npz or .parquet")
-    return path
-
-
 class EmbedSettings(Settings):
     """Settings of `embed`."""
 
     scans: Annotated[list[ScanText], Positional()] = Field(description=SCANS_GIVEN, min_length=1)
-    weights: Path = Field(description="run folder (its best weights), or file of weights")
-    out: Annotated[Path, AfterValidator(_npz_or_parquet)] = Field(
-        description="output file: .npz, or .parquet (needs the extra dae3d[parquet])"
+    weights: WeightsSource = Field(description=SOURCE_GIVEN)
+    out: Path = Field(
+        description="output file: .npz, or .parquet (needs the extra dae3d[parquet]); for format npy a folder"
+    )
+    format: Literal["npz", "parquet", "npy"] | None = Field(
+        None,
+        description="npz or parquet: one file; npy: a folder with <name>.npy for each scan, a vector of "
+        "float32, as for the FOMO26 challenge (default: by the ending of --out)",
     )
     modality: Label | None = Field(
         None,
@@ -74,27 +73,24 @@ class EmbedSettings(Settings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, ge=1, description=THREADS)
 
-
-@dataclass(frozen=True)
-class Embeddings:
-    """The result of `embed`: a row of `features` (N, 16 * embed_dim) float32 for each of `scans`.
-
-    `left_out` has the reason for each scan that could not be used.
-    """
-
-    features: np.ndarray
-    scans: list[str]
-    modalities: list[str]
-    left_out: dict[str, str]
+    @model_validator(mode="after")
+    def _file_of_its_format(self) -> Self:
+        suffix = self.out.suffix
+        if self.format is None and suffix not in (".npz", ".parquet"):
+            raise ValueError("out: must end in .npz or .parquet; for a folder of .npy files, give format npy")
+        if self.format in ("npz", "parquet") and suffix != f".{self.format}":
+            raise ValueError(f"out: must end in .{self.format}, not {self.out.name!r}")
+        return self
 
 
 @dataclass(frozen=True)
 class _Case:
-    """A scan: its name as given, its images (one per channel), and its modality label."""
+    """A scan: its name as given, its images (one per channel), its modality, and the name of its file."""
 
     name: str
     images: tuple[Image, ...]
     modality: str
+    file: str = ""
 
     @property
     def files(self) -> list[Path]:
@@ -112,13 +108,15 @@ def embed(settings: EmbedSettings) -> Embeddings:
     used as acquired.
 
     An .npz file has the arrays `features` (N, F) float32, `scans` and `modalities` (N,); a .parquet file has
-    the columns `scan`, `modality` and `features`. After an interruption, the same command continues; with
-    other weights or windows it is refused.
+    the columns `scan`, `modality` and `features`. With format npy, `out` is a folder with one file `NAME.npy`
+    (F,) float32 per scan; NAME is that of the scan's file, numbered if not unique. After an interruption, the
+    same command continues; with other weights or windows it is refused.
 
     Raises:
         Dae3dError: if the weights cannot be used, a modality is unknown, or no scan could be read.
     """
-    _refuse_other_file(settings.out)
+    layout = FORMATS[settings.format or settings.out.suffix[1:]]
+    layout.refuse_other(settings.out)
     device = pick_device(settings.device, settings.threads)
     merging = settings.monai_merging
     encoder: Any = load(settings.weights, task="encoder", axes=settings.axes, monai_merging=merging).to(
@@ -152,7 +150,8 @@ def embed(settings: EmbedSettings) -> Embeddings:
     unfinished = settings.out.with_name(f".{settings.out.name}.unfinished")
     with Journal(unfinished, heading) as journal:
         embeddings = _embed_all(cases, features_of, journal)
-        _write(embeddings, settings.out)
+        files = {case.name: case.file for case in cases}
+        layout.write(embeddings, settings.out, [files[name] for name in embeddings.scans])
         unfinished.unlink(missing_ok=True)
     _say(embeddings, settings.out)
     return embeddings
@@ -206,7 +205,8 @@ def _cases(settings: EmbedSettings, recipe: CaseRecipe | None, known: Sequence[s
     """The scans, without repetitions, with their images and modalities."""
     if recipe:
         given = given_cases(settings.scans, recipe.modalities, volume=settings.volume, refuses=False)
-        return [_Case(case.given, case.images, "+".join(recipe.modalities)) for case in given]
+        label = "+".join(recipe.modalities)
+        return _named([_Case(case.given, case.images, label) for case in given])
     for scan in settings.scans:
         files = channel_files(scan)
         if len(files) > 1:
@@ -215,7 +215,13 @@ def _cases(settings: EmbedSettings, recipe: CaseRecipe | None, known: Sequence[s
     never_saw = unseen(items, known)
     if never_saw:
         log.warning("%s", never_saw)
-    return [_Case(item.name, (item.image,), item.modality) for item in items]
+    return _named([_Case(item.name, (item.image,), item.modality) for item in items])
+
+
+def _named(cases: list[_Case]) -> list[_Case]:
+    """The scans with the names of their files."""
+    names = numbered_names(image_names([case.images[0] for case in cases]))
+    return [replace(case, file=name) for case, name in zip(cases, names, strict=True)]
 
 
 def _embed_all(
@@ -260,44 +266,6 @@ def _read(
     _, volume, statistics = read_prepared(case.images[0], preparation, case.modality)
     image = normalise(volume.intensities(), case.modality, statistics, intensity)
     return image[None], statistics.foreground
-
-
-def _refuse_other_file(path: Path) -> None:
-    """Refuse to overwrite a file not written by `embed`, and .parquet without pyarrow."""
-    what, columns = "table of `embed`", ["scan", "modality", "features"]
-    if path.suffix == ".npz":
-        # A zip archive, with the name of the first array after 30 bytes.
-        refuse_other_file(path, what, rb"PK\x03\x04.{26}features\.npy")
-        return
-    _pyarrow()
-    refuse_other_file(path, what, rb"PAR1")
-    if path.exists():
-        with reading(path):
-            found = importlib.import_module("pyarrow.parquet").read_schema(path).names
-        if found != columns:
-            raise Dae3dError(f"out: {path} exists and is not a {what}; choose another path, or move it away")
-
-
-def _write(embeddings: Embeddings, path: Path) -> None:
-    scans, modalities, features = embeddings.scans, embeddings.modalities, embeddings.features
-    with whole_file(path) as temporary:
-        if path.suffix == ".npz":
-            with temporary.open("wb") as file:
-                np.savez(file, features=features, scans=np.array(scans), modalities=np.array(modalities))
-        else:
-            arrow = _pyarrow()
-            lists = arrow.FixedSizeListArray.from_arrays(features.ravel(), features.shape[1])
-            table = arrow.table({"scan": scans, "modality": modalities, "features": lists})
-            importlib.import_module("pyarrow.parquet").write_table(table, temporary)
-
-
-def _pyarrow() -> Any:
-    try:
-        return importlib.import_module("pyarrow")
-    except ImportError:
-        raise Dae3dError(
-            "out: .parquet needs pyarrow; install it with `pip install 'dae3d[parquet]'`, or write .npz"
-        ) from None
 
 
 def _say(embeddings: Embeddings, path: Path) -> None:

@@ -23,6 +23,7 @@ from dae3d.evaluation.results import Mean, Results
 from dae3d.evaluation.segmentation_metrics import Metric, tabled
 from dae3d.files import refuse_other_file, write_text
 from dae3d.journal import Journal
+from dae3d.models.hub import WeightsSource
 from dae3d.reporting.evaluation import Context, write_report
 from dae3d.reporting.html import refuse_other_page
 from dae3d.run_folder import refuse_a_runs_folder
@@ -52,8 +53,10 @@ class EvaluateSettings(Settings):
     predictions: Path | None = Field(
         None, description="folder of label maps `<case>.nii.gz`, as written by `dae3d predict --data`"
     )
-    weights: list[Path] = Field(
-        [], description="instead of predictions: runs or weight files to predict with, into OUT/predictions"
+    weights: list[WeightsSource] = Field(
+        [],
+        description="instead of predictions: runs, weight files or hf://ORG/NAME[/FILE] to predict with, "
+        "into OUT/predictions",
     )
     split: TaskSplit = Field("validation", description="cases to compare")
     fold: int | None = Field(None, ge=0, description="fold held out for validation, if the list has folds")

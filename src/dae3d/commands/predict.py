@@ -33,6 +33,7 @@ from dae3d.inference.nifti import write_nifti
 from dae3d.inference.original_grid import interpolate_slabs, is_part_of, nearest_classes
 from dae3d.inference.sliding import probability_slabs, segment, window_count
 from dae3d.journal import Journal, sources_in
+from dae3d.models.hub import WeightsSource
 from dae3d.scans.channels import ScanText, channel_files
 from dae3d.scans.given import SCANS_GIVEN, VOLUME_GIVEN, Image
 from dae3d.scans.modality import Label
@@ -51,8 +52,10 @@ class PredictSettings(Settings):
     """Settings of `predict`."""
 
     scans: Annotated[list[ScanText], Positional()] = Field([], description=SCANS_GIVEN)
-    weights: list[Path] = Field(
-        min_length=1, description="fine-tuned runs (their best weights) or weight files; several are averaged"
+    weights: list[WeightsSource] = Field(
+        min_length=1,
+        description="fine-tuned runs (their best weights), weight files or hf://ORG/NAME[/FILE]; several are "
+        "averaged",
     )
     out: Path = Field(description="output folder")
     data: Path | None = Field(None, description="instead of scans: a list of cases, as for `dae3d finetune`")

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import itertools
 import logging
 import math
 import os
@@ -39,12 +38,12 @@ from dae3d.files import inside, refuse_other_file, whole_file, write_text
 from dae3d.inference.device import pick_device
 from dae3d.inference.given_images import GivenImage, given_images, unseen
 from dae3d.inference.prepared import Prepared, preparation_of, read_prepared
+from dae3d.models.hub import SOURCE_GIVEN, WeightsSource
 from dae3d.models.loading import load
 from dae3d.models.network import RepairNetwork
 from dae3d.run_folder import refuse_a_runs_folder
-from dae3d.scans.given import VOLUME_GIVEN, image_names
+from dae3d.scans.given import VOLUME_GIVEN, image_names, numbered_names
 from dae3d.scans.modality import Label, RuleText
-from dae3d.scans.readers import scan_stem
 from dae3d.settings import Positional, Settings, command
 from dae3d.store.boxes import Roi, Triple, by_axis
 from dae3d.store.intensity import normalise
@@ -59,9 +58,7 @@ class ReconstructSettings(Settings):
     scans: Annotated[list[Path], Positional()] = Field(
         description="scan files, and folders of scans or of DICOM series", min_length=1
     )
-    weights: Path = Field(
-        description="run folder (its best weights), .safetensors file, or published .pth file"
-    )
+    weights: WeightsSource = Field(description=SOURCE_GIVEN)
     out: Path = Field(description="output folder")
     modality: Label | None = Field(
         None, description="label of scans that no rule matches, which decides how intensities are scaled"
@@ -124,7 +121,8 @@ def reconstruct(settings: ReconstructSettings) -> list[dict[str, Any]]:
     log.info("%s, windows of %s", disruption, by_axis(roi))
 
     scans = _scans(settings, network.info.get("modalities", ()))
-    named = _named(image_names([scan.image for scan in scans]))
+    paths = image_names([scan.image for scan in scans])
+    named = list(zip(paths, numbered_names(paths), strict=True))
     _refuse_overwriting(settings.out, [scan.name for scan in scans], named)
     rows: list[dict[str, Any]] = []
     for number, ((given, source, label), (path, name)) in enumerate(zip(scans, named, strict=True)):
@@ -248,7 +246,9 @@ def _trained_with(network: RepairNetwork) -> PretrainSettings:
     """The settings of a network's training; for published checkpoints, the published settings."""
     if "settings" in network.info:
         try:
-            recorded = {**PretrainSettings.earlier, **network.info["settings"], "resume": False}
+            # Published weights do not record paths.
+            recorded: dict[str, Any] = {"data": Path(), "out": Path(), **PretrainSettings.earlier}
+            recorded |= {**network.info["settings"], "resume": False}
             return PretrainSettings.model_validate(recorded)
         except ValidationError as error:
             raise Dae3dError(
@@ -258,17 +258,6 @@ def _trained_with(network: RepairNetwork) -> PretrainSettings:
     own = {name: value for name, value in sizes.items() if name in PretrainSettings.model_fields}
     published = {**PretrainSettings.earlier, "disruption": "all", **own}
     return PretrainSettings.model_validate({"data": Path(), "out": Path(), **published})
-
-
-def _named(scans: list[Path]) -> list[tuple[Path, str]]:
-    """Each scan with the name of its output folder: its stem, numbered if not unique."""
-    stems = [scan_stem(path) for path in scans]
-    names: list[str] = []
-    for stem in stems:
-        numbered = (f"{stem}-{number}" for number in itertools.count(1))
-        once = stems.count(stem) == 1
-        names.append(stem if once else next(n for n in numbered if n not in stems and n not in names))
-    return list(zip(scans, names, strict=True))
 
 
 def _refuse_overwriting(out: Path, scans: Sequence[str], named: Sequence[tuple[Path, str]]) -> None:

@@ -33,7 +33,7 @@ DISRUPTIONS: dict[str, Disruption] = {
     ),
     "denoise": Disruption((noise,), "noise", "Gaussian noise"),
     "superres": Disruption((downsample,), "loss of resolution", "down- and up-sampling"),
-    "local_mask": Disruption((local_mask,), _CHANNELS, "masked channels of the token embedding"),
+    "local_mask": Disruption((local_mask,), _CHANNELS, "masked channels, or blocks, of the token embedding"),
     "mae": Disruption((block_mask,), "masked blocks of voxels", "masked blocks"),
     "varied": Disruption(
         (varied_noise, varied_downsample, varied_block_mask),

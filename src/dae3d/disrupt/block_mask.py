@@ -20,7 +20,10 @@ class BlockMaskSettings(Settings):
     """Size of the blocks and share of masked blocks."""
 
     block_size: Annotated[int, DISRUPTION] = Field(
-        16, ge=2, description="side of the masked blocks of mae in voxels; for varied the maximum"
+        16,
+        ge=2,
+        description="side of the masked blocks of mae, and of --local-mask blocks, in voxels; for varied the "
+        "maximum",
     )
     block_mask_ratio: Annotated[float, DISRUPTION] = Field(
         0.6, gt=0, lt=1, description="share of masked blocks of mae; for varied the maximum"

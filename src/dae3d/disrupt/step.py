@@ -65,10 +65,15 @@ class Disruption:
     def check(self, settings: Any, roi: Triple) -> None:
         """Raise `ValueError` if the settings do not fit crops with these sides in voxels."""
         for step in self.steps:
+            if step.maxima:
+                if step.masks_voxels and any(side % 2 for side in roi):
+                    raise ValueError(
+                        f"roi: sides must be even, not {by_axis(roi)}, because blocks of 2 voxels and more "
+                        "are masked"
+                    )
+                continue
             for name in step.sides:
                 side = getattr(settings, name)
-                if step.maxima:
-                    side = 2 if step.masks_voxels else 1  # the smallest
                 # Tokens are two voxels wide.
                 even = "be even and " if step.masks_voxels else ""
                 left = [str(length) for length in dict.fromkeys(roi) if length % side]

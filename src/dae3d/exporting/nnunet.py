@@ -1,8 +1,9 @@
-"""The residual encoder U-Net for nnU-Net and nnssl."""
+"""Weights for nnU-Net and nnssl."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from dae3d.errors import Dae3dError
 from dae3d.exporting.exported import Exported, learned
-from dae3d.files import whole_file
+from dae3d.files import whole_file, write_text
 from dae3d.models.loading import load_into
 from dae3d.models.network import Segmenter
 from dae3d.models.resenc.architecture import ResEncArchitecture
@@ -24,8 +25,9 @@ from dae3d.models.resenc.foreign import (
     kwargs_of,
     to_nnunet,
 )
-from dae3d.models.weights import HEADER, read_weights
+from dae3d.models.weights import HEADER, read_weights, save_weights
 
+TRAINER = "nnUNetTrainerDae3d"
 _FIELDS = {
     "stage_strides": "strides",
     "stage_kernels": "kernel_sizes",
@@ -101,6 +103,30 @@ def write_for_plans(
         f"nnUNetv2_train DATASET {configuration} FOLD -p {plans.stem} -pretrained_weights {out}",
     ]
     return Exported(state, report.skipped, notes + _intensity_notes(network))
+
+
+def write_trainer(network: Any, out: Path) -> Exported:
+    """A folder for `nnUNet_extTrainer`: a trainer of nnU-Net, and the weights that it begins with.
+
+    Raises:
+        Dae3dError: if there is a file of these names that dae3d has not written.
+    """
+    trainer, weights = out / f"{TRAINER}.py", out / "dae3d-weights.safetensors"
+    source = resources.files("dae3d.nnunet").joinpath(trainer.name).read_text("utf-8")
+    first = source.partition("\n")[0]
+    if trainer.exists() and not trainer.read_text("utf-8").startswith(first):
+        raise Dae3dError(f"out: {trainer} exists and was not written by dae3d; choose another folder")
+    if out.exists() and not out.is_dir():
+        raise Dae3dError(f"out: {out} is a file; name a folder")
+    state = learned(network)
+    out.mkdir(parents=True, exist_ok=True)
+    save_weights(weights, state, network.architecture, network.info)
+    write_text(trainer, source)
+    notes = [
+        f"nnUNet_extTrainer={out} nnUNetv2_train DATASET 3d_fullres FOLD -tr {TRAINER}",
+        "Prediction needs the same variable, and both need dae3d installed.",
+    ]
+    return Exported(state, {}, notes + _intensity_notes(network))
 
 
 def _resenc(network: Any, name: str) -> ResEncArchitecture:

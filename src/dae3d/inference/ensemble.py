@@ -36,7 +36,7 @@ class Ensemble:
     infos: Sequence[WeightsInfo] = ()
 
 
-def load_ensemble(weights: Sequence[Path], device: torch.device) -> Ensemble:
+def load_ensemble(weights: Sequence[str | Path], device: torch.device) -> Ensemble:
     """Load segmentation networks of one task.
 
     Raises:
@@ -59,7 +59,7 @@ def load_ensemble(weights: Sequence[Path], device: torch.device) -> Ensemble:
     return Ensemble([network.to(device) for network in networks], recipes[0], digests, common, infos)
 
 
-def recipe_of(source: Path) -> CaseRecipe:
+def recipe_of(source: str | Path) -> CaseRecipe:
     """How cases are prepared for a segmentation network; raises like `load_ensemble`."""
     return _recipe(source, read_weights(source))
 
@@ -73,7 +73,7 @@ def _flips(info: WeightsInfo) -> tuple[Axis, ...] | None:
     return None if probability is None else AXES if probability else ()
 
 
-def _recipe(source: Path, network: Network | Contents) -> CaseRecipe:
+def _recipe(source: str | Path, network: Network | Contents) -> CaseRecipe:
     if network.info.get("task") != "segmentation":
         raise Dae3dError(
             f"{source}: not a segmentation network; make one with `dae3d finetune --init {source} ...` first"

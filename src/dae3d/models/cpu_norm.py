@@ -32,13 +32,20 @@ class Map(NamedTuple):
 class CpuNorm(torch.autograd.Function):
     """leaky_relu(norm(x) + residual), optionally with the residual normalised too; all tensors channels-last.
 
-    The volume is processed in pieces that stay in the cache from one operation to the next. The norm is a map
-    x * scale + shift for every sample and channel.
+    Norms may have weights and biases (C,), which follow the other arguments: those of `x`, then those of the
+    residual. The volume is processed in pieces that stay in the cache from one operation to the next. The
+    norm is a map x * scale + shift for every sample and channel.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, residual: Tensor | None, normalise_residual: bool, eps: float, slope: float
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        normalise_residual: bool,
+        eps: float,
+        slope: float,
+        *affine: Tensor,
     ) -> Tensor:
         """Returns the shape of `x` (B, C, D, H, W); the residual has the same shape and layout."""
         out = torch.empty_like(x)
@@ -46,23 +53,29 @@ class CpuNorm(torch.autograd.Function):
         normalised = terms if normalise_residual else terms[:1]
         volumes = [_rows(term) for term in terms]
         maps = [_norm_maps(rows, x.shape[1], eps) for rows in volumes[: len(normalised)]]
+        weights, biases = affine[::2], affine[1::2]
         for i, into in enumerate(_rows(out)):
-            _forward([volume[i] for volume in volumes], [of_term[i] for of_term in maps], into, slope)
+            of_sample = [of_term[i] for of_term in maps]
+            if affine:
+                of_sample = [_weighted(*each) for each in zip(of_sample, weights, biases, strict=True)]
+            _forward([volume[i] for volume in volumes], of_sample, into, slope)
         ctx.slope, ctx.maps, ctx.raw_type = slope, maps, None
         if len(terms) > len(normalised):
             ctx.raw_type = terms[-1].dtype
-        ctx.save_for_backward(out if slope != 1 else None, *normalised)
+        ctx.save_for_backward(out if slope != 1 else None, *weights, *normalised)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        """Gradients of `x`, and of the residual if there is one."""
-        out, *normalised = ctx.saved_tensors
+        """Gradients of `x`, of the residual if there is one, and of weights and biases."""
+        out, *saved = ctx.saved_tensors
+        weights, normalised = saved[: -len(ctx.maps)], saved[-len(ctx.maps) :]
         grads = [torch.empty_like(term) for term in normalised]
         if ctx.raw_type is not None:
             grads.append(torch.empty_like(normalised[0], dtype=ctx.raw_type))
         given, volumes = _rows(gradient), [_rows(term) for term in normalised]
         intos = [_rows(grad) for grad in grads]
+        of_affine = [torch.zeros(normalised[0].shape[1]) for _ in range(2 * len(weights))]
         for i, given_rows in enumerate(given):
             before = given_rows
             if out is not None:
@@ -78,8 +91,10 @@ class CpuNorm(torch.autograd.Function):
                 [of_term[i] for of_term in ctx.maps],
                 [into[i] for into in intos[: len(volumes)]],
                 normalised[0].shape[1],
+                weights,
+                of_affine,
             )
-        return (*grads, *[None] * (5 - len(grads)))
+        return (*grads, *[None] * (5 - len(grads)), *of_affine)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -120,6 +135,17 @@ def _norm_maps(volume: Tensor, channels: int, eps: float) -> list[Map]:
     return maps
 
 
+def _weighted(found: Map, weight: Tensor, bias: Tensor) -> Map:
+    """The map of a norm with a weight and a bias (C,)."""
+    weight, bias = (_wide(each, found.scale) for each in (weight, bias))
+    return Map(found.scale * weight, found.shift * weight + bias, found.mean)
+
+
+def _wide(values: Tensor, row: Tensor) -> Tensor:
+    """(C,) repeated to the width of a row."""
+    return values.float().repeat(len(row) // len(values))
+
+
 def _forward(terms: list[Tensor], maps: list[Map], into: Tensor, slope: float) -> None:
     shift = torch.stack([each.shift for each in maps]).sum(0)
     for into_piece, *pieces in zip(_pieces(into), *map(_pieces, terms), strict=True):
@@ -150,16 +176,26 @@ def _norms_backward(
     maps: list[Map],
     intos: list[Tensor],
     channels: int,
+    weights: list[Tensor],
+    of_affine: list[Tensor],
 ) -> None:
-    """From the gradient of a sum of norms to those of their inputs; the last may overwrite `before`."""
+    """From the gradient of a sum of norms to those of their inputs; the last may overwrite `before`.
+
+    The gradients of weights and biases, in turn, are added to `of_affine`.
+    """
     voxels = before.numel() // channels
     sums = [_sums(before, term, of_term) for term, of_term in zip(terms, maps, strict=True)]
     mean = _mean(sums[0][0], channels, voxels)
     # scale * (before - mean of before - normal * mean of before * normal), normal = piece * scale + shift
-    steps = []
+    steps: list[tuple[Tensor, ...]] = []
     for (scale, shift, _), (_, along) in zip(maps, sums, strict=True):
         mean_along = _mean(along, channels, voxels)
         steps.append((scale, scale.square() * mean_along, -scale * (mean + mean_along * shift)))
+    for i, weight in enumerate(weights):
+        weighted = _wide(weight, steps[i][0])
+        steps[i] = tuple(each * weighted for each in steps[i])
+        of_affine[2 * i] += sums[i][1].view(-1, channels).sum(0)
+        of_affine[2 * i + 1] += sums[i][0].view(-1, channels).sum(0)
     for before_piece, *rest in zip(_pieces(before), *map(_pieces, [*terms, *intos]), strict=True):
         gradient = before_piece.float()
         for i, (scale, slope, offset) in enumerate(steps):

@@ -17,6 +17,7 @@ from dae3d.models.network import FeatureEncoder, RepairNetwork, Segmenter, Task
 from dae3d.models.provenance import class_names
 from dae3d.models.swin_unetr import Axes, SwinArchitecture
 from dae3d.models.weights import check_choice, read_weights
+from dae3d.models.window_tables import TABLE, resized, window_of
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +43,10 @@ def load(
     """Build a network with the weights of a file, in eval mode.
 
     Args:
-        weights: a run folder (its best weights), a `.safetensors` file of dae3d, a published checkpoint, a
-            state dict of MONAI's `SwinUNETR`, or MONAI's `model_swinvit.pt`. The tensors may be under other
-            entries of the file, and their names may have a prefix ("module.", "teacher.backbone.").
+        weights: a run folder (its best weights), a folder made by `export`, a `.safetensors` file of dae3d, a
+            published checkpoint, a state dict of MONAI's `SwinUNETR`, or MONAI's `model_swinvit.pt`. The
+            tensors may be under other entries of the file, and their names may have a prefix ("module.",
+            "teacher.backbone."). Or `hf://ORG/NAME[@REVISION][/FILE]`, such a file on the Hugging Face Hub.
         task: what the network returns for an image (B, C, D, H, W): "pretrain" the repaired image,
             "segmentation" logits (B, classes, D, H, W), "encoder" the feature maps (five of Swin UNETR),
             normalised over channels. None: what the file was trained for.
@@ -148,6 +150,8 @@ def _fitting(
     theirs = class_names(contents.info)
     for name, tensor in contents.state.items():
         tensor, how = _with_channels(name, tensor, wanted, contents.architecture.image_parameters)
+        tensor, resized_how = _with_window(name, tensor, wanted)
+        how = how or resized_how
         reason = _why_not(name, tensor, wanted, contents.task, task, transfer)
         if reason is None and part_of(name) == "head" and theirs and classes:
             reason = _other_classes(theirs, classes)
@@ -207,6 +211,16 @@ def _with_channels(
             done = "repeated" if before == 1 else f"{before} input channels summed, repeated"
             return adapted, f"{done} for {channels} input channels, divided by {channels}"
     return tensor, ""
+
+
+def _with_window(name: str, tensor: Tensor, wanted: dict[str, Tensor]) -> tuple[Tensor, str]:
+    """Adapt a table of attention biases to windows of another size, and say how."""
+    if not name.endswith(TABLE) or name not in wanted or tensor.shape[1:] != wanted[name].shape[1:]:
+        return tensor, ""
+    before, now = window_of(tensor), window_of(wanted[name])
+    if before is None or now is None or before == now:
+        return tensor, ""
+    return resized(tensor, now), f"interpolated from attention windows of {before}^3 tokens to {now}^3"
 
 
 def _why_not(

@@ -49,6 +49,35 @@ class NormActivation(nn.Module):
         return _implementation(x).apply(x, residual, normalise_residual, self.eps, self.slope)
 
 
+def norm_activation(
+    x: Tensor,
+    norm: InstanceNorm,
+    slope: float,
+    residual: Tensor | None = None,
+    residual_norm: InstanceNorm | None = None,
+) -> Tensor:
+    """leaky_relu(norm(x) + residual) of affine norms, in one pass.
+
+    Args:
+        x: (B, C, D, H, W).
+        norm: affine.
+        slope: of the leaky ReLU below zero; 1 for none.
+        residual: of the same shape.
+        residual_norm: affine, with the same eps; the residual is normalised too.
+    """
+    norms = [norm] if residual_norm is None else [norm, residual_norm]
+    if x[0, 0].numel() == 1:
+        out = norm(x)
+        if residual is not None:
+            out = out + (residual if residual_norm is None else residual_norm(residual))
+        return functional.leaky_relu(out, slope)
+    if residual is not None:
+        residual = residual.contiguous(memory_format=layout(x))
+    affine = [parameter for each in norms for parameter in (each.weight, each.bias)]
+    given = (x, residual, residual_norm is not None, norm.eps, slope)
+    return _implementation(x).apply(*given, *affine)
+
+
 def _instance_norm(x: Tensor, eps: float) -> Tensor:
     if x[0, 0].numel() == 1:
         return x * 0

@@ -51,7 +51,8 @@ class SwinSettings(Settings):
         None,
         ge=2,
         description="side of the attention windows, in tokens; a divisor of roi / 16 (6 for 96, 8 for 128) "
-        "needs no padding; the published size is 7 (default: as in --init, else 6)",
+        "needs no padding; the published size is 7; with another one than --init has, its biases are "
+        "interpolated (default: as in --init, else 6)",
     )
     window_edges: Annotated[WindowEdges | None, SWIN] = Field(
         None,

@@ -18,6 +18,7 @@ from dae3d.models.architecture import Architecture
 from dae3d.models.backbones import architecture_of_header
 from dae3d.models.contents import Contents, MonaiMerging, Renamed
 from dae3d.models.foreign import find_network
+from dae3d.models.hub import MODEL, downloaded, hub_address
 from dae3d.models.network import WeightsInfo
 from dae3d.models.pickled import read_pickled
 
@@ -45,14 +46,14 @@ def save_weights(
 
 
 def read_weights(source: str | Path, monai_merging: MonaiMerging | None = None) -> Contents:
-    """Read a weights file, or the best weights of a run folder; `monai_merging` is as for `load`.
+    """Read weights; the arguments are as for `load`.
 
     Raises:
         Dae3dError: if there is no such file, it holds no weights, or `monai_merging` is given although the
             file records it.
     """
     check_choice("monai_merging", monai_merging, (*get_args(MonaiMerging), None))
-    path = _weights_file(Path(source))
+    path = _weights_file(source)
     if path.suffix != ".safetensors":
         return _in_another_layout(path, read_pickled(path), monai_merging)
     tensors, header = _read_safetensors(path)
@@ -79,15 +80,28 @@ def check_choice(name: str, value: str | None, allowed: tuple[str | None, ...]) 
         raise Dae3dError(f"{name}: must be one of {', '.join(map(repr, allowed))}, not {value!r}")
 
 
-def _weights_file(source: Path) -> Path:
+# Weights in a run folder, or in one made by `export`.
+_IN_FOLDERS = ("weights/best.safetensors", "weights/last.safetensors", MODEL, "models/model.pt")
+
+
+def _weights_file(source: str | Path) -> Path:
+    """The file of weights that the user named; one on the Hub is downloaded."""
+    try:
+        address = hub_address(source)
+    except ValueError as error:
+        raise Dae3dError(str(error)) from None
+    path = Path(source) if address is None else downloaded(address)
+    return _local_file(path)
+
+
+def _local_file(source: Path) -> Path:
     if source.is_dir():
-        for name in ("best", "last"):
-            path = source / "weights" / f"{name}.safetensors"
+        for name in _IN_FOLDERS:
+            path = source / name
             if path.is_file():
                 return path
-        raise Dae3dError(
-            f"{source}: no weights/best.safetensors or weights/last.safetensors in this run folder"
-        )
+        *names, last = _IN_FOLDERS
+        raise Dae3dError(f"{source}: no {', '.join(names)} or {last} in this folder")
     if not source.is_file():
         raise Dae3dError(f"{source}: no such file or run folder")
     if source.suffix not in SUFFIXES:

@@ -1,5 +1,6 @@
 """Scans named by a user: files, one volume of a 4-D file, DICOM series, and folders of these."""
 
+import itertools
 import logging
 import re
 from collections import Counter
@@ -243,3 +244,14 @@ def image_names(images: Sequence[Image]) -> list[Path]:
         else image.path
         for image in images
     ]
+
+
+def numbered_names(paths: Sequence[Path]) -> list[str]:
+    """A name for the results of each scan: its stem, numbered if not unique."""
+    stems = [scan_stem(path) for path in paths]
+    names: list[str] = []
+    for stem in stems:
+        numbered = (f"{stem}-{number}" for number in itertools.count(1))
+        once = stems.count(stem) == 1
+        names.append(stem if once else next(n for n in numbered if n not in stems and n not in names))
+    return names

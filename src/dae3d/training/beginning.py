@@ -20,6 +20,7 @@ from dae3d.training.run_settings import RunSettings
 ONE_MM = (1.0, 1.0, 1.0)
 AnyRun = TypeVar("AnyRun", bound=RunSettings)
 
+_ADAPTED = ("window",)  # settings for which weights of another value are adapted
 _NAMED = 5  # cases
 _SAME_SIZE = 1.2  # voxel sides that differ by a smaller factor count as equal
 
@@ -39,8 +40,10 @@ class Beginning(NamedTuple):
 def with_sizes_of_init(settings: AnyRun, contents: Contents) -> AnyRun:
     """Fill in the backbone and its sizes from the weights of --init.
 
+    Windows of another size are kept, because the tables of attention biases are interpolated.
+
     Raises:
-        SettingsError: if a setting that was given differs from them.
+        SettingsError: if another setting that was given differs from the weights.
     """
     filled = settings.with_sizes_of(contents.architecture)
     there, kind = filled.sizes(), type(contents.architecture)
@@ -50,7 +53,9 @@ def with_sizes_of_init(settings: AnyRun, contents: Contents) -> AnyRun:
     except ValueError as error:
         raise SettingsError(f"{error} of --init {contents.path}") from None
     for name, value in settings.sizes(kind).items():
-        if value is not None and value != there.get(name):
+        if name in _ADAPTED and value is not None:
+            filled = filled.model_copy(update={name: value})
+        elif value is not None and value != there.get(name):
             assumed = contents.assumed.get('patch merging "reference"') if name == "patch_merging" else None
             raise SettingsError(
                 f"{name}: the network of --init {contents.path} has {there.get(name)}, not {value}"

@@ -15,6 +15,7 @@ from dae3d.cores import THREADS
 from dae3d.errors import SettingsError
 from dae3d.models.backbones import FIRST, NETWORK, NetworkSettings
 from dae3d.models.contents import MONAI_MERGING, MonaiMerging
+from dae3d.models.hub import SOURCE_GIVEN, WeightsSource, hub_address
 from dae3d.settings import Group, Settings
 from dae3d.store.boxes import Roi
 from dae3d.training.schedule import Duration, Schedule, in_steps, is_zero
@@ -39,6 +40,11 @@ def _found(path: Path, was: Path, out: Path) -> Path:
     return beside if beside.exists() else path
 
 
+def _has_path(kind: Any) -> bool:
+    """Whether a path may be a value of a type."""
+    return kind is Path or any(map(_has_path, get_args(kind)))
+
+
 class RunSettings(NetworkSettings):
     """Settings common to pre-training and fine-tuning."""
 
@@ -53,8 +59,8 @@ class RunSettings(NetworkSettings):
     max_steps: Duration = Field(30_000, description='number of optimiser steps, or of epochs as "300 epochs"')
     seed: int = Field(0, ge=0, lt=2**31, description="random seed of the initial weights and of every sample")
 
-    init: Annotated[Path | None, TRANSFER] = Field(
-        None, description="run folder or weights file to start from (default: random weights)"
+    init: Annotated[WeightsSource | None, TRANSFER] = Field(
+        None, description=f"weights to start from: {SOURCE_GIVEN} (default: random weights)"
     )
     monai_merging: Annotated[MonaiMerging | None, TRANSFER] = Field(
         None, description=f"of --init: {MONAI_MERGING} (default: reference, with a warning)"
@@ -143,19 +149,21 @@ class RunSettings(NetworkSettings):
     @classmethod
     def _moved(cls, saved: dict[str, Any], out: Path) -> dict[str, Any]:
         """Saved settings; paths relative to the run are kept if both have moved."""
-        names = [name for name in cls.path_fields() if saved.get(name) is not None]
+        given = [name for name in cls.path_fields() if saved.get(name) is not None]
+        names = [name for name in given if hub_address(saved[name]) is None]
         return saved | {name: _found(Path(saved[name]), Path(saved.get("out", out)), out) for name in names}
 
     @classmethod
     def path_fields(cls) -> list[str]:
         """The settings that name a file or folder, except the run's own."""
         kinds = {name: field.annotation for name, field in cls.model_fields.items() if name != "out"}
-        return [name for name, kind in kinds.items() if Path in (kind, *get_args(kind))]
+        return [name for name, kind in kinds.items() if _has_path(kind)]
 
     def with_absolute_paths(self) -> Self:
         """The settings with absolute paths, so that they are valid from any folder."""
         paths = {name: getattr(self, name) for name in (*self.path_fields(), "out")}
-        made = {name: Path(os.path.abspath(path)) for name, path in paths.items() if path is not None}
+        # An address on the Hub is a str.
+        made = {name: Path(os.path.abspath(path)) for name, path in paths.items() if isinstance(path, Path)}
         return self.model_copy(update=made)
 
     @model_validator(mode="after")

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from dae3d.errors import Dae3dError
 from dae3d.models.architecture import RepairFrom
 from dae3d.models.blocks import Convolution
-from dae3d.models.norm import InstanceNorm
+from dae3d.models.norm import InstanceNorm, norm_activation
 from dae3d.models.repair_heads import RepairHeads
 from dae3d.store.boxes import Triple, by_axis
 
@@ -43,8 +42,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, *parts: Tensor) -> Tensor:
         """(B, C, D, H, W), given whole or in parts of its channels, to (B, C', D', H', W')."""
-        out = self.norm(self.conv(*parts))
-        return functional.leaky_relu(out, _SLOPE) if self.activates else out
+        return norm_activation(self.conv(*parts), self.norm, _SLOPE if self.activates else 1.0)
 
 
 class ResidualBlock(nn.Module):
@@ -63,7 +61,14 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) to (B, C', D', H', W')."""
-        return functional.leaky_relu(self.conv2(self.conv1(x)) + self.skip(x), _SLOPE)
+        residual, residual_norm = x, None
+        for module in self.skip:
+            if isinstance(module, ConvNorm):
+                residual, residual_norm = module.conv(residual), module.norm
+            else:
+                residual = module(residual)
+        out = self.conv2.conv(self.conv1(x))
+        return norm_activation(out, self.conv2.norm, _SLOPE, residual, residual_norm)
 
 
 class Stage(nn.Module):

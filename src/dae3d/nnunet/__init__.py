@@ -1,0 +1,1 @@
+"""What runs within nnU-Net: networks of dae3d for its trainers."""
