@@ -25,7 +25,6 @@ LINE = re.compile(r"(\S+) s a step \(steps (\d+) to (\d+)\), (\S+) h left")
 def say(monkeypatch, caplog, resumed_at: int = 0, accumulate: int = 1, paused: float = 0.0) -> list[str]:
     """The lines of a run of 1000 steps of 2 s, of which validation takes `paused` seconds after step 15."""
     module = torch.nn.Linear(1, 1)
-    module.network = torch.nn.Linear(1, 1)
     module.run_settings = SimpleNamespace(accumulate=accumulate)
     module.seconds_not_training = 0.0
     trainer = SimpleNamespace(
@@ -33,7 +32,7 @@ def say(monkeypatch, caplog, resumed_at: int = 0, accumulate: int = 1, paused: f
     )
     now = [0.0]
     monkeypatch.setattr(forecast.time, "monotonic", lambda: now[0])
-    callback = Forecast(keep=2)
+    callback = Forecast(keep=2, disk=3_000_000)
     with caplog.at_level(logging.INFO, "dae3d"):
         for batch in range(40 * accumulate):
             now[0] += 2.0 / accumulate
@@ -54,7 +53,7 @@ def test_one_line_after_twenty_steps(monkeypatch, caplog, resumed_at, accumulate
     assert float(seconds) == 2.0
     assert (int(first), int(last)) == (resumed_at + 11, resumed_at + 20)
     assert float(hours) == pytest.approx(2 * (1000 - resumed_at - 20) / 3600, rel=0.01)
-    assert "2 checkpoints" in line
+    assert "3.0 MB on disk for 2 checkpoints" in line
 
 
 def test_a_run_says_it_and_keeps_as_much(tiny_store, tiny_settings, tmp_path, caplog):

@@ -46,10 +46,11 @@ class Forecast(lightning.Callback):
 
     Args:
         keep: checkpoints that are kept.
+        disk: bytes of all that is kept, counted before FSDP splits the network.
     """
 
-    def __init__(self, keep: int) -> None:
-        self.keep = keep
+    def __init__(self, keep: int, disk: int) -> None:
+        self.keep, self.disk = keep, disk
         self._begun_at: int | None = None
         self._start = 0.0
 
@@ -64,13 +65,12 @@ class Forecast(lightning.Callback):
             self._start = time.monotonic() - module.seconds_not_training
         elif done == _LAST and trainer.global_step < trainer.max_steps:
             seconds = time.monotonic() - module.seconds_not_training - self._start
-            self._say(trainer, module, seconds / (_LAST - _FIRST))
+            self._say(trainer, seconds / (_LAST - _FIRST))
 
     @rank_zero_only
-    def _say(self, trainer: Any, module: Any, seconds: float) -> None:
+    def _say(self, trainer: Any, seconds: float) -> None:
         hours = seconds * (trainer.max_steps - trainer.global_step) / 3600
         device = trainer.strategy.root_device
-        _, disk = disk_bytes(module, self.keep)
         log.info(
             "%.3g s a step (steps %d to %d), %.3g h left without validation; at most %s of %s so far; %s on "
             "disk for %d checkpoints and the weights",
@@ -80,7 +80,7 @@ class Forecast(lightning.Callback):
             hours,
             decimal(peak_bytes(device)),
             "GPU memory" if device.type == "cuda" else "memory",
-            decimal(disk),
+            decimal(self.disk),
             self.keep,
         )
 

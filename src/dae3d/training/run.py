@@ -32,7 +32,7 @@ from dae3d.training.callbacks import (
 )
 from dae3d.training.compiling import CompiledBlocks
 from dae3d.training.cpu import keep_freed_memory
-from dae3d.training.forecast import Forecast
+from dae3d.training.forecast import Forecast, disk_bytes
 from dae3d.training.loader_process import naming_loader_processes
 from dae3d.training.module import TrainingModule
 from dae3d.training.record import MetricsFile, log_to
@@ -84,7 +84,7 @@ def train(
     callbacks: list[lightning.Callback] = [
         StopAtNonFiniteLoss(scans_of, settings.out),
         Rows(),
-        Forecast(settings.keep),
+        Forecast(settings.keep, disk_bytes(module, settings.keep)[1]),
         Progress(settings, schedule, what),
         Saver(settings, schedule, about, snapshots, trained_on),
     ]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from dae3d.cores import THREADS
 from dae3d.errors import SettingsError
@@ -23,7 +23,11 @@ from dae3d.training.schedule import Duration, Schedule, in_steps, is_zero
 log = logging.getLogger(__name__)
 
 AUTO: Literal["auto"] = "auto"
-BatchSize = Annotated[int, Field(ge=1)] | Literal["auto"]
+# Tagged, so that a wrong number has one message, not one for each kind.
+BatchSize = Annotated[
+    Annotated[Annotated[int, Field(ge=1)], Tag("number")] | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(lambda value: "auto" if value == "auto" else "number"),
+]
 
 DATA = Group("data")
 TRANSFER = Group("initial weights")
