@@ -252,7 +252,7 @@ def test_a_size_unlike_that_of_the_weights_is_an_error(runs, tiny_finetune, tmp_
     backbone, pretrained, _ = runs
     given = {name: value for name, value in tiny_finetune.items() if name not in TINY}
     given |= {"init": pretrained, "out": tmp_path / "run"}
-    name, value = {"swin-unetr": ("window", 3), "resenc": ("stage_blocks", (2, 2, 2))}[backbone]
+    name, value = {"swin-unetr": ("depths", (2, 1, 1, 1)), "resenc": ("stage_blocks", (2, 2, 2))}[backbone]
     with pytest.raises(SettingsError, match=rf"^{name}: the network of --init .* has .*, not "):
         dae3d.finetune(**given, **{name: value})
     name, value = {"swin-unetr": ("size", "small"), "resenc": ("window", 3)}[backbone]

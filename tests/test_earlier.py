@@ -59,7 +59,12 @@ def test_settings_of_a_run_mean_what_they_meant(run):
         now.keys() & {f"stage_{name}" for name in ("channels", "blocks", "strides", "kernels")}
     )
     changed = {"roi": [32, 32, 32], "out": str(folder), "resume": True}
-    expected = added | ({"transfer": "both"} if kind == "pretrain" else {}) | then | changed
+    expected = (
+        added
+        | ({"transfer": "both", "local_mask": "channels"} if kind == "pretrain" else {})
+        | then
+        | changed
+    )
     assert now == expected
 
 

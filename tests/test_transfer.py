@@ -65,7 +65,6 @@ def test_the_weights_of_a_fine_tuned_network_are_taken_with_their_head(finetuned
         ("embed_dim", 8),
         ("depths", (2, 1, 1, 1)),
         ("heads", (1, 2, 2, 2)),
-        ("window", 4),
         ("window_edges", "reference"),
         ("patch_embed", "linear"),
         ("patch_merging", "reference"),
