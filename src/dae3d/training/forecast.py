@@ -11,6 +11,7 @@ from rich.filesize import decimal
 from torch import nn
 
 from dae3d.memory import peak_memory
+from dae3d.words import duration
 
 log = logging.getLogger(__name__)
 
@@ -69,15 +70,15 @@ class Forecast(lightning.Callback):
 
     @rank_zero_only
     def _say(self, trainer: Any, seconds: float) -> None:
-        hours = seconds * (trainer.max_steps - trainer.global_step) / 3600
+        left = seconds * (trainer.max_steps - trainer.global_step)
         device = trainer.strategy.root_device
         log.info(
-            "%.3g s a step (steps %d to %d), %.3g h left without validation; at most %s of %s so far; %s on "
+            "%.3g s a step (steps %d to %d), %s left without validation; at most %s of %s so far; %s on "
             "disk for %d checkpoints and the weights",
             seconds,
             trainer.global_step - (_LAST - _FIRST) + 1,
             trainer.global_step,
-            hours,
+            duration(left),
             decimal(peak_bytes(device)),
             "GPU memory" if device.type == "cuda" else "memory",
             decimal(self.disk),
