@@ -244,6 +244,12 @@ def test_settings_of_another_backbone_are_refused_unless_a_config_has_them(tiny_
         resolve(PretrainSettings, given | {"size": "small"})
     with pytest.raises(SettingsError, match=r"^embed_dim: is a setting of backbone swin-unetr, but"):
         resolve(PretrainSettings, given | {"backbone": "resenc", "embed_dim": 12})
+    for name, value, with_ in (
+        ("normalise_skips", False, {"backbone": "resenc", "roi": 32}),
+        ("channel_mask_per_token", True, {"local_mask": "blocks"}),
+    ):
+        with pytest.raises(SettingsError, match=rf"^{name}: has no effect with"):
+            resolve(PretrainSettings, given | with_ | {name: value})
     made = resolve(PretrainSettings, given | {"backbone": "resenc", "config": "small-cpu"})
     assert (made.backbone, made.embed_dim, made.roi) == ("resenc", None, (64, 64, 64))
 
@@ -255,6 +261,9 @@ def test_a_size_unlike_that_of_the_weights_is_an_error(runs, tiny_finetune, tmp_
     name, value = {"swin-unetr": ("depths", (2, 1, 1, 1)), "resenc": ("stage_blocks", (2, 2, 2))}[backbone]
     with pytest.raises(SettingsError, match=rf"^{name}: the network of --init .* has .*, not "):
         dae3d.finetune(**given, **{name: value})
+    if backbone == "resenc":
+        with pytest.raises(SettingsError, match=r"^axes: has no effect with backbone resenc"):
+            dae3d.finetune(**given, axes="straight")
     name, value = {"swin-unetr": ("size", "small"), "resenc": ("window", 3)}[backbone]
     with pytest.raises(SettingsError, match=rf"^{name}: is a setting of backbone .*, but .* of --init "):
         dae3d.finetune(**given, **{name: value})

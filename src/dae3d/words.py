@@ -1,6 +1,6 @@
 """Format numbers and lists for people."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def duration(seconds: float) -> str:
@@ -49,3 +49,8 @@ def plural(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number} {noun[:-1] + 'ies' if noun.endswith('y') else noun + 's'}"
+
+
+def millimetres(spacing: Iterable[float]) -> str:
+    """A voxel size: "1 x 1 x 3 mm"."""
+    return " x ".join(f"{side:.3g}" for side in spacing) + " mm"

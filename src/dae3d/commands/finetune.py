@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from dae3d.errors import Dae3dError
+from dae3d.errors import Dae3dError, SettingsError
 from dae3d.models.loading import refuse_another_network
 from dae3d.models.weights import read_weights
 from dae3d.planning.auto_batch import with_batch_size
@@ -49,6 +49,8 @@ def finetune(settings: FinetuneSettings) -> Path:
     devices, nodes = device_count(settings)
     data = labelled_data(settings, check=partial(_refuse_other_classes, settings, checkpoint))
     settings = with_all_sizes(settings, data.spacing())
+    if settings.axes is not None and "axes" not in settings.architecture_class.own():
+        raise SettingsError(f"axes: has no effect with backbone {settings.backbone}; leave it out")
     ends = len(data.recipe.modalities), len(data.recipe.labels)
     settings = with_batch_size(settings, lambda given: FinetuneTrial(given, *ends), devices * nodes)
     batch = settings.crops * devices * nodes

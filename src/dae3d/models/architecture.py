@@ -55,6 +55,7 @@ class Architecture(ABC):
     backbone: ClassVar[str]
     settings: ClassVar[type[Settings]]  # what the user can choose
     needs_spacing: ClassVar[bool] = False  # whether sizes that are not given depend on the voxel size
+    adapted: ClassVar[tuple[str, ...]] = ()  # settings for which weights of another value are adapted
 
     in_channels: int = 1
     out_channels: int = 1

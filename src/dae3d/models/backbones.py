@@ -47,7 +47,9 @@ class NetworkSettings(ResEncSettings, SwinSettings, _Choice):
         """Of the chosen backbone."""
         return BACKBONES[self.backbone or FIRST]
 
-    def architecture_of(self, roi: Triple, spacing: Sequence[float] = (1.0, 1.0, 1.0), **values: Any) -> Any:
+    def architecture_of(
+        self, roi: Triple, spacing: Sequence[float] = (1.0, 1.0, 1.0), **values: Any
+    ) -> Architecture:
         """The architecture with these settings; arguments as for `Architecture.of`."""
         return self.architecture_class.of(self, roi, spacing, **values)
 

@@ -98,6 +98,7 @@ class SwinArchitecture(Architecture):
 
     backbone: ClassVar[str] = "swin-unetr"
     settings: ClassVar[type[Settings]] = SwinSettings
+    adapted: ClassVar[tuple[str, ...]] = ("window",)
 
     embed_dim: int = 48
     depths: tuple[int, int, int, int] = (2, 2, 2, 2)

@@ -26,7 +26,7 @@ class nnUNetTrainerDae3d(nnUNetTrainer):  # type: ignore[misc]
         configuration: str,
         fold: int,
         dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008
+        device: torch.device,
     ) -> None:
         plans = with_our_plan(plans, configuration, WEIGHTS)
         super().__init__(plans, configuration, fold, dataset_json, device)

@@ -9,16 +9,17 @@ from dae3d.models.backbones import NetworkSettings
 from dae3d.planning.choice import Choice, Chooser, Speed, Wish, forecast, measured
 from dae3d.planning.comments import Line, written
 from dae3d.planning.crops import fixed_multiples
-from dae3d.planning.fingerprint import Fingerprint, advice, millimetres, of_task
+from dae3d.planning.fingerprint import Fingerprint, advice, of_task
 from dae3d.planning.pretrain_plan import PretrainPlan, padded
 from dae3d.planning.trial import FinetuneTrial, measured_finetuning
 from dae3d.scans.task import Task, read_task
 from dae3d.settings import resolve
 from dae3d.store.boxes import by_axis
+from dae3d.training.beginning import SAME_SIZE
 from dae3d.training.finetune_settings import FinetuneSettings
+from dae3d.words import millimetres
 
 _PREFERRED, _MOST = (2,), 4  # crops in a batch: nnU-Net's least, and the default
-_SAME_SIZE = 1.2  # voxel sides that differ by a smaller factor count as equal
 
 
 def plan_finetuning(path: Path, before: PretrainPlan, images: Fingerprint, wish: Wish, out: Path) -> str:
@@ -86,7 +87,7 @@ def _data(path: Path, before: PretrainPlan) -> list[Line]:
 
 def _spacing(cases: Fingerprint, images: Fingerprint) -> Iterator[Line]:
     factors = [max(a / b, b / a) for a, b in zip(cases.spacing, images.spacing, strict=True)]
-    if max(factors) > _SAME_SIZE:
+    if max(factors) > SAME_SIZE:
         why = (
             f"The median voxel size of pre-training; that of the cases is {millimetres(cases.spacing)}, so "
             "that structures would appear larger or smaller than in pre-training."

@@ -14,6 +14,7 @@ from dae3d.scans.task import Task
 from dae3d.store.boxes import Triple, by_axis
 from dae3d.store.statistics import Box
 from dae3d.store.store import Store
+from dae3d.words import millimetres
 
 _MIXED = 1.5  # between the finest and the coarsest voxels of a store
 _THICK = 2.0  # between the longest and the shortest side of a voxel
@@ -151,11 +152,6 @@ def advice(images: Fingerprint, as_acquired: bool) -> str | None:
     if not reasons:
         return None
     return f"{'; '.join(reasons)}. --spacing {' '.join(f'{mm:g}' for mm in images.better_spacing())}"
-
-
-def millimetres(spacing: Iterable[float]) -> str:
-    """A voxel size in words: "1 x 1 x 3 mm"."""
-    return " x ".join(f"{mm:.3g}" for mm in spacing) + " mm"
 
 
 def _collected(rows: Iterable[_Row], none: str) -> Fingerprint:

@@ -8,7 +8,7 @@ from typing import Any
 from dae3d.errors import Dae3dError
 from dae3d.planning.choice import Choice, Chooser, Speed, Wish, forecast, measured, steps_in
 from dae3d.planning.comments import Line, written
-from dae3d.planning.fingerprint import Fingerprint, advice, millimetres
+from dae3d.planning.fingerprint import Fingerprint, advice
 from dae3d.planning.network import SMALL, PlannedNetwork
 from dae3d.planning.size import Accelerator
 from dae3d.planning.trial import PretrainTrial, measured_pretraining
@@ -17,6 +17,7 @@ from dae3d.store.boxes import Triple, by_axis
 from dae3d.store.intensity import SCALINGS, ScalingRules, parse_scaling, scaling
 from dae3d.store.store import Store
 from dae3d.training.pretrain_settings import PretrainSettings
+from dae3d.words import millimetres
 
 PREFERRED = (4, 2)  # crops in a batch: the contrastive loss needs two pairs
 _MOST: dict[Accelerator, int] = {"gpu": 16, "cpu": 4}  # crops in a batch; 16 as published

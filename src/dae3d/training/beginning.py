@@ -16,13 +16,13 @@ from dae3d.training.cases import LabelledData
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.run_settings import RunSettings
+from dae3d.words import millimetres
 
 ONE_MM = (1.0, 1.0, 1.0)
 AnyRun = TypeVar("AnyRun", bound=RunSettings)
 
-_ADAPTED = ("window",)  # settings for which weights of another value are adapted
 _NAMED = 5  # cases
-_SAME_SIZE = 1.2  # voxel sides that differ by a smaller factor count as equal
+SAME_SIZE = 1.2  # voxel sides that differ by a smaller factor count as equal
 
 
 class Beginning(NamedTuple):
@@ -40,7 +40,7 @@ class Beginning(NamedTuple):
 def with_sizes_of_init(settings: AnyRun, contents: Contents) -> AnyRun:
     """Fill in the backbone and its sizes from the weights of --init.
 
-    Windows of another size are kept, because the tables of attention biases are interpolated.
+    Other values of settings that weights are adapted to, such as the window of Swin UNETR, are kept.
 
     Raises:
         SettingsError: if another setting that was given differs from the weights.
@@ -53,7 +53,7 @@ def with_sizes_of_init(settings: AnyRun, contents: Contents) -> AnyRun:
     except ValueError as error:
         raise SettingsError(f"{error} of --init {contents.path}") from None
     for name, value in settings.sizes(kind).items():
-        if name in _ADAPTED and value is not None:
+        if name in kind.adapted and value is not None:
             filled = filled.model_copy(update={name: value})
         elif value is not None and value != there.get(name):
             assumed = contents.assumed.get('patch merging "reference"') if name == "patch_merging" else None
@@ -163,17 +163,13 @@ def _on_spacing(contents: Contents, data: LabelledData) -> Iterator[str]:
     if before is None:
         return
     factors = [max(one / other, other / one) for one, other in zip(before, here, strict=True)]
-    if max(factors) > _SAME_SIZE:
+    if max(factors) > SAME_SIZE:
         wanted = " ".join(f"{side:.3g}" for side in before)
         yield (
-            f"{contents.path}: trained on voxels of {_millimetres(before)} (median), but the cases have "
-            f"{_millimetres(here)}, so structures appear larger or smaller than in training; "
+            f"{contents.path}: trained on voxels of {millimetres(before)} (median), but the cases have "
+            f"{millimetres(here)}, so structures appear larger or smaller than in training; "
             f"--spacing {wanted} resamples the cases"
         )
-
-
-def _millimetres(spacing: Sequence[float]) -> str:
-    return " x ".join(f"{side:.3g}" for side in spacing) + " mm"
 
 
 def _on_cases(contents: Contents, data: LabelledData) -> Iterator[str]:

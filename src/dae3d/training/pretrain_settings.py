@@ -133,6 +133,10 @@ class PretrainSettings(RunSettings, ObjectiveSettings, DisruptionSettings):  # t
                 architecture.check_sides(self.roi)
             except SettingsError as error:
                 raise ValueError(str(error)) from None
+        if not self.normalise_skips and self.backbone and "normalise_skips" not in architecture.own():
+            raise ValueError(f"normalise_skips: has no effect with backbone {self.backbone}")
+        if self.channel_mask_per_token and self.local_mask == "blocks":
+            raise ValueError("channel_mask_per_token: has no effect with local_mask blocks")
         self._check_probe()
         return self
 

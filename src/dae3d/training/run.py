@@ -255,6 +255,6 @@ def _announce(settings: RunSettings, resumed_at: int | None, trainer: Any, netwo
     if settings.accelerator == "auto" and trainer.strategy.root_device.type == "cpu" and parameters > _LARGE:
         log.warning(
             "no GPU was found: a network of %.0f million parameters takes minutes per step on a CPU; "
-            "use small-cpu (embed_dim 12)",
+            "use a small one (--config small-cpu, or --size small with resenc)",
             parameters / 1e6,
         )
