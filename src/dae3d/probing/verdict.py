@@ -48,7 +48,7 @@ def _idle(figures: ProbeMetrics) -> list[str]:
         return []
     are, them = ("are", "them") if len(idle) > 1 else ("is", "it")
     said = f"{_levels(idle)} {are} not used by the decoder, so the reconstruction loss does not train {them}."
-    if figures.share.get(IMAGE, 0.0) > figures.share.get(ALL, 0.0):
+    if IMAGE in figures.share and figures.share[IMAGE] > figures.share.get(ALL, 0.0):
         said += " The decoder relies more on the skip connection from the image than on all levels together."
     return [said]
 
