@@ -26,9 +26,9 @@ from monai.networks.nets.swin_unetr import BasicLayer, PatchMergingV2
 
 import dae3d
 from dae3d.metrics import read_metrics
-from dae3d.models import decoder, swin_unetr
 from dae3d.models.network import RepairNetwork
-from dae3d.models.swin import SwinStage
+from dae3d.models.swin_unetr import decoder, encoder
+from dae3d.models.swin_unetr.stage import SwinStage
 from dae3d.store.store import Store
 from dae3d.training import pretraining
 
@@ -50,7 +50,7 @@ class PlainSwinUNETR(RepairNetwork):
 
     def __init__(self, *arguments: Any) -> None:
         with ExitStack() as patched:
-            for module in (swin_unetr, decoder):
+            for module in (encoder, decoder):
                 patched.enter_context(mock.patch.object(module, "with_our_layers", lambda block: block))
             super().__init__(*arguments)
         # Values that are overwritten must not draw random numbers that ours would not draw.

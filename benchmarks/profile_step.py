@@ -23,9 +23,9 @@ from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from dae3d.models import linear, norm, swin
+from dae3d.models.kernels import linear, norm
 from dae3d.models.network import RepairNetwork
-from dae3d.models.swin_unetr import SwinArchitecture
+from dae3d.models.swin_unetr import SwinArchitecture, stage
 from dae3d.training.cpu import keep_freed_memory
 from dae3d.training.record import cpu_name
 
@@ -54,7 +54,7 @@ NAMED = {
 # Kinds by calling module; its backward operations are found by autograd's sequence numbers.
 SCORES = "attention: softmax, bias, mask"
 SURROUNDINGS = {
-    SCORES: (swin.WindowAttention, monai_swin.WindowAttention),
+    SCORES: (stage.WindowAttention, monai_swin.WindowAttention),
     NORMS: (norm.InstanceNorm, norm.NormActivation),
     LINEAR: (nn.Linear, linear.Linear),
 }

@@ -3,9 +3,9 @@
 import importlib.util
 from pathlib import Path
 
-from dae3d.models.layouts import PRETRAINING, from_layout
 from dae3d.models.network import RepairNetwork
 from dae3d.models.swin_unetr import SwinArchitecture
+from dae3d.models.swin_unetr.layouts import PRETRAINING, from_layout
 
 PARITY = Path(__file__).parent / "parity"
 

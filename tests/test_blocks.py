@@ -11,8 +11,9 @@ from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import nn
 from torch.nn import functional
 
-from dae3d.models.blocks import Convolution, with_our_layers
-from dae3d.models.norm import NormActivation
+from dae3d.models.kernels.convolution import Convolution
+from dae3d.models.kernels.norm import NormActivation
+from dae3d.models.swin_unetr.blocks import with_our_layers
 
 pytestmark = pytest.mark.slow
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from dae3d.models.blocks import Convolution, ResidualBlock
+from dae3d.models.kernels.convolution import Convolution
+from dae3d.models.kernels.norm import InstanceNorm
 from dae3d.models.network import RepairNetwork
-from dae3d.models.norm import InstanceNorm
-from dae3d.models.swin import SwinStage
 from dae3d.models.swin_unetr import SwinArchitecture
+from dae3d.models.swin_unetr.blocks import ResidualBlock
+from dae3d.models.swin_unetr.stage import SwinStage
 
 
 def script(name):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from dae3d.models.decoder import UnetrDecoder
 from dae3d.models.network import RepairNetwork, _visible_intensity
 from dae3d.models.repair_heads import _in_voxels
 from dae3d.models.swin_unetr import SwinArchitecture
+from dae3d.models.swin_unetr.decoder import UnetrDecoder
 
 SIZES = {"embed_dim": 4, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "window": 2}
 HEADS = {"half": 3, "pyramid": 5}

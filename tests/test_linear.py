@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from monai.networks.blocks.mlp import MLPBlock
 from torch import nn
 
-from dae3d.models.blocks import with_our_layers
-from dae3d.models.linear import Linear
+from dae3d.models.kernels.linear import Linear
 from dae3d.models.network import RepairNetwork
 from dae3d.models.swin_unetr import SwinArchitecture
+from dae3d.models.swin_unetr.blocks import with_our_layers
 
 
 def results(layer, x, upstream):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dae3d.models.norm import InstanceNorm
+from dae3d.models.kernels.norm import InstanceNorm
 
 # Rows of 36 voxels, 3072 of them: more than are added up at once, and no multiple of that.
 MANY = (12, 48, 48, 48)

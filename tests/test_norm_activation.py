@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dae3d.models.cpu_norm import CpuNorm
-from dae3d.models.native_norm import NativeNorm, layout
+from dae3d.models.kernels.cpu_norm import CpuNorm
+from dae3d.models.kernels.native_norm import NativeNorm, layout
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last_3d}
 SUMS = ("no residual", "residual as it is", "residual's norm")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import dae3d
-from dae3d.models.layouts import FINETUNING
-from dae3d.models.swin_unetr import normalised
+from dae3d.models.swin_unetr.architecture import normalised
+from dae3d.models.swin_unetr.layouts import FINETUNING
 from published import PARITY, parity
 
 pytestmark = pytest.mark.slow

@@ -16,18 +16,21 @@ from dae3d.errors import Dae3dError, SettingsError
 from dae3d.planning.comments import Line, written
 from dae3d.planning.crops import (
     first_shape,
-    fixed_multiples,
     largest_batch,
     largest_fitting,
-    resenc_multiples,
     smaller_shapes,
 )
 from dae3d.planning.fingerprint import Fingerprint, advice
+from dae3d.planning.network import PlannedNetwork
 from dae3d.settings import resolve
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.pretrain_settings import PretrainSettings
 
-OF_32 = fixed_multiples((32, 32, 32))
+OF_32 = PlannedNetwork("swin-unetr", "small", "cpu", (1, 1, 1)).multiples
+
+
+def of_resenc(spacing):
+    return PlannedNetwork("resenc", "small", "cpu", spacing).multiples
 
 
 # Crops
@@ -39,7 +42,7 @@ def test_the_first_shape_counted_by_hand():
     # Small scans are not exceeded, except by rounding up.
     assert first_shape((40, 40, 36), (1, 1, 1), OF_32, 256**3) == (64, 64, 64)
     # By nnU-Net's rule 36 and 40 voxels are halved three times.
-    assert first_shape((40, 40, 36), (1, 1, 1), resenc_multiples((1, 1, 1)), 256**3) == (40, 40, 40)
+    assert first_shape((40, 40, 36), (1, 1, 1), of_resenc((1, 1, 1)), 256**3) == (40, 40, 40)
 
 
 def test_shapes_shrink_along_the_axis_that_is_longest_relative_to_the_median():
@@ -54,7 +57,7 @@ def test_shapes_shrink_along_the_axis_that_is_longest_relative_to_the_median():
 
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (0.5, 0.5, 5), (1, 3, 1), (0.7, 0.7, 1.5)])
 def test_every_shape_is_a_multiple_of_its_own_strides_and_smaller_than_the_last(spacing):
-    multiples = resenc_multiples(spacing, 8)
+    multiples = of_resenc(spacing)
     first = first_shape((300, 260, 90), spacing, multiples, 128**3)
     shapes = list(smaller_shapes(first, (300, 260, 90), multiples))
     assert len(shapes) > 3

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dae3d.models.network import RepairNetwork
-from dae3d.models.swin_unetr import SwinArchitecture, normalised
+from dae3d.models.swin_unetr.architecture import SwinArchitecture, normalised
 from dae3d.objectives.reconstruction import reconstruction_loss
 from dae3d.probing.features import Covariance, cosines, mean_cosines, nearest_modality
 from dae3d.probing.levels import level_names, partners, shares, swap_errors, with_intensity_of

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.networks.nets.swin_unetr import BasicLayer, PatchMergingV2, compute_mask, get_window_size
 
-from dae3d.models.attention import attention
-from dae3d.models.swin import SwinStage, WindowAttention
-from dae3d.models.swin_unetr import PatchMerging
-from dae3d.models.windows import into_windows, out_of_windows, windows
+from dae3d.models.swin_unetr.attention import attention
+from dae3d.models.swin_unetr.encoder import PatchMerging
+from dae3d.models.swin_unetr.stage import SwinStage, WindowAttention
+from dae3d.models.swin_unetr.windows import into_windows, out_of_windows, windows
 
 CPU = torch.device("cpu")
 
@@ -241,7 +241,7 @@ def test_a_pytorch_without_its_private_kernel_trains_alike(monkeypatch):
     layer, sides = made_layer(4, dtype=torch.float32), (9, 6, 3)
     x, where = torch.randn(2, *sides, 8), windows(2, sides, 4, True, CPU)
     expected = with_gradients(layer, lambda x: layer(x, where), x)
-    monkeypatch.setattr("dae3d.models.aten.flash_attention", None)
+    monkeypatch.setattr("dae3d.models.kernels.aten.flash_attention", None)
     for one, other in zip(with_gradients(layer, lambda x: layer(x, where), x), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 

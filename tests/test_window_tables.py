@@ -11,8 +11,8 @@ from dae3d.errors import SettingsError
 from dae3d.models.loading import load_into
 from dae3d.models.network import FeatureEncoder, RepairNetwork
 from dae3d.models.swin_unetr import SwinArchitecture
+from dae3d.models.swin_unetr.window_tables import resized, window_of
 from dae3d.models.weights import read_weights, save_weights
-from dae3d.models.window_tables import resized, window_of
 
 SIZES = {"embed_dim": 4, "heads": (1, 1, 2, 2), "depths": (1, 1, 1, 1)}
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from dae3d.inference.sliding import segment
 from dae3d.memory import peak_memory
-from dae3d.models.layouts import FINETUNING, to_layout
 from dae3d.models.network import Segmenter
 from dae3d.models.swin_unetr import SwinArchitecture
+from dae3d.models.swin_unetr.layouts import FINETUNING, to_layout
 from dae3d.phantom import phantom
 from dae3d.store.boxes import Triple
 from dae3d.training.cpu import keep_freed_memory

@@ -32,6 +32,7 @@ from dae3d.errors import SettingsError
 from dae3d.files import refuse_other_file, write_text
 from dae3d.inference.device import pick_device
 from dae3d.inference.sliding import window_count
+from dae3d.models.architecture import Size
 from dae3d.models.swin_unetr import SwinArchitecture
 from dae3d.phantom import phantom
 from dae3d.settings import Positional, Settings, command
@@ -59,7 +60,7 @@ class BenchSettings(Settings):
         "library of resenc (a training step only)",
     )
     backbone: Literal["swin-unetr", "resenc"] = Field("swin-unetr", description="network to measure")
-    size: Literal["small", "standard"] = Field("standard", description="of resenc, as for `pretrain`")
+    size: Size = Field("standard", description="of resenc, as for `pretrain`")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     embed_dim: int = Field(48, ge=12, multiple_of=12, description="channels of the tokens")
     heads: tuple[int, int, int, int] = Field((3, 6, 12, 24), description="attention heads of each stage")

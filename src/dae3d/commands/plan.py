@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from dae3d.files import refuse_other_file, write_text
-from dae3d.models.backbones import known_backbone
+from dae3d.models.architecture import Size
+from dae3d.models.backbones import CHOICE, FIRST, known_backbone
 from dae3d.planning.choice import Wish
 from dae3d.planning.comments import MARK
 from dae3d.planning.finetune_plan import plan_finetuning
@@ -46,11 +47,9 @@ class PlanSettings(Settings):
         "auto", description="where the run will be: auto is the GPU if this machine has one"
     )
     backbone: Annotated[str, AfterValidator(known_backbone)] | None = Field(
-        None, description="network: swin-unetr or resenc (default: swin-unetr)"
+        None, description=f"network: {CHOICE} (default: {FIRST})"
     )
-    size: Literal["small", "standard"] | None = Field(
-        None, description="of the network (default: small on a CPU, else standard)"
-    )
+    size: Size | None = Field(None, description="of the network (default: small on a CPU, else standard)")
     hours: float | None = Field(
         None, gt=0, description="that pre-training may take (default: the default number of steps)"
     )

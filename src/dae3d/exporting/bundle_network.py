@@ -13,7 +13,7 @@ from dae3d.exporting.nnunet import write_nnssl
 from dae3d.exporting.swin import to_monai, write_reference
 from dae3d.files import whole_file
 from dae3d.models.architecture import Architecture
-from dae3d.models.swin_unetr import SwinArchitecture, sides_without_edges
+from dae3d.models.swin_unetr.architecture import SwinArchitecture, sides_without_edges
 from dae3d.models.weights import HEADER
 from dae3d.store.boxes import Triple
 from dae3d.store.recipe import CaseRecipe

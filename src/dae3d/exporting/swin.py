@@ -11,9 +11,9 @@ from torch import Tensor
 from dae3d.errors import Dae3dError
 from dae3d.exporting.exported import Exported, learned
 from dae3d.files import whole_file
-from dae3d.models.layouts import FINETUNING, PRETRAINING, Layout, to_layout
 from dae3d.models.network import FeatureEncoder, RepairNetwork
-from dae3d.models.swin_unetr import SwinArchitecture, sides_without_edges
+from dae3d.models.swin_unetr.architecture import SwinArchitecture, sides_without_edges
+from dae3d.models.swin_unetr.layouts import FINETUNING, PRETRAINING, Layout, to_layout
 from dae3d.models.weights import HEADER
 
 

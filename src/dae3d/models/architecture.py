@@ -12,6 +12,8 @@ from dae3d.settings import Settings
 from dae3d.store.boxes import Triple, by_axis
 
 RepairFrom = Literal["full", "half", "pyramid"]
+Size = Literal["small", "standard"]
+Explained = tuple[str, Any, str]  # a setting, its value, and why
 
 
 class Decoder(Protocol):
@@ -53,6 +55,7 @@ class Architecture(ABC):
     """
 
     backbone: ClassVar[str]
+    title: ClassVar[str]  # for `--help` and plans
     settings: ClassVar[type[Settings]]  # what the user can choose
     needs_spacing: ClassVar[bool] = False  # whether sizes that are not given depend on the voxel size
     adapted: ClassVar[tuple[str, ...]] = ()  # settings for which weights of another value are adapted
@@ -93,6 +96,16 @@ class Architecture(ABC):
     def own(cls) -> tuple[str, ...]:
         """The fields that other architectures do not have."""
         return tuple(name for name in _names(cls) if name not in _names(Architecture))
+
+    @classmethod
+    @abstractmethod
+    def planned(cls, size: Size, roi: Triple, spacing: Sequence[float]) -> list[Explained]:
+        """The settings of a planned network, apart from the backbone; arguments as for `of`."""
+
+    @classmethod
+    @abstractmethod
+    def multiple_for(cls, roi: Triple, spacing: Sequence[float]) -> Triple:
+        """Of which the sides of crops are for the network that `planned` gives for them."""
 
     def header(self) -> dict[str, Any]:
         """The fields as plain JSON, for a weights file."""

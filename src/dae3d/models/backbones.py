@@ -21,6 +21,7 @@ BACKBONES: dict[str, type[Architecture]] = {
     each.backbone: each for each in (SwinArchitecture, ResEncArchitecture)
 }
 FIRST = SwinArchitecture.backbone  # of files that do not name theirs
+CHOICE = "; ".join(f"{name}, {kind.title}" for name, kind in BACKBONES.items())
 NETWORK = Group("network")
 
 
@@ -33,9 +34,7 @@ def known_backbone(name: str) -> str:
 
 class _Choice(Settings):
     backbone: Annotated[Annotated[str, AfterValidator(known_backbone)] | None, NETWORK] = Field(
-        None,
-        description="network: swin-unetr, as published; resenc, nnU-Net's residual encoder U-Net "
-        "(default: as in --init, else swin-unetr)",
+        None, description=f"network: {CHOICE} (default: as in --init, else {FIRST})"
     )
 
 

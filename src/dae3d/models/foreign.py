@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from dae3d.errors import Dae3dError
-from dae3d.models import swin_foreign
 from dae3d.models.contents import Found, Reader, tensors_of
 from dae3d.models.load_report import some
 from dae3d.models.resenc import foreign as resenc_foreign
+from dae3d.models.swin_unetr import foreign as swin_foreign
 
 READERS: tuple[Reader, ...] = (*swin_foreign.READERS, *resenc_foreign.READERS)
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from dae3d.errors import Dae3dError
 from dae3d.models.architecture import Architecture
 from dae3d.models.contents import Contents, Half, MonaiMerging
-from dae3d.models.layouts import MASK_TOKEN, NO_SUCH_TENSOR
 from dae3d.models.load_report import LoadReport, has_head, part_of
 from dae3d.models.network import FeatureEncoder, RepairNetwork, Segmenter, Task
 from dae3d.models.provenance import class_names
-from dae3d.models.swin_unetr import Axes, SwinArchitecture
+from dae3d.models.swin_unetr.architecture import Axes, SwinArchitecture
+from dae3d.models.swin_unetr.layouts import MASK_TOKEN, NO_SUCH_TENSOR
+from dae3d.models.swin_unetr.window_tables import TABLE, resized, window_of
 from dae3d.models.weights import check_choice, read_weights
-from dae3d.models.window_tables import TABLE, resized, window_of
 
 log = logging.getLogger(__name__)
 

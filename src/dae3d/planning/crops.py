@@ -7,28 +7,12 @@ Source of the shape: the experiment planner of nnU-Net (Isensee et al., Nature M
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from dae3d.models.resenc.topology import topology
 from dae3d.store.boxes import Triple
 
 Multiples = Callable[[Triple], Triple]
 
 _LEAST = 8  # voxels of a side: the least that settings allow
 _USEFUL = 64**3  # voxels: crops are not made smaller than this to fit more of them
-
-
-def resenc_multiples(spacing: Sequence[float], of: int = 1) -> Multiples:
-    """The multiples for a network whose strides follow from the shape (`topology`), at least `of`."""
-
-    def multiples(roi: Triple) -> Triple:
-        x, y, z = (math.prod(axis) for axis in zip(*topology(roi, spacing).strides, strict=True))
-        return math.lcm(x, of), math.lcm(y, of), math.lcm(z, of)
-
-    return multiples
-
-
-def fixed_multiples(sides: Triple) -> Multiples:
-    """The same multiples for every shape."""
-    return lambda roi: sides
 
 
 def first_shape(

@@ -8,7 +8,6 @@ from dae3d.errors import Dae3dError
 from dae3d.models.backbones import NetworkSettings
 from dae3d.planning.choice import Choice, Chooser, Speed, Wish, forecast, measured
 from dae3d.planning.comments import Line, written
-from dae3d.planning.crops import fixed_multiples
 from dae3d.planning.fingerprint import Fingerprint, advice, of_task
 from dae3d.planning.pretrain_plan import PretrainPlan, padded
 from dae3d.planning.trial import FinetuneTrial, measured_finetuning
@@ -49,7 +48,7 @@ def plan_finetuning(path: Path, before: PretrainPlan, images: Fingerprint, wish:
     # Sizes of the network do not depend on the crops of this run.
     trial = FinetuneTrial(_settings({**base, "roi": before.choice.roi}), *_ends(task))
     wish = Wish(wish.device, wish.memory, None, wish.steps)
-    choice = Chooser(lambda roi: trial, cases, fixed_multiples(multiple), wish, _PREFERRED, _MOST).choose()
+    choice = Chooser(lambda roi: trial, cases, lambda roi: multiple, wish, _PREFERRED, _MOST).choose()
     chosen = FinetuneTrial(
         _settings({**base, "roi": choice.roi, "batch_size": choice.crops}), trial.channels, trial.classes
     )

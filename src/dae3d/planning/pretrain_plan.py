@@ -9,7 +9,7 @@ from dae3d.errors import Dae3dError
 from dae3d.planning.choice import Choice, Chooser, Speed, Wish, forecast, measured, steps_in
 from dae3d.planning.comments import Line, written
 from dae3d.planning.fingerprint import Fingerprint, advice
-from dae3d.planning.network import SMALL, PlannedNetwork
+from dae3d.planning.network import PlannedNetwork
 from dae3d.planning.size import Accelerator
 from dae3d.planning.trial import PretrainTrial, measured_pretraining
 from dae3d.settings import read_config, resolve
@@ -22,6 +22,7 @@ from dae3d.words import millimetres
 PREFERRED = (4, 2)  # crops in a batch: the contrastive loss needs two pairs
 _MOST: dict[Accelerator, int] = {"gpu": 16, "cpu": 4}  # crops in a batch; 16 as published
 _RATES = ("lr", "min_lr", "warmup_lr")
+_SMALL = "small-cpu"  # the config whose rates a small network has
 _OFTEN = 10  # validations and checkpoints in a short run
 
 
@@ -190,6 +191,6 @@ def _intensity(images: Fingerprint, rules: ScalingRules) -> Iterator[Line]:
 
 
 def _small_rates() -> Sequence[tuple[str, Any, str]]:
-    small = read_config(SMALL, "pretrain")
-    why = f"A small network needs higher rates; as in {SMALL}."
+    small = read_config(_SMALL, "pretrain")
+    why = f"A small network needs higher rates; as in {_SMALL}."
     return [(name, small[name], why if name == "lr" else "") for name in _RATES]

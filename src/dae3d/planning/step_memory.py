@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dae3d.models import aten
+from dae3d.models.kernels import aten
 
 META = torch.device("meta")
 _AUTOCAST = {

@@ -11,7 +11,7 @@ from dae3d.disrupt import DISRUPTIONS, Disruption, DisruptionSettings
 from dae3d.errors import SettingsError
 from dae3d.models.architecture import Architecture, RepairFrom
 from dae3d.models.backbones import NETWORK
-from dae3d.models.swin_unetr import SWIN
+from dae3d.models.swin_unetr.architecture import SWIN
 from dae3d.objectives import OBJECTIVES, ObjectiveSettings
 from dae3d.store.intensity import ScalingRules
 from dae3d.training.run_settings import AUTO, DATA, RECORD, TRANSFER, RunSettings
@@ -90,6 +90,12 @@ class PretrainSettings(RunSettings, ObjectiveSettings, DisruptionSettings):  # t
     )
     datasets: Annotated[list[str] | None, DATA] = Field(
         None, description="use only the scans of these data sets in the store"
+    )
+    leave_out: Annotated[Path | None, DATA] = Field(
+        None,
+        description="list of labelled cases, as for `dae3d finetune`: subjects of its validation and test "
+        "cases (of all, if it has folds) are left out, found by the content of their images, so that the "
+        "weights can be tested on them",
     )
     intensity: Annotated[ScalingRules, DATA] = Field(
         {},

@@ -1,15 +1,16 @@
 """The residual encoder U-Net as a backbone: its settings, its sizes, and what follows from them."""
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 from torch import nn
 
-from dae3d.models.architecture import Architecture
+from dae3d.models.architecture import Architecture, Explained, Size
 from dae3d.models.resenc.layers import Convolutions, ResEncDecoder, ResEncEncoder, Stage, head
 from dae3d.models.resenc.topology import topology
 from dae3d.settings import Group, Settings
@@ -18,7 +19,7 @@ from dae3d.store.boxes import Triple
 RESENC = Group("network, with --backbone resenc")
 
 # Of each size: channels of the first stage, most channels, and blocks of each stage (the last is repeated).
-_SIZES: dict[str, tuple[int, int, tuple[int, ...]]] = {
+_SIZES: dict[Size, tuple[int, int, tuple[int, ...]]] = {
     "small": (12, 96, (1, 1, 2, 2)),
     "standard": (32, 320, (1, 3, 4, 6)),
 }
@@ -39,7 +40,7 @@ _Triple = Annotated[tuple[_Side, _Side, _Side], BeforeValidator(_sides)]
 class ResEncSettings(Settings):
     """Sizes of the residual encoder U-Net; lists have an entry for each stage, the finest first."""
 
-    size: Annotated[Literal["small", "standard"] | None, RESENC] = Field(
+    size: Annotated[Size | None, RESENC] = Field(
         None,
         description="small: 1 to 3 million parameters, for CPUs; standard: as nnU-Net plans it, "
         "where M, L and XL are the same network for crops of different size (default: as in --init, else "
@@ -74,6 +75,7 @@ class ResEncArchitecture(Architecture):
     """
 
     backbone: ClassVar[str] = "resenc"
+    title: ClassVar[str] = "nnU-Net's residual encoder U-Net"
     settings: ClassVar[type[Settings]] = ResEncSettings
     needs_spacing: ClassVar[bool] = True
 
@@ -102,6 +104,33 @@ class ResEncArchitecture(Architecture):
         }
         lists = {name: given[name] for name in made if given.get(name) is not None}
         return {**made, **lists, "decoder_convolutions": (1,) * (stages - 1)}
+
+    @classmethod
+    def planned(cls, size: Size, roi: Triple, spacing: Sequence[float]) -> list[Explained]:
+        """The size, and strides and kernels by nnU-Net's rule."""
+        rule = topology(roi, spacing)
+        strides, kernels = ([list(each) for each in lists] for lists in rule)
+        uneven = any(len(set(stride)) > 1 for stride in strides)
+        why = "axes with voxels twice as long as the shortest are halved later, " if uneven else ""
+        return [
+            ("size", size, ""),
+            (
+                "stage_strides",
+                strides,
+                f"By nnU-Net's rule from roi and voxel size: {why}down to 4 voxels.",
+            ),
+            (
+                "stage_kernels",
+                kernels,
+                "Kernels are 1 along an axis until its voxels are less than twice as long as the shortest.",
+            ),
+        ]
+
+    @classmethod
+    def multiple_for(cls, roi: Triple, spacing: Sequence[float]) -> Triple:
+        """The product of the strides for this shape."""
+        x, y, z = (math.prod(axis) for axis in zip(*topology(roi, spacing).strides, strict=True))
+        return x, y, z
 
     def __post_init__(self) -> None:
         """Raise ValueError if the lists do not fit together."""

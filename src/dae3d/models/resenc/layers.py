@@ -1,7 +1,7 @@
 """Layers, encoder and decoder of nnU-Net's residual encoder U-Net.
 
 The same as `ResidualEncoderUNet` of dynamic-network-architectures, which registers each convolution and norm
-twice; here each has its first name. Layers are ours (`blocks.py`, `norm.py`).
+twice; here each has its first name. Layers are ours (`models/kernels`).
 """
 
 import math
@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from dae3d.errors import Dae3dError
 from dae3d.models.architecture import RepairFrom
-from dae3d.models.blocks import Convolution
-from dae3d.models.norm import InstanceNorm, norm_activation
+from dae3d.models.kernels.convolution import Convolution
+from dae3d.models.kernels.norm import InstanceNorm, norm_activation
 from dae3d.models.repair_heads import RepairHeads
 from dae3d.store.boxes import Triple, by_axis
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dae3d.models.cpu_norm import CpuNorm
-from dae3d.models.native_norm import NativeNorm, layout
+from dae3d.models.kernels.cpu_norm import CpuNorm
+from dae3d.models.kernels.native_norm import NativeNorm, layout
 
 
 class InstanceNorm(nn.InstanceNorm3d):

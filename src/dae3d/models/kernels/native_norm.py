@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dae3d.models import aten
+from dae3d.models.kernels import aten
 
 Statistics = list[tuple[Tensor, Tensor]]
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dae3d.models import aten
+from dae3d.models.kernels import aten
 
 
 class Linear(nn.Linear):

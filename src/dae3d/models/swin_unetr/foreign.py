@@ -11,7 +11,10 @@ from torch import Tensor
 
 from dae3d.errors import Dae3dError
 from dae3d.models.contents import Contents, Found, Half, MonaiMerging, Reader, Renamed, tensors_of
-from dae3d.models.layouts import (
+from dae3d.models.load_report import part_of, some
+from dae3d.models.network import RepairNetwork, Segmenter, Task, WeightsInfo
+from dae3d.models.swin_unetr import SwinArchitecture
+from dae3d.models.swin_unetr.layouts import (
     FINETUNING,
     MASK_TOKEN,
     PRETRAINING,
@@ -21,9 +24,6 @@ from dae3d.models.layouts import (
     from_layout,
     prefix_before,
 )
-from dae3d.models.load_report import part_of, some
-from dae3d.models.network import RepairNetwork, Segmenter, Task, WeightsInfo
-from dae3d.models.swin_unetr import SwinArchitecture
 
 _STRAIGHT = [(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)]
 # The order in MONAI's `PatchMerging` since version 1.5.

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dae3d.models.architecture import RepairFrom
-from dae3d.models.blocks import with_our_layers
 from dae3d.models.repair_heads import RepairHeads
+from dae3d.models.swin_unetr.blocks import with_our_layers
 
 
 class UnetrDecoder(nn.Module):

@@ -16,10 +16,10 @@ from monai.networks.blocks.mlp import MLPBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dae3d.models.attention import attention
-from dae3d.models.blocks import with_our_layers
-from dae3d.models.linear import Linear
-from dae3d.models.windows import Sides, WindowEdges, Windows, into_windows, out_of_windows, windows
+from dae3d.models.kernels.linear import Linear
+from dae3d.models.swin_unetr.attention import attention
+from dae3d.models.swin_unetr.blocks import with_our_layers
+from dae3d.models.swin_unetr.windows import Sides, WindowEdges, Windows, into_windows, out_of_windows, windows
 
 
 class SwinStage(nn.Module):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dae3d.models import aten
-from dae3d.models.windows import Group
+from dae3d.models.kernels import aten
+from dae3d.models.swin_unetr.windows import Group
 
 # Scores computed at a time in the backward pass: as many as fit a core's cache.
 _CACHED = 1 << 18

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dae3d.models import aten
+from dae3d.models.kernels import aten
 
 # Values processed at a time: as many as fit a core's cache.
 _CACHED = 1 << 19
