@@ -219,6 +219,7 @@ def pretrain(
     modality_weights: Mapping[str, float] | None = None,
     shuffle_modalities: bool = True,
     datasets: Sequence[str] | None = None,
+    leave_out: str | Path | None = None,
     intensity: Mapping[str, str] = ...,
     clip_intensity: float | None = 5.0,
     val_crops: int = 4,
@@ -338,6 +339,17 @@ def finetune(
     val_overlap: float = 0.5,
 ) -> Path:
     """Fine-tune a network to segment, from a list of labelled cases."""
+
+def study(
+    *,
+    study: str | Path,
+    out: str | Path,
+    jobs: int = 1,
+    threads: int | None = None,
+    shard: str | None = None,
+    dry_run: bool = False,
+) -> dict[str, float]:
+    """Compare initial weights by fine-tuning with few labels, in pairs."""
 
 def predict(
     *,

@@ -94,6 +94,8 @@ def _announce(
 ) -> None:
     modalities = ", ".join(data.modalities)
     log.info("pre-training on %s: %s, disruption %s", settings.data, modalities, settings.disruption)
+    if settings.leave_out is not None:
+        log.info("left out: %d scans of subjects in %s", len(data.scans.left_out), settings.leave_out)
     idle = _why_contrast_is_idle(data) if settings.contrastive_weight else None
     if idle:
         log.warning(

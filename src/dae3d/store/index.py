@@ -50,6 +50,7 @@ class _AnyHeader(_Version):
 class _Origin(BaseModel):
     path: str
     modality: Modality
+    subject: str | None = None
     dataset: str
     split: Split
     digest: str | None = None

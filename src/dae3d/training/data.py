@@ -20,6 +20,7 @@ from dae3d.store.boxes import Triple
 from dae3d.store.index import Outline
 from dae3d.store.store import Store, StoredScan
 from dae3d.training.batch import NumberedCrop, Packed, Sample, pack, slot_bytes
+from dae3d.training.left_out import held_out_cases, scans_of_cases
 from dae3d.training.loader_process import Loader, check_shared_memory, start_loader_process
 from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.run_settings import RunSettings
@@ -93,6 +94,7 @@ class TrainingData:
             "data": {
                 "store": str(self.store.path.absolute()),
                 "rows": self.scans.rows(),
+                "left_out": len(self.scans.left_out),
                 "scans_digest": self.scans.digest(),
             },
             "validation": self._validation(),
@@ -122,11 +124,12 @@ class TrainingData:
 
 
 class Scans:
-    """The scans of a run by modality, as numbers in the store: for training and held out."""
+    """The scans of a run by modality, as numbers in the store: for training, held out, and left out."""
 
     def __init__(self) -> None:
         self.training: dict[str, list[int]] = {}
         self.held_out: dict[str, list[int]] = {}
+        self.left_out: frozenset[int] = frozenset()
         # Of the training scans, for the weights.
         self.fingerprints = array("Q")
         self._spacings = array("f")  # of the training scans, three each
@@ -195,10 +198,13 @@ def training_data(settings: PretrainSettings, world_size: int) -> TrainingData:
 def _choose(store: Store, settings: PretrainSettings) -> Scans:
     """Choose scans in a single pass over the index, which may be long."""
     scans, modalities, datasets = Scans(), set(), set()
+    if settings.leave_out is not None:
+        scans.left_out = frozenset(scans_of_cases(store.scans.outlines, held_out_cases(settings.leave_out)))
     for number, scan in enumerate(store.scans.outlines):
         modalities.add(scan.source.modality)
         datasets.add(scan.source.dataset)
-        if settings.datasets is None or scan.source.dataset in settings.datasets:
+        chosen = settings.datasets is None or scan.source.dataset in settings.datasets
+        if chosen and number not in scans.left_out:
             scans.add(number, scan)
     for name in settings.datasets or []:
         if name not in datasets:
@@ -210,6 +216,8 @@ def _choose(store: Store, settings: PretrainSettings) -> Scans:
         known = ", ".join(sorted(modalities))
         raise Dae3dError(f"intensity: {settings.data} has no {unknown}; it has {known}")
     if not scans.training:
+        if scans.left_out:
+            raise Dae3dError(f"leave_out: no training scans remain; all are of cases in {settings.leave_out}")
         raise Dae3dError(f"{settings.data}: no training scans; prepare some with split train")
     return scans
 
