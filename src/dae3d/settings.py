@@ -108,7 +108,9 @@ def _explain(model: type[Settings], error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"][:1])
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] == "extra_forbidden" and len(problem["loc"]) > 1:
+            lines.append(f"{'.'.join(map(str, problem['loc']))}: unknown setting")
+        elif problem["type"] == "extra_forbidden":
             lines.append(f"{name}: unknown setting; the settings are: {', '.join(model.model_fields)}")
         elif problem["type"] == "missing" and len(problem["loc"]) == 1:
             lines.append(f"{name}: required, but not given")

@@ -13,6 +13,7 @@ COMMANDS = {
     "check": "Measure what each level of the encoder has learned in pre-training.",
     "reconstruct": "Disrupt whole scans, repair them, and measure how well.",
     "finetune": "Fine-tune a network to segment, from a list of labelled cases.",
+    "study": "Compare initial weights by fine-tuning with few labels, in pairs.",
     "predict": "Segment scans; results are in the grid of each scan.",
     "evaluate": "Compare segmentations with references: Dice, surface distances, volumes.",
     "embed": "Write the encoder's pooled features of whole scans.",

@@ -1,0 +1,193 @@
+"""The jobs of a study: its recipes and its cells, their settings and their files."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from dae3d.errors import Dae3dError
+from dae3d.files import write_text
+from dae3d.models.provenance import kept, trained_on
+from dae3d.models.weights import read_weights
+from dae3d.scans.task import TaskCase
+from dae3d.studies.cells import DONE, Cell
+from dae3d.studies.jobs import Job
+from dae3d.studies.matched import sha256, write_matched
+from dae3d.studies.plan import Arm, Study, arm_settings, recipe_settings
+from dae3d.training.left_out import digests_of
+from dae3d.version import __version__
+
+_SETTINGS = "settings.yaml"
+CASES = "cases"
+
+
+class Places:
+    """The files and jobs of a study in a folder.
+
+    Args:
+        study: the study.
+        out: its folder.
+        tested: the test cases.
+    """
+
+    def __init__(self, study: Study, out: Path, tested: Iterable[TaskCase]) -> None:
+        self.study, self.out, self.tested = study, out, tuple(tested)
+        self.recipes = {name: recipe_settings(study, name) for name in study.pretrain}
+        self.settings = {
+            (arm, steps): arm_settings(study, arm, steps) for arm in study.arms for steps in study.max_steps
+        }
+
+    def recipe_run(self, name: str, seed: int) -> Path:
+        """The run folder of a recipe."""
+        return self.out / "pretrain" / f"{name}-seed{seed}" / "run"
+
+    def init_of(self, arm: Arm, subset: int) -> str | None:
+        """The run or file that an arm begins with on a subset."""
+        if arm.init not in self.study.pretrain:
+            return arm.init
+        order = [*self.study.lr_subsets, *self.study.subsets].index(subset)
+        return str(self.recipe_run(arm.init, order % self.study.pretrain_seeds))
+
+    def is_ready(self, arm: Arm, subset: int) -> bool:
+        """Whether the weights that an arm begins with are there."""
+        init = self.init_of(arm, subset)
+        return arm.init not in self.study.pretrain or (Path(str(init)).parent / DONE).is_file()
+
+    def recipe_job(self, name: str, seed: int) -> Job:
+        """The pre-training of a recipe."""
+        folder = self.recipe_run(name, seed).parent
+        given = {**self.recipes[name], "seed": seed, "leave_out": str(self.study.task)}
+
+        def prepare() -> list[list[str]] | None:
+            if _is_done(folder, given):
+                return None
+            file = _write_settings(folder, given)
+            run, cases = str(folder / "run"), str(self.out / CASES)
+            fold = [] if self.study.fold is None else ["--fold", str(self.study.fold)]
+            return [
+                ["pretrain", "--config", str(file), "--out", run, "--resume"],
+                ["check", run, "--data", str(self.study.task), "--cases", cases, *fold],
+            ]
+
+        return Job(f"pretrain {name}, seed {seed}", folder, prepare, lambda took: _mark(folder, took))
+
+    def cell_job(self, cell: Cell) -> Job:
+        """The fine-tuning of a cell, and the evaluation of its last weights."""
+        folder, arm = self.out / cell.name, self.study.arms[cell.arm]
+
+        def prepare() -> list[list[str]] | None:
+            init = self.init_of(arm, cell.subset)
+            given = {
+                **self.settings[cell.arm, cell.max_steps],
+                "data": str(self.study.task),
+                "fold": self.study.fold,
+                "train_cases": cell.train_cases,
+                "max_steps": cell.max_steps,
+                "seed": cell.subset,
+                "lr": cell.lr,
+                "store": str(self.out / CASES),
+                "init": init,
+            }
+            # Also what is in the weights, which a user may have trained further.
+            marked = {**given, "init": None if init is None else sha256(init)}
+            if _is_done(folder, marked):
+                return None
+            _write_settings(folder, marked)
+            if init is not None:
+                self._refuse_seen(cell.arm, init)
+            if arm.matched and init is not None:
+                given["init"] = str(folder / "matched.safetensors")
+                write_matched(init, folder / "matched.safetensors", cell.subset)
+            file = folder / "finetune.yaml"
+            write_text(file, yaml.safe_dump(given, sort_keys=False))
+            run, fold = folder / "run", [] if self.study.fold is None else ["--fold", str(self.study.fold)]
+            weights, evaluation = run / "weights" / "last.safetensors", folder / "evaluation"
+            return [
+                ["finetune", "--config", str(file), "--out", str(run), "--resume"],
+                [
+                    *("evaluate", "--data", str(self.study.task), "--split", "validation", *fold),
+                    *("--weights", str(weights), "--out", str(evaluation), "--workers", "1"),
+                ],
+            ]
+
+        def finish(took: float) -> None:
+            # Hundreds of cells would fill a disk; their curves and tables stay.
+            for large in ("run/checkpoints", "run/weights", "evaluation/predictions"):
+                shutil.rmtree(folder / large, ignore_errors=True)
+            (folder / "matched.safetensors").unlink(missing_ok=True)
+            _mark(folder, took)
+
+        return Job(cell.name.removeprefix("cells/"), folder, prepare, finish)
+
+    def _refuse_seen(self, arm: str, init: str) -> None:
+        """Raise Dae3dError if weights were trained on a test case, as far as they record it."""
+        seen = self.seen(init)
+        if seen:
+            raise Dae3dError(
+                f"arms.{arm}.init: {init} was trained on {len(seen)} of {len(self.tested)} test cases, such "
+                f"as {seen[0]}; pre-train with --leave-out {self.study.task}, or as a recipe of the study"
+            )
+
+    def seen(self, init: str) -> list[str]:
+        """The test cases that weights were trained on, without labels or with them."""
+        stages = trained_on(read_weights(init).info)
+        training = frozenset[int]().union(*(stage.training for stage in stages))
+        if not training:
+            return []
+        return [name for name, digests in self._tested.items() if digests & training]
+
+    @cached_property
+    def _tested(self) -> dict[str, set[int]]:
+        """Fingerprints of the images of each test case."""
+        return {case.name: set(map(kept, digests_of(case))) for case in self.tested}
+
+    def unknown(self, init: str) -> bool:
+        """Whether weights do not record all the scans that they were trained on."""
+        return not all(stage.known for stage in trained_on(read_weights(init).info))
+
+    def values(self, cells: Iterable[Cell]) -> dict[Cell, dict[str, float]]:
+        """The metric of each test case in the finished cells."""
+        found = {cell: cell.values(self.out, self.study.metric) for cell in cells}
+        return {cell: values for cell, values in found.items() if values is not None}
+
+    def seconds(self, cell: Cell) -> float:
+        """That a finished cell took."""
+        return float(json.loads((self.out / cell.name / DONE).read_text())["seconds"])
+
+
+def means(values: Mapping[Cell, Mapping[str, float]]) -> dict[Cell, float]:
+    """Means over the test cases that have a value."""
+    return {cell: float(np.nanmean(list(own.values()))) for cell, own in values.items()}
+
+
+def _is_done(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a job has finished.
+
+    Raises:
+        Dae3dError: if it began with other settings.
+    """
+    file = folder / _SETTINGS
+    if file.is_file():
+        before, now = yaml.safe_load(file.read_text()), json.loads(json.dumps(settings))
+        if before != now:
+            names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+            raise Dae3dError(
+                f"{folder}: was made with {names[0]} {before.get(names[0])}, not {now.get(names[0])}; name "
+                "another --out, or delete this folder"
+            )
+    return (folder / DONE).is_file()
+
+
+def _write_settings(folder: Path, settings: Mapping[str, Any]) -> Path:
+    file = folder / _SETTINGS
+    write_text(file, yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False))
+    return file
+
+
+def _mark(folder: Path, seconds: float) -> None:
+    write_text(folder / DONE, json.dumps({"dae3d": __version__, "seconds": round(seconds, 1)}) + "\n")
