@@ -21,7 +21,7 @@ from dae3d.studies.cells import Cell, choosing_cells, chosen_rates, compared_cel
 from dae3d.studies.comparison import Paired, holm, paired
 from dae3d.studies.jobs import Job, Pool
 from dae3d.studies.matched import write_matched
-from dae3d.studies.plan import arm_settings, numbers, read_study
+from dae3d.studies.plan import arm_settings, numbers, read_study, recipe_settings
 from dae3d.studies.results import Results, Row
 
 NETWORK = {name: TINY[name] for name in ("embed_dim", "heads", "depths", "window")}
@@ -121,6 +121,16 @@ def test_length_and_schedule_of_a_run_follow_from_the_steps(written):
     }
     study = read_study(written(finetune={**FINETUNE, "warmup_steps": 3}))
     assert arm_settings(study, "scratch", 4)["warmup_steps"] == 3
+
+
+@pytest.mark.parametrize("name", ["btcv", "feta"])
+def test_shipped_studies_are_complete(name):
+    study = read_study(Path(__file__).parents[1] / "studies" / f"{name}.yaml")
+    for arm in study.arms:
+        assert arm_settings(study, arm, study.max_steps[-1])["roi"]
+    assert recipe_settings(study, "published")["disruption"] == "all"
+    cells = [*choosing_cells(study), *compared_cells(study, dict.fromkeys(study.arms, 1.0))]
+    assert len(cells) == 36 + 256
 
 
 # What runs
