@@ -60,6 +60,7 @@ class Decoder(nn.Module):
 @dataclass(frozen=True)
 class Plain(Architecture):
     backbone: ClassVar[str] = "plain"
+    title: ClassVar[str] = "Five convolutions"
     settings: ClassVar[type[Settings]] = Settings
     width: int = 4
 
@@ -94,6 +95,26 @@ class Plain(Architecture):
 @pytest.fixture
 def plain(monkeypatch):
     monkeypatch.setitem(BACKBONES, "plain", Plain)
+
+
+@pytest.mark.parametrize("name", list(BACKBONES))
+@pytest.mark.parametrize("repair_from", ["full", "half", "pyramid"])
+def test_what_all_backbones_share_is_as_set(name, repair_from, tmp_path):
+    """A repair from half the resolution has fewer parameters; one from all of it ends in one head."""
+    sizes = {"swin-unetr": {"embed_dim": 4, "heads": (1, 1, 2, 2)}, "resenc": {"size": "small"}}[name]
+    given = {"data": tmp_path, "out": tmp_path / "run", "backbone": name, "roi": 32, **sizes}
+    settings = resolve(PretrainSettings, {**given, "repair_from": repair_from, "restore_intensity": False})
+    architecture = settings.architecture_of(settings.roi, in_channels=2)
+    assert architecture.repair_from == repair_from
+    assert not architecture.restore_intensity
+    assert architecture.in_channels == 2
+    network = RepairNetwork(architecture)
+    assert hasattr(network.decoder, "repair_heads") == (repair_from != "full")
+    image = torch.rand(1, 2, 32, 32, 32, requires_grad=True)
+    maps = network.encode(image)
+    others = [torch.rand_like(each) if number == 0 else each for number, each in enumerate(maps)]
+    sees_full_resolution = not torch.equal(network.decode(image, maps), network.decode(image, others))
+    assert sees_full_resolution == (repair_from == "full" or name == "swin-unetr")
 
 
 @pytest.mark.parametrize("disruption", ["all", "mae", "varied"])

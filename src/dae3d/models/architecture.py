@@ -84,13 +84,13 @@ class Architecture(ABC):
             name: getattr(settings, name) for name in (*_names(cls), *_names(cls.settings)) if name in known
         }
         given = {name: value for name, value in given.items() if value is not None}
-        sizes = cls.sizes(given, roi, spacing)
-        return cls(**{name: value for name, value in {**sizes, **values}.items() if name in _names(cls)})
+        complete = {**given, **cls.sizes(given, roi, spacing), **values}
+        return cls(**{name: value for name, value in complete.items() if name in _names(cls)})
 
     @classmethod
     def sizes(cls, given: dict[str, Any], roi: Triple, spacing: Sequence[float]) -> dict[str, Any]:
-        """The given fields and settings, and values for those that are missing."""
-        return given
+        """Values for sizes that are missing among the given fields and settings."""
+        return {}
 
     @classmethod
     def own(cls) -> tuple[str, ...]:
@@ -98,14 +98,14 @@ class Architecture(ABC):
         return tuple(name for name in _names(cls) if name not in _names(Architecture))
 
     @classmethod
-    @abstractmethod
     def planned(cls, size: Size, roi: Triple, spacing: Sequence[float]) -> list[Explained]:
         """The settings of a planned network, apart from the backbone; arguments as for `of`."""
+        return []
 
     @classmethod
-    @abstractmethod
     def multiple_for(cls, roi: Triple, spacing: Sequence[float]) -> Triple:
         """Of which the sides of crops are for the network that `planned` gives for them."""
+        return cls.of(cls.settings(), roi, spacing).multiple
 
     def header(self) -> dict[str, Any]:
         """The fields as plain JSON, for a weights file."""

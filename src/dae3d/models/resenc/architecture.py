@@ -102,8 +102,8 @@ class ResEncArchitecture(Architecture):
             "stage_channels": tuple(min(first * 2**stage, most) for stage in range(stages)),
             "stage_blocks": tuple(blocks[min(stage, len(blocks) - 1)] for stage in range(stages)),
         }
-        lists = {name: given[name] for name in made if given.get(name) is not None}
-        return {**made, **lists, "decoder_convolutions": (1,) * (stages - 1)}
+        missing = {name: value for name, value in made.items() if name not in given}
+        return {**missing, "decoder_convolutions": (1,) * (stages - 1)}
 
     @classmethod
     def planned(cls, size: Size, roi: Triple, spacing: Sequence[float]) -> list[Explained]:

@@ -130,7 +130,7 @@ class SwinArchitecture(Architecture):
     @classmethod
     def sizes(cls, given: dict[str, Any], roi: Triple, spacing: Sequence[float]) -> dict[str, Any]:
         """Windows of 6 unless given, which divides the grids of 96^3 crops."""
-        return {"window": 6, **given}
+        return {} if "window" in given else {"window": 6}
 
     @classmethod
     def planned(cls, size: Size, roi: Triple, spacing: Sequence[float]) -> list[Explained]:
@@ -151,11 +151,6 @@ class SwinArchitecture(Architecture):
                 f"{which} the grids of all stages: roi / 2, / 4, / 8 and / 16.",
             ),
         ]
-
-    @classmethod
-    def multiple_for(cls, roi: Triple, spacing: Sequence[float]) -> Triple:
-        """The same for any shape."""
-        return cls.multiple
 
     def __post_init__(self) -> None:
         """Raise ValueError if the channels of a stage cannot be divided among its attention heads."""
