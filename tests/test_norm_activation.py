@@ -18,7 +18,11 @@ EPS = 1e-5
 NEAR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1}
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 WAYS = [(NativeNorm, form, dtype, device) for form in LAYOUTS for dtype in NEAR for device in DEVICES]
-WAYS += [(CpuNorm, "channels-last", dtype, "cpu") for dtype in (torch.float32, torch.bfloat16)]
+WAYS += [
+    (way, "channels-last", dtype, "cpu")
+    for way in (CpuNorm, SmallNorm)
+    for dtype in (torch.float32, torch.bfloat16)
+]
 
 
 class Operations(TorchDispatchMode):

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from dae3d.models.kernels.cpu_norm import CpuNorm
 from dae3d.models.kernels.native_norm import NativeNorm, layout
+from dae3d.models.kernels.small_norm import MOST, SmallNorm
 
 
 class InstanceNorm(nn.InstanceNorm3d):
@@ -75,7 +76,10 @@ def norm_activation(
         residual = residual.contiguous(memory_format=layout(x))
     affine = [parameter for each in norms for parameter in (each.weight, each.bias)]
     given = (x, residual, residual_norm is not None, norm.eps, slope)
-    return _implementation(x).apply(*given, *affine)
+    implementation = _implementation(x)
+    if implementation is CpuNorm and x[0].numel() <= MOST:
+        implementation = SmallNorm
+    return implementation.apply(*given, *affine)
 
 
 def _instance_norm(x: Tensor, eps: float) -> Tensor:
