@@ -133,6 +133,14 @@ def test_shipped_studies_are_complete(name):
     assert len(cells) == 36 + 256
 
 
+def test_a_config_may_have_settings_of_another_backbone(written, tiny_store):
+    recipe = {"config": "small-cpu", "data": str(tiny_store), "backbone": "resenc", "size": "small"}
+    settings = recipe_settings(read_study(written(pretrain={"dae": recipe})), "dae")
+    assert settings["backbone"] == "resenc"
+    assert "embed_dim" not in settings
+    assert settings["lr"] == 1e-3  # of the config
+
+
 # What runs
 
 

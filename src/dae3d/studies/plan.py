@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.evaluation.segmentation_metrics import METRICS
+from dae3d.models.backbones import NetworkSettings
 from dae3d.settings import Settings, read_config, resolve
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.pretrain_settings import PretrainSettings
@@ -248,7 +249,9 @@ def _merged(given: dict[str, Any], kind: str, place: str) -> dict[str, Any]:
         config = read_config(given["config"], kind)
     except SettingsError as error:
         raise SettingsError(f"{place}.{error}") from None
-    return {**{key: value for key, value in config.items() if key not in _FROM_STUDY[kind]}, **values}
+    config = {key: value for key, value in config.items() if key not in _FROM_STUDY[kind]}
+    # A config may have settings of another backbone than the one that is chosen here.
+    return NetworkSettings.without_others({**config, **values}, set(values))
 
 
 def _checked(model: type[Settings], values: dict[str, Any], place: str) -> None:
