@@ -108,7 +108,8 @@ class Places:
             run, fold = folder / "run", [] if self.study.fold is None else ["--fold", str(self.study.fold)]
             weights, evaluation = run / "weights" / "last.safetensors", folder / "evaluation"
             return [
-                ["finetune", "--config", str(file), "--out", str(run), "--resume"],
+                # On the command line a rate also lowers those of warm-up and end that a config has.
+                ["finetune", "--config", str(file), "--out", str(run), "--resume", "--lr", repr(cell.lr)],
                 [
                     *("evaluate", "--data", str(self.study.task), "--split", "validation", *fold),
                     *("--weights", str(weights), "--out", str(evaluation), "--workers", "1"),
