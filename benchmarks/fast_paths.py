@@ -1,6 +1,6 @@
 """What each fast path of the layers brings on this processor: a training step with it and without it.
 
-    python benchmarks/fast_paths.py [--backbone resenc] [--precision bf16] [--rounds 7]
+    python benchmarks/fast_paths.py [--backbone resenc] [--size standard] [--precision bf16]
 
 In every round a step is taken with all paths and one without each path, so that other load on the machine
 affects all alike. Prints how many per cent longer a step is without the path: the median and the range of the
@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 from unittest import mock
 
 import torch
@@ -28,11 +29,13 @@ from dae3d.models.network import RepairNetwork
 from dae3d.models.swin_unetr.encoder import PatchMerging
 from dae3d.training.cpu import keep_freed_memory
 
-SIZES = {
-    "swin-unetr": {"embed_dim": 12, "heads": (1, 2, 4, 8), "window": 4},
-    "resenc": {"size": "small"},
+SIZES: dict[tuple[str, str], dict[str, Any]] = {
+    ("swin-unetr", "small"): {"embed_dim": 12, "heads": (1, 2, 4, 8), "window": 4},
+    ("swin-unetr", "standard"): {},
+    ("resenc", "small"): {"size": "small"},
+    ("resenc", "standard"): {"size": "standard"},
 }
-SHAPES = {"swin-unetr": ((64, 64, 64), 4), "resenc": ((40, 56, 40), 4)}
+SHAPES = {"small": ((64, 64, 64), 4), "standard": ((64, 64, 64), 1)}
 
 
 def _convolved_by_pytorch(which: Callable[[Convolution, Tensor], bool]) -> AbstractContextManager[object]:
@@ -84,14 +87,15 @@ WITHOUT: dict[str, Callable[[], AbstractContextManager[object]]] = {
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--backbone", choices=list(SIZES), default="swin-unetr")
+    parser.add_argument("--backbone", choices=list(BACKBONES), default="swin-unetr")
+    parser.add_argument("--size", choices=list(SHAPES), default="small")
     parser.add_argument("--precision", choices=["float32", "bf16"], default="float32")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     keep_freed_memory()
-    (roi, crops), settings = SHAPES[given.backbone], NetworkSettings(**SIZES[given.backbone])
+    (roi, crops), settings = SHAPES[given.size], NetworkSettings(**SIZES[given.backbone, given.size])
     architecture = BACKBONES[given.backbone].of(settings, roi, (1.0, 1.0, 1.0))
     network = RepairNetwork(architecture).to(memory_format=torch.channels_last_3d)
     image = torch.randn(crops, 1, *roi)
@@ -109,9 +113,8 @@ def main() -> None:
         for name, measured in times.items():
             with WITHOUT[name]() if name else contextlib.nullcontext():
                 measured.append(seconds())
-    print(
-        f"{given.backbone}, {given.precision}: {statistics.median(times[''][1:]):.3f} s a step with all paths"
-    )
+    whole = statistics.median(times[""][1:])
+    print(f"{given.backbone}, {given.size}, {given.precision}: {whole:.3f} s a step with all paths")
     print("| without | % longer | rounds |\n|---|---:|---|")
     for name in WITHOUT:
         ratios = [100 * (a / b - 1) for a, b in zip(times[name][1:], times[""][1:], strict=True)]
