@@ -86,7 +86,7 @@ def test_what_training_recorded_stays_apart_from_paths(folder, run):
     assert trained_on(after) == trained_on(before)
     assert len(trained_on(after)[0].training) > 0
     lost = before["settings"].keys() - after["settings"].keys()
-    assert lost == {"data", "out", "init", "probe_task", "resume", "monai_merging"}
+    assert lost == {"data", "out", "init", "probe_task", "leave_out", "resume", "monai_merging"}
     assert all(after["settings"][name] == before["settings"][name] for name in after["settings"])
     assert after["data"] == before["data"]
     for name in ("modalities", "preparation", "spacing", "step", "best_validation", "versions"):
