@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import dae3d
 from dae3d.models.network import RepairNetwork, Segmenter
+from dae3d.models.weights import read_weights
 from dae3d.settings import resolve
 from dae3d.training.finetune_settings import FinetuneSettings
 from dae3d.training.pretrain_settings import PretrainSettings
@@ -82,3 +83,19 @@ def test_training_goes_on_from_the_weights(run, tiny_store, tiny_finetune, tmp_p
     given = {name: value for name, value in tiny_finetune.items() if name not in sizes}
     made = dae3d.finetune(**given | once | {"init": folder, "out": tmp_path / "fine"})
     assert dae3d.load(made, show=False).architecture.embed_dim == 4
+
+
+def test_a_residual_encoder_with_the_whole_decoder_goes_on_with_it(tiny_store, tiny_settings, tmp_path):
+    """Its first runs had it although their settings say otherwise."""
+    swin = ("embed_dim", "heads", "depths", "window")
+    given = {name: value for name, value in tiny_settings.items() if name not in swin}
+    given |= {"data": tiny_store, "backbone": "resenc", "size": "small", "save_every": 2}
+    run = dae3d.pretrain(out=tmp_path / "run", max_steps=2, repair_from="full", **given)
+    settings = yaml.safe_load((run / "settings.yaml").read_text())
+    (run / "settings.yaml").write_text(yaml.safe_dump(settings | {"repair_from": "pyramid"}))
+    before = read_weights(run / "weights/last.safetensors")
+    dae3d.pretrain(out=run, resume=True, max_steps=4)
+    after = read_weights(run / "weights/last.safetensors")
+    assert after.info["step"] == 4
+    assert after.architecture == before.architecture
+    assert after.state.keys() == before.state.keys()

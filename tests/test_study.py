@@ -3,6 +3,10 @@
 import csv
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +27,7 @@ from dae3d.studies.jobs import Job, Pool
 from dae3d.studies.matched import write_matched
 from dae3d.studies.plan import arm_settings, numbers, read_study, recipe_settings
 from dae3d.studies.results import Results, Row
+from waiting import until
 
 NETWORK = {name: TINY[name] for name in ("embed_dim", "heads", "depths", "window")}
 FINETUNE = {**NETWORK, "roi": 32, "batch_size": 2, "workers": 0, "accelerator": "cpu", "val_overlap": 0}
@@ -205,6 +210,42 @@ def test_what_another_process_runs_is_left_to_it(tmp_path):
     assert [result.ending for result in ended] == ["elsewhere"]
 
 
+KILLED = """
+import sys
+from pathlib import Path
+from dae3d.studies.jobs import Job, Pool
+
+folder, sys.executable = Path(sys.argv[1]), sys.argv[2]
+Pool(1).run([Job("cell", folder / "cell", lambda: [["pretrain"]], lambda took: None)], "test")
+"""
+
+
+def test_what_a_killed_study_left_running_is_not_started_again(tmp_path):
+    """Its command, here one that sleeps, goes on alone."""
+    sleeper = tmp_path / "sleeper"
+    sleeper.write_text("#!/bin/sh\nexec sleep 600\n")
+    sleeper.chmod(0o755)
+    study = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path, sleeper])
+    if not Path(f"/proc/{study.pid}/task").is_dir():
+        pytest.skip("needs /proc")
+    until(lambda: descendants(study.pid), study)
+    (left,) = descendants(study.pid)
+    study.kill()
+    study.wait()
+    again = job(tmp_path, "cell", lambda: [["--version"]])
+    try:
+        assert [result.ending for result in Pool(1).run([again], "test")] == ["elsewhere"]
+    finally:
+        os.kill(left, signal.SIGKILL)
+    until(lambda: [result.ending for result in Pool(1).run([again], "test")] == ["done"])
+
+
+def descendants(pid):
+    """Processes that a process has started, in whatever thread."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(word) for task in tasks for word in task.read_text().split()]
+
+
 def test_threads_are_divided_and_gpus_taken_in_turn(tmp_path, monkeypatch):
     monkeypatch.setattr("dae3d.studies.jobs.usable_cores", lambda: 8)
     seen = []
@@ -219,7 +260,7 @@ def test_threads_are_divided_and_gpus_taken_in_turn(tmp_path, monkeypatch):
     monkeypatch.setattr("subprocess.Popen", Process)
     pool = Pool(4, gpus=["2", "5"])
     for slot in range(3):
-        pool._call(["--version"], tmp_path / "screen.txt", slot)
+        pool._call(["--version"], tmp_path / "screen.txt", slot, 0)
     assert seen == [("2", "2"), ("2", "5"), ("2", "2")]
 
 
@@ -315,7 +356,7 @@ def one_process(monkeypatch):
     """Commands run in this process, which saves the imports; returns what was called."""
     calls = []
 
-    def call(self, command, screen, slot):
+    def call(self, command, screen, slot, locked):
         calls.append(command)
         return main(command)
 

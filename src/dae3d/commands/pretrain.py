@@ -18,7 +18,7 @@ from dae3d.training.data import CropLoaders, TrainingData, training_data
 from dae3d.training.legs import Leg, baselines_due, legs_of, say_new_data
 from dae3d.training.pretrain_settings import PretrainSettings
 from dae3d.training.pretraining import Pretraining
-from dae3d.training.resume import checkpoint_of
+from dae3d.training.resume import checkpoint_of, read_checkpoint
 from dae3d.training.run import device_count, train
 from dae3d.training.run_settings import AUTO
 
@@ -42,6 +42,8 @@ def pretrain(settings: PretrainSettings) -> Path:
     checkpoint = checkpoint_of(settings)
     if settings.init is not None and checkpoint is None:
         settings = with_sizes_of_init(settings, read_weights(settings.init, settings.monai_merging))
+    if checkpoint is not None:
+        settings = _as_trained(settings, checkpoint)
     devices, nodes = device_count(settings)
     if settings.batch_size == AUTO:
         # The voxel size may decide the network, and the network the memory.
@@ -82,6 +84,13 @@ def pretrain(settings: PretrainSettings) -> Path:
         announce=partial(_announce, settings, data, begun, legs, resumed_at),
     )
     return settings.out
+
+
+def _as_trained(settings: PretrainSettings, checkpoint: Path) -> PretrainSettings:
+    """With the whole decoder if the checkpoint has it: resenc once had, whatever was set."""
+    if "network.decoder.head.weight" in read_checkpoint(checkpoint)["state_dict"]:
+        return settings.model_copy(update={"repair_from": "full"})
+    return settings
 
 
 @rank_zero_only

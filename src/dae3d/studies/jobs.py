@@ -126,7 +126,7 @@ class Pool:
                     return Result(job, "done")
                 started = time.monotonic()
                 for command in commands:
-                    status = self._call(command, job.folder / SCREEN, slot)
+                    status = self._call(command, job.folder / SCREEN, slot, file.fileno())
                     if self._stopped.is_set():
                         return Result(job, "stopped")
                     if status:
@@ -136,7 +136,7 @@ class Pool:
             return Result(job, "failed", str(error))
         return Result(job, "done")
 
-    def _call(self, command: list[str], screen: Path, slot: int) -> int:
+    def _call(self, command: list[str], screen: Path, slot: int, locked: int) -> int:
         threads = self.threads or max(1, usable_cores() // self.size)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         if self.gpus:
@@ -149,6 +149,7 @@ class Pool:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,  # so that Ctrl-C reaches it once, from here
+                pass_fds=(locked,),  # if this process is killed, the folder stays locked until it ends
             )
             self._running.add(process)
             try:
