@@ -439,15 +439,15 @@ def test_parts_of_a_study_are_all_of_it(written, tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(Pool, "run", run)
     path = written(lr=1e-3, lr_subsets=[])
-    for shard in ("1/3", "2/3", "3/3"):
+    for shard in ("0/3", "1/3", "2/3"):
         dae3d.study(study=path, out=tmp_path / "out", shard=shard)
     assert len(ran) == len(set(ran)) == 2 * 3 * 2
-    with pytest.raises(SettingsError, match="shard: must be a part"):
-        dae3d.study(study=path, out=tmp_path / "out", shard="4/3")
+    with pytest.raises(SettingsError, match="shard: must be i/n"):
+        dae3d.study(study=path, out=tmp_path / "out", shard="3/3")
     with caplog.at_level("INFO", "dae3d"):
         dae3d.study(study=path, out=tmp_path / "out", dry_run=True)
     assert "12 to compare" in caplog.text
-    assert "sbatch --array=1-8" in caplog.text
+    assert "sbatch --array=0-7" in caplog.text
 
 
 def test_the_folder_of_something_else_is_left_alone(written, tmp_path):

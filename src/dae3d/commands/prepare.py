@@ -27,7 +27,7 @@ from dae3d.store.earlier import Earlier
 from dae3d.store.index import INDEX, IndexHeader, OtherVersion, read_index_header
 from dae3d.store.recipe import Spacing
 from dae3d.store.scan import PARTIAL, REJECTED, SCANS, Preparation
-from dae3d.store.shards import PARTS, Shard, all_shards, shard_list
+from dae3d.store.shards import PARTS, Shard, ShardText, all_shards, shard_list
 from dae3d.store.source import digest
 from dae3d.store.store import Store
 from dae3d.store.tally import StoreTally
@@ -73,7 +73,7 @@ class PrepareSettings(Settings):
         description="address of a Dask scheduler, such as tcp://host:8786, whose workers do the work; they "
         "must see scans and store under the same paths",
     )
-    shard: str | None = Field(
+    shard: ShardText | None = Field(
         None,
         description="i/n, with i from 0: prepare every n-th scan, in a job array on a shared disk; the last "
         "shard to finish writes the index",
@@ -93,13 +93,6 @@ class PrepareSettings(Settings):
         if spacing is not None and (not isinstance(spacing, list | tuple) or len(spacing) != 3):
             raise ValueError("must be three numbers in mm, or none")
         return spacing
-
-    @field_validator("shard")
-    @classmethod
-    def _number_of(cls, shard: str | None) -> str | None:
-        if shard is not None:
-            Shard.parse(shard)
-        return shard
 
     @property
     def preparation(self) -> Preparation:

@@ -2,13 +2,12 @@
 
 import logging
 import os
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from dae3d.errors import Dae3dError
 from dae3d.files import make_folder, refuse_other_file, write_text
@@ -18,6 +17,7 @@ from dae3d.reporting.study import StudyPage, read_check, say, write_study_page
 from dae3d.run_folder import refuse_a_runs_folder
 from dae3d.scans.task import read_task
 from dae3d.settings import Positional, Settings, command
+from dae3d.store.shards import Shard, ShardText
 from dae3d.studies.cells import Cell, choosing_cells, chosen_rates, compared_cells
 from dae3d.studies.jobs import Job, Pool, Result
 from dae3d.studies.plan import read_study, refuse_too_few
@@ -26,14 +26,7 @@ from dae3d.studies.running import Places, means
 
 log = logging.getLogger(__name__)
 
-_SHARD = re.compile(r"(\d+)/(\d+)")
-
-
-def _shard(text: str) -> str:
-    found = _SHARD.fullmatch(text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError("must be a part and the number of parts, as 1/4 to 4/4")
-    return text
+_PARTS = 8  # of the job array that --dry-run shows
 
 
 class StudySettings(Settings):
@@ -47,8 +40,8 @@ class StudySettings(Settings):
     threads: int | None = Field(
         None, ge=1, description="CPU threads of each run (default: the cores divided by --jobs)"
     )
-    shard: Annotated[str, AfterValidator(_shard)] | None = Field(
-        None, description="run only this part, as 2/4; other machines with the same --out run the rest"
+    shard: ShardText | None = Field(
+        None, description="run only part i of n, as i/n from 0/n; other jobs with the same --out run the rest"
     )
     dry_run: bool = Field(False, description="say what would run, and the line for a SLURM array, and end")
 
@@ -141,8 +134,8 @@ def _jobs(places: Places, cells: Sequence[Cell]) -> list[Job]:
 
 def _own(jobs: Sequence[Job], shard: str | None) -> list[Job]:
     """The jobs of a shard."""
-    part, parts = map(int, (shard or "1/1").split("/"))
-    return list(jobs[part - 1 :: parts])
+    part = Shard.parse(shard or "0/1")
+    return list(jobs[part.number :: part.of])
 
 
 def _unknown(places: Places) -> tuple[str, ...]:
@@ -189,7 +182,7 @@ def _say_what_would_run(settings: StudySettings, places: Places) -> dict[str, fl
         compared,
     )
     words = ["dae3d", "study", str(settings.study), "--out", str(settings.out), "--jobs", str(settings.jobs)]
-    line = f"{shlex.join(words)} --shard $SLURM_ARRAY_TASK_ID/8"
-    log.info("on a cluster: sbatch --array=1-8 --wrap '%s'", line)
+    line = f"{shlex.join(words)} --shard $SLURM_ARRAY_TASK_ID/{_PARTS}"
+    log.info("on a cluster: sbatch --array=0-%d --wrap '%s'", _PARTS - 1, line)
     log.info("each part runs what it can; submit it again until all is finished")
     return {}

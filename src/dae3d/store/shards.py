@@ -4,6 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 # Named after dae3d because the folder is deleted with everything in it.
 PARTS = "dae3d-parts"
@@ -12,7 +15,7 @@ _NAME = re.compile(r"-\d+-of-(\d+)(?:\.jsonl)?$")
 
 @dataclass(frozen=True)
 class Shard:
-    """Shard `number` (from 0) of `of`: it takes every `of`-th scan of the manifest."""
+    """Shard `number` (from 0) of `of`: it takes every `of`-th scan of a manifest, or run of a study."""
 
     number: int
     of: int
@@ -48,6 +51,14 @@ class Shard:
     def lock(self) -> str:
         """The store's file that is locked while the shard is running."""
         return f"{PARTS}/.lock-{self.name}"
+
+
+def _parsed(text: str) -> str:
+    Shard.parse(text)
+    return text
+
+
+ShardText = Annotated[str, AfterValidator(_parsed)]  # of a setting
 
 
 def all_shards(of: int) -> list[Shard]:
