@@ -62,7 +62,7 @@ def test_settings_of_a_run_mean_what_they_meant(run):
     changed = {"roi": [32, 32, 32], "out": str(folder), "resume": True}
     expected = (
         added
-        | ({"transfer": "both", "local_mask": "channels"} if kind == "pretrain" else {})
+        | ({"transfer": "both", "local_mask": "channels", "leave_out": None} if kind == "pretrain" else {})
         | then
         | changed
     )
