@@ -19,14 +19,20 @@ import dae3d
 from conftest import TINY
 from dae3d.cli import main
 from dae3d.errors import Dae3dError, SettingsError
-from dae3d.models.weights import read_weights
+from dae3d.models.network import RepairNetwork
+from dae3d.models.provenance import entry, kept
+from dae3d.models.swin_unetr import SwinArchitecture
+from dae3d.models.weights import read_weights, save_weights
 from dae3d.reporting.study import difference_chart
+from dae3d.scans.task import read_task
+from dae3d.store.source import contents_of
 from dae3d.studies.cells import Cell, choosing_cells, chosen_rates, compared_cells
 from dae3d.studies.comparison import Paired, holm, paired
 from dae3d.studies.jobs import Job, Pool
 from dae3d.studies.matched import write_matched
 from dae3d.studies.plan import arm_settings, numbers, read_study, recipe_settings
 from dae3d.studies.results import Results, Row
+from dae3d.studies.running import Places
 from waiting import until
 
 NETWORK = {name: TINY[name] for name in ("embed_dim", "heads", "depths", "window")}
@@ -413,21 +419,21 @@ def test_a_study_from_pre_training_to_its_page(written, tiny_store, tmp_path, on
         dae3d.study(study=path, out=out)
 
 
-@pytest.mark.slow
-def test_weights_that_were_trained_on_test_cases_are_refused(
-    written, tiny_task, tmp_path, one_process, finetuned
-):
-    """A fine-tuned run whose training cases are the test cases of another list."""
-    content = json.loads(Path(tiny_task).read_text())
-    content["training"], content["validation"] = content["training"][:2], content["training"][2:]
-    swapped = tiny_task.with_name("swapped.json")
-    swapped.write_text(json.dumps(content))
-    arms = {"scratch": {}, "seen": {"init": str(finetuned)}}
-    changes = {**SHORT, "arms": arms, "primary": {**SHORT["primary"], "arm": "seen"}, "task": str(swapped)}
-    with pytest.raises(
-        Dae3dError, match=r"arms\.seen\.init: .* was trained on 3 of 3 test cases, such as sub-2"
-    ):
-        dae3d.study(study=written(**changes), out=tmp_path / "out")
+def test_weights_that_were_trained_on_test_cases_are_refused(written, tiny_task, tmp_path):
+    """Pre-trained on one of the three test cases, and on a case to train on."""
+    images = [tiny_task.parent / f"sub-{number}_T1w.nii.gz" for number in (0, 6)]
+    architecture = SwinArchitecture(**NETWORK)
+    info = {"task": "pretrain", "trained_on": entry("pretrain", map(kept, contents_of(images)), ())}
+    save_weights(tmp_path / "seen.safetensors", RepairNetwork(architecture).state_dict(), architecture, info)
+    arms = {"scratch": {}, "seen": {"init": "seen.safetensors"}}
+    primary = {**SHORT["primary"], "arm": "seen"}
+    study = read_study(written(**{**SHORT, "arms": arms, "primary": primary}))
+    places = Places(study, tmp_path / "out", read_task(tiny_task).split("validation"))
+    (tmp_path / "out").mkdir()
+    message = r"arms\.seen\.init: .*seen.safetensors was trained on 1 of 3 test cases, such as sub-6_T1w"
+    with pytest.raises(Dae3dError, match=message):
+        places.cell_job(Cell("seen", 2, 2, 10, 1e-3)).prepare()
+    assert not places.unknown(study.arms["seen"].init)
 
 
 def test_parts_of_a_study_are_all_of_it(written, tmp_path, monkeypatch, caplog):
