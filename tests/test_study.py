@@ -27,12 +27,12 @@ from dae3d.reporting.study import difference_chart
 from dae3d.scans.task import read_task
 from dae3d.store.source import contents_of
 from dae3d.studies.cells import Cell, choosing_cells, chosen_rates, compared_cells
-from dae3d.studies.comparison import Paired, holm, paired
+from dae3d.studies.comparison import paired
 from dae3d.studies.jobs import Job, Pool
 from dae3d.studies.matched import write_matched
 from dae3d.studies.plan import arm_settings, numbers, read_study, recipe_settings
 from dae3d.studies.results import Results, Row
-from dae3d.studies.running import Places
+from dae3d.studies.running import StudyFolder
 from waiting import until
 
 NETWORK = {name: TINY[name] for name in ("embed_dim", "heads", "depths", "window")}
@@ -282,42 +282,7 @@ def test_matched_weights_have_the_scales_alone(tiny_run, tmp_path):
     assert abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) < 5 / math.sqrt(count)
 
 
-# Comparisons
-
-
-def test_a_paired_comparison_by_hand():
-    # Differences of subsets 0.01, 0.02, 0.03: mean 0.02, deviation 0.01, t of 2 degrees of freedom 4.3027.
-    against = np.array([[0.5, 0.6, 0.7]] * 3)
-    found = paired(against + np.array([[0.01], [0.02], [0.03]]), against)
-    assert found.mean == pytest.approx(0.02)
-    assert found.deviation == pytest.approx(0.01)
-    assert found.t == pytest.approx((0.02 - 4.3027 * 0.01 / 3**0.5, 0.02 + 4.3027 * 0.01 / 3**0.5), abs=1e-5)
-    assert found.p == pytest.approx(0.25)  # 2 of the 8 signs of three ranks are as extreme
-    assert not found.decided
-
-
-def test_the_bootstrap_draws_subsets_and_then_cases():
-    random = np.random.default_rng(5)
-    apart = (
-        random.normal(0.02, 0.03, (6, 1)) + random.normal(0, 0.05, (1, 20)) + random.normal(0, 0.02, (6, 20))
-    )
-    means = [
-        apart[np.ix_(random.integers(6, size=6), random.integers(20, size=20))].mean() for _ in range(20_000)
-    ]
-    found = paired(apart, np.zeros_like(apart))
-    assert found.bootstrap == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=1e-3)
-
-
-def test_cases_without_a_value_are_left_out_of_both_arms():
-    values = np.array([[0.9, 0.8, np.nan], [0.9, 0.8, 0.1]])
-    found = paired(values, np.full((2, 3), 0.5))
-    assert found.differences == pytest.approx((0.35, 0.35))
-
-
-def test_holm_by_hand():
-    family = [Paired((0.0, 1.0), (0, 0), (0, 0), p) for p in (0.01, 0.04, 0.03)]
-    # Sorted 0.01, 0.03, 0.04: times 3, 2, 1, never smaller than the one before.
-    assert [each.adjusted_p for each in holm(family)] == pytest.approx([0.03, 0.06, 0.06])
+# Results
 
 
 def test_only_subsets_that_both_arms_finished_are_compared(written):
@@ -428,12 +393,11 @@ def test_weights_that_were_trained_on_test_cases_are_refused(written, tiny_task,
     arms = {"scratch": {}, "seen": {"init": "seen.safetensors"}}
     primary = {**SHORT["primary"], "arm": "seen"}
     study = read_study(written(**{**SHORT, "arms": arms, "primary": primary}))
-    places = Places(study, tmp_path / "out", read_task(tiny_task).split("validation"))
-    (tmp_path / "out").mkdir()
+    study_folder = StudyFolder(study, tmp_path / "out", read_task(tiny_task).split("validation"))
     message = r"arms\.seen\.init: .*seen.safetensors was trained on 1 of 3 test cases, such as sub-6_T1w"
     with pytest.raises(Dae3dError, match=message):
-        places.cell_job(Cell("seen", 2, 2, 10, 1e-3)).prepare()
-    assert not places.unknown(study.arms["seen"].init)
+        study_folder.refuse_seen()
+    assert not study_folder.unknown(study.arms["seen"].init)
 
 
 def test_parts_of_a_study_are_all_of_it(written, tmp_path, monkeypatch, caplog):

@@ -22,7 +22,7 @@ from dae3d.studies.cells import Cell, choosing_cells, chosen_rates, compared_cel
 from dae3d.studies.jobs import Job, Pool, Result
 from dae3d.studies.plan import read_study, refuse_too_few
 from dae3d.studies.results import Results, cells_csv, dumped
-from dae3d.studies.running import Places, means
+from dae3d.studies.running import StudyFolder, means
 
 log = logging.getLogger(__name__)
 
@@ -64,32 +64,35 @@ def study(settings: StudySettings) -> dict[str, float]:
     plan = read_study(settings.study)
     task = read_task(plan.task, plan.finetune.get("modality"))
     refuse_too_few(plan, len(task.sides(plan.fold)[0]))
-    places = Places(plan, settings.out, task.split("validation", plan.fold))
+    study_folder = StudyFolder(plan, settings.out, task.split("validation", plan.fold))
     _refuse_others(settings.out)
+    study_folder.refuse_seen()
     if settings.dry_run:
-        return _say_what_would_run(settings, places)
+        return _say_what_would_run(settings, study_folder)
     make_folder(settings.out)
     pool = Pool(settings.jobs, settings.threads, _gpus())
-    recipes = [places.recipe_job(*run) for run in plan.recipe_runs()]
+    recipes = [study_folder.recipe_job(*run) for run in plan.recipe_runs()]
     ended = pool.run(_own(recipes, settings.shard), "pre-train")
     choosing = list(choosing_cells(plan))
-    ended += pool.run(_own(_jobs(places, choosing), settings.shard), "choose learning rates")
-    rates = chosen_rates(plan, means(places.values(choosing)))
+    ended += pool.run(_own(_jobs(study_folder, choosing), settings.shard), "choose learning rates")
+    rates = chosen_rates(plan, means(study_folder.values(choosing)))
     cells = list(compared_cells(plan, rates))
-    ended += pool.run(_own(_jobs(places, cells), settings.shard), "compare")
-    return _written(settings, places, ended)
+    ended += pool.run(_own(_jobs(study_folder, cells), settings.shard), "compare")
+    return _written(settings, study_folder, ended)
 
 
-def _written(settings: StudySettings, places: Places, ended: Sequence[Result]) -> dict[str, float]:
+def _written(settings: StudySettings, study_folder: StudyFolder, ended: Sequence[Result]) -> dict[str, float]:
     """Write the results as far as there are any, and say what is missing."""
-    plan = places.study
+    plan = study_folder.study
     choosing = list(choosing_cells(plan))
-    chosen = places.values(choosing)
+    chosen = study_folder.values(choosing)
     rates = chosen_rates(plan, means(chosen))
     cells = list(compared_cells(plan, rates))
-    values = places.values(cells)
+    values = study_folder.values(cells)
     results = Results.of(plan, rates, values)
-    finished = {cell: (mean, places.seconds(cell)) for cell, mean in means({**chosen, **values}).items()}
+    finished = {
+        cell: (mean, study_folder.seconds(cell)) for cell, mean in means({**chosen, **values}).items()
+    }
     expected = len(choosing) + len(list(compared_cells(plan, dict.fromkeys(plan.arms, 1.0))))
     failed = [result for result in ended if result.ending == "failed"]
     write_text(settings.out / "study.csv", cells_csv(finished, plan.metric))
@@ -101,9 +104,9 @@ def _written(settings: StudySettings, places: Places, ended: Sequence[Result]) -
         finished,
         expected,
         tuple(failed),
-        _unknown(places),
-        places.recipes,
-        _checks(places),
+        _unknown(study_folder),
+        study_folder.recipes,
+        _checks(study_folder),
     )
     say(page)
     log.info("page and tables: %s", write_study_page(settings.out, page))
@@ -126,10 +129,12 @@ def _written(settings: StudySettings, places: Places, ended: Sequence[Result]) -
     }
 
 
-def _jobs(places: Places, cells: Sequence[Cell]) -> list[Job]:
+def _jobs(study_folder: StudyFolder, cells: Sequence[Cell]) -> list[Job]:
     """The jobs of those cells whose initial weights are there."""
-    arms = places.study.arms
-    return [places.cell_job(cell) for cell in cells if places.is_ready(arms[cell.arm], cell.subset)]
+    arms = study_folder.study.arms
+    return [
+        study_folder.cell_job(cell) for cell in cells if study_folder.is_ready(arms[cell.arm], cell.subset)
+    ]
 
 
 def _own(jobs: Sequence[Job], shard: str | None) -> list[Job]:
@@ -138,18 +143,24 @@ def _own(jobs: Sequence[Job], shard: str | None) -> list[Job]:
     return list(jobs[part.number :: part.of])
 
 
-def _unknown(places: Places) -> tuple[str, ...]:
+def _unknown(study_folder: StudyFolder) -> tuple[str, ...]:
     """The arms whose weights do not record what they were trained on."""
-    given = {name: arm.init for name, arm in places.study.arms.items()}
+    given = {name: arm.init for name, arm in study_folder.study.arms.items()}
     return tuple(
-        name for name, init in given.items() if init and init not in places.recipes and places.unknown(init)
+        name
+        for name, init in given.items()
+        if init and init not in study_folder.recipes and study_folder.unknown(init)
     )
 
 
-def _checks(places: Places) -> dict[str, Check]:
+def _checks(study_folder: StudyFolder) -> dict[str, Check]:
     """What is known of the initial weights of each arm without fine-tuning."""
-    subset = places.study.subsets[0]
-    inits = {name: places.init_of(arm, subset) for name, arm in places.study.arms.items() if not arm.matched}
+    subset = study_folder.study.subsets[0]
+    inits = {
+        name: study_folder.init_of(arm, subset)
+        for name, arm in study_folder.study.arms.items()
+        if not arm.matched
+    }
     found = {name: read_check(Path(init)) for name, init in inits.items() if init is not None}
     return {name: check for name, check in found.items() if check is not None}
 
@@ -171,8 +182,8 @@ def _gpus() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _say_what_would_run(settings: StudySettings, places: Places) -> dict[str, float]:
-    plan = places.study
+def _say_what_would_run(settings: StudySettings, study_folder: StudyFolder) -> dict[str, float]:
+    plan = study_folder.study
     choosing = len(list(choosing_cells(plan)))
     compared = len(list(compared_cells(plan, dict.fromkeys(plan.arms, 1.0))))
     log.info(

@@ -1,6 +1,5 @@
 """Random weights with the mean and deviation of each tensor of trained ones: what the scales alone bring."""
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -30,12 +29,3 @@ def write_matched(source: str | Path, path: Path, seed: int) -> None:
         else:
             state[name] = tensor
     save_weights(path, state, contents.architecture, contents.info)
-
-
-def sha256(source: str | Path) -> str:
-    """The digest of the weights of a run or a file, in hexadecimal.
-
-    Raises:
-        Dae3dError: if there are none.
-    """
-    return hashlib.sha256(read_weights(source).path.read_bytes()).hexdigest()

@@ -15,9 +15,10 @@ from dae3d.files import write_text
 from dae3d.models.provenance import kept, trained_on
 from dae3d.models.weights import read_weights
 from dae3d.scans.task import TaskCase
+from dae3d.store.source import digest
 from dae3d.studies.cells import DONE, Cell
 from dae3d.studies.jobs import Job
-from dae3d.studies.matched import sha256, write_matched
+from dae3d.studies.matched import write_matched
 from dae3d.studies.plan import Arm, Study, arm_settings, recipe_settings
 from dae3d.training.left_out import digests_of
 from dae3d.version import __version__
@@ -26,7 +27,7 @@ _SETTINGS = "settings.yaml"
 CASES = "cases"
 
 
-class Places:
+class StudyFolder:
     """The files and jobs of a study in a folder.
 
     Args:
@@ -37,6 +38,7 @@ class Places:
 
     def __init__(self, study: Study, out: Path, tested: Iterable[TaskCase]) -> None:
         self.study, self.out, self.tested = study, out, tuple(tested)
+        self._digests: dict[str, str] = {}
         self.recipes = {name: recipe_settings(study, name) for name in study.pretrain}
         self.settings = {
             (arm, steps): arm_settings(study, arm, steps) for arm in study.arms for steps in study.max_steps
@@ -94,12 +96,10 @@ class Places:
                 "init": init,
             }
             # Also what is in the weights, which a user may have trained further.
-            marked = {**given, "init": None if init is None else sha256(init)}
+            marked = {**given, "init": None if init is None else self._digest(init)}
             if _is_done(folder, marked):
                 return None
             _write_settings(folder, marked)
-            if init is not None:
-                self._refuse_seen(cell.arm, init)
             if arm.matched and init is not None:
                 given["init"] = str(folder / "matched.safetensors")
                 write_matched(init, folder / "matched.safetensors", cell.subset)
@@ -117,22 +117,31 @@ class Places:
             ]
 
         def finish(took: float) -> None:
+            _mark(folder, took)
             # Hundreds of cells would fill a disk; their curves and tables stay.
             for large in ("run/checkpoints", "run/weights", "evaluation/predictions"):
                 shutil.rmtree(folder / large, ignore_errors=True)
             (folder / "matched.safetensors").unlink(missing_ok=True)
-            _mark(folder, took)
 
         return Job(cell.name.removeprefix("cells/"), folder, prepare, finish)
 
-    def _refuse_seen(self, arm: str, init: str) -> None:
-        """Raise Dae3dError if weights were trained on a test case, as far as they record it."""
-        seen = self.seen(init)
-        if seen:
-            raise Dae3dError(
-                f"arms.{arm}.init: {init} was trained on {len(seen)} of {len(self.tested)} test cases, such "
-                f"as {seen[0]}; pre-train with --leave-out {self.study.task}, or as a recipe of the study"
-            )
+    def _digest(self, init: str) -> str:
+        """Of a weights file, read once: cells begin when pre-training has ended."""
+        if init not in self._digests:
+            self._digests[init] = digest([read_weights(init).path])
+        return self._digests[init]
+
+    def refuse_seen(self) -> None:
+        """Raise Dae3dError if given weights were trained on a test case, as far as they record it."""
+        for name, arm in self.study.arms.items():
+            given = arm.init is not None and arm.init not in self.study.pretrain
+            seen = self.seen(str(arm.init)) if given else []
+            if seen:
+                raise Dae3dError(
+                    f"arms.{name}.init: {arm.init} was trained on {len(seen)} of {len(self.tested)} test "
+                    f"cases, such as {seen[0]}; pre-train with --leave-out {self.study.task}, or as a recipe "
+                    "of the study"
+                )
 
     def seen(self, init: str) -> list[str]:
         """The test cases that weights were trained on, without labels or with them."""

@@ -65,6 +65,7 @@ class ResidualBlock(nn.Module):
         """(B, C, D, H, W) to (B, C', D', H', W')."""
         residual, residual_norm = x, None
         projection = self.skip[-1] if len(self.skip) else None
+        # The pooling before a projection is part of it; its module only keeps the library's names.
         if isinstance(projection, ConvNorm):
             residual, residual_norm = pooled_projection(x, projection.conv, self.stride), projection.norm
         elif projection is not None:
