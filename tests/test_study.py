@@ -390,7 +390,8 @@ def test_weights_that_were_trained_on_test_cases_are_refused(written, tiny_task,
     architecture = SwinArchitecture(**NETWORK)
     info = {"task": "pretrain", "trained_on": entry("pretrain", map(kept, contents_of(images)), ())}
     save_weights(tmp_path / "seen.safetensors", RepairNetwork(architecture).state_dict(), architecture, info)
-    arms = {"scratch": {}, "seen": {"init": "seen.safetensors"}}
+    sizes = {"init": "seen.safetensors", "transfer": "none"}
+    arms = {"scratch": sizes, "seen": {"init": "seen.safetensors"}}
     primary = {**SHORT["primary"], "arm": "seen"}
     study = read_study(written(**{**SHORT, "arms": arms, "primary": primary}))
     study_folder = StudyFolder(study, tmp_path / "out", read_task(tiny_task).split("validation"))

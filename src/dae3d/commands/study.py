@@ -145,12 +145,8 @@ def _own(jobs: Sequence[Job], shard: str | None) -> list[Job]:
 
 def _unknown(study_folder: StudyFolder) -> tuple[str, ...]:
     """The arms whose weights do not record what they were trained on."""
-    given = {name: arm.init for name, arm in study_folder.study.arms.items()}
-    return tuple(
-        name
-        for name, init in given.items()
-        if init and init not in study_folder.recipes and study_folder.unknown(init)
-    )
+    given = study_folder.given_weights()
+    return tuple(name for name, init in given.items() if study_folder.unknown(init))
 
 
 def _checks(study_folder: StudyFolder) -> dict[str, Check]:

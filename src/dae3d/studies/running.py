@@ -131,14 +131,19 @@ class StudyFolder:
             self._digests[init] = digest([read_weights(init).path])
         return self._digests[init]
 
+    def given_weights(self) -> dict[str, str]:
+        """The weights that arms load and the study did not make; `transfer: none` loads only sizes."""
+        arms = self.study.arms.items()
+        inits = {name: arm.init for name, arm in arms if arm.init and arm.transfer != "none"}
+        return {name: init for name, init in inits.items() if init not in self.study.pretrain}
+
     def refuse_seen(self) -> None:
         """Raise Dae3dError if given weights were trained on a test case, as far as they record it."""
-        for name, arm in self.study.arms.items():
-            given = arm.init is not None and arm.init not in self.study.pretrain
-            seen = self.seen(str(arm.init)) if given else []
+        for name, init in self.given_weights().items():
+            seen = self.seen(init)
             if seen:
                 raise Dae3dError(
-                    f"arms.{name}.init: {arm.init} was trained on {len(seen)} of {len(self.tested)} test "
+                    f"arms.{name}.init: {init} was trained on {len(seen)} of {len(self.tested)} test "
                     f"cases, such as {seen[0]}; pre-train with --leave-out {self.study.task}, or as a recipe "
                     "of the study"
                 )
