@@ -18,12 +18,11 @@ from unittest import mock
 
 import torch
 from monai.networks.nets.swin_unetr import PatchMergingV2
-from torch import Tensor, nn
+from torch import Tensor
 
 from dae3d.models.backbones import BACKBONES, NetworkSettings
-from dae3d.models.kernels import aten, norm
+from dae3d.models.kernels import norm
 from dae3d.models.kernels.convolution import Convolution
-from dae3d.models.kernels.linear import Linear
 from dae3d.models.kernels.native_norm import NativeNorm
 from dae3d.models.network import RepairNetwork
 from dae3d.models.swin_unetr.encoder import PatchMerging
@@ -73,11 +72,9 @@ def _pytorch_norms() -> AbstractContextManager[object]:
 
 
 WITHOUT: dict[str, Callable[[], AbstractContextManager[object]]] = {
-    "linear layers as convolutions": lambda: mock.patch.object(Linear, "forward", nn.Linear.forward),
     "1 x 1 convolutions in planes": lambda: _convolved_by_pytorch(_pointwise),
     "convolutions of one channel in planes": lambda: _convolved_by_pytorch(_single_channel),
     "split inputs not concatenated": _concatenated,
-    "flash attention with a learnt bias": lambda: mock.patch.object(aten, "flash_attention", None),
     "norms in passes of their own": _pytorch_norms,
     "patch merging with one copy": lambda: mock.patch.object(PatchMerging, "forward", PatchMergingV2.forward),
     "channels-last convolutions and norms": _contiguous,

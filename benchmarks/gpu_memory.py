@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from dae3d.benchmarking.model import make_network, training_step
 from dae3d.benchmarking.process import in_new_process
-from dae3d.planning.step_memory import Counted, gpu
+from dae3d.planning.step_memory import Counted, as_on
 from dae3d.store.boxes import Triple
 
 # Name, MONAI's or ours, bf16, activation checkpointing
@@ -58,7 +58,7 @@ def step(model: nn.Module, batch: int, roi: Triple, bf16: bool) -> tuple[int, in
     """Bytes alive between forward and backward pass, at the peak, and moved."""
     model = model.to("meta")
     image = torch.empty(batch, 1, *roi, device="meta")
-    with gpu(bf16), Counted() as counted:
+    with as_on("gpu", bf16), Counted() as counted:
         loss = functional.l1_loss(model(image).float(), image)
         kept = counted.alive()
         loss.backward()

@@ -23,7 +23,7 @@ from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from dae3d.models.kernels import linear, norm
+from dae3d.models.kernels import norm
 from dae3d.models.network import RepairNetwork
 from dae3d.models.swin_unetr import SwinArchitecture, stage
 from dae3d.training.cpu import keep_freed_memory
@@ -56,7 +56,7 @@ SCORES = "attention: softmax, bias, mask"
 SURROUNDINGS = {
     SCORES: (stage.WindowAttention, monai_swin.WindowAttention),
     NORMS: (norm.InstanceNorm, norm.NormActivation),
-    LINEAR: (nn.Linear, linear.Linear),
+    LINEAR: (nn.Linear,),
 }
 OPTIMISER = "optimiser"
 REST = "activations, sums, the rest"

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from dae3d.models.swin_unetr.attention import attention
+from dae3d.models.swin_unetr.windows import Group
 from dae3d.planning.size import device_memory, parse_bytes, uses_bf16
 from dae3d.planning.step_memory import META, step_memory
 from dae3d.planning.trial import FinetuneTrial, PretrainTrial
@@ -16,7 +18,9 @@ FLOAT = 4  # bytes
 
 def memory_of(network: nn.Module, *shape: int, bf16: bool = False):
     image = torch.empty(shape, device=META)
-    return step_memory(network.to(META), lambda batch: network(batch["image"]).sum(), {"image": image}, bf16)
+    return step_memory(
+        network.to(META), lambda batch: network(batch["image"]).sum(), {"image": image}, "gpu", bf16
+    )
 
 
 def test_one_convolution_counted_by_hand():
@@ -47,6 +51,24 @@ def test_bfloat16_halves_the_output_of_a_convolution():
     # And a copy of the image and the weights.
     assert half.activations == pytest.approx(output / 2 + 16**3 * 2, rel=0.01)
     assert half.weights == single.weights
+
+
+def test_on_a_cpu_attention_keeps_its_scores():
+    count, tokens, heads, width = 6, 64, 2, 4
+    bias = nn.Parameter(torch.empty(heads, tokens, tokens, device=META))
+    qkv = torch.empty(count, tokens, 3, heads, width, device=META)
+    groups = [Group(0, count, None)]
+
+    def loss(batch):
+        return attention(batch["qkv"], bias, groups).sum()
+
+    module = nn.ParameterList([bias])
+    of_gpu, of_cpu = (step_memory(module, loss, {"qkv": qkv}, kind, False) for kind in ("gpu", "cpu"))
+    scores = count * heads * tokens**2 * FLOAT
+    # Weights of the forward pass, their gradient, and that of the scores.
+    assert 3 * scores <= of_cpu.activations + of_cpu.gradients < 4 * scores
+    # The gradient of the bias for each window.
+    assert scores <= of_gpu.activations + of_gpu.gradients < 3 * scores
 
 
 def small(tmp_path, **given) -> PretrainSettings:

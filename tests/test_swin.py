@@ -227,7 +227,6 @@ def test_exact_edges_are_attention_by_its_definition(sides, shifted):
     found = with_gradients(layer, lambda x: layer(x, where), x)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
-    # In float32 it is the kernel of our own, forward and backward.
     single = made_layer(4, dtype=torch.float32)
     rounded = with_gradients(single, lambda x: single(x, where), x.float())
     for one, other in zip(rounded, expected, strict=True):
@@ -235,15 +234,6 @@ def test_exact_edges_are_attention_by_its_definition(sides, shifted):
         torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-5 * max(largest, 1))
     with torch.inference_mode():
         torch.testing.assert_close(single(x.float(), where), rounded[0], rtol=1e-4, atol=1e-4)
-
-
-def test_a_pytorch_without_its_private_kernel_trains_alike(monkeypatch):
-    layer, sides = made_layer(4, dtype=torch.float32), (9, 6, 3)
-    x, where = torch.randn(2, *sides, 8), windows(2, sides, 4, True, CPU)
-    expected = with_gradients(layer, lambda x: layer(x, where), x)
-    monkeypatch.setattr("dae3d.models.kernels.aten.flash_attention", None)
-    for one, other in zip(with_gradients(layer, lambda x: layer(x, where), x), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

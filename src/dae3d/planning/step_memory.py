@@ -1,10 +1,11 @@
 """Memory of a training step, calculated without making it.
 
 Forward and backward pass run on PyTorch's meta device, whose tensors have sizes and no values, as they would
-on a GPU. The bytes of all tensors alive at once are counted, and those that operations read and write.
-Assumed: autocast's lists of operations, PyTorch's memory-efficient attention, which it selects if a bias is
-added, and contiguous volumes. Not counted: memory within an operation (cuDNN's workspace, a second read),
-fragmentation, and what CUDA, Python and the loader processes take.
+on a GPU or a CPU. The bytes of all tensors alive at once are counted, and those that operations read and
+write. Assumed: autocast's lists of operations, contiguous volumes, and of attention with a learnt bias the
+kind that PyTorch selects: memory-efficient on a GPU, on a CPU the one that stores the scores. Not counted:
+memory within an operation (cuDNN's workspace, a second read), fragmentation, and what CUDA, Python and the
+loader processes take.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dae3d.models.kernels import aten
+from dae3d.planning.size import Accelerator
 
 META = torch.device("meta")
 _AUTOCAST = {
@@ -57,10 +59,11 @@ class StepMemory:
 
 
 @contextmanager
-def gpu(bf16: bool) -> Iterator[None]:
-    """Autocast, and the choice of attention, as on a GPU."""
-    ways: dict[str, Any] = {"scaled_dot_product_attention": _efficient_attention}
-    ways = {name: ways.get(name) or getattr(functional, name) for name in _AUTOCAST}
+def as_on(kind: Accelerator, bf16: bool) -> Iterator[None]:
+    """Autocast, and the choice of attention, as on a GPU or a CPU."""
+    ways: dict[str, Any] = {name: getattr(functional, name) for name in _AUTOCAST}
+    if kind == "gpu":
+        ways["scaled_dot_product_attention"] = _efficient_attention
     if bf16:
         ways = {name: _casting(ways[name], dtype) for name, dtype in _AUTOCAST.items()}
     with patch.multiple(functional, **ways):
@@ -114,7 +117,11 @@ class Counted(TorchDispatchMode):
 
 
 def step_memory(
-    module: nn.Module, loss: Callable[[dict[str, Tensor]], Tensor], batch: dict[str, Tensor], bf16: bool
+    module: nn.Module,
+    loss: Callable[[dict[str, Tensor]], Tensor],
+    batch: dict[str, Tensor],
+    kind: Accelerator,
+    bf16: bool,
 ) -> StepMemory:
     """The memory of one step with AdamW.
 
@@ -125,10 +132,11 @@ def step_memory(
         module: on the meta device; holds all parameters.
         loss: maps the batch to a scalar; uses `module`.
         batch: tensors on the meta device.
+        kind: of the device.
         bf16: whether autocast to bfloat16 is on, as in "bf16-mixed".
     """
     module.zero_grad(set_to_none=True)
-    with _no_autocast(), gpu(bf16), Counted() as counted:
+    with _no_autocast(), as_on(kind, bf16), Counted() as counted:
         counted.known([*module.parameters(), *module.buffers(), *batch.values()])
         made = loss(batch)
         forward = counted.peak

@@ -61,7 +61,7 @@ class Trial(ABC):
         kind = accelerator(self.settings.accelerator)
         batch = self.batch(crops, roi, META)
         bf16 = uses_bf16(kind, self.settings.precision)
-        return step_memory(module, lambda given: module.training_step(given, 0), batch, bf16)
+        return step_memory(module, lambda given: module.training_step(given, 0), batch, kind, bf16)
 
     def parameters(self) -> tuple[int, int]:
         """Parameters of the network, and of the loss heads that are trained with it."""

@@ -17,7 +17,5 @@ batch_norm_backward = _aten.native_batch_norm_backward
 convolution_backward = _aten.convolution_backward
 leaky_relu_backward = _aten.leaky_relu_backward
 leaky_relu_backward_into = _aten.leaky_relu_backward.grad_input
-# Private: without it, training uses the public attention, which stores the scores.
-flash_attention: Any = getattr(_aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 # What a GPU selects for attention with a bias; used to count its memory without a GPU.
 efficient_attention: Any = getattr(_aten, "_scaled_dot_product_efficient_attention", None)

@@ -7,12 +7,11 @@ from monai.networks.blocks.unetr_block import UnetrUpBlock
 from torch import Tensor, nn
 
 from dae3d.models.kernels.convolution import our_convolution
-from dae3d.models.kernels.linear import Linear
 from dae3d.models.kernels.norm import InstanceNorm, NormActivation
 
 
 def with_our_layers(block: nn.Module) -> Any:
-    """Replace residual blocks, convolutions, instance norms and linear layers of a MONAI block by ours.
+    """Replace residual blocks, convolutions and instance norms of a MONAI block by ours.
 
     Parameters and their names stay the same.
     """
@@ -26,8 +25,6 @@ def with_our_layers(block: nn.Module) -> Any:
             block.set_submodule(name, our_convolution(module))
         elif type(module) is nn.InstanceNorm3d:
             block.set_submodule(name, InstanceNorm(module.num_features, module.eps, affine=module.affine))
-        elif type(module) is nn.Linear:
-            block.set_submodule(name, _our_linear(module))
     return block
 
 
@@ -69,9 +66,3 @@ class ResidualBlock(nn.Module):
             return self.norm2(out, self.conv3.conv(*parts), normalise_residual=True)
         (residual,) = parts
         return self.norm2(out, residual)
-
-
-def _our_linear(theirs: nn.Linear) -> Linear:
-    ours = nn.utils.skip_init(Linear, theirs.in_features, theirs.out_features, bias=theirs.bias is not None)
-    ours.weight, ours.bias = theirs.weight, theirs.bias
-    return ours

@@ -2,7 +2,8 @@
 
 Parameters and their names are those of MONAI's `BasicLayer`; with edges "reference" the results are the same
 too. The implementation differs: tokens stay channels-last from stage to stage, one gather partitions them
-into windows and another one reverses it, and attention does not store the scores (`attention.py`).
+into windows and another one reverses it, and attention takes the windows of one mask at a time
+(`attention.py`).
 
 At the edges of a volume, MONAI and the published network do two things that edges "exact" avoids. If a window
 is cut because the grid is smaller, tokens get biases of wrong offsets: the first entries of the whole
@@ -16,9 +17,7 @@ from monai.networks.blocks.mlp import MLPBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dae3d.models.kernels.linear import Linear
 from dae3d.models.swin_unetr.attention import attention
-from dae3d.models.swin_unetr.blocks import with_our_layers
 from dae3d.models.swin_unetr.windows import Sides, WindowEdges, Windows, into_windows, out_of_windows, windows
 
 
@@ -72,7 +71,7 @@ class SwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, window, edges)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = with_our_layers(MLPBlock(dim, 4 * dim, dropout_mode="swin"))
+        self.mlp = MLPBlock(dim, 4 * dim, dropout_mode="swin")
 
     def forward(self, x: Tensor, where: Windows) -> Tensor:
         """(B, D, H, W, dim) to the same shape."""
@@ -91,8 +90,8 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 3, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.register_buffer("relative_position_index", _offsets(window, (window, window, window)))
-        self.qkv = Linear(dim, 3 * dim)
-        self.proj = Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, where: Windows) -> Tensor:
         """(B, D, H, W, dim) to the same shape; `where` must have the same `edges` as this layer."""
