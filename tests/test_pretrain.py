@@ -263,3 +263,15 @@ def test_averaging_leaves_position_indices_as_they_are(tmp_path, tiny_settings, 
     assert any(name.endswith("relative_position_index") for name in theirs)
     for name, buffer in module.evaluated.named_buffers():
         assert torch.equal(buffer, theirs[name])
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_a_processor_that_only_emulates_bfloat16_is_reported(
+    tiny_store, tiny_settings, tmp_path, monkeypatch, capability
+):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    settings = tiny_settings | {"data": tiny_store, "max_steps": 1, "precision": "bf16-mixed", "val_crops": 1}
+    run = dae3d.pretrain(out=tmp_path / "run", **settings)
+    warned = "this processor has no bfloat16" in (run / "log.txt").read_text()
+    assert warned == (capability == "AVX2")

@@ -1,9 +1,18 @@
 """Training without a GPU."""
 
 import ctypes
+import platform
 import sys
 
+import torch
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST = -1, -3, 2**31 - 1
+
+
+def emulates_bf16() -> bool:
+    """Whether this processor has no bfloat16, so that PyTorch computes it in software."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return x86 and torch.backends.cpu.get_cpu_capability() != "AVX512"
 
 
 def keep_freed_memory() -> None:

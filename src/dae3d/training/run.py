@@ -31,7 +31,7 @@ from dae3d.training.callbacks import (
     step_of,
 )
 from dae3d.training.compiling import CompiledBlocks
-from dae3d.training.cpu import keep_freed_memory
+from dae3d.training.cpu import emulates_bf16, keep_freed_memory
 from dae3d.training.forecast import Forecast, disk_bytes
 from dae3d.training.loader_process import naming_loader_processes
 from dae3d.training.module import TrainingModule
@@ -100,7 +100,8 @@ def train(
     # ranks instead, with every row of metrics.
     loop: Any = trainer.fit_loop.epoch_loop
     loop._broadcast_sigterm_tensor = lambda: None
-    if trainer.strategy.root_device.type == "cpu":
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    if on_cpu:
         keep_freed_memory()
         use_threads(settings.threads)
     if checkpoint is not None:
@@ -111,6 +112,11 @@ def train(
         _remove_unfinished(settings.out)
         announce()
         _announce(settings, resumed_at, trainer, module.network)
+        if on_cpu and _precision(settings) == "bf16-mixed" and emulates_bf16():
+            log.warning(
+                "precision: this processor has no bfloat16, which takes many times as long as float32 then; "
+                "use --precision 32-true"
+            )
         _fit(trainer, module, loaders, checkpoint, settings.out)
         if trainer.global_step < schedule.max_steps:
             raise KeyboardInterrupt(_how_to_go_on(settings.out))
