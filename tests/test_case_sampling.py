@@ -404,3 +404,36 @@ def test_the_cases_held_out_are_those_of_every_seed(tiny_task, tiny_finetune, li
     assert trained[0] == trained[1] == {c.name for c in read_task(whole).training} - held_out[0]
     assert trained[2] < trained[0]
     assert trained[2] != trained[3]
+
+
+def test_cases_are_drawn_in_proportion_to_their_weights():
+    labels = [label_map(seed, (12, 12, 12), 0.1) for seed in range(4)]
+    given = settings_with(crops_per_case=4, roi=8)
+    stream = CaseStream(MadeUpStore(labels), [0, 1, 2, 3], given, [1, 1, 0.5, 0.25])
+    assert stream.per_epoch == 11
+    for epoch in range(5):
+        drawn = Counter(stream[epoch * 11 + place].case for place in range(11))
+        assert drawn == {0: 4, 1: 4, 2: 2, 3: 1}
+    # 1.6 and 0.4 samples of an epoch of two: one or two of the first.
+    stream = CaseStream(MadeUpStore(labels), [0, 1], settings_with(crops_per_case=1, roi=8), [1.6, 0.4])
+    drawn = Counter(stream[sample].case for sample in range(2000))
+    assert drawn[1] == pytest.approx(400, abs=60)
+    assert all(0 in {stream[2 * epoch].case, stream[2 * epoch + 1].case} for epoch in range(1000))
+
+
+def test_equal_weights_draw_as_no_weights():
+    store = MadeUpStore([label_map(seed, (12, 12, 12), 0.1) for seed in range(3)])
+    plain, weighted = (CaseStream(store, [0, 1, 2], settings_with(roi=8), w) for w in (None, [1.0] * 3))
+    assert [plain[sample] for sample in range(50)] == [weighted[sample] for sample in range(50)]
+
+
+@pytest.mark.parametrize("weight", [0, -1, "inf", "often"])
+def test_a_weight_is_a_positive_number(tmp_path, weight):
+    def of_weight(value):
+        return write_task(
+            tmp_path, "task", training=[{"image": "a.nii.gz", "label": "b.nii.gz", "weight": value}]
+        )
+
+    with pytest.raises(Dae3dError, match=r"training\.0\.weight"):
+        read_task(of_weight(weight))
+    assert read_task(of_weight(0.25)).training[0].weight == 0.25

@@ -357,3 +357,25 @@ def test_a_store_of_an_earlier_version_can_be_read(tmp_path):
     index.write_text(index.read_text().replace(',"hounsfield":[true]', ""))
     assert '"hounsfield"' not in index.read_text()
     assert CaseStore(out).label(1, (0, 0, 0), SHAPE).max() == 2
+
+
+def test_voxels_to_ignore_are_of_no_class(tmp_path):
+    [case] = some_cases(tmp_path, 1)
+    written = labels(SHAPE, 0)
+    written[3:6, 3:6, 3:6] = 9
+    write_nifti(case.label, written)
+    with pytest.raises(Dae3dError, match="contains 9"):
+        prepare_cases([case], recipe(), tmp_path / "store", workers=1)
+    store = prepare_cases([case], recipe(ignore=9), tmp_path / "store", workers=1)
+    found = store.label(0, (0, 0, 0), SHAPE)
+    expected = np.select([written == 9, written == 4, written == 1], [255, 2, 1], 0)
+    np.testing.assert_array_equal(found, expected)
+    assert store.cases[0].voxels == tuple(int((expected == value).sum()) for value in range(3))
+    for value, drawn in enumerate(store.positions(0)):
+        assert (expected[tuple(drawn.T)] == value).all()
+
+
+def test_names_of_stored_cases_are_those_of_versions_without_values_to_ignore():
+    fields = '"spacing":null,"crop_foreground":false,"label_values":[0,1,4],"hounsfield":[true]'
+    assert recipe().geometry.model_dump_json() == f'{{"version":1,{fields}}}'
+    assert recipe(ignore=9).geometry.model_dump_json() == f'{{"version":1,{fields},"ignore":9}}'

@@ -118,6 +118,29 @@ def test_figures_of_boxes(task: Path) -> None:
     assert json.loads((folder / "metrics.json").read_text(), parse_constant=pytest.fail) == found
 
 
+def test_voxels_that_the_reference_ignores_count_for_nothing(task: Path) -> None:
+    content = json.loads(task.read_text())
+    content["labels"]["9"] = "ignore"
+    task.write_text(json.dumps(content))
+    folder = predictions_of(task, shifted)
+    # Along the two planes in which ben's prediction is off, his reference does not say what is there.
+    image = nibabel.load(task.parent / "labels/ben.nii.gz")
+    label = np.asarray(image.dataobj).copy()
+    label[[8, 20], 8:18, 6:16] = 9
+    label[[12, 16], 11:15, 9:13] = 9
+    write_nifti(task.parent / "labels/ben.nii.gz", label, image.affine)
+    dae3d.evaluate(data=task, predictions=folder, out=task.parent / "out")
+    with (task.parent / "out/metrics.csv").open(newline="") as file:
+        found = {(row["case"], row["class"], row["metric"]): row["value"] for row in csv.DictReader(file)}
+    for name in ("edge", "core"):
+        assert float(found["ben", name, "dice"]) == 1
+        assert float(found["ben", name, "hd95_mm"]) == 0
+    # A prediction has no such value.
+    write_nifti(folder / "anna.nii.gz", label, image.affine)
+    with pytest.raises(Dae3dError, match=r"anna\.nii\.gz: contains 9"):
+        dae3d.evaluate(data=task, predictions=folder, out=task.parent / "out")
+
+
 def test_the_page_stands_alone(task: Path, tmp_path: Path) -> None:
     folder = predictions_of(task, shifted)
     dae3d.evaluate(predictions=folder, data=task, out=tmp_path / "out")

@@ -23,7 +23,7 @@ from dae3d.store.recipe import CaseRecipe
 from dae3d.training.callbacks import find_checkpoints
 from dae3d.training.cases import LabelledCrops, labelled_data
 from dae3d.training.finetune_settings import FinetuneSettings
-from dae3d.training.finetuning import dice_by_class
+from dae3d.training.finetuning import SegmentationLoss, dice_by_class
 from run_rows import assert_same_run, flags, rows
 from waiting import until
 
@@ -265,6 +265,75 @@ def test_dice_is_that_of_monai():
     found = dice_by_class(predicted, reference, 60)
     assert found.isnan().sum() == 10
     torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+def test_ignored_voxels_are_in_neither_loss():
+    torch.manual_seed(0)
+    label = torch.randint(0, 3, (2, 1, 4, 5, 6))
+    logits = torch.randn(2, 3, 4, 5, 6, requires_grad=True)
+    known = torch.rand(label.shape) < 0.7
+    dice, cross_entropy = SegmentationLoss(3, ignores=True)(logits, label.where(known, 255))
+    # By hand, a sample and a class at a time; 1e-5 are MONAI's constants.
+    chances = logits.detach().softmax(1)
+    by_class = []
+    for sample in range(2):
+        inside = known[sample, 0]
+        for value in range(3):
+            found, wanted = chances[sample, value][inside], (label[sample, 0] == value)[inside].float()
+            by_class.append(1 - (2 * (found * wanted).sum() + 1e-5) / (found.sum() + wanted.sum() + 1e-5))
+    torch.testing.assert_close(dice, torch.stack(by_class).mean())
+    of_truth = chances.gather(1, label)[known]
+    torch.testing.assert_close(cross_entropy, -of_truth.log().mean())
+    (dice + cross_entropy).backward()
+    assert (logits.grad[~known.expand_as(logits)] == 0).all()
+    assert (logits.grad[known.expand_as(logits)] != 0).all()
+
+
+def test_without_ignored_voxels_both_losses_are_the_same():
+    torch.manual_seed(0)
+    label, logits = torch.randint(0, 3, (2, 1, 4, 5, 6)), torch.randn(2, 3, 4, 5, 6)
+    plain, masked = (SegmentationLoss(3, ignores)(logits, label) for ignores in (False, True))
+    torch.testing.assert_close(masked, plain)
+
+
+def test_a_crop_of_ignored_voxels_alone_has_a_finite_loss():
+    label, logits = torch.full((1, 1, 4, 4, 4), 255), torch.randn(1, 3, 4, 4, 4, requires_grad=True)
+    loss = sum(SegmentationLoss(3, ignores=True)(logits, label))
+    loss.backward()
+    assert loss.isfinite()
+    assert not logits.grad.any()
+
+
+def test_ignored_voxels_are_not_in_the_dice():
+    reference = np.array([[[1, 1, 0, 255, 255, 2]]], np.uint8)
+    predicted = np.array([[[1, 0, 0, 1, 2, 2]]], np.uint8)
+    found = dice_by_class(torch.from_numpy(predicted), torch.from_numpy(reference), 3)
+    torch.testing.assert_close(found, torch.tensor([2 / 3, 1.0]))
+
+
+def test_a_list_with_weights_and_voxels_to_ignore_is_trained_on(tiny_task, tiny_finetune, tmp_path):
+    task = json.loads(tiny_task.read_text())
+    for entry in (*task["training"], *task["validation"]):
+        entry |= {key: str(tiny_task.parent / entry[key]) for key in ("image", "label")}
+    for number, entry in enumerate(task["training"]):
+        image = nibabel.load(entry["label"])
+        values = np.asarray(image.dataobj).copy()
+        values[:, :, ::2] = 7
+        entry["label"] = str(tmp_path / f"{number}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(values, image.affine), entry["label"])
+        entry["weight"] = 0.5
+    task["labels"]["7"] = "ignore"
+    path = tmp_path / "ignoring.json"
+    path.write_text(json.dumps(task))
+    changes = {"data": path, "store": tmp_path / "cases", "max_steps": 4, "val_every": 2, "save_every": 2}
+    run = dae3d.finetune(out=tmp_path / "run", **tiny_finetune | changes)
+    metrics = rows(run)
+    assert metrics[4, "train/loss"] < metrics[1, "train/loss"]
+    # The network has no output for the value, and predicts like any other.
+    header = dae3d.load(run, show=False).info
+    assert header["recipe"]["labels"] == {"0": "background", "1": "organ", "4": "lesion"}
+    [made] = dae3d.predict(scans=[task["validation"][0]["image"]], weights=[run], out=tmp_path / "predicted")
+    assert set(np.unique(nibabel.load(made).dataobj)) <= {0, 1, 4}
 
 
 @pytest.mark.parametrize("name", ["finetuned", "averaged"])

@@ -201,13 +201,21 @@ def test_ways_to_write_labels(labels):
         ({"-1": "a", "1": "b"}, "'-1': 'a', and neither is a whole number"),
         ({"0": "background", "1": ""}, "must give the value 1 a name, not ''"),
         ({"0": "background", "1": 7}, "must give the value 1 a name, not 7"),
-        ({"background": 0, "a": 1, "ignore": 255}, "ignore"),
-        ({str(value): f"class {value}" for value in range(257)}, "has 257 classes"),
+        ({"background": 0, "ignore": 255}, "only the background"),
+        ({"0": "background", "1": "a", "2": "ignore", "3": "ignore"}, "the name 'ignore' to one value"),
+        ({"ignore": 0, "a": 1}, "'ignore' to one value, which is not 0"),
+        ({str(value): f"class {value}" for value in range(256)}, "has 256 classes"),
     ],
 )
 def test_labels_that_are_none(tmp_path, labels, why):
     with pytest.raises(Dae3dError, match=f"task\\.json: `labels` .*{why}"):
         read_task(msd(tmp_path, labels=labels))
+
+
+@pytest.mark.parametrize("labels", [{"background": 0, "a": 1, "ignore": 2}, {"2": "ignore", "1": "a"}])
+def test_the_value_to_ignore_is_not_a_class(tmp_path, labels):
+    task = read_task(msd(tmp_path, labels=labels))
+    assert (task.labels, task.ignore) == ({0: "background", 1: "a"}, 2)
 
 
 @given(st.dictionaries(st.integers(0, 40_000), st.text("abc", min_size=1), min_size=1, max_size=20))

@@ -117,13 +117,15 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     task = read_task(settings.data, settings.modality, order=_order(settings))
     cases = task.split(settings.split, settings.fold)
     # Labels are compared as class indices: the ranks of the label values.
-    recipe = CaseRecipe(modalities=task.modalities, labels=task.labels)
+    recipe = CaseRecipe(modalities=task.modalities, labels=task.labels, ignore=task.ignore)
     classes = {name: (value,) for value, name in recipe.labels.items() if value != 0}
     regions = _regions(settings, recipe)
     pairs = pair(cases, _predictions(settings))
     met = held_out(cases, _weights(settings))
     indices = {name: [recipe.label_values.index(v) for v in vs] for name, vs in (classes | regions).items()}
     measured = {"dae3d": __version__, "tolerance": settings.tolerance, "classes": indices}
+    if task.ignore is not None:
+        measured["ignore"] = task.ignore
     with Journal(settings.folder / "metrics.partial.jsonl", measured, again=True) as journal:
         scores = score(pairs, recipe, indices, settings.tolerance, journal, settings.workers)
     results = Results.of(scores, classes, regions, settings.seed)

@@ -15,7 +15,7 @@ from dae3d.evaluation.segmentation_metrics import METRICS, Scores, compare
 from dae3d.journal import Journal, sources_in
 from dae3d.scans.grids import Grid, grid_difference
 from dae3d.scans.readers import read_header, read_volume
-from dae3d.scans.task import TaskCase
+from dae3d.scans.task import IGNORED, TaskCase
 from dae3d.store.conform_case import class_indices
 from dae3d.store.recipe import CaseRecipe
 
@@ -132,6 +132,8 @@ def _grid(path: Path) -> Grid:
 def read_classes(path: Path, recipe: CaseRecipe) -> tuple[np.ndarray, Grid]:
     """Read a label file as (X, Y, Z) uint8 class indices, 0 for the background, with its grid.
 
+    Voxels to ignore are `IGNORED`.
+
     Raises:
         ScanError: naming the file, if it cannot be read or contains a value of no class.
     """
@@ -142,6 +144,22 @@ def read_classes(path: Path, recipe: CaseRecipe) -> tuple[np.ndarray, Grid]:
         raise ScanError(f"{path}: {error}") from None
     x, y, z = indices.shape
     return indices, Grid((x, y, z), volume.affine)
+
+
+def read_pair(pair: Pair, recipe: CaseRecipe) -> tuple[np.ndarray, np.ndarray, Grid]:
+    """Prediction and reference as (X, Y, Z) uint8 class indices, with their grid.
+
+    Voxels that the reference ignores are background in both.
+
+    Raises:
+        ScanError: as `read_classes`.
+    """
+    prediction, _ = read_classes(pair.prediction, recipe.model_copy(update={"ignore": None}))
+    reference, grid = read_classes(pair.reference, recipe)
+    if recipe.ignore is not None:
+        ignored = reference == IGNORED
+        prediction[ignored] = reference[ignored] = 0
+    return prediction, reference, grid
 
 
 def score(
@@ -171,8 +189,7 @@ def score(
 
     def run(pair: Pair) -> CaseScores:
         with as_scan_error():
-            prediction, _ = read_classes(pair.prediction, recipe)
-            reference, grid = read_classes(pair.reference, recipe)
+            prediction, reference, grid = read_pair(pair, recipe)
             return compare(prediction, reference, grid.spacing, classes, tolerance)
 
     measured = {p.name: journal.find(p.name, p.compared) for p in pairs}

@@ -16,7 +16,7 @@ from dae3d.inference.corners import window_corners
 from dae3d.probing.levels import ALL, level_names
 from dae3d.probing.metrics import ProbeTask
 from dae3d.probing.ridge import Ridge, at_voxels, fit_ridge, look_up, mean_dice, overlaps
-from dae3d.scans.task import read_task
+from dae3d.scans.task import IGNORED, read_task
 from dae3d.settings import resolve
 from dae3d.store.boxes import Triple
 from dae3d.store.recipe import CaseRecipe
@@ -110,13 +110,15 @@ class VoxelProbe:
         """Mean Dice of a case by level. Scores are interpolated rather than features, which is equivalent."""
         counts = {name: torch.zeros(self.classes - 1, 3, dtype=torch.float64) for name in ridges}
         for window in self._windows(number):
-            maps, label = encode(window.image.to(device)), window.label.to(device)
+            # Voxels to ignore count as background found as such, which is in no class's Dice.
+            ignored = (window.label == IGNORED).to(device)
+            maps, label = encode(window.image.to(device)), window.label.to(device).where(~ignored, 0)
             together = at_voxels(ridges[ALL].parts([each.shape[1] for each in maps]), maps, label.shape)
             scores = {ALL: together}
             for name, feature in zip(level_names(len(maps)), maps, strict=True):
                 scores[name] = at_voxels([ridges[name]], [feature], label.shape)
             for name, found in scores.items():
-                counts[name] += overlaps(found.argmax(1)[0], label, self.classes)
+                counts[name] += overlaps(found.argmax(1)[0].where(~ignored, 0), label, self.classes)
         return {name: mean_dice(count) for name, count in counts.items()}
 
     def _to_fit_on(self, number: int, encode: Encode, device: torch.device) -> "_Fitted":
@@ -125,7 +127,8 @@ class VoxelProbe:
         labels = torch.stack([window.label for window in windows])
         drawn = torch.from_numpy(draw_voxels(labels.numpy(), VOXELS, philox(self.seed, _VOXELS, number)))
         label = labels[tuple(drawn.T)]
-        often, of_drawn = (torch.bincount(each.flatten(), minlength=self.classes) for each in (labels, label))
+        known = labels[labels != IGNORED]
+        often, of_drawn = (torch.bincount(each.flatten(), minlength=self.classes) for each in (known, label))
         found: list[list[Tensor]] = []
         for place, window in enumerate(windows):
             where = drawn[drawn[:, 0] == place][:, 1:]
@@ -159,9 +162,12 @@ def case_windows(shape: Sequence[int], labelled: np.ndarray, roi: Triple) -> lis
 
 
 def draw_voxels(labels: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-    """Sample about `count` indices (n, ndim): half background, half evenly from the other classes."""
+    """Sample about `count` indices (n, ndim): half background, half evenly from the other classes.
+
+    Voxels to ignore are not drawn.
+    """
     flat = labels.ravel()
-    there = np.unique(flat)
+    there = np.unique(flat[flat != IGNORED])
     foreground = there[there > 0]
     drawn = []
     for label in there:

@@ -12,7 +12,7 @@ from dae3d.drawing.overlay import draw_case
 from dae3d.drawing.pictures import save_picture
 from dae3d.errors import ScanError
 from dae3d.evaluation.held_out import HeldOut
-from dae3d.evaluation.pairs import Pair, read_classes
+from dae3d.evaluation.pairs import Pair, read_pair
 from dae3d.evaluation.results import ClassSummary, Mean, Results
 from dae3d.evaluation.segmentation_metrics import tabled
 from dae3d.reporting import strips
@@ -131,8 +131,7 @@ def render(results: Results, context: Context, drawn: Sequence[DrawnCase]) -> st
 def _draw(
     rank: str, number: int, results: Results, pair: Pair, recipe: CaseRecipe, folder: Path
 ) -> DrawnCase:
-    reference, _ = read_classes(pair.reference, recipe)
-    prediction, _ = read_classes(pair.prediction, recipe)
+    prediction, reference, _ = read_pair(pair, recipe)
     try:
         image = read_volume(pair.images[0])
     except ScanError as error:

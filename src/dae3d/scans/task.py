@@ -9,8 +9,11 @@
 
 Names are relative to the list. `labels` maps values to names, or names to values as in nnU-Net, or lists the
 names of the values 0, 1, ...; the value 0 is the background, named or not. The images of an entry are its
-channels. Entries of `test` may be just an image's name, and need no label. `val` and `testing`, among others,
-are read as `validation` and `test`, and nnU-Net's `dataset.json` as a list of the cases in its folders.
+channels. A value named "ignore", as in nnU-Net, marks voxels of unknown class, which are left out of losses
+and metrics. An entry of `training` may have a `weight`: how often crops are drawn from it, relative to the
+others (default: 1). Entries of `test` may be just an image's name, and need no label. `val` and `testing`,
+among others, are read as `validation` and `test`, and nnU-Net's `dataset.json` as a list of the cases in its
+folders.
 """
 
 import logging
@@ -32,8 +35,10 @@ from dae3d.scans.subjects import subject_by_bids, subject_in_path
 from dae3d.scans.task_channels import channels
 from dae3d.scans.task_list import SPLITS, TaskEntry, TaskList, TaskSplit
 
-# Class indices are stored as uint8.
-MOST_CLASSES = 256
+# Class indices are stored as uint8; this one is of voxels to ignore.
+IGNORED = 255
+MOST_CLASSES = 255
+_IGNORE = "ignore"
 
 # Share of the subjects held out if a list has no validation cases.
 _HELD_OUT = 0.2
@@ -47,7 +52,8 @@ _log = logging.getLogger(__name__)
 class TaskCase:
     """One case: a file for each channel, and the file of its label if it has one.
 
-    `name` is unique within its task, and names its prediction's file.
+    `name` is unique within its task, and names its prediction's file. `weight` is how often training crops
+    are drawn from it, relative to other cases.
     """
 
     name: str
@@ -55,13 +61,14 @@ class TaskCase:
     label: Path | None
     subject: str
     fold: int | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class Task:
     """The classes and cases of a segmentation task; `labels` maps values in label files to names, ascending.
 
-    `modalities` has one label per channel.
+    `modalities` has one label per channel. `ignore` is the value of voxels of unknown class, if there is one.
     """
 
     path: Path
@@ -71,6 +78,7 @@ class Task:
     training: tuple[TaskCase, ...]
     validation: tuple[TaskCase, ...]
     test: tuple[TaskCase, ...]
+    ignore: int | None = None
 
     def split(self, name: TaskSplit, fold: int | None = None, labelled: bool = True) -> tuple[TaskCase, ...]:
         """The cases to train on, to validate on (see `sides`), or to test on.
@@ -171,7 +179,7 @@ def read_task(path: Path, modality: Sequence[str] | None = None, order: Sequence
             f"{path}: not a task: none of {', '.join(f'`{split}`' for split in SPLITS)} has entries"
         )
     try:
-        labels = parse_labels(content.labels)
+        labels, ignore = parse_task_labels(content.labels)
     except ValueError as error:
         raise Dae3dError(f"{path}: `labels` {error}") from None
     modalities, places = channels(path, content, modality, order)
@@ -185,6 +193,7 @@ def read_task(path: Path, modality: Sequence[str] | None = None, order: Sequence
         training=cases["training"],
         validation=cases["validation"],
         test=cases["test"],
+        ignore=ignore,
     )
     _warn_of_shared_subjects(task)
     return task
@@ -202,7 +211,19 @@ def say_contradictions(task: Task, cases: Sequence[TaskCase]) -> None:
 
 
 def parse_labels(labels: Any) -> dict[int, str]:
-    """The names of label values, ascending, from any of the forms in lists.
+    """The names of the label values of classes, ascending, from any of the forms in lists.
+
+    Raises:
+        ValueError: if they are missing or wrong, or one is named "ignore".
+    """
+    named, ignore = parse_task_labels(labels)
+    if ignore is not None:
+        raise ValueError(f"has the name {_IGNORE!r}, which is not a class")
+    return named
+
+
+def parse_task_labels(labels: Any) -> tuple[dict[int, str], int | None]:
+    """The names of the label values of classes, ascending, and the value named "ignore" or None.
 
     Raises:
         ValueError: if they are missing or wrong.
@@ -221,8 +242,10 @@ def parse_labels(labels: Any) -> dict[int, str]:
     for value, name in named.items():
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"must give the value {value} a name, not {name!r}")
-        if name == "ignore":
-            raise ValueError("has voxels to ignore, which is not supported: give them the value of a class")
+    ignored = [value for value, name in named.items() if name == _IGNORE]
+    if len(ignored) > 1 or 0 in ignored:
+        raise ValueError(f"must give the name {_IGNORE!r} to one value, which is not 0")
+    named = {value: name for value, name in named.items() if value not in ignored}
     named.setdefault(0, "background")
     repeated = [name for name, count in Counter(named.values()).items() if count > 1]
     if repeated:
@@ -233,7 +256,7 @@ def parse_labels(labels: Any) -> dict[int, str]:
         raise ValueError(
             f"has {len(named)} classes, background included; at most {MOST_CLASSES} are supported"
         )
-    return dict(sorted(named.items()))
+    return dict(sorted(named.items())), ignored[0] if ignored else None
 
 
 def _is_value(key: Any) -> bool:
@@ -286,6 +309,7 @@ def _cases(path: Path, content: TaskList, places: Sequence[int]) -> dict[TaskSpl
                 label=None if entry.label is None else absolute(path.parent / entry.label),
                 subject=subject,
                 fold=entry.fold,
+                weight=entry.weight,
             )
         )
     return {split: tuple(found) for split, found in cases.items()}

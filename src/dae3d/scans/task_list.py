@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from dae3d.scans.lists import Entry, ScanList, bare_names
 
@@ -12,9 +12,10 @@ SPLITS: tuple[TaskSplit, ...] = get_args(TaskSplit)
 
 
 class TaskEntry(Entry):
-    """One entry of a task's list."""
+    """One entry of a task's list; `weight` is how often crops are drawn from it, relative to others."""
 
     label: str | None = None
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
 
 
 class TaskList(ScanList):

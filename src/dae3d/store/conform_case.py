@@ -9,6 +9,7 @@ import numpy as np
 from dae3d.errors import ScanError
 from dae3d.scans.grids import Grid, grid_difference
 from dae3d.scans.readers import Volume
+from dae3d.scans.task import IGNORED
 from dae3d.store.conform import apply_scale_factors, crop, foreground_box, narrowed, resample, to_ras, union
 from dae3d.store.ct_units import refuse_non_hounsfield
 from dae3d.store.intensity import normalise
@@ -115,6 +116,8 @@ def _naming(channel: int, recipe: CaseRecipe) -> Iterator[None]:
 def upright_label(volume: Volume, case: ConformedCase, recipe: CaseRecipe) -> Volume:
     """A case's label, as read from its file, as uint8 class indices with RAS axes, for `labels_at`.
 
+    Voxels to ignore are `IGNORED`.
+
     Raises:
         ScanError: if the label is on another grid than the image, or has a value that is not a class.
     """
@@ -131,9 +134,10 @@ def labels_at(grid: Grid, label: Volume) -> np.ndarray:
 
 
 def cut_away(label: Volume, grid: Grid) -> int:
-    """The number of labelled voxels (not background) of an upright label outside a grid."""
+    """The number of labelled voxels (not background, not ignored) of an upright label outside a grid."""
     inside = label.array[tuple(slice(at.min(), at.max() + 1) for at in _nearest(grid, label))]
-    return int(np.count_nonzero(label.array) - np.count_nonzero(inside))
+    whole, part = (np.count_nonzero((each > 0) & (each != IGNORED)) for each in (label.array, inside))
+    return int(whole - part)
 
 
 def _nearest(grid: Grid, label: Volume) -> list[np.ndarray]:
@@ -145,12 +149,16 @@ def _nearest(grid: Grid, label: Volume) -> list[np.ndarray]:
 
 
 def class_indices(volume: Volume, recipe: CaseRecipe) -> np.ndarray:
-    """A label map as uint8 class indices on its own grid.
+    """A label map as uint8 class indices on its own grid; voxels to ignore are `IGNORED`.
 
     Raises:
         ScanError: if it has a value that is not a class.
     """
-    values = np.array(recipe.label_values)
+    classes = {value: index for index, value in enumerate(recipe.label_values)}
+    if recipe.ignore is not None:
+        classes[recipe.ignore] = IGNORED
+    values = np.array(sorted(classes))
+    index_of = np.array([classes[value] for value in values.tolist()], np.uint8)
     indices = np.empty(volume.array.shape, np.uint8)
     unknown: set[float] = set()
     plain = volume.array.dtype.kind in "ui" and (volume.slope, volume.intercept) == (1.0, 0.0)
@@ -163,7 +171,7 @@ def class_indices(volume: Volume, recipe: CaseRecipe) -> np.ndarray:
             good &= np.abs(found - whole) < _WHOLE
         if not good.all():
             unknown.update(np.unique(found[~good])[: _NAMED + 1].tolist())
-        indices[x] = rank
+        indices[x] = index_of[rank]
     if unknown:
         raise ScanError(_unknown_values(sorted(unknown), recipe))
     return indices

@@ -1,8 +1,15 @@
 """The preprocessing of labelled cases; stored in the weights and repeated for prediction."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 from dae3d.scans.modality import Label
 from dae3d.scans.padding import HOUNSFIELD
@@ -18,7 +25,7 @@ class CaseGeometry(BaseModel):
     """The part of a recipe that stored files depend on; if it changes, a case is prepared again.
 
     `hounsfield`: whether each channel is in Hounsfield units, on which padding, statistics and foreground
-    depend; empty in files of early versions.
+    depend; empty in files of early versions. `ignore`: value of voxels of unknown class in label files.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -28,6 +35,12 @@ class CaseGeometry(BaseModel):
     crop_foreground: bool
     label_values: tuple[int, ...]
     hounsfield: tuple[bool, ...] = ()
+    ignore: int | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As in earlier versions if no voxels are ignored: names of stored cases are digests of it."""
+        return {name: value for name, value in dumped(self).items() if (name, value) != ("ignore", None)}
 
 
 class CaseRecipe(BaseModel):
@@ -37,7 +50,8 @@ class CaseRecipe(BaseModel):
     background, and the index of a class is the rank of its value. `spacing` is in mm along the RAS axes
     (none: as acquired). `crop_foreground` crops to the foreground of all channels plus 10 mm. `intensity` has
     scaling rules by modality, which override the defaults. `roi` has the sides of the network's crops in
-    voxels.
+    voxels. `ignore` is the value of voxels of unknown class in label files, if any; predictions do not depend
+    on it, and weights do not record it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +62,7 @@ class CaseRecipe(BaseModel):
     crop_foreground: bool = False
     intensity: ScalingRules = {}
     roi: Roi = (96, 96, 96)
+    ignore: int | None = None
 
     @field_validator("labels")
     @classmethod
@@ -72,4 +87,5 @@ class CaseRecipe(BaseModel):
             crop_foreground=self.crop_foreground,
             label_values=self.label_values,
             hounsfield=tuple(modality in HOUNSFIELD for modality in self.modalities),
+            ignore=self.ignore,
         )

@@ -1,6 +1,7 @@
 """Case and crop of each fine-tuning sample: a pure function of settings, seed and sample number."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,22 +26,31 @@ class CaseCrop:
 class CaseStream:
     """An endless stream of crops; every epoch has `crops_per_case` of each training case, in random order.
 
-    Crops are centred on a labelled voxel with probability `positive_share`, otherwise on background.
+    Cases of other weights than 1 have so many times as many, rounded up or down at random. Crops are centred
+    on a labelled voxel with probability `positive_share`, otherwise on background.
 
     Args:
         store: of the cases.
         training: numbers of the cases to draw from.
         settings: of the run.
+        weights: of the cases, relative to each other; default: 1.
     """
 
-    def __init__(self, store: CaseStore, training: list[int], settings: FinetuneSettings) -> None:
+    def __init__(
+        self,
+        store: CaseStore,
+        training: list[int],
+        settings: FinetuneSettings,
+        weights: Sequence[float] | None = None,
+    ) -> None:
         self.store, self.training, self.settings = store, training, settings
-        self.per_epoch = len(training) * settings.crops_per_case
+        self.weights = tuple(weights or [1.0] * len(training))
+        self.per_epoch = max(1, round(sum(self.weights) * settings.crops_per_case))
 
     def __getitem__(self, sample: int) -> CaseCrop:
         s = self.settings
         epoch, place = divmod(sample, self.per_epoch)
-        case = self.training[_order(s.seed, epoch, self.per_epoch)[place] % len(self.training)]
+        case = self.training[_order(s.seed, epoch, self.per_epoch, self.weights)[place]]
         random = philox(s.seed, _SAMPLE, sample)
         centre = self._centre(case, random)
         shape = self.store.cases[case].shape
@@ -61,8 +71,16 @@ class CaseStream:
 
 
 @functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return philox(seed, _EPOCH, epoch).permutation(count)
+def _order(seed: int, epoch: int, count: int, weights: tuple[float, ...]) -> np.ndarray:
+    """The case of each of the `count` samples of an epoch, as an index of `weights`."""
+    random = philox(seed, _EPOCH, epoch)
+    shuffled = random.permutation(count)
+    if set(weights) == {1.0}:
+        return shuffled % len(weights)
+    # Systematic sampling: each case gets its share of the epoch to within one sample.
+    ends = np.cumsum(weights)
+    points = (shuffled + random.random()) * (ends[-1] / count)
+    return np.searchsorted(ends, points, side="right").clip(max=len(weights) - 1)
 
 
 def _start(centre: np.ndarray, shape: Triple, roi: Triple) -> Triple:

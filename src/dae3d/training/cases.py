@@ -102,6 +102,7 @@ def labelled_data(
         crop_foreground=settings.crop_foreground,
         intensity=settings.intensity,
         roi=settings.roi,
+        ignore=task.ignore,
     )
     unknown = sorted(set(recipe.intensity) - set(recipe.modalities))
     if unknown:
@@ -120,7 +121,8 @@ def labelled_data(
     for side, cases in sides.items():
         if not any(sum(store.cases[number].voxels[1:]) for number in cases):
             raise Dae3dError(f"{settings.data}: none of the {side} cases has a labelled voxel")
-    return LabelledData(recipe, store, CaseStream(store, sides["training"], settings), **sides)
+    stream = CaseStream(store, sides["training"], settings, [case.weight for case in chosen])
+    return LabelledData(recipe, store, stream, **sides)
 
 
 def subset(cases: Sequence[TaskCase], settings: FinetuneSettings) -> Sequence[TaskCase]:

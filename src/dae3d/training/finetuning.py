@@ -13,6 +13,7 @@ from dae3d.drawing.overlay import draw_case
 from dae3d.inference.sliding import segment
 from dae3d.models.network import WeightsInfo
 from dae3d.scans.readers import Volume
+from dae3d.scans.task import IGNORED
 from dae3d.training.augment import flipped_axes
 from dae3d.training.batch import Sample
 from dae3d.training.cases import LabelledData
@@ -49,7 +50,7 @@ class Finetuning(TrainingModule):
         model = model.to(memory_format=torch.channels_last_3d)
         super().__init__(settings, schedule, model, pictures, sums)
         self.settings, self.data = settings, data
-        self.dice_loss = DiceLoss(to_onehot_y=True, softmax=True)
+        self.loss = SegmentationLoss(len(data.recipe.labels), data.recipe.ignore is not None)
         if settings.freeze == "encoder" and schedule.freeze_steps == 0:
             self.network.encoder.requires_grad_(False)
         self._scores = torch.zeros(0)
@@ -69,7 +70,7 @@ class Finetuning(TrainingModule):
         """Metadata for prediction: preparation of the cases, classes, flipped axes."""
         return {
             "task": "segmentation",
-            "recipe": self.data.recipe.model_dump(mode="json"),
+            "recipe": self.data.recipe.model_dump(mode="json", exclude={"ignore"}),
             "axes": self.settings.axes,
             "flip_axes": flipped_axes(self.settings),
         }
@@ -83,8 +84,8 @@ class Finetuning(TrainingModule):
         for weight, logits in zip(weights.tolist(), every, strict=True):
             x, y, z = (of // to for of, to in zip(batch["label"].shape[2:], logits.shape[2:], strict=True))
             label = batch["label"][:, :, ::x, ::y, ::z].long()
-            dice = dice + weight * self.dice_loss(logits.float(), label)
-            cross_entropy = cross_entropy + weight * nn.functional.cross_entropy(logits.float(), label[:, 0])
+            of_level = self.loss(logits.float(), label)
+            dice, cross_entropy = dice + weight * of_level[0], cross_entropy + weight * of_level[1]
         loss = dice + cross_entropy
         losses = {"loss": loss, "dice_loss": dice, "cross_entropy": cross_entropy}
         self.sums.add(losses, len(batch["image"]))
@@ -116,7 +117,7 @@ class Finetuning(TrainingModule):
         self._scores[1, place] = scores.isfinite().to(self.device)
         if place == 0:
             scan = Volume(image[0].numpy(), np.array(case.affine))
-            view = view_case(scan, label.numpy(), predicted.numpy())
+            view = view_case(scan, label.where(label != IGNORED, 0).numpy(), predicted.numpy())
             names = dict(enumerate(self.data.recipe.class_names))
             title = f"{case.name}, step {self.global_step}"
             self.picture(case.name, draw_case(view, view.fullest, title, names))
@@ -138,8 +139,34 @@ class Finetuning(TrainingModule):
         super().on_validation_epoch_end()
 
 
+class SegmentationLoss(nn.Module):
+    """The two losses of segmentation, MONAI's Dice loss and cross-entropy.
+
+    Args:
+        classes: with the background.
+        ignores: whether labels may have voxels to ignore, which count for neither.
+    """
+
+    def __init__(self, classes: int, ignores: bool) -> None:
+        super().__init__()
+        self.classes, self.ignores = classes, ignores
+        self.dice = DiceLoss(to_onehot_y=not ignores, softmax=not ignores)
+
+    def forward(self, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """The means over a batch of logits (B, K, D, H, W) and labels (B, 1, D, H, W) int64."""
+        if not self.ignores:
+            return self.dice(logits, label), nn.functional.cross_entropy(logits, label[:, 0])
+        known = label != IGNORED
+        target = label == torch.arange(self.classes, device=label.device).view(1, -1, 1, 1, 1)
+        dice = self.dice(logits.softmax(1) * known, target.to(logits.dtype))
+        total = nn.functional.cross_entropy(logits, label[:, 0], ignore_index=IGNORED, reduction="sum")
+        return dice, total / known.sum().clamp(min=1)
+
+
 def dice_by_class(predicted: Tensor, reference: Tensor, classes: int) -> Tensor:
     """Dice of every class but the background; NaN if the reference lacks the class, as in MONAI.
+
+    Voxels to ignore count for neither.
 
     Args:
         predicted: (X, Y, Z) class indices, on the CPU.
@@ -150,7 +177,7 @@ def dice_by_class(predicted: Tensor, reference: Tensor, classes: int) -> Tensor:
     # One plane at a time, because whole volumes would be copied as int64.
     for plane, truth in zip(predicted, reference, strict=True):
         pairs = truth.long() * classes + plane
-        counts += torch.bincount(pairs.ravel(), minlength=classes * classes)
+        counts += torch.bincount(pairs[truth != IGNORED], minlength=classes * classes)
     voxels = counts.reshape(classes, classes).double()
     found, wanted, both = voxels.sum(0), voxels.sum(1), voxels.diagonal()
     dice = torch.where(wanted > 0, 2 * both / (found + wanted), torch.nan)
