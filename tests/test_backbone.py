@@ -275,6 +275,22 @@ def test_settings_of_another_backbone_are_refused_unless_a_config_has_them(tiny_
     assert (made.backbone, made.embed_dim, made.roi) == ("resenc", None, (64, 64, 64))
 
 
+def test_a_shipped_config_fits_every_backbone(runs, tiny_finetune, tmp_path):
+    _, pretrained, _ = runs
+    given = {name: value for name, value in tiny_finetune.items() if name not in TINY}
+    given |= {
+        "max_steps": 1,
+        "warmup_steps": 1,
+        "save_every": 1,
+        "val_cases": 1,
+        "log_every": 1,
+        "workers": 0,
+        "roi": 32,
+    }
+    run = dae3d.finetune(config="hippocampus", init=pretrained, out=tmp_path / "run", **given)
+    assert (run / "weights/last.safetensors").is_file()
+
+
 def test_a_size_unlike_that_of_the_weights_is_an_error(runs, tiny_finetune, tmp_path):
     backbone, pretrained, _ = runs
     given = {name: value for name, value in tiny_finetune.items() if name not in TINY}
@@ -283,8 +299,8 @@ def test_a_size_unlike_that_of_the_weights_is_an_error(runs, tiny_finetune, tmp_
     with pytest.raises(SettingsError, match=rf"^{name}: the network of --init .* has .*, not "):
         dae3d.finetune(**given, **{name: value})
     if backbone == "resenc":
-        with pytest.raises(SettingsError, match=r"^axes: has no effect with backbone resenc"):
-            dae3d.finetune(**given, axes="straight")
+        with pytest.raises(SettingsError, match=r"^axes: backbone resenc has only straight axes"):
+            dae3d.finetune(**given, axes="reference")
     name, value = {"swin-unetr": ("size", "small"), "resenc": ("window", 3)}[backbone]
     with pytest.raises(SettingsError, match=rf"^{name}: is a setting of backbone .*, but .* of --init "):
         dae3d.finetune(**given, **{name: value})

@@ -479,7 +479,7 @@ def test_a_verb_is_a_function_of_its_settings_fields():
 
 @pytest.mark.parametrize("name", dae3d.COMMANDS)
 def test_every_verb_of_the_package_shows_its_settings(name):
-    function = getattr(dae3d, name.replace(" ", "_"))
+    function = getattr(dae3d, name.replace(" ", "_").replace("-", "_"))
     assert function is load_command(name)
     parameters = dict(inspect.signature(function).parameters)
     parameters.pop("config", None)

@@ -19,7 +19,7 @@ def test_the_stub_is_that_of_the_settings():
 
 
 def test_commands_are_listed():
-    names = {command.replace(" ", "_") for command in dae3d.COMMANDS}
+    names = {command.replace(" ", "_").replace("-", "_") for command in dae3d.COMMANDS}
     assert {"pretrain", "store_check"} <= names
     assert names | {"load", "__version__"} <= set(dir(dae3d))
 

@@ -6,7 +6,7 @@ from dae3d.commands import COMMANDS, load_command
 from dae3d.version import __version__
 
 # The command `store check` is the function `store_check`.
-_FUNCTIONS = {command.replace(" ", "_"): command for command in COMMANDS}
+_FUNCTIONS = {command.replace(" ", "_").replace("-", "_"): command for command in COMMANDS}
 
 __all__ = ["__version__", "load", *_FUNCTIONS]
 

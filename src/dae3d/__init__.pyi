@@ -336,6 +336,7 @@ def finetune(
     shift_intensity: float = 0.1,
     shift_prob: float = 0.1,
     layer_decay: float = 1.0,
+    val_cases: int | None = None,
     val_overlap: float = 0.5,
 ) -> Path:
     """Fine-tune a network to segment, from a list of labelled cases."""
@@ -350,6 +351,28 @@ def study(
     dry_run: bool = False,
 ) -> dict[str, float]:
     """Compare initial weights by fine-tuning with few labels, in pairs."""
+
+def pseudo_label(
+    *,
+    scans: Sequence[str | Path | Sequence[str | Path]] = ...,
+    weights: Sequence[str | Path],
+    task: str | Path,
+    fold: int | None = None,
+    out: str | Path,
+    data: str | Path | None = None,
+    ignore_below: float = 0.6,
+    min_probability: float = 0.7,
+    min_agreement: float = 0.8,
+    volume_factor: float = 1.5,
+    weight: float | None = None,
+    overlap: float = 0.5,
+    mirror: bool = False,
+    mirror_axes: Sequence[Literal["lr", "ap", "si"]] | None = None,
+    window_batch: int = 1,
+    device: str = "auto",
+    threads: int | None = None,
+) -> Path:
+    """Label scans with fine-tuned networks, to train on what they are sure of."""
 
 def predict(
     *,

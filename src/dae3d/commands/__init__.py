@@ -14,6 +14,7 @@ COMMANDS = {
     "reconstruct": "Disrupt whole scans, repair them, and measure how well.",
     "finetune": "Fine-tune a network to segment, from a list of labelled cases.",
     "study": "Compare initial weights by fine-tuning with few labels, in pairs.",
+    "pseudo-label": "Label scans with fine-tuned networks, to train on what they are sure of.",
     "predict": "Segment scans; results are in the grid of each scan.",
     "evaluate": "Compare segmentations with references: Dice, surface distances, volumes.",
     "embed": "Write the encoder's pooled features of whole scans.",
@@ -27,5 +28,5 @@ COMMANDS = {
 
 def load_command(command: str) -> Any:
     """Import the function of a command: only this one, because PyTorch takes seconds to import."""
-    name = command.replace(" ", "_")
+    name = command.replace(" ", "_").replace("-", "_")
     return getattr(import_module(f"dae3d.commands.{name}"), name)

@@ -49,8 +49,10 @@ def finetune(settings: FinetuneSettings) -> Path:
     devices, nodes = device_count(settings)
     data = labelled_data(settings, check=partial(_refuse_other_classes, settings, checkpoint))
     settings = with_all_sizes(settings, data.spacing())
-    if settings.axes is not None and "axes" not in settings.architecture_class.own():
-        raise SettingsError(f"axes: has no effect with backbone {settings.backbone}; leave it out")
+    if "axes" not in settings.architecture_class.own():
+        if settings.axes == "reference":
+            raise SettingsError(f"axes: backbone {settings.backbone} has only straight axes")
+        settings = settings.model_copy(update={"axes": None})
     ends = len(data.recipe.modalities), len(data.recipe.labels)
     settings = with_batch_size(settings, lambda given: FinetuneTrial(given, *ends), devices * nodes)
     batch = settings.crops * devices * nodes

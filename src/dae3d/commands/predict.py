@@ -25,11 +25,12 @@ from dae3d.inference.given_cases import (
     ScanCase,
     given_cases,
     in_words,
+    refuse_other_classes,
     refuse_other_labels,
     say_strange_values,
 )
 from dae3d.inference.mirror import mirrored_axes
-from dae3d.inference.nifti import write_nifti
+from dae3d.inference.nifti import label_values, write_nifti
 from dae3d.inference.original_grid import interpolate_slabs, is_part_of, nearest_classes
 from dae3d.inference.sliding import probability_slabs, segment, window_count
 from dae3d.journal import Journal, sources_in
@@ -38,7 +39,7 @@ from dae3d.scans.channels import ScanText, channel_files
 from dae3d.scans.given import SCANS_GIVEN, VOLUME_GIVEN, Image
 from dae3d.scans.modality import Label
 from dae3d.scans.sides import AXES, AXES_SHOWN, Axis
-from dae3d.scans.task import Task, read_task, say_contradictions
+from dae3d.scans.task import read_task, say_contradictions
 from dae3d.scans.task_list import TaskSplit
 from dae3d.settings import Positional, Settings, command
 from dae3d.store.recipe import CaseRecipe
@@ -194,7 +195,7 @@ def _predict_case(
             classes = nearest_classes(segment(*arguments).numpy(), grid, original)
         for path in probability_files:
             write_nifti(path, np.moveaxis(probabilities, 0, -1), case.files[0], original.affine)
-        write_nifti(label_file, _values(recipe.label_values)[classes], case.files[0], original.affine)
+        write_nifti(label_file, label_values(recipe)[classes], case.files[0], original.affine)
 
 
 @contextmanager
@@ -230,12 +231,6 @@ def _explained(case: ScanCase, settings: PredictSettings) -> Iterator[None]:
         ) from None
 
 
-def _values(labels: Sequence[int]) -> np.ndarray:
-    """The label value of each class, in the smallest type that viewers support."""
-    kind = next(k for k in (np.uint8, np.int16, np.int32) if max(labels) <= np.iinfo(k).max)
-    return np.array(labels, kind)
-
-
 def _cases(settings: PredictSettings, recipe: CaseRecipe) -> list[ScanCase]:
     if settings.data is None:
         files = [path for scan in settings.scans for path in channel_files(scan)]
@@ -252,7 +247,7 @@ def _cases(settings: PredictSettings, recipe: CaseRecipe) -> list[ScanCase]:
         )
     refuse_other_labels(settings.modality, recipe.modalities)
     task = read_task(settings.data, settings.modality, order=recipe.modalities)
-    _refuse_other_classes(task, recipe)
+    refuse_other_classes(task, recipe)
     split = settings.split or ("test" if settings.fold is None else "validation")
     cases = task.split(split, settings.fold, labelled=False)
     if settings.modality is None:
@@ -267,19 +262,6 @@ def _made_in(folder: Path) -> set[str]:
     """The names of the files that `predict` wrote into a folder."""
     made = sources_in(folder / RECORD)
     return {f"{name}{ending}" for name in made for ending in (_LABELS, _PROBABILITIES)}
-
-
-def _refuse_other_classes(task: Task, recipe: CaseRecipe) -> None:
-    """Refuse a list with other label values than the weights; warn of other class names."""
-    if task.labels == recipe.labels:
-        return
-    own, learned = (
-        ", ".join(f"{value} {name}" for value, name in labels.items())
-        for labels in (task.labels, recipe.labels)
-    )
-    if tuple(task.labels) != recipe.label_values:
-        raise Dae3dError(f"{task.path}: its `labels` are {own}, but the weights were trained on {learned}")
-    log.warning("%s: its class names are %s, but those of the weights are %s", task.path, own, learned)
 
 
 def _names(case: ScanCase, settings: PredictSettings) -> list[str]:

@@ -1,7 +1,7 @@
 """Draw the reference, the prediction and the errors of a case over its scan."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,10 +22,19 @@ CLASS_COLOURS = (
 )
 # Distinguishable with colour blindness.
 MISSED, EXTRA, MIXED = "#ff5533", "#3d9bff", "#f5e663"
-ERRORS = {MISSED: "missed", EXTRA: "extra", MIXED: "wrong class"}
 _OPACITY = 0.75
 
-_COLUMNS = ("reference", "prediction", "errors")
+
+class Wording(NamedTuple):
+    """What the columns and the colours of the last one mean."""
+
+    columns: tuple[str, str, str] = ("reference", "prediction", "errors")
+    missed: str = "missed"
+    extra: str = "extra"
+    mixed: str = "wrong class"
+
+
+AS_ERRORS = Wording()
 _CELL, _TALLEST = 2.7, 1.6  # width of a column in inches; maximum height of a row in column widths
 _LEFT, _TOP, _GAP, _LINE = 0.55, 0.95, 0.06, 0.25  # inches
 _LEAST_ROW = 1.0  # inches, to fit the row label next to a thin slab
@@ -33,7 +42,9 @@ _LETTER, _KEY = 0.1, 0.55  # inches, width of a letter and of the symbol in the 
 _KEYS = 18  # maximum classes in the legend
 
 
-def draw_case(view: CaseView, planes: Planes, title: str, names: Mapping[int, str]) -> np.ndarray:
+def draw_case(
+    view: CaseView, planes: Planes, title: str, names: Mapping[int, str], wording: Wording = AS_ERRORS
+) -> np.ndarray:
     """Draw three planes (rows) with the reference, the prediction and the errors (columns) over the scan.
 
     Radiological convention: the patient's right is on the left. Outlines have the colours of the classes;
@@ -45,16 +56,19 @@ def draw_case(view: CaseView, planes: Planes, title: str, names: Mapping[int, st
         planes: indices of the sagittal, coronal and axial slice.
         title: title of the picture.
         names: names of the classes by index.
+        wording: headings and key.
 
     Returns:
         (H, W, 3) uint8.
     """
-    canvas = FigureCanvasAgg(draw(view, planes, title, names))
+    canvas = FigureCanvasAgg(draw(view, planes, title, names, wording))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def draw(view: CaseView, planes: Planes, title: str, names: Mapping[int, str]) -> Figure:
+def draw(
+    view: CaseView, planes: Planes, title: str, names: Mapping[int, str], wording: Wording = AS_ERRORS
+) -> Figure:
     """The figure of `draw_case`; its axes are in row order."""
     size = np.multiply(view.image.shape, view.spacing)
     scale = min(_CELL / max(size[0], size[1]), _TALLEST * _CELL / max(size[1], size[2]))  # inches per mm
@@ -62,7 +76,11 @@ def draw(view: CaseView, planes: Planes, title: str, names: Mapping[int, str]) -
     rows = [max(_LEAST_ROW, high) for high in heights]
     keys = _class_keys(view, planes, names)
     columns = max(1, int(2 * _CELL / (_KEY + _LETTER * max(len(name) for _, name in keys))))
-    key_lines = max(len(ERRORS), -(-len(keys) // columns))
+    errors = {MISSED: wording.missed, EXTRA: wording.extra, MIXED: wording.mixed}
+    # With a single class there are no confusions.
+    several = len(names) > 1
+    shown = [(colour, text) for colour, text in errors.items() if text and (several or colour != MIXED)]
+    key_lines = max(len(errors), -(-len(keys) // columns))
     width = _LEFT + 3 * (_CELL + _GAP)
     height = _TOP + sum(rows) + 3 * _GAP + key_lines * _LINE + 0.15
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor=BACKGROUND)
@@ -73,14 +91,14 @@ def draw(view: CaseView, planes: Planes, title: str, names: Mapping[int, str]) -
 
     lefts = [_LEFT + column * (_CELL + _GAP) for column in range(3)]
     write(width / 2, 0.28, title, 15)
-    for left, heading in zip(lefts, _COLUMNS, strict=True):
+    for left, heading in zip(lefts, wording.columns, strict=True):
         write(left + _CELL / 2, 0.72, heading, 15)
     top = _TOP
     for (name, axis, letters), high, row in zip(PLANES, heights, rows, strict=True):
         write(_LEFT / 2, top + row / 2, f"{name}\n{_millimetres(view, axis, planes)}", 12, rotation=90)
         wide = (size[1] if axis == 0 else size[0]) * scale
         image, *labels = (slice_at(v, axis, planes[axis]) for v in (view.image, *view.labels))
-        for left, column in zip(lefts, _COLUMNS, strict=True):
+        for column, left in enumerate(lefts):
             box = (left + (_CELL - wide) / 2, height - top - (row + high) / 2, wide, high)
             panel = figure.add_axes(tuple(np.divide(box, (width, height, width, height))))
             panel.axis("off")
@@ -89,23 +107,21 @@ def draw(view: CaseView, planes: Planes, title: str, names: Mapping[int, str]) -
             low, high_grey = view.grey
             panel.imshow(image, cmap="gray", vmin=low, vmax=high_grey, aspect="auto", interpolation=how)
             _draw_labels(panel, column, *labels)
-            if column == _COLUMNS[0]:
+            if column == 0:
                 write_letters(panel, letters)
         top += row + _GAP
     _write_keys(figure, keys, columns, lefts[0] / width, 1 - top / height)
-    # With a single class there are no confusions.
-    errors = [(colour, text) for colour, text in ERRORS.items() if len(names) > 1 or colour != MIXED]
-    _write_keys(figure, errors, 1, lefts[2] / width, 1 - top / height, filled=True)
+    _write_keys(figure, shown, 1, lefts[2] / width, 1 - top / height, filled=True)
     return figure
 
 
-def _draw_labels(panel: Axes, column: str, reference: np.ndarray, prediction: np.ndarray) -> None:
-    if column == "errors":
+def _draw_labels(panel: Axes, column: int, reference: np.ndarray, prediction: np.ndarray) -> None:
+    if column == 2:
         _outline(panel, reference > 0, "white", 0.7)
         colours = _error_colours(reference, prediction)
         panel.imshow(colours, aspect="auto", interpolation="nearest", zorder=3)
         return
-    labels = reference if column == "reference" else prediction
+    labels = (reference, prediction)[column]
     for index in np.unique(labels[labels > 0]):
         _outline(panel, labels == index, _colour(index), 1.4)
 

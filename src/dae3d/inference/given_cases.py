@@ -13,7 +13,7 @@ from dae3d.scans.given import Image, contradictions, image_names, images_at, lis
 from dae3d.scans.modality_conflicts import Conflict, conflict
 from dae3d.scans.readers import scan_stem
 from dae3d.scans.subjects import sequence_at_end
-from dae3d.scans.task import case_names
+from dae3d.scans.task import Task, case_names
 from dae3d.store.conform_case import ConformedCase, conform_case
 from dae3d.store.ct_units import strange_values
 from dae3d.store.recipe import CaseRecipe
@@ -117,6 +117,19 @@ def refuse_other_labels(labels: Sequence[str] | None, modalities: Sequence[str])
     """Raise Dae3dError if the labels given by the user do not match the channels of the weights."""
     if labels is not None and Counter(labels) != Counter(modalities):
         raise Dae3dError(f"modality: {', '.join(labels)}: the weights expect {in_words(modalities)}")
+
+
+def refuse_other_classes(task: Task, recipe: CaseRecipe) -> None:
+    """Refuse a list with other label values than the weights; warn of other class names."""
+    if task.labels == recipe.labels:
+        return
+    own, learned = (
+        ", ".join(f"{value} {name}" for value, name in labels.items())
+        for labels in (task.labels, recipe.labels)
+    )
+    if tuple(task.labels) != recipe.label_values:
+        raise Dae3dError(f"{task.path}: its `labels` are {own}, but the weights were trained on {learned}")
+    log.warning("%s: its class names are %s, but those of the weights are %s", task.path, own, learned)
 
 
 def say_strange_values(case: ScanCase, conformed: ConformedCase, recipe: CaseRecipe) -> None:

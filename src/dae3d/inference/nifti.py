@@ -8,6 +8,8 @@ import numpy as np
 from dae3d.files import whole_file
 from dae3d.scans.nifti_affine import unit_of
 from dae3d.scans.readers import load_nifti, suffix
+from dae3d.scans.task import IGNORED
+from dae3d.store.recipe import CaseRecipe
 
 _SPATIAL_FIELDS = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -50,3 +52,12 @@ def _spatial_header(scan: Path, affine: np.ndarray) -> tuple[type[nibabel.Nifti1
         header[field] = source.header[field]
     header["pixdim"][:4] = source.header["pixdim"][:4]
     return type(source), header
+
+
+def label_values(recipe: CaseRecipe) -> np.ndarray:
+    """The value in label files of each class index, and of `IGNORED`, in the smallest type of viewers."""
+    values = [*recipe.label_values]
+    if recipe.ignore is not None:
+        values += [0] * (IGNORED - len(values)) + [recipe.ignore]
+    kind = next(k for k in (np.uint8, np.int16, np.int32) if max(values) <= np.iinfo(k).max)
+    return np.array(values, kind)

@@ -199,6 +199,18 @@ def read_task(path: Path, modality: Sequence[str] | None = None, order: Sequence
     return task
 
 
+def listed_cases(path: Path, order: Sequence[str] | None = None) -> tuple[TaskCase, ...]:
+    """All cases of a list that may have no labels, with their images in the `order` of channels.
+
+    Raises:
+        Dae3dError: as `read_task`, but for labels and classes.
+    """
+    path = absolute(path)
+    content = load_list(path, TaskList)
+    _, places = channels(path, content, None, order)
+    return tuple(case for cases in _cases(path, content, places).values() for case in cases)
+
+
 def say_contradictions(task: Task, cases: Sequence[TaskCase]) -> None:
     """Warn about images whose names contradict the modality in the list."""
     said = [

@@ -224,7 +224,7 @@ def arm_settings(study: Study, name: str, max_steps: int) -> dict[str, Any]:
     chosen = {key for part in (study.finetune, arm.finetune) for key in part}
     follow = {
         "warmup_steps": max(1, max_steps // _WARM_UP),
-        "val_every": 2 * max_steps,  # never: the test follows
+        "val_every": 2 * max_steps,  # only at the end: the test follows
         "save_every": max_steps,
         "log_every": math.gcd(max_steps, int(shared.get("log_every", _LOG_EVERY))),
     }

@@ -107,9 +107,10 @@ class StudyFolder:
             write_text(file, yaml.safe_dump(given, sort_keys=False))
             run, fold = folder / "run", [] if self.study.fold is None else ["--fold", str(self.study.fold)]
             weights, evaluation = run / "weights" / "last.safetensors", folder / "evaluation"
+            # On the command line a rate also lowers those of warm-up and end that a config has.
+            tune = ["finetune", "--config", str(file), "--out", str(run), "--resume", "--lr", repr(cell.lr)]
             return [
-                # On the command line a rate also lowers those of warm-up and end that a config has.
-                ["finetune", "--config", str(file), "--out", str(run), "--resume", "--lr", repr(cell.lr)],
+                tune if "val_cases" in given else [*tune, "--val-cases", "1"],
                 [
                     *("evaluate", "--data", str(self.study.task), "--split", "validation", *fold),
                     *("--weights", str(weights), "--out", str(evaluation), "--workers", "1"),

@@ -84,7 +84,7 @@ def labelled_data(
     """Read the list, choose the cases, and prepare those that are not in the store yet.
 
     `check` may refuse the channels and classes of the list before any case is prepared. `validation_cases` is
-    the maximum number to validate on, drawn by the seed; None: all.
+    the maximum number to validate on, drawn by the seed; None: that of the settings.
 
     Raises:
         Dae3dError: if the list, or a case, cannot be used.
@@ -92,8 +92,9 @@ def labelled_data(
     task = read_task(settings.data, modality=settings.modality)
     training, validation = (task.split(side, settings.fold) for side in ("training", "validation"))
     chosen = subset(training, settings)
-    if validation_cases is not None and validation_cases < len(validation):
-        validation = tuple(_drawn(validation, settings.seed, validation_cases))
+    most = settings.val_cases if validation_cases is None else validation_cases
+    if most is not None and most < len(validation):
+        validation = tuple(_drawn(validation, settings.seed, most))
     say_contradictions(task, [*chosen, *validation])
     recipe = CaseRecipe(
         modalities=task.modalities,

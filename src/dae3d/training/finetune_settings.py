@@ -134,6 +134,9 @@ class FinetuneSettings(RunSettings):
         le=1,
         description="layer-wise learning rate decay: factor per stage, from the decoder back to the input",
     )
+    val_cases: Annotated[int | None, RECORD] = Field(
+        None, ge=1, description="validation cases to use, drawn by the seed (default: all)"
+    )
     val_overlap: Annotated[float, RECORD] = Field(
         0.5, ge=0, lt=1, description="overlap of neighbouring windows in validation, as a share of a window"
     )
