@@ -33,6 +33,10 @@ from dae3d.studies.matched import write_matched
 from dae3d.studies.plan import arm_settings, numbers, read_study, recipe_settings
 from dae3d.studies.results import Results, Row
 from dae3d.studies.running import StudyFolder
+from dae3d.studies.self_training import flags, write_few_labelled
+from dae3d.training.cases import subset
+from dae3d.training.finetune_settings import FinetuneSettings
+from run_rows import rows
 from waiting import until
 
 NETWORK = {name: TINY[name] for name in ("embed_dim", "heads", "depths", "window")}
@@ -427,3 +431,79 @@ def test_the_folder_of_something_else_is_left_alone(written, tmp_path):
     with pytest.raises(Dae3dError, match=r"study\.html"):
         dae3d.study(study=written(), out=tmp_path / "out")
     assert Cell("a", 1, 2, 3, 0.1).values(tmp_path, "dice") is None
+
+
+# Pseudo-labels
+
+
+def test_only_the_cases_of_the_subset_have_labels(tmp_path, tiny_task):
+    few = tmp_path / "few.json"
+    write_few_labelled(tiny_task, None, None, 2, 11, few)
+    whole, made = read_task(tiny_task), read_task(few)
+    settings = FinetuneSettings(data=tiny_task, out=tmp_path, train_cases=2, seed=11)
+    chosen = subset(whole.training, settings)
+    assert [case.images for case in made.training] == [case.images for case in chosen]
+    rest = [case.images for case in whole.training if case not in chosen]
+    assert [case.images for case in made.test] == rest
+    assert [case.label for case in made.test] == [None] * 3
+    assert [case.label for case in made.validation] == [case.label for case in whole.validation]
+    assert (made.labels, made.modalities) == (whole.labels, whole.modalities)
+    assert not any(case.label.name in few.read_text() for case in whole.training if case not in chosen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("min_probability", [0, 1])
+def test_an_arm_labels_what_its_subset_leaves_out(written, tmp_path, tiny_task, min_probability):
+    settings = {
+        "min_probability": min_probability,
+        "volume_factor": 1000,
+        "ignore_below": 0.4,
+        "mirror": False,
+    }
+    study = read_study(written(arms={"scratch": {}, "fixed": {"pseudo_label": settings}}))
+    folder = StudyFolder(study, tmp_path / "out", read_task(tiny_task).split("validation"))
+    made = {}
+    for arm in study.arms:
+        cell = Cell(arm, 2, 4, 12, 0.01)
+        made[arm] = tmp_path / "out" / cell.name
+        made[arm].mkdir(parents=True)
+        job = folder.cell_job(cell)
+        for command in job.prepare():
+            assert main(command) == 0
+        job.finish(1.0)
+        assert len(cell.values(tmp_path / "out", "dice")) == 3
+    # The first fine-tuning is the run of the arm without pseudo-labels.
+    assert rows(made["fixed"] / "first") == rows(made["scratch"] / "run")
+    with (made["fixed"] / "pseudo/cases.csv").open(newline="") as file:
+        judged = list(csv.DictReader(file))
+    assert len(judged) == 3
+    learned = read_task(made["fixed"] / "pseudo/task.json").training
+    assert len(learned) == 2 + sum(row["kept"] == "1" for row in judged)
+    assert (len(learned) > 2) == (min_probability == 0)
+    record = json.loads((made["fixed"] / "run/run.json").read_text())
+    assert record["cases"]["training"] == [case.name for case in learned]
+    assert not list(made["fixed"].rglob("*.safetensors"))
+    assert folder.cell_job(Cell("fixed", 2, 4, 12, 0.01)).prepare() is None
+    other = read_study(written(arms={"scratch": {}, "fixed": {"pseudo_label": {}}}))
+    with pytest.raises(Dae3dError, match="was made with pseudo_label"):
+        StudyFolder(other, tmp_path / "out", folder.tested).cell_job(Cell("fixed", 2, 4, 12, 0.01)).prepare()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight": -1}, r"arms\.fixed\.pseudo_label\.weight"),
+        ({"out": "x"}, r"arms\.fixed\.pseudo_label\.out: is set by the study"),
+        ({"wait": 1}, r"arms\.fixed\.pseudo_label\.wait: unknown setting"),
+    ],
+)
+def test_mistakes_in_pseudo_label_are_named(written, tmp_path, settings, message):
+    path = written(arms={"scratch": {}, "fixed": {"pseudo_label": settings}})
+    with pytest.raises(Dae3dError, match=message):
+        dae3d.study(study=path, out=tmp_path)
+
+
+def test_settings_as_words():
+    given = {"ignore_below": 0.5, "mirror": True, "mirror_axes": ["lr", "ap"], "quiet": False}
+    expected = ["--ignore-below", "0.5", "--mirror", "--mirror-axes", "lr", "ap", "--no-quiet"]
+    assert flags(given) == expected

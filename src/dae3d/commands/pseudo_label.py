@@ -33,7 +33,7 @@ from dae3d.scans.given import Image
 from dae3d.scans.manifest import Manifest, is_manifest
 from dae3d.scans.readers import read_volume
 from dae3d.scans.sides import AXES, Axis
-from dae3d.scans.task import IGNORED, Task, TaskCase, listed_cases, read_task
+from dae3d.scans.task import IGNORED, Task, TaskCase, listed_cases, read_task, task_content
 from dae3d.settings import command
 from dae3d.store.recipe import CaseRecipe
 from dae3d.store.source import contents_of
@@ -62,8 +62,8 @@ def pseudo_label(settings: PseudoLabelSettings) -> Path:
         The new list.
 
     Raises:
-        Dae3dError: if the weights, the list or the scans cannot be used, or nothing is kept; or, once the
-            others are done, with all scans that cannot be labelled, and why.
+        Dae3dError: if the weights, the list or the scans cannot be used; or, once the others are done, with
+            all scans that cannot be labelled, and why.
     """
     refuse_a_runs_folder(settings.out, "pseudo-labels")
     for name, kind, start in (
@@ -216,7 +216,7 @@ def _label_file(settings: PseudoLabelSettings, case: ScanCase) -> Path:
 
 def _judged(case: ScanCase, found: Sureness, settings: PseudoLabelSettings, ranges: Ranges) -> PseudoCase:
     reasons = settings.rules.reasons_against(found, ranges)
-    images = tuple(image.path for image in case.images)
+    images = tuple(image.path.absolute() for image in case.images)
     return PseudoCase(case.name, images, _label_file(settings, case), found, tuple(reasons))
 
 
@@ -243,43 +243,15 @@ def _write_results(
     )
     log.info("%s The page: %s", summary, settings.out / _PAGE)
     if not kept:
-        raise Dae3dError(
-            f"no scan is kept; {settings.out / _TABLE} has the reason of each. Lower --min-probability or "
-            "--min-agreement, or raise --volume-factor, if the pictures look right"
+        log.warning(
+            "no scan is kept, so the list has the labelled cases alone; %s has the reasons. Lower "
+            "--min-probability or --min-agreement, or raise --volume-factor, if the pictures look right",
+            settings.out / _TABLE,
         )
-    content = {
-        "name": task.name,
-        "modality": dict(map(_numbered, enumerate(recipe.modalities))),
-        "labels": {**dict(map(_numbered, task.labels.items())), str(recipe.ignore): "ignore"},
-        "training": [
-            *map(_entry, training),
-            *(
-                {"image": _paths(case.images), "label": str(case.label.absolute()), "weight": weight}
-                for case in kept
-            ),
-        ],
-        "validation": list(map(_entry, validation)),
-    }
+    pseudo = [TaskCase(c.name, c.images, c.label.absolute(), c.name, weight=weight) for c in kept]
+    content = task_content(task, [*training, *pseudo], validation, ignore=recipe.ignore)
     write_text(settings.out / TASK, json.dumps(content, indent=1) + "\n")
     log.info("train on it with `dae3d finetune --data %s`", settings.out / TASK)
-
-
-def _numbered(item: tuple[int, str]) -> tuple[str, str]:
-    return str(item[0]), item[1]
-
-
-def _entry(case: TaskCase) -> dict[str, Any]:
-    return {
-        "image": _paths(case.images),
-        "label": str(case.label),
-        "subject": case.subject,
-        **({} if case.weight == 1 else {"weight": case.weight}),
-    }
-
-
-def _paths(images: Sequence[Path]) -> str | list[str]:
-    paths = [str(path.absolute()) for path in images]
-    return paths[0] if len(paths) == 1 else paths
 
 
 def _pictures(

@@ -80,7 +80,7 @@ def draw(
     # With a single class there are no confusions.
     several = len(names) > 1
     shown = [(colour, text) for colour, text in errors.items() if text and (several or colour != MIXED)]
-    key_lines = max(len(errors), -(-len(keys) // columns))
+    key_lines = max(sum(map(bool, errors.values())), -(-len(keys) // columns))
     width = _LEFT + 3 * (_CELL + _GAP)
     height = _TOP + sum(rows) + 3 * _GAP + key_lines * _LINE + 0.15
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor=BACKGROUND)

@@ -211,6 +211,42 @@ def listed_cases(path: Path, order: Sequence[str] | None = None) -> tuple[TaskCa
     return tuple(case for cases in _cases(path, content, places).values() for case in cases)
 
 
+def task_content(
+    task: Task,
+    training: Sequence[TaskCase],
+    validation: Sequence[TaskCase],
+    test: Sequence[TaskCase] = (),
+    ignore: int | None = None,
+) -> dict[str, Any]:
+    """The content of a list of these cases of a task, for JSON; those to test on have no label.
+
+    Args:
+        task: gives name, classes and channels.
+        training, validation, test: the cases.
+        ignore: value of voxels of unknown class; None: that of the task.
+    """
+    ignore = task.ignore if ignore is None else ignore
+    ignored = {} if ignore is None else {str(ignore): _IGNORE}
+    return {
+        "name": task.name,
+        "modality": {str(number): label for number, label in enumerate(task.modalities)},
+        "labels": {**{str(value): name for value, name in task.labels.items()}, **ignored},
+        "training": [_listed(case) for case in training],
+        "validation": [_listed(case) for case in validation],
+        "test": [{name: value for name, value in _listed(case).items() if name != "label"} for case in test],
+    }
+
+
+def _listed(case: TaskCase) -> dict[str, Any]:
+    images = [str(path) for path in case.images]
+    return {
+        "image": images[0] if len(images) == 1 else images,
+        "label": str(case.label),
+        "subject": case.subject,
+        **({} if case.weight == 1 else {"weight": case.weight}),
+    }
+
+
 def say_contradictions(task: Task, cases: Sequence[TaskCase]) -> None:
     """Warn about images whose names contradict the modality in the list."""
     said = [

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.evaluation.segmentation_metrics import METRICS
+from dae3d.inference.pseudo_settings import PseudoLabelSettings
 from dae3d.models.backbones import NetworkSettings
 from dae3d.settings import Settings, read_config, resolve
 from dae3d.training.finetune_settings import FinetuneSettings
@@ -17,6 +18,7 @@ from dae3d.training.pretrain_settings import PretrainSettings
 _FROM_STUDY = {
     "finetune": ("data", "out", "init", "resume", "seed", "max_steps", "lr", "train_cases", "fold", "store"),
     "pretrain": ("out", "resume", "seed", "leave_out"),
+    "pseudo_label": ("scans", "weights", "task", "fold", "out", "data"),
 }
 _PATHS = ("data", "init", "probe_task")  # of recipes
 _LOG_EVERY = FinetuneSettings.model_fields["log_every"].default
@@ -80,6 +82,8 @@ class Arm(Settings):
         transfer: half to load, as for `finetune`; "none": only the sizes of the network.
         matched: random weights instead, with the mean and deviation of each tensor of `init`.
         lr: learning rate; None: chosen among those of the study.
+        pseudo_label: settings of `pseudo-label`. The network labels the training cases that the subset leaves
+            out, and another one is fine-tuned, from the same initial weights, on these too.
         finetune: settings of `finetune` for this arm.
     """
 
@@ -87,6 +91,7 @@ class Arm(Settings):
     transfer: Literal["both", "encoder", "decoder", "none"] | None = None
     matched: bool = False
     lr: _Rate | None = None
+    pseudo_label: dict[str, Any] | None = None
     finetune: dict[str, Any] = Field({})
 
     @model_validator(mode="after")
@@ -234,14 +239,17 @@ def arm_settings(study: Study, name: str, max_steps: int) -> dict[str, Any]:
     cell = {"data": study.task, "out": Path("out"), "max_steps": max_steps, "transfer": None}
     _checked(FinetuneSettings, {**shared, **cell}, "finetune")
     _checked(FinetuneSettings, {**given, **cell}, f"arms.{name}")
+    if arm.pseudo_label is not None:
+        place = f"arms.{name}.pseudo_label"
+        _refuse_of_study(arm.pseudo_label, "pseudo_label", place)
+        made = {"weights": ["run"], "task": study.task, "out": Path("out")}
+        _checked(PseudoLabelSettings, {**arm.pseudo_label, **made}, place)
     return given
 
 
 def _merged(given: dict[str, Any], kind: str, place: str) -> dict[str, Any]:
     """Settings and those of the file that they name."""
-    theirs = [name for name in given if name in _FROM_STUDY[kind]]
-    if theirs:
-        raise SettingsError(f"{place}.{theirs[0]}: is set by the study")
+    _refuse_of_study(given, kind, place)
     values = {key: value for key, value in given.items() if key != "config"}
     if "config" not in given:
         return values
@@ -252,6 +260,12 @@ def _merged(given: dict[str, Any], kind: str, place: str) -> dict[str, Any]:
     config = {key: value for key, value in config.items() if key not in _FROM_STUDY[kind]}
     # A config may have settings of another backbone than the one that is chosen here.
     return NetworkSettings.without_others({**config, **values}, set(values))
+
+
+def _refuse_of_study(given: dict[str, Any], kind: str, place: str) -> None:
+    theirs = [name for name in given if name in _FROM_STUDY[kind]]
+    if theirs:
+        raise SettingsError(f"{place}.{theirs[0]}: is set by the study")
 
 
 def _checked(model: type[Settings], values: dict[str, Any], place: str) -> None:

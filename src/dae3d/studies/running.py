@@ -20,11 +20,14 @@ from dae3d.studies.cells import DONE, Cell
 from dae3d.studies.jobs import Job
 from dae3d.studies.matched import write_matched
 from dae3d.studies.plan import Arm, Study, arm_settings, recipe_settings
+from dae3d.studies.self_training import FIRST, LIST, PSEUDO, flags, write_few_labelled
 from dae3d.training.left_out import digests_of
 from dae3d.version import __version__
 
 _SETTINGS = "settings.yaml"
 CASES = "cases"
+_LAST = Path("weights") / "last.safetensors"
+_OWN_CASES = "pseudo-cases"
 
 
 class StudyFolder:
@@ -97,6 +100,8 @@ class StudyFolder:
             }
             # Also what is in the weights, which a user may have trained further.
             marked = {**given, "init": None if init is None else self._digest(init)}
+            if arm.pseudo_label is not None:
+                marked["pseudo_label"] = arm.pseudo_label
             if _is_done(folder, marked):
                 return None
             _write_settings(folder, marked)
@@ -106,25 +111,49 @@ class StudyFolder:
             file = folder / "finetune.yaml"
             write_text(file, yaml.safe_dump(given, sort_keys=False))
             run, fold = folder / "run", [] if self.study.fold is None else ["--fold", str(self.study.fold)]
-            weights, evaluation = run / "weights" / "last.safetensors", folder / "evaluation"
-            # On the command line a rate also lowers those of warm-up and end that a config has.
-            tune = ["finetune", "--config", str(file), "--out", str(run), "--resume", "--lr", repr(cell.lr)]
-            return [
-                tune if "val_cases" in given else [*tune, "--val-cases", "1"],
-                [
-                    *("evaluate", "--data", str(self.study.task), "--split", "validation", *fold),
-                    *("--weights", str(weights), "--out", str(evaluation), "--workers", "1"),
-                ],
+            evaluated = [
+                *("evaluate", "--data", str(self.study.task), "--split", "validation", *fold),
+                *("--weights", str(run / _LAST), "--out", str(folder / "evaluation"), "--workers", "1"),
             ]
+            # On the command line a rate also lowers those of warm-up and end that a config has.
+            tune = ["finetune", "--config", str(file), "--resume", "--lr", repr(cell.lr)]
+            if "val_cases" not in given:
+                tune += ["--val-cases", "1"]
+            if arm.pseudo_label is None:
+                return [[*tune, "--out", str(run)], evaluated]
+            return [*self._self_training(cell, folder, tune, arm.pseudo_label), evaluated]
 
         def finish(took: float) -> None:
             _mark(folder, took)
             # Hundreds of cells would fill a disk; their curves and tables stay.
-            for large in ("run/checkpoints", "run/weights", "evaluation/predictions"):
+            runs = [f"{name}/{part}" for name in ("run", FIRST) for part in ("checkpoints", "weights")]
+            for large in (*runs, "evaluation/predictions", f"{PSEUDO}/labels", _OWN_CASES):
                 shutil.rmtree(folder / large, ignore_errors=True)
             (folder / "matched.safetensors").unlink(missing_ok=True)
 
         return Job(cell.name.removeprefix("cells/"), folder, prepare, finish)
+
+    def _self_training(
+        self, cell: Cell, folder: Path, tune: list[str], settings: Mapping[str, Any]
+    ) -> list[list[str]]:
+        """Fine-tune, label the training cases that the subset leaves out, and fine-tune on both."""
+        study, few = self.study, folder / LIST
+        modality = study.finetune.get("modality")
+        write_few_labelled(study.task, modality, study.fold, cell.train_cases, cell.subset, few)
+        given = [*tune, "--fold", "none", "--train-cases", "none"]
+        made = folder / PSEUDO
+        return [
+            [*given, "--data", str(few), "--out", str(folder / FIRST)],
+            [
+                *("pseudo-label", "--weights", str(folder / FIRST / _LAST), "--task", str(few)),
+                *("--out", str(made), *flags(settings)),
+            ],
+            # The store of the study has no labels that were predicted.
+            [
+                *(*given, "--data", str(made / "task.json"), "--store", str(folder / _OWN_CASES)),
+                *("--out", str(folder / "run")),
+            ],
+        ]
 
     def _digest(self, init: str) -> str:
         """Of a weights file, read once: cells begin when pre-training has ended."""

@@ -94,7 +94,7 @@ def labelled_data(
     chosen = subset(training, settings)
     most = settings.val_cases if validation_cases is None else validation_cases
     if most is not None and most < len(validation):
-        validation = tuple(_drawn(validation, settings.seed, most))
+        validation = tuple(drawn_cases(validation, settings.seed, most))
     say_contradictions(task, [*chosen, *validation])
     recipe = CaseRecipe(
         modalities=task.modalities,
@@ -140,10 +140,11 @@ def subset(cases: Sequence[TaskCase], settings: FinetuneSettings) -> Sequence[Ta
     count = settings.train_cases or max(1, round(len(cases) * (settings.label_fraction or 1)))
     if count > len(cases):
         raise Dae3dError(f"train_cases: {settings.data} has {len(cases)} training cases, not {count}")
-    return _drawn(cases, settings.seed, count)
+    return drawn_cases(cases, settings.seed, count)
 
 
-def _drawn(cases: Sequence[TaskCase], seed: int, count: int) -> list[TaskCase]:
+def drawn_cases(cases: Sequence[TaskCase], seed: int, count: int) -> list[TaskCase]:
+    """The first `count` cases in an order drawn by the seed, in the order of the list."""
     order = philox(seed, _SUBSET, 0).permutation(len(cases))
     return [cases[place] for place in sorted(order[:count])]
 
