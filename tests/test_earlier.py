@@ -60,13 +60,11 @@ def test_settings_of_a_run_mean_what_they_meant(run):
         now.keys() & {f"stage_{name}" for name in ("channels", "blocks", "strides", "kernels")}
     )
     changed = {"roi": [32, 32, 32], "out": str(folder), "resume": True}
-    expected = (
-        added
-        | ({"transfer": "both", "local_mask": "channels", "leave_out": None} if kind == "pretrain" else {})
-        | then
-        | changed
-    )
-    assert now == expected
+    of_kind = {
+        "pretrain": {"transfer": "both", "local_mask": "channels", "leave_out": None},
+        "finetune": {"val_cases": None},
+    }
+    assert now == added | of_kind[kind] | then | changed
 
 
 def test_training_goes_on_from_the_weights(run, tiny_store, tiny_finetune, tmp_path):
