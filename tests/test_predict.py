@@ -306,7 +306,7 @@ def test_what_a_crash_left_of_a_scan_is_written_again(thresholding, tmp_path, mo
     thresholding(0.5)
     given = {"scans": [scan], "weights": [Path("w")], "out": tmp_path / "out", "device": "cpu"}
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_values", lambda labels: 1 / 0)
+        patch.setattr(module, "label_values", lambda recipe: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             dae3d.predict(**given, probabilities=True)
     assert (tmp_path / "out" / "p_probabilities.nii.gz").is_file()
