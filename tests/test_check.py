@@ -82,6 +82,25 @@ def test_check_json_holds_it_all_and_the_rest_of_the_run_stays(checked, tiny_run
             assert (run / path.relative_to(tiny_run)).read_bytes() == path.read_bytes(), path
 
 
+def test_ignored_voxels_have_no_part_in_the_probe(checked, run, tiny_task, tmp_path):
+    """They are background far from the labels, which the probe finds as background in any case."""
+    _, plain = checked
+    task = json.loads(tiny_task.read_text())
+    task["labels"]["9"] = "ignore"
+    for number, entry in enumerate(task["training"] + task["validation"]):
+        image = nibabel.load(tiny_task.parent / entry["label"])
+        values = np.asarray(image.dataobj).copy()
+        values[0] = 9
+        entry["label"] = str(tmp_path / f"{number}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(values, image.affine), entry["label"])
+        entry["image"] = str(tiny_task.parent / entry["image"])
+    path = tmp_path / "ignoring.json"
+    path.write_text(json.dumps(task))
+    found = dae3d.check(run=run, data=path, train_cases=2, test_cases=2, device="cpu")
+    assert found.figures.dice.keys() == plain.figures.dice.keys()
+    assert found.figures.dice == pytest.approx(plain.figures.dice, abs=0.1)
+
+
 def test_a_second_check_finds_the_same(checked, tiny_task):
     run, found = checked
     again = dae3d.check(run=run, data=tiny_task, train_cases=2, test_cases=2, device="cpu")

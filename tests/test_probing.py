@@ -331,6 +331,13 @@ def test_half_of_the_voxels_drawn_are_background_and_the_rest_evenly_of_the_clas
     assert len(np.unique(drawn, axis=0)) == len(drawn)
 
 
+def test_ignored_voxels_are_not_drawn():
+    labels = np.full((1, 10, 10, 10), 255)
+    labels[0, 0], labels[0, 1, :5] = 0, 1
+    drawn = draw_voxels(labels, 40, np.random.default_rng(0))
+    assert np.bincount(labels[tuple(drawn.T)]).tolist() == [20, 20]
+
+
 # Modes
 
 
