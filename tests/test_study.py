@@ -18,6 +18,7 @@ from scipy import stats
 import dae3d
 from conftest import TINY
 from dae3d.cli import main
+from dae3d.commands.study import _checks
 from dae3d.errors import Dae3dError, SettingsError
 from dae3d.models.network import RepairNetwork
 from dae3d.models.provenance import entry, kept
@@ -431,6 +432,19 @@ def test_the_folder_of_something_else_is_left_alone(written, tmp_path):
     with pytest.raises(Dae3dError, match=r"study\.html"):
         dae3d.study(study=written(), out=tmp_path / "out")
     assert Cell("a", 1, 2, 3, 0.1).values(tmp_path, "dice") is None
+
+
+def test_random_weights_have_no_figures_of_a_check(written, tiny_run, tmp_path, monkeypatch):
+    init = str(tiny_run)
+    arms = {
+        "scratch": {},
+        "fixed": {"init": init},
+        "sizes": {"init": init, "transfer": "none"},
+        "matched": {"init": init, "matched": True},
+    }
+    folder = StudyFolder(read_study(written(arms=arms)), tmp_path / "out", [])
+    monkeypatch.setattr("dae3d.commands.study.read_check", lambda run: run)
+    assert _checks(folder) == {"fixed": tiny_run}
 
 
 # Pseudo-labels

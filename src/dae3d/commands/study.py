@@ -155,7 +155,7 @@ def _checks(study_folder: StudyFolder) -> dict[str, Check]:
     inits = {
         name: study_folder.init_of(arm, subset)
         for name, arm in study_folder.study.arms.items()
-        if not arm.matched
+        if arm.takes_weights
     }
     found = {name: read_check(Path(init)) for name, init in inits.items() if init is not None}
     return {name: check for name, check in found.items() if check is not None}

@@ -100,6 +100,11 @@ class Arm(Settings):
             raise ValueError("transfer, matched: need init")
         return self
 
+    @property
+    def takes_weights(self) -> bool:
+        """Whether it begins with weights of `init`, not only with the sizes or other random ones."""
+        return self.init is not None and self.transfer != "none" and not self.matched
+
 
 class Primary(Settings):
     """The comparison that the study is made for, named before it runs."""
