@@ -383,9 +383,22 @@ def test_levels_that_carry_nothing_are_named():
         "Levels 3 and 4 are not used by the decoder, so the reconstruction loss does not"
     )
     assert "skip connection from the image" in said(share=share | {"image": 70.0})[1][0]
-    assert said(share=figures().share | {"level2": 0.0})[1][0].startswith(
-        "Level 2 is not used by the decoder"
+
+
+def test_levels_that_only_later_ones_train_are_named_but_are_no_fault():
+    """As the first stage of a residual encoder, whose repair ends below full resolution."""
+    well, words = said(share=figures().share | {"level0": 0.0})
+    assert well
+    assert words == (
+        WELL,
+        "Level 0 is not used by the decoder, so the reconstruction loss trains it only through later levels.",
     )
+    well, words = said(share=figures().share | {"level1": 0.2, "level2": 0.0, "level4": 0.5})
+    assert not well
+    assert words[0].startswith(
+        "Level 4 is not used by the decoder, so the reconstruction loss does not train it"
+    )
+    assert "Levels 1 and 2 are not used by the decoder" in words[1]
 
 
 def test_levels_that_carry_little_are_named_but_are_no_fault():

@@ -33,7 +33,7 @@ def verdict(
     ]
     missing = [] if figures.share else [UNKNOWN]
     well = [WELL] if not said and not missing else []
-    return not said, (*missing, *said, *well, *_little(figures), *_single(figures))
+    return not said, (*missing, *said, *well, *_passed_by(figures), *_little(figures), *_single(figures))
 
 
 def _spatial_levels(figures: ProbeMetrics) -> list[str]:
@@ -42,8 +42,27 @@ def _spatial_levels(figures: ProbeMetrics) -> list[str]:
     return [name for name in figures.levels if figures.tokens.get(name, crops + 1) > crops]
 
 
+def _unused(figures: ProbeMetrics) -> tuple[list[str], list[str]]:
+    """Levels that the decoder does not use: those before a level that it uses, and those after all of them."""
+    levels = _spatial_levels(figures)
+    used = [figures.share.get(name, CARRIES) >= NOTHING_BELOW for name in levels]
+    last = max((place for place, uses in enumerate(used) if uses), default=-1)
+    unused = [(place, name) for place, name in enumerate(levels) if not used[place]]
+    before, after = ([name for place, name in unused if (place > last) is late] for late in (False, True))
+    return before, after
+
+
+def _passed_by(figures: ProbeMetrics) -> list[str]:
+    before, _ = _unused(figures)
+    if not before:
+        return []
+    are, them = ("are", "them") if len(before) > 1 else ("is", "it")
+    said = f"{_levels(before)} {are} not used by the decoder, so the reconstruction loss trains {them} only"
+    return [f"{said} through later levels."]
+
+
 def _idle(figures: ProbeMetrics) -> list[str]:
-    idle = [name for name in _spatial_levels(figures) if figures.share.get(name, CARRIES) < NOTHING_BELOW]
+    _, idle = _unused(figures)
     if not idle:
         return []
     are, them = ("are", "them") if len(idle) > 1 else ("is", "it")
