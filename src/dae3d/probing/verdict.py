@@ -43,7 +43,7 @@ def _spatial_levels(figures: ProbeMetrics) -> list[str]:
 
 
 def _unused(figures: ProbeMetrics) -> tuple[list[str], list[str]]:
-    """Levels that the decoder does not use: those before a level that it uses, and those after all of them."""
+    """Levels that the decoder does not use: those before one that it uses, and those after all of these."""
     levels = _spatial_levels(figures)
     used = [figures.share.get(name, CARRIES) >= NOTHING_BELOW for name in levels]
     last = max((place for place, uses in enumerate(used) if uses), default=-1)
