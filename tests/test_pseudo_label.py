@@ -212,6 +212,10 @@ def test_what_cannot_be_labelled(finetuned, tiny_task, unlabelled, tmp_path):
         dae3d.pseudo_label(**given)
     with pytest.raises(Dae3dError, match="no unlabelled scans"):
         dae3d.pseudo_label(**given, scans=[str(tiny_task.parent / "sub-0_T1w.nii.gz")])
+    missing = tmp_path / "missing.json"
+    missing.write_text(json.dumps({"modality": "t1", "test": ["nowhere.nii.gz"]}))
+    with pytest.raises(Dae3dError, match=r"nowhere\.nii\.gz: cannot be read: No such file"):
+        dae3d.pseudo_label(**given, data=missing)
     # A scan that cannot be read does not stop the others.
     flat = nibabel.Nifti1Image(np.ones((30, 30, 30), np.int16), np.eye(4))
     flat.to_filename(unlabelled / "flat_T1w.nii.gz")

@@ -97,14 +97,14 @@ def _unlabelled(
     """The scans to label, without those that are in the list with a label."""
     cases = list(_given(settings, recipe, task))
     for case in cases:
-        several = [image for image in case.images if len(image.files) > 1 or image.volume is not None]
-        if several:
+        other = [image for image in case.images if image.series or image.volume is not None]
+        if other:
             raise Dae3dError(
-                f"{several[0].path}: the images of a training case are 3-D files; convert it to NIfTI first"
+                f"{other[0].path}: the images of a training case are 3-D files; convert it to NIfTI first"
             )
     labelled = [*labelled, *(case for case in task.test if case.label)]
-    known = {digest for case in labelled for digest in contents_of(case.images)}
-    kept = [case for case in cases if not known & set(contents_of(image.path for image in case.images))]
+    known = {digest for case in labelled for digest in _contents(case.images)}
+    kept = [case for case in cases if not known & _contents([image.path for image in case.images])]
     if len(kept) < len(cases):
         log.info("left out: %s of the list of labelled cases", plural(len(cases) - len(kept), "scan"))
     if not kept:
@@ -113,6 +113,13 @@ def _unlabelled(
             f"cases to {settings.task}"
         )
     return kept
+
+
+def _contents(images: Sequence[Path]) -> set[str]:
+    try:
+        return set(contents_of(images))
+    except OSError as error:
+        raise Dae3dError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
 def _given(settings: PseudoLabelSettings, recipe: CaseRecipe, task: Task) -> Iterator[ScanCase]:
