@@ -125,8 +125,8 @@ def test_a_pre_training_step_waits_for_nothing(tmp_path, disruption, changes):
     check_steps(module, batch)
 
 
-@pytest.mark.parametrize("deep_supervision", [False, True])
-def test_a_fine_tuning_step_waits_for_nothing(tmp_path, deep_supervision):
+@pytest.mark.parametrize(("deep_supervision", "ignores"), [(False, False), (True, True)])
+def test_a_fine_tuning_step_waits_for_nothing(tmp_path, deep_supervision, ignores):
     given = FinetuneSettings(data=tmp_path, out=tmp_path, max_steps=9, **SIZES)
     architecture = SwinArchitecture(
         embed_dim=12,
@@ -136,7 +136,8 @@ def test_a_fine_tuning_step_waits_for_nothing(tmp_path, deep_supervision):
         out_channels=3,
         deep_supervision=deep_supervision,
     )
-    module = Finetuning(given, given.schedule(1), Segmenter(architecture), SimpleNamespace(), tmp_path)
+    network = Segmenter(architecture)
+    module = Finetuning(given, given.schedule(1), network, SimpleNamespace(), tmp_path, ignores)
     image = torch.empty(4, 2, 64, 64, 64, device=META)
     label = torch.empty(4, 1, 64, 64, 64, dtype=torch.uint8, device=META)
     check_steps(module, {"image": image, "label": label})

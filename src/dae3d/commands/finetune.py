@@ -74,9 +74,10 @@ def finetune(settings: FinetuneSettings) -> Path:
         **data.about(settings.data),
     }
     legs = legs_of(settings.out, about, resumed_at)
+    ignores = data.recipe.ignore is not None
     train(
         settings,
-        Finetuning(settings, schedule, begun.network, data, settings.out / "pictures"),
+        Finetuning(settings, schedule, begun.network, data, settings.out / "pictures", ignores),
         CaseLoaders(data, settings),
         checkpoint,
         about={**about, "legs": legs},

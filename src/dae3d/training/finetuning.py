@@ -33,6 +33,7 @@ class Finetuning(TrainingModule):
         network: a `Segmenter`.
         data: cases of this run.
         pictures: folder for segmentations of the first validation case.
+        ignores: whether labels may have voxels to ignore.
     """
 
     validates_first = False
@@ -44,13 +45,14 @@ class Finetuning(TrainingModule):
         network: nn.Module,
         data: LabelledData,
         pictures: Path,
+        ignores: bool = False,
     ) -> None:
         model: Any = network
         sums = MetricSums(["loss", "dice_loss", "cross_entropy"])
         model = model.to(memory_format=torch.channels_last_3d)
         super().__init__(settings, schedule, model, pictures, sums)
         self.settings, self.data = settings, data
-        self.loss = SegmentationLoss(len(data.recipe.labels), data.recipe.ignore is not None)
+        self.loss = SegmentationLoss(self.network.architecture.out_channels, ignores)
         if settings.freeze == "encoder" and schedule.freeze_steps == 0:
             self.network.encoder.requires_grad_(False)
         self._scores = torch.zeros(0)
