@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dae3d.errors import Dae3dError
-from dae3d.scans.task import Task, parse_labels, read_task
+from dae3d.scans.task import Task, read_task
+from dae3d.scans.task_labels import parse_labels
 
 LABELS = {"0": "background", "1": "Anterior", "2": "Posterior"}
 

@@ -33,7 +33,8 @@ from dae3d.scans.given import Image
 from dae3d.scans.manifest import Manifest, is_manifest
 from dae3d.scans.readers import read_volume
 from dae3d.scans.sides import AXES, Axis
-from dae3d.scans.task import IGNORED, Task, TaskCase, listed_cases, read_task, task_content
+from dae3d.scans.task import Task, TaskCase, listed_cases, read_task, task_content
+from dae3d.scans.task_labels import IGNORED
 from dae3d.settings import command
 from dae3d.store.recipe import CaseRecipe
 from dae3d.store.source import contents_of

@@ -15,7 +15,8 @@ from dae3d.evaluation.segmentation_metrics import METRICS, Scores, compare
 from dae3d.journal import Journal, sources_in
 from dae3d.scans.grids import Grid, grid_difference
 from dae3d.scans.readers import read_header, read_volume
-from dae3d.scans.task import IGNORED, TaskCase
+from dae3d.scans.task import TaskCase
+from dae3d.scans.task_labels import IGNORED
 from dae3d.store.conform_case import class_indices
 from dae3d.store.recipe import CaseRecipe
 

@@ -8,7 +8,7 @@ import numpy as np
 from dae3d.files import whole_file
 from dae3d.scans.nifti_affine import unit_of
 from dae3d.scans.readers import load_nifti, suffix
-from dae3d.scans.task import IGNORED
+from dae3d.scans.task_labels import IGNORED
 from dae3d.store.recipe import CaseRecipe
 
 _SPATIAL_FIELDS = (

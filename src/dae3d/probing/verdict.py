@@ -54,22 +54,24 @@ def _unused(figures: ProbeMetrics) -> tuple[list[str], list[str]]:
 
 def _passed_by(figures: ProbeMetrics) -> list[str]:
     before, _ = _unused(figures)
-    if not before:
-        return []
-    are, them = ("are", "them") if len(before) > 1 else ("is", "it")
-    said = f"{_levels(before)} {are} not used by the decoder, so the reconstruction loss trains {them} only"
-    return [f"{said} through later levels."]
+    return [_not_used(before, "trains {} only through later levels")] if before else []
 
 
 def _idle(figures: ProbeMetrics) -> list[str]:
     _, idle = _unused(figures)
     if not idle:
         return []
-    are, them = ("are", "them") if len(idle) > 1 else ("is", "it")
-    said = f"{_levels(idle)} {are} not used by the decoder, so the reconstruction loss does not train {them}."
+    said = _not_used(idle, "does not train {}")
     if IMAGE in figures.share and figures.share[IMAGE] > figures.share.get(ALL, 0.0):
         said += " The decoder relies more on the skip connection from the image than on all levels together."
     return [said]
+
+
+def _not_used(levels: Sequence[str], effect: str) -> str:
+    are, them = ("are", "them") if len(levels) > 1 else ("is", "it")
+    return (
+        f"{_levels(levels)} {are} not used by the decoder, so the reconstruction loss {effect.format(them)}."
+    )
 
 
 def _single(figures: ProbeMetrics) -> list[str]:

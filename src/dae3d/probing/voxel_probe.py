@@ -16,7 +16,8 @@ from dae3d.inference.corners import window_corners
 from dae3d.probing.levels import ALL, level_names
 from dae3d.probing.metrics import ProbeTask
 from dae3d.probing.ridge import Ridge, at_voxels, fit_ridge, look_up, mean_dice, overlaps
-from dae3d.scans.task import IGNORED, read_task
+from dae3d.scans.task import read_task
+from dae3d.scans.task_labels import IGNORED
 from dae3d.settings import resolve
 from dae3d.store.boxes import Triple
 from dae3d.store.recipe import CaseRecipe

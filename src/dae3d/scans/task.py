@@ -33,17 +33,12 @@ from dae3d.scans.sources import absolute, readable_suffixes
 from dae3d.scans.splits import Member, split_subjects
 from dae3d.scans.subjects import subject_by_bids, subject_in_path
 from dae3d.scans.task_channels import channels
+from dae3d.scans.task_labels import IGNORE, parse_task_labels
 from dae3d.scans.task_list import SPLITS, TaskEntry, TaskList, TaskSplit
-
-# Class indices are stored as uint8; this one is of voxels to ignore.
-IGNORED = 255
-MOST_CLASSES = 255
-_IGNORE = "ignore"
 
 # Share of the subjects held out if a list has no validation cases.
 _HELD_OUT = 0.2
 
-_EXAMPLE = '"labels": {"0": "background", "1": "spleen"}'
 
 _log = logging.getLogger(__name__)
 
@@ -226,7 +221,7 @@ def task_content(
         ignore: value of voxels of unknown class; None: that of the task.
     """
     ignore = task.ignore if ignore is None else ignore
-    ignored = {} if ignore is None else {str(ignore): _IGNORE}
+    ignored = {} if ignore is None else {str(ignore): IGNORE}
     return {
         "name": task.name,
         "modality": {str(number): label for number, label in enumerate(task.modalities)},
@@ -256,71 +251,6 @@ def say_contradictions(task: Task, cases: Sequence[TaskCase]) -> None:
     ]
     if said:
         _log.warning("%s: %s", task.path, listed(said))
-
-
-def parse_labels(labels: Any) -> dict[int, str]:
-    """The names of the label values of classes, ascending, from any of the forms in lists.
-
-    Raises:
-        ValueError: if they are missing or wrong, or one is named "ignore".
-    """
-    named, ignore = parse_task_labels(labels)
-    if ignore is not None:
-        raise ValueError(f"has the name {_IGNORE!r}, which is not a class")
-    return named
-
-
-def parse_task_labels(labels: Any) -> tuple[dict[int, str], int | None]:
-    """The names of the label values of classes, ascending, and the value named "ignore" or None.
-
-    Raises:
-        ValueError: if they are missing or wrong.
-    """
-    if not labels:
-        raise ValueError(f"is missing: name the values in the label files, such as {_EXAMPLE}")
-    if isinstance(labels, list):
-        labels = dict(enumerate(labels))
-    if not isinstance(labels, dict):
-        raise ValueError(f"must map values to names, such as {_EXAMPLE}")
-    if not all(_is_value(key) for key in labels):
-        labels = _reversed(labels)
-    named = {int(value): name for value, name in labels.items()}
-    if len(named) < len(labels):
-        raise ValueError("has one value twice")
-    for value, name in named.items():
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"must give the value {value} a name, not {name!r}")
-    ignored = [value for value, name in named.items() if name == _IGNORE]
-    if len(ignored) > 1 or 0 in ignored:
-        raise ValueError(f"must give the name {_IGNORE!r} to one value, which is not 0")
-    named = {value: name for value, name in named.items() if value not in ignored}
-    named.setdefault(0, "background")
-    repeated = [name for name, count in Counter(named.values()).items() if count > 1]
-    if repeated:
-        raise ValueError(f"gives the name {repeated[0]!r} to several values")
-    if len(named) < 2:
-        raise ValueError(f"names only the background; write for example {_EXAMPLE}")
-    if len(named) > MOST_CLASSES:
-        raise ValueError(
-            f"has {len(named)} classes, background included; at most {MOST_CLASSES} are supported"
-        )
-    return dict(sorted(named.items())), ignored[0] if ignored else None
-
-
-def _is_value(key: Any) -> bool:
-    return key >= 0 if isinstance(key, int) else isinstance(key, str) and key.isdecimal()
-
-
-def _reversed(labels: dict[str, Any]) -> dict[Any, str]:
-    for name, value in labels.items():
-        if isinstance(value, list):
-            raise ValueError(f"has the region {name!r} of several values; name each value once instead")
-        if not _is_value(value):
-            raise ValueError(f"has {name!r}: {value!r}, and neither is a whole number of 0 or more")
-    reverse = {int(value): name for name, value in labels.items()}
-    if len(reverse) < len(labels):
-        raise ValueError("gives one value to several names")
-    return reverse
 
 
 def _check_entries(path: Path, content: TaskList) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from dae3d.errors import ScanError
 from dae3d.scans.grids import Grid, grid_difference
 from dae3d.scans.readers import Volume
-from dae3d.scans.task import IGNORED
+from dae3d.scans.task_labels import IGNORED
 from dae3d.store.conform import apply_scale_factors, crop, foreground_box, narrowed, resample, to_ras, union
 from dae3d.store.ct_units import refuse_non_hounsfield
 from dae3d.store.intensity import normalise

@@ -13,7 +13,7 @@ from pydantic import (
 
 from dae3d.scans.modality import Label
 from dae3d.scans.padding import HOUNSFIELD
-from dae3d.scans.task import parse_labels
+from dae3d.scans.task_labels import parse_labels
 from dae3d.store.boxes import Roi
 from dae3d.store.intensity import ScalingRules
 

@@ -13,7 +13,7 @@ from dae3d.drawing.overlay import draw_case
 from dae3d.inference.sliding import segment
 from dae3d.models.network import WeightsInfo
 from dae3d.scans.readers import Volume
-from dae3d.scans.task import IGNORED
+from dae3d.scans.task_labels import IGNORED
 from dae3d.training.augment import flipped_axes
 from dae3d.training.batch import Sample
 from dae3d.training.cases import LabelledData

@@ -114,7 +114,7 @@ def train(
         _announce(settings, resumed_at, trainer, module.network)
         if on_cpu and _precision(settings) == "bf16-mixed" and emulates_bf16():
             log.warning(
-                "precision: this processor has no bfloat16, which takes many times as long as float32 then; "
+                "precision: this processor has no bfloat16, and computes it many times slower than float32; "
                 "use --precision 32-true"
             )
         _fit(trainer, module, loaders, checkpoint, settings.out)
