@@ -85,9 +85,9 @@ RANGES = {"a": (2.0, 3.0), "b": (0.0, 1.0)}
     ("changes", "reasons"),
     [
         ({}, []),
-        ({"probability": 0.79}, ["probability 0.79"]),
+        ({"probability": 0.79}, ["probability 0.790, below 0.8"]),
         ({"probability": None}, ["nothing found"]),
-        ({"agreement": 0.69}, ["agreement 0.69"]),
+        ({"agreement": 0.69}, ["agreement 0.690, below 0.7"]),
         ({"agreement": None}, []),
         ({"ml": {"a": 1.0, "b": 0.0}}, []),  # 2 / 2, and no b in one of the labelled cases
         ({"ml": {"a": 0.99, "b": 0.0}}, ["a 0.99 ml, in labelled cases 2 to 3"]),

@@ -71,9 +71,9 @@ class Rules:
         if found.probability is None:
             reasons.append("nothing found")
         elif found.probability < self.min_probability:
-            reasons.append(f"probability {found.probability:.2f}")
+            reasons.append(f"probability {found.probability:.3f}, below {self.min_probability:g}")
         if found.agreement is not None and found.agreement < self.min_agreement:
-            reasons.append(f"agreement {found.agreement:.2f}")
+            reasons.append(f"agreement {found.agreement:.3f}, below {self.min_agreement:g}")
         for name, (low, high) in ranges.items():
             volume = found.ml.get(name, 0.0)
             if not low / self.volume_factor <= volume <= high * self.volume_factor:
